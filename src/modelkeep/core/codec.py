@@ -1,0 +1,242 @@
+"""Bytes to values and back: strict JSON, the one canonical encoding that digests are taken of, and safe YAML.
+
+This is the only file that knows the codec libraries. It does not decide what a value may contain; that is the
+shapes' own business.
+
+Why a scan before decoding: the decoder accepts duplicate keys (the last one wins, so two readers of the same
+bytes can see two different documents) and recurses into nesting; both are refused here, before any structure
+is built.
+"""
+
+import math
+import re
+from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from modelkeep.core import errors
+
+T = TypeVar("T")
+
+JSON_MAX_BYTES = 4 * 1024 * 1024
+"""One JSON or YAML document; streams of file bytes do not pass through here."""
+JSON_MAX_DEPTH = 32
+"""Nesting: far above any shape of ours, far below the interpreter's stack."""
+YAML_MAX_NODES = 100_000
+"""Nodes of a YAML document after aliases are expanded, so that a small text cannot become a large value."""
+
+
+_encoder = msgspec.json.Encoder()
+_sorted_encoder = msgspec.json.Encoder(order="sorted")
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+
+def encode(value: object) -> bytes:
+    """JSON bytes in field order: for the wire and for stored documents."""
+    return _encoder.encode(value)
+
+
+def canonical(value: object) -> bytes:
+    """The encoding that digests are taken of: UTF-8 JSON, keys sorted by code point, no white space, finite
+    numbers.
+
+    Raises:
+        Invalid: a float is NaN or infinite (JSON has no such number, so two encoders would disagree).
+    """
+    plain = msgspec.to_builtins(value)
+    _refuse_non_finite(plain)
+    return _sorted_encoder.encode(plain)
+
+
+def _refuse_non_finite(value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise errors.Invalid("NaN and infinite numbers have no canonical form; leave the value out instead.")
+    if isinstance(value, dict):
+        for item in value.values():
+            _refuse_non_finite(item)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_non_finite(item)
+
+
+def decode(data: bytes | str, kind: type[T], *, strict: bool = True) -> T:
+    """Decode trusted JSON (our own store, our own wire) into a shape.
+
+    Raises:
+        MalformedBody: the bytes are not JSON, or not of the shape; the message names the field.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind, strict=strict)
+    try:
+        return cast(T, decoder.decode(data))
+    except msgspec.ValidationError as problem:
+        raise errors.MalformedBody(f"The document does not have the expected shape: {problem}.") from problem
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise errors.MalformedBody(f"The document is not valid JSON: {problem}.") from problem
+
+
+def decode_untrusted(data: bytes, kind: type[T], *, max_bytes: int = JSON_MAX_BYTES) -> T:
+    """Decode JSON from outside: size, depth and duplicate keys are checked before a shape is built.
+
+    Raises:
+        LimitExceeded: more bytes or deeper nesting than allowed.
+        MalformedBody: not JSON, a key twice in one object, or not of the shape.
+    """
+    check_json(data, max_bytes=max_bytes)
+    return decode(data, kind)
+
+
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
+
+
+def check_json(data: bytes, *, max_bytes: int = JSON_MAX_BYTES) -> None:
+    """Refuse what a decoder would swallow: too large, too deep, or the same key twice in one object."""
+    if len(data) > max_bytes:
+        raise errors.LimitExceeded(
+            f"The document has {len(data):,} bytes; at most {max_bytes:,} are accepted. Send less at a time.",
+            limit=max_bytes,
+        )
+    stack: list[set[bytes] | None] = []
+    pending: bytes | None = None
+    for match in _TOKENS.finditer(data):
+        token = match.group()
+        match token:
+            case b"{" | b"[":
+                stack.append(set() if token == b"{" else None)
+                pending = None
+                if len(stack) > JSON_MAX_DEPTH:
+                    raise errors.LimitExceeded(
+                        f"The document is nested more than {JSON_MAX_DEPTH} levels deep; flatten it.",
+                        limit=JSON_MAX_DEPTH,
+                    )
+            case b"}" | b"]":
+                if stack:
+                    stack.pop()
+                pending = None
+            case b":":
+                keys = stack[-1] if stack else None
+                if keys is not None and pending is not None:
+                    key = _key(pending)
+                    if key in keys:
+                        text = key.decode("utf-8", "replace")
+                        raise errors.MalformedBody(
+                            f"The key {text!r} stands twice in one object; keep one of them."
+                        )
+                    keys.add(key)
+                pending = None
+            case b",":
+                pending = None
+            case _:
+                pending = token
+
+
+def _key(token: bytes) -> bytes:
+    """A key without its escapes, so that `"a"` and `"\\u0061"` are seen to be the same."""
+    if b"\\" not in token:
+        return token[1:-1]
+    try:
+        return cast(str, msgspec.json.decode(token)).encode("utf-8", "surrogatepass")
+    except msgspec.DecodeError:
+        return token[1:-1]
+
+
+def convert(value: object, kind: type[T]) -> T:
+    """Build a shape from plain values (YAML, query parameters).
+
+    Raises:
+        MalformedBody: a field is missing, unknown where unknown ones are forbidden, or of the wrong type.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as problem:
+        raise errors.MalformedBody(f"The document does not have the expected shape: {problem}.") from problem
+
+
+def builtins(value: object) -> Any:
+    """A shape as plain dicts, lists and scalars (times become text), in field order."""
+    return msgspec.to_builtins(value)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """Read one YAML document with the safe loader.
+
+    Raises:
+        LimitExceeded: too large, or aliases expand to too many nodes.
+        MalformedBody: not YAML, more than one document, or a key twice in one mapping.
+    """
+    import yaml  # costs 25 ms, and only commands that read YAML need it
+
+    if len(text) > JSON_MAX_BYTES:
+        raise errors.LimitExceeded(f"The YAML document has more than {JSON_MAX_BYTES:,} bytes; split it.")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_yaml(node, yaml)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as problem:
+        where = getattr(problem, "problem_mark", None)
+        place = f" (line {where.line + 1}, column {where.column + 1})" if where else ""
+        raise errors.MalformedBody(
+            f"The document is not valid YAML{place}: {getattr(problem, 'problem', None) or problem}."
+        ) from problem
+
+
+def _check_yaml(root: Any, yaml: Any) -> None:
+    count = 0
+    work = [(root, 0)]
+    while work:
+        node, depth = work.pop()
+        count += 1
+        if count > YAML_MAX_NODES or depth > JSON_MAX_DEPTH:
+            raise errors.LimitExceeded(
+                "The YAML document is too large or too deep once its aliases are expanded."
+            )
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                name = str(key.value)
+                if name in seen:
+                    line = key.start_mark.line + 1
+                    raise errors.MalformedBody(f"The key {name!r} stands twice in one mapping (line {line}).")
+                seen.add(name)
+                work.append((value, depth + 1))
+        elif isinstance(node, yaml.SequenceNode):
+            work += [(item, depth + 1) for item in node.value]
+
+
+def render_yaml(value: object) -> str:
+    """YAML with the keys in the order they stand in, block style, no aliases."""
+    import yaml
+
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump(builtins(value), Dumper=Plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def format_time(moment: datetime) -> str:
+    """Fixed-width UTC text with microseconds and Z: legible, the same everywhere, and sorts as text."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"
+
+
+def parse_time(text: str) -> datetime:
+    """Read RFC 3339, also without seconds; a time without a zone is refused, since it could mean any hour.
+
+    Raises:
+        InvalidTime: not a time, or no zone.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00").replace("z", "+00:00"))
+    except ValueError as problem:
+        raise errors.InvalidTime(
+            f"{text[:60]!r} is not a time; write it like 2026-01-25T14:03Z."
+        ) from problem
+    if moment.tzinfo is None:
+        if len(text.strip()) == 10:
+            return moment.replace(tzinfo=UTC)
+        raise errors.InvalidTime(
+            f"{text[:60]!r} names no time zone; append Z for UTC, or an offset like +01:00."
+        )
+    return moment.astimezone(UTC)

@@ -1,0 +1,156 @@
+"""The spine: one appended, hash-chained record for everything that happens.
+
+The audit log is the sequence of events; a subscriber is a cursor into it; what people read as history,
+production intervals or time travel is a fold over it. Order is by sequence, never by clock: two clocks may
+disagree, one sequence cannot. This file knows how events are made, linked and checked; it neither stores nor
+delivers them.
+
+Each event's leaf is SHA256(0x00 || canonical event), the leaf hash of RFC 6962, so that Merkle proofs can be
+taken over the same leaves; the chain is SHA256(0x02 || previous || leaf), so that one missing, added, moved
+or changed event breaks every later link.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+
+from modelkeep.core import codec, errors
+from modelkeep.core.values import Actor
+
+GENESIS = hashlib.sha256(b"modelkeep.chain.v1").digest()
+"""What the first event is linked to."""
+
+
+class EventKind(StrEnum):
+    """Every kind of event, `subject.verb_past`. The body of each is described beside it."""
+
+    MODEL_CREATED = "model.created"  # description, owner, tags
+    MODEL_CHANGED = "model.changed"  # what changed, from -> to
+    MODEL_DELETED = "model.deleted"
+    VERSION_REGISTERED = "version.registered"  # number, semver, digest, parent, bump, reasons, size_bytes
+    VERSION_CHANGED = "version.changed"  # tags and description, from -> to
+    VERSION_DELETED = "version.deleted"
+    VERSION_TOMBSTONED = "version.tombstoned"  # why it was taken back
+    VERSION_CLEARED = "version.cleared"  # tombstone lifted
+    ALIAS_SET = "alias.set"  # alias, from, to, protected
+    ALIAS_DELETED = "alias.deleted"
+    STAGE_MOVED = (
+        "stage.moved"  # stage, from -> to, displaced, cause: promotion | rollback | rollout | transition
+    )
+    REQUEST_OPENED = "request.opened"
+    REQUEST_REVIEWED = "request.reviewed"  # approve | reject | comment, with the digests that were seen
+    REQUEST_DISMISSED = "request.approvals_dismissed"  # which approvals no longer count, and why
+    REQUEST_CLOSED = "request.closed"  # promoted | rejected | withdrawn | expired
+    PROMOTION_DENIED = "promotion.denied"  # every gate's verdict
+    POLICY_CHANGED = "policy.changed"  # scope, version, digest
+    STAGES_CHANGED = "stages.changed"  # the graph of a model
+    ENDPOINT_CREATED = "endpoint.created"
+    ENDPOINT_CHANGED = "endpoint.changed"
+    ENDPOINT_DELETED = "endpoint.deleted"
+    ROLLOUT_STARTED = "rollout.started"
+    ROLLOUT_STEPPED = "rollout.stepped"  # step, weight, the evidence it was decided on
+    ROLLOUT_HELD = "rollout.held"
+    ROLLOUT_RESUMED = "rollout.resumed"
+    ROLLOUT_SUCCEEDED = "rollout.succeeded"
+    ROLLOUT_ROLLED_BACK = "rollout.rolled_back"
+    ROLLOUT_FAILED = "rollout.failed"
+    ROLLOUT_CANCELLED = "rollout.cancelled"
+    PRINCIPAL_CREATED = "principal.created"
+    PRINCIPAL_DISABLED = "principal.disabled"
+    TOKEN_CREATED = "token.created"
+    TOKEN_REVOKED = "token.revoked"
+    GRANT_ADDED = "grant.added"
+    GRANT_REMOVED = "grant.removed"
+    ACCESS_REFUSED = "access.refused"
+    INTEGRITY_FAILED = "integrity.failed"  # fsck found bytes that are not what was written
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """One thing that happened.
+
+    `subject` is what it happened to, in the reference grammar where there is one (`churn:2.1.0`,
+    `endpoint/churn`). `model` is the full model name where one is concerned, so that a model's history is one
+    indexed read. `body` holds from -> to and evidence; secrets and features never enter it.
+    """
+
+    sequence: int
+    kind: EventKind
+    at: datetime
+    actor: Actor
+    subject: str
+    model: str | None = None
+    number: int | None = None
+    reason: str | None = None
+    request_id: str | None = None
+    body: dict[str, Any] = {}
+
+
+class ChainedEvent(Struct, frozen=True, kw_only=True):
+    """An event as it is stored: with its leaf and its link, both in hexadecimal."""
+
+    event: Event
+    leaf: str
+    link: str
+
+
+def leaf_hash(event: Event) -> bytes:
+    """RFC 6962 leaf hash of the canonical encoding."""
+    return hashlib.sha256(b"\x00" + codec.canonical(event)).digest()
+
+
+def chain(previous: bytes, event: Event) -> ChainedEvent:
+    """Link an event to the one before it.
+
+    Args:
+        previous: the former event's link (32 bytes), or GENESIS.
+    """
+    leaf = leaf_hash(event)
+    link = hashlib.sha256(b"\x02" + previous + leaf).digest()
+    return ChainedEvent(event=event, leaf=leaf.hex(), link=link.hex())
+
+
+class ChainReport(Struct, frozen=True, kw_only=True):
+    """The result of walking a chain: how many events hold, and the link of the last one."""
+
+    events: int
+    head: str
+    first_at: datetime | None = None
+    last_at: datetime | None = None
+
+
+def verify(events: Iterable[ChainedEvent], *, after: int = 0, previous: bytes = GENESIS) -> ChainReport:
+    """Walk a chain and recompute every leaf and link.
+
+    Args:
+        after: the sequence that `previous` is the link of, when a part is verified.
+
+    Raises:
+        BrokenChain: names the first event that does not fit, and how.
+    """
+    expected = after + 1
+    first_at = last_at = None
+    for stored in events:
+        event = stored.event
+        if event.sequence != expected:
+            raise errors.BrokenChain(
+                f"The audit log jumps to event {event.sequence} where event {expected} should stand: events "
+                "were removed, added or reordered. Compare with a backup.",
+                sequence=expected,
+            )
+        linked = chain(previous, event)
+        if linked.leaf != stored.leaf or linked.link != stored.link:
+            what = "content" if linked.leaf != stored.leaf else "link"
+            raise errors.BrokenChain(
+                f"Event {event.sequence} ({event.kind} {event.subject}) was changed after it was written: "
+                f"its {what} does not match its hash. Compare with a backup.",
+                sequence=event.sequence,
+            )
+        previous = bytes.fromhex(linked.link)
+        first_at = first_at or event.at
+        last_at = event.at
+        expected += 1
+    return ChainReport(events=expected - 1 - after, head=previous.hex(), first_at=first_at, last_at=last_at)

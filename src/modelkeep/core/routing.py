@@ -1,0 +1,210 @@
+"""Which version answers which caller: the routing table, and the one function that reads it.
+
+A table is immutable and replaced whole. Its routes carry an epoch (term, seq): the control plane raises
+`seq`, a rollback raises `term`, and whoever sees an older epoch than it has ignores it, so that a late or
+partitioned controller can never put weight back on a version that was taken away. This file does not move
+traffic and does not judge.
+
+Weights are integers in ppm and sum to exactly 1,000,000. A caller's bucket is a keyed hash of its key with
+the rollout's salt: the same in every process and after every restart. The candidate holds the buckets [0,
+ppm), so raising its weight moves callers one way only.
+"""
+
+import hashlib
+from enum import StrEnum
+
+from msgspec import Struct
+
+from modelkeep.core import errors
+from modelkeep.core.catalog import FileEntry
+from modelkeep.core.signature import Signature
+from modelkeep.core.values import Digest
+
+WHOLE_PPM = 1_000_000
+"""All of the traffic."""
+ROUTES_MAX = 10_000
+"""Endpoints of one table."""
+
+
+class Epoch(Struct, frozen=True, order=True):
+    """The age of a route: compared by term first, then by sequence."""
+
+    term: int
+    seq: int
+
+
+class VersionSpec(Struct, frozen=True, kw_only=True):
+    """All that a gateway needs in order to fetch, verify, load and serve a version without asking anyone."""
+
+    model: str
+    number: int
+    semver: str
+    digest: Digest
+    files: tuple[FileEntry, ...]
+    signature: Signature | None = None
+    runtime: str | None = None
+
+    @property
+    def label(self) -> str:
+        """`churn:2.1.0`: what answers carry in their version header and metrics in their label."""
+        return f"{self.model}:{self.semver}"
+
+
+class Arm(Struct, frozen=True, kw_only=True):
+    """A version, by digest, and its share."""
+
+    digest: Digest
+    weight_ppm: int
+
+
+class Role(StrEnum):
+    """What a version is to a route. `previous` has no weight; loaded, it makes a rollback one swap."""
+
+    STABLE = "stable"
+    CANDIDATE = "candidate"
+    PREVIOUS = "previous"
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """How one endpoint's callers are split.
+
+    `stable` answers whatever the candidate does not. `rollout` names the movement under way. `key_header`
+    names the request header that holds the caller's key; without one, or where it is missing, the
+    connection's address is the key. `slow_ms` is the response time above which an answer counts as slow.
+    `lease_s`: when the gateway has not heard from its control plane for this long while the candidate has
+    weight, it takes the candidate back by itself (0: never).
+    """
+
+    endpoint: str
+    epoch: Epoch
+    stable: Digest
+    candidate: Digest | None = None
+    candidate_ppm: int = 0
+    previous: Digest | None = None
+    salt: str = ""
+    rollout: str | None = None
+    key_header: str | None = None
+    slow_ms: float = 250.0
+    lease_s: float = 0.0
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The versions with a share of the traffic; the shares sum to 1,000,000."""
+        stable = Arm(digest=self.stable, weight_ppm=WHOLE_PPM - self.candidate_ppm)
+        if self.candidate is None or self.candidate_ppm == 0:
+            return (stable,)
+        return (stable, Arm(digest=self.candidate, weight_ppm=self.candidate_ppm))
+
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """All versions that have to be loaded for this route."""
+        return frozenset(d for d in (self.stable, self.candidate, self.previous) if d is not None)
+
+
+class RoutingTable(Struct, frozen=True, kw_only=True):
+    """All routes of a gateway and the versions they name."""
+
+    number: int
+    routes: tuple[Route, ...] = ()
+    versions: tuple[VersionSpec, ...] = ()
+
+    def route(self, endpoint: str) -> Route | None:
+        return next((route for route in self.routes if route.endpoint == endpoint), None)
+
+    def version(self, digest: Digest) -> VersionSpec:
+        """Raises VersionNotFound when the table does not carry the version."""
+        for spec in self.versions:
+            if spec.digest == digest:
+                return spec
+        raise errors.VersionNotFound(
+            f"The routing table names the version {digest} but does not describe it."
+        )
+
+
+EMPTY_TABLE = RoutingTable(number=0)
+
+
+def check_table(table: RoutingTable) -> RoutingTable:
+    """Refuse a table that could not be obeyed.
+
+    Raises:
+        Invalid: a share outside 0..1,000,000, a share without a candidate, an endpoint twice, an undescribed
+        version.
+    """
+    if len(table.routes) > ROUTES_MAX:
+        raise errors.LimitExceeded(f"A routing table has at most {ROUTES_MAX:,} routes.")
+    known = {spec.digest for spec in table.versions}
+    seen: set[str] = set()
+    for route in table.routes:
+        if not 0 <= route.candidate_ppm <= WHOLE_PPM:
+            raise errors.Invalid(
+                f"The candidate's share on {route.endpoint!r} is not within 0 and 1,000,000 ppm."
+            )
+        if route.candidate is None and route.candidate_ppm:
+            raise errors.Invalid(
+                f"The route {route.endpoint!r} gives a share to a candidate it does not name."
+            )
+        if route.endpoint in seen:
+            raise errors.Invalid(f"The endpoint {route.endpoint!r} stands twice in one table.")
+        if not route.digests <= known:
+            raise errors.Invalid(
+                f"The route {route.endpoint!r} names a version that the table does not describe."
+            )
+        seen.add(route.endpoint)
+    return table
+
+
+def bucket(salt: str, key: bytes) -> int:
+    """The caller's place in 0..999,999.
+
+    BLAKE2b keyed with the salt (RFC 7693): uniform, not steerable by callers who do not know the salt, and
+    the same on every machine. The bias of taking 64 bits modulo a million is below 1e-13.
+    """
+    digest = hashlib.blake2b(key, digest_size=8, key=salt.encode()[:64]).digest()
+    return int.from_bytes(digest, "big") % WHOLE_PPM
+
+
+def choose(route: Route, key: bytes) -> Role:
+    """Which side a caller is on: the same key gets the same side for as long as weight and salt stand."""
+    if route.candidate is None or route.candidate_ppm == 0:
+        return Role.STABLE
+    if route.candidate_ppm >= WHOLE_PPM or bucket(route.salt, key) < route.candidate_ppm:
+        return Role.CANDIDATE
+    return Role.STABLE
+
+
+def rolled_back(route: Route) -> Route:
+    """The route after a rollback: needs nothing but the route itself.
+
+    With a candidate under way the stable version keeps everything. Without one the previous version, kept
+    loaded for this, becomes the stable one. The term rises, so that nothing older can undo it.
+
+    Raises:
+        NoRollbackTarget: there is neither a candidate nor a previous version.
+    """
+    epoch = Epoch(route.epoch.term + 1, 0)
+    if route.candidate is not None:
+        return Route(
+            endpoint=route.endpoint,
+            epoch=epoch,
+            stable=route.stable,
+            previous=route.previous,
+            salt=route.salt,
+            key_header=route.key_header,
+            slow_ms=route.slow_ms,
+            lease_s=route.lease_s,
+        )
+    if route.previous is None:
+        raise errors.NoRollbackTarget(
+            f"The endpoint {route.endpoint!r} has no former version loaded; roll back in the registry: "
+            "modelkeep rollback MODEL --to VERSION -m WHY."
+        )
+    return Route(
+        endpoint=route.endpoint,
+        epoch=epoch,
+        stable=route.previous,
+        salt=route.salt,
+        key_header=route.key_header,
+        slow_ms=route.slow_ms,
+        lease_s=route.lease_s,
+    )

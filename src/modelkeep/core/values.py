@@ -1,0 +1,351 @@
+"""The small values everything else is written with: names, ids, digests, references, people, and the limits.
+
+References are parsed and printed here and nowhere else. The grammar, one for CLI, SDK, HTTP, YAML and UI:
+
+    reference = [ project "/" ] model [ selector ] [ "?at=" time ]
+    selector  = ":" semver            exactly this version          churn:2.1.0
+              | ":" range             the highest that matches      churn:^2.1   churn:2.1.x
+              | ":#" number           by number                     churn:#7
+              | "@" alias             a movable pointer             churn@champion (also latest, newest)
+              | "@" digest            by content                    churn@sha256:...
+              | "#" stage             a governed slot               churn#production
+
+MLflow's `models:/m/1`, `models:/m/2.1.0`, `models:/m@a` and `models:/m/Production` are read as the same
+things.
+"""
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+from msgspec import Struct
+
+from modelkeep.core import codec, errors, semver
+
+# Limits of what may come in from outside; each with the reason for its size.
+NAME_MAX = 128
+"""Characters of a name: it must fit a file name, a label and a terminal line."""
+TEXT_MAX = 10_000
+"""Characters of a reason, comment or description: a page, not a book."""
+TAG_KEY_MAX = 250
+"""Characters of a tag key, as MLflow has it."""
+TAG_VALUE_MAX = 8_000
+"""Characters of a tag value, as MLflow has it."""
+TAGS_MAX = 200
+"""Tags of one model or version."""
+METRICS_MAX = 2_000
+"""Metrics of one version, slices included."""
+PARAMS_MAX = 2_000
+"""Parameters of one version."""
+FILES_MAX = 10_000
+"""Files of one version."""
+PATH_MAX = 1_024
+"""Bytes of a path inside a version; a part of it has at most 255, as file systems have it."""
+REFERENCE_MAX = 600
+"""Characters of a whole reference."""
+PAGE_MAX = 1_000
+"""Rows of one page of any list; the default page has 100."""
+PAGE_DEFAULT = 100
+"""Rows of a page when the caller does not say."""
+
+DEFAULT_PROJECT = "default"
+
+Digest = NewType("Digest", str)
+"""`sha256:` and 64 lower-case hexadecimal digits, always whole."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def check_name(text: str, what: str) -> str:
+    """Return a name that is fit for a file, a label and a URL.
+
+    Raises:
+        InvalidName: anything but 1 to 128 ASCII letters, digits, `.`, `_`, `-`, beginning with a letter or
+        digit.
+    """
+    if not _NAME.fullmatch(text):
+        shown = printable(text)[:60]
+        raise errors.InvalidName(
+            f"{shown!r} cannot be the name of a {what}: use 1 to {NAME_MAX} ASCII letters, digits, '.', '_' "
+            "or '-', beginning with a letter or a digit.",
+            field=what,
+        )
+    return text
+
+
+def check_text(text: str, what: str, *, maximum: int = TEXT_MAX, required: bool = False) -> str:
+    """Return free text that is safe to store and to show: bounded, no control or bidirectional override
+    characters.
+
+    Raises:
+        LimitExceeded: longer than allowed.
+        Invalid: empty though required, or with characters that could hide what a reader sees.
+    """
+    if required and not text.strip():
+        raise errors.Invalid(f"Say why: {what} must not be empty.", field=what)
+    if len(text) > maximum:
+        raise errors.LimitExceeded(
+            f"The {what} has {len(text):,} characters; at most {maximum:,} fit.", field=what
+        )
+    if _CONTROL.search(text):
+        raise errors.Invalid(f"The {what} contains control characters; remove them.", field=what)
+    return text
+
+
+def check_path(path: str) -> str:
+    """Return the path of a file inside a version. Refused rather than repaired.
+
+    Raises:
+        InvalidManifest: absolute, empty or dotted parts, backslash, colon, control characters, or too long.
+    """
+    parts = path.split("/")
+    encoded = path.encode("utf-8", "surrogatepass")
+    bad = (
+        not path
+        or len(encoded) > PATH_MAX
+        or "\\" in path
+        or ":" in path
+        or bool(_CONTROL.search(path))
+        or "\n" in path
+        or "\t" in path
+        or any(part in ("", ".", "..") or len(part.encode("utf-8", "surrogatepass")) > 255 for part in parts)
+        or any(part[-1] in ". " or part[0] == " " for part in parts if part)
+    )
+    if bad:
+        raise errors.InvalidManifest(
+            f"{printable(path)[:80]!r} cannot be a file of a version: use a relative path of plain names "
+            "joined by '/', without '.', '..', backslash, colon or control characters.",
+            field="path",
+        )
+    return path
+
+
+def check_digest(text: str) -> Digest:
+    """Return a whole digest.
+
+    Raises:
+        InvalidReference: not `sha256:` and 64 lower-case hexadecimal digits.
+    """
+    if not _DIGEST.fullmatch(text):
+        raise errors.InvalidReference(
+            f"{printable(text)[:90]!r} is not a digest; write 'sha256:' and all 64 hexadecimal digits.",
+            field="digest",
+        )
+    return Digest(text)
+
+
+def printable(text: str) -> str:
+    """Text that a terminal can show without being steered by it: control characters become `\\xNN`."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def new_id(prefix: str, now: datetime, entropy: bytes) -> str:
+    """A prefixed UUIDv7 in base32: sorts by time, and says what it names.
+
+    Args:
+        entropy: 10 random bytes.
+    """
+    value = int(now.timestamp() * 1000) << 80
+    value |= int.from_bytes(entropy[:10], "big") & ~(0xF << 76) & ~(0x3 << 62)
+    value |= (0x7 << 76) | (0x2 << 62)
+    digits = []
+    for _ in range(26):
+        digits.append(_BASE32[value & 31])
+        value >>= 5
+    return f"{prefix}_{''.join(reversed(digits))}"
+
+
+class ActorKind(StrEnum):
+    """Who can act."""
+
+    USER = "user"
+    SERVICE = "service"
+    SYSTEM = "system"
+
+
+class Actor(Struct, frozen=True, kw_only=True):
+    """Who did something. `asserted` means nobody checked: local mode believes the operating system's user
+    name.
+    """
+
+    name: str
+    kind: ActorKind = ActorKind.USER
+    asserted: bool = False
+
+
+SYSTEM = Actor(name="modelkeep", kind=ActorKind.SYSTEM)
+"""The controller and other parts of Modelkeep when they act by themselves."""
+
+
+class ModelName(Struct, frozen=True, order=True):
+    """A registered model's full name: the project it lives in, and its name there."""
+
+    project: str
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.project == DEFAULT_PROJECT else f"{self.project}/{self.name}"
+
+
+def parse_model_name(text: str) -> ModelName:
+    """Read `model` or `project/model`.
+
+    Raises:
+        InvalidName: a part is not a name, or there are more than two.
+    """
+    project, slash, name = text.rpartition("/")
+    if slash and "/" in project:
+        raise errors.InvalidName(
+            f"{printable(text)[:80]!r} has too many parts; write 'model' or 'project/model'."
+        )
+    return ModelName(check_name(project, "project") if slash else DEFAULT_PROJECT, check_name(name, "model"))
+
+
+class Exact(Struct, frozen=True, tag="semver"):
+    """Exactly this semantic version."""
+
+    version: str
+
+
+class Within(Struct, frozen=True, tag="range"):
+    """The highest released version within a range."""
+
+    range: str
+
+
+class Numbered(Struct, frozen=True, tag="number"):
+    """The version with this number."""
+
+    number: int
+
+
+class Aliased(Struct, frozen=True, tag="alias"):
+    """What the alias points to; `latest` (highest released) and `newest` (last registered) always exist."""
+
+    alias: str
+
+
+class Staged(Struct, frozen=True, tag="stage"):
+    """What occupies the stage."""
+
+    stage: str
+
+
+class Content(Struct, frozen=True, tag="digest"):
+    """The version with this content."""
+
+    digest: Digest
+
+
+Selector = Exact | Within | Numbered | Aliased | Staged | Content
+
+
+class Ref(Struct, frozen=True, kw_only=True):
+    """A parsed reference; `selector` None names the model itself."""
+
+    model: ModelName
+    selector: Selector | None = None
+    at: datetime | None = None
+
+    def __str__(self) -> str:
+        mark = ""
+        match self.selector:
+            case None:
+                pass
+            case Exact(version=text) | Within(range=text):
+                mark = f":{text}"
+            case Numbered(number=number):
+                mark = f":#{number}"
+            case Aliased(alias=name):
+                mark = f"@{name}"
+            case Staged(stage=name):
+                mark = f"#{name}"
+            case Content(digest=digest):
+                mark = f"@{digest}"
+        return f"{self.model}{mark}{f'?at={codec.format_time(self.at)}' if self.at else ''}"
+
+
+def parse_ref(text: str) -> Ref:
+    """Read a reference in our grammar or in MLflow's words.
+
+    Raises:
+        InvalidReference: the text is not a reference; the message says which part.
+        InvalidName, InvalidSemver, InvalidTime: a part of it is not what its place asks for.
+    """
+    if len(text) > REFERENCE_MAX:
+        raise errors.InvalidReference(f"A reference has at most {REFERENCE_MAX} characters.")
+    if text.startswith("models:/"):
+        return _parse_mlflow(text)
+    body, question, query = text.partition("?")
+    at = None
+    if question:
+        key, _, value = query.partition("=")
+        if key != "at" or not value:
+            raise errors.InvalidReference(
+                f"After '?' only 'at=TIME' is understood, not {printable(query)[:40]!r}."
+            )
+        at = codec.parse_time(value)
+    cut = min((i for i in (body.find(c) for c in ":@#") if i >= 0), default=len(body))
+    name, mark, rest = body[:cut], body[cut : cut + 1], body[cut + 1 :]
+    if not name:
+        raise errors.InvalidReference(
+            f"{printable(text)[:80]!r} names no model; write for example churn:2.1.0."
+        )
+    model = parse_model_name(name)
+    if not mark:
+        return Ref(model=model, at=at)
+    if not rest:
+        raise errors.InvalidReference(f"Nothing follows {mark!r} in {printable(text)[:80]!r}.")
+    return Ref(model=model, selector=_parse_selector(mark, rest), at=at)
+
+
+def _parse_selector(mark: str, rest: str) -> Selector:
+    match mark:
+        case "#":
+            return Staged(check_name(rest, "stage").lower())
+        case "@":
+            return (
+                Content(check_digest(rest))
+                if rest.startswith("sha256:")
+                else Aliased(check_name(rest, "alias"))
+            )
+        case _:
+            if rest.startswith("#"):
+                return Numbered(_parse_number(rest[1:]))
+            return (
+                Within(str(semver.parse_range(rest)))
+                if semver.is_range(rest)
+                else Exact(str(semver.parse(rest)))
+            )
+
+
+def _parse_number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18 or text.startswith("0"):
+        raise errors.InvalidReference(
+            f"{printable(text)[:40]!r} is not a version number; write for example churn:#7."
+        )
+    return int(text)
+
+
+def _parse_mlflow(text: str) -> Ref:
+    rest = text.removeprefix("models:/")
+    if "@" in rest:
+        name, _, alias = rest.partition("@")
+        return Ref(model=parse_model_name(name), selector=_parse_selector("@", alias))
+    name, slash, last = rest.rpartition("/")
+    if not slash or not name:
+        raise errors.InvalidReference(
+            f"{printable(text)[:80]!r} lacks a version; write models:/NAME/1 or models:/NAME@ALIAS."
+        )
+    model = parse_model_name(name)
+    if last.isascii() and last.isdigit():
+        return Ref(model=model, selector=Numbered(_parse_number(last)))
+    if last.lower() == "latest":
+        return Ref(model=model, selector=Aliased("latest"))
+    if last[:1].isdigit():
+        return Ref(model=model, selector=Exact(str(semver.parse(last))))
+    return Ref(model=model, selector=_parse_selector("#", last))
