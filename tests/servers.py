@@ -141,6 +141,7 @@ class PostgresServer:
     """One cluster of its own, in a folder of its own; made by `run_postgres`.
 
     Attributes:
+        folder: everything it keeps, data and log.
         port: where it listens on 127.0.0.1.
         durable: whether a commit is on disk when it returns; only then may a crash test believe what it
         reads.
@@ -152,7 +153,7 @@ class PostgresServer:
         self.durable = durable
         self.port = 0
         self._programs = programs
-        self._folder = _make_folder("postgres")
+        self.folder = _make_folder("postgres")
         self._process: _Process | None = None
         self._templates: dict[str, str] = {}
         self._made = 0
@@ -160,7 +161,7 @@ class PostgresServer:
         self._as_user: list[str] = []
         if os.geteuid() == 0:
             account = pwd.getpwnam("postgres")
-            os.chown(self._folder, account.pw_uid, account.pw_gid)
+            os.chown(self.folder, account.pw_uid, account.pw_gid)
             self._as_user = [
                 "setpriv",
                 f"--reuid={account.pw_uid}",
@@ -237,27 +238,27 @@ class PostgresServer:
     def close(self) -> None:
         """Stop, and remove the folder. May be called again."""
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _initialise(self) -> None:
         subprocess.run(
             [
                 *self._as_user,
                 str(self._programs / "initdb"),
-                *("-D", str(self._folder / "data"), "-A", "trust", "-U", self.USER),
+                *("-D", str(self.folder / "data"), "-A", "trust", "-U", self.USER),
                 *("--no-sync", "-E", "UTF8", "--locale=C.UTF-8"),
             ],
             check=True,
             capture_output=True,
             timeout=START_S,
-            cwd=self._folder,
+            cwd=self.folder,
         )
 
     def _start_on_port(self) -> None:
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
-            "unix_socket_directories": str(self._folder),
+            "unix_socket_directories": str(self.folder),
             "shared_buffers": "32MB",
             "max_connections": "60",
         }
@@ -266,10 +267,10 @@ class PostgresServer:
         command = (
             [*_bound_to_our_life("QUIT"), *self._as_user[1:]] if self._as_user else _bound_to_our_life("QUIT")
         )
-        command += [str(self._programs / "postgres"), "-D", str(self._folder / "data")]
+        command += [str(self._programs / "postgres"), "-D", str(self.folder / "data")]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        pid_file = self._folder / "data" / "postmaster.pid"
-        self._process = _Process(command, self._folder / "log", self._folder)
+        pid_file = self.folder / "data" / "postmaster.pid"
+        self._process = _Process(command, self.folder / "log", self.folder)
         pid = str(self._process.pid)
 
         def ready() -> bool:
@@ -356,6 +357,7 @@ class S3Server:
     Attributes:
         endpoint: the address to give an S3 client; the server speaks plain HTTP and path-style requests.
         bucket: an empty bucket.
+        folder: everything it keeps, data and log.
         access_key, secret_key: they may do everything here; others are refused.
         region: any would do; this one is signed with.
     """
@@ -368,10 +370,21 @@ class S3Server:
         self.secret_key = secrets.token_hex(16)
         self.endpoint = ""
         self._program = program
-        self._folder = _make_folder("s3")
+        self.folder = _make_folder("s3")
         self._ports: dict[str, int] = {}
         self._process: _Process | None = None
         self._made = 0
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server's first process.
+
+        Raises:
+            ServerFailed: while it is stopped.
+        """
+        if self._process is None:
+            raise ServerFailed("the server is stopped: call start() first")
+        return self._process.pid
 
     def new_bucket(self) -> str:
         """Make another empty bucket and give its name.
@@ -409,7 +422,7 @@ class S3Server:
     def close(self) -> None:
         """Kill, and remove the folder. May be called again."""
         self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_on_ports(self) -> None:
         who = {
@@ -417,9 +430,9 @@ class S3Server:
             "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
-        config = self._folder / "s3.json"
+        config = self.folder / "s3.json"
         config.write_text(json.dumps({"identities": [who]}))
-        data = self._folder / "data"
+        data = self.folder / "data"
         data.mkdir(exist_ok=True)
         ports = self._ports
         command = [
@@ -434,7 +447,7 @@ class S3Server:
             ),
             *(f"-admin.port={ports['admin']}", "-admin.ui=false", "-webdav=false"),
         ]
-        self._process = _Process(command, self._folder / "log", self._folder)
+        self._process = _Process(command, self.folder / "log", self.folder)
         self._process.wait_until(self._is_ready)
         self.endpoint = f"http://127.0.0.1:{ports['s3']}"
 

@@ -4,6 +4,9 @@ What Modelkeep does with a database or a bucket is tested elsewhere; here only t
 """
 
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from obstore.store import S3Store
 
 from tests import servers
 from tests.servers import PostgresServer, S3Server
+
+ROOT = Path(__file__).parents[1]
 
 
 def _store(server: S3Server, bucket: str, secret_key: str) -> S3Store:
@@ -92,10 +97,38 @@ def test_a_durable_server_comes_back_after_a_crash_with_every_committed_row() ->
 def test_nothing_is_left_of_a_server_after_its_block() -> None:
     """Process and folder are gone when the block ends, also by an error."""
     with pytest.raises(ZeroDivisionError), servers.run_postgres() as server:
-        pid, folder = server.pid, server._folder
+        pid, folder = server.pid, server.folder
         raise ZeroDivisionError
     assert not _process_exists(pid)
     assert not folder.exists()
+
+
+@pytest.mark.external
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="only Linux's setpriv ties a child to our life")
+def test_servers_end_when_the_test_process_is_killed() -> None:
+    """A test process that is killed outright leaves no server running behind it."""
+    script = (
+        "import time\n"
+        "from tests import servers\n"
+        "with servers.run_postgres() as one, servers.run_s3() as other:\n"
+        "    print(one.pid, other.pid, one.folder, other.folder, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    with child.stdout:
+        words = child.stdout.readline().split()
+        child.kill()
+        child.wait()
+    assert len(words) == 4
+    deadline = time.monotonic() + 10
+    pids = [int(word) for word in words[:2]]
+    while any(_process_exists(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [pid for pid in pids if _process_exists(pid)]
+    for folder in words[2:]:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not left
 
 
 def test_a_bucket_keeps_objects_and_refuses_to_overwrite_when_asked(s3_server: S3Server) -> None:
