@@ -1,0 +1,261 @@
+"""What must hold for the e-processes whatever the counts are: symmetries, replay, splitting, stopping at will."""
+
+import itertools
+import math
+import random
+from fractions import Fraction
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelkeep.core import sequential
+from modelkeep.core.sequential import (
+    BinaryEProcess,
+    CallerTick,
+    Direction,
+    EProcess,
+    EProcessSpec,
+    MeanEProcess,
+    RequestTick,
+    Rule,
+    TrialTick,
+    Unit,
+)
+
+counts = st.integers(0, 60)
+weights_ppm = st.integers(0, 1_000_000)
+caller_ticks = st.builds(CallerTick, x=counts, y=counts, weight_ppm=weights_ppm)
+
+
+@st.composite
+def request_ticks(draw: st.DrawFn, most: int = 300) -> RequestTick:
+    n1, n0 = draw(st.integers(0, most)), draw(st.integers(0, most))
+    return RequestTick(x=draw(st.integers(0, n1)), y=draw(st.integers(0, n0)), n1=n1, n0=n0)
+
+
+@st.composite
+def specs(draw: st.DrawFn, unit: Unit) -> EProcessSpec:
+    """Any sensible grid: one to six effects with uneven weights, beyond any margin, in any direction."""
+    direction = draw(st.sampled_from(Direction))
+    margin = draw(st.floats(1.0, 5.0))
+    beyond = draw(st.lists(st.floats(1.01, 100.0), min_size=1, max_size=6))
+    raw = draw(st.lists(st.integers(1, 9), min_size=len(beyond), max_size=len(beyond)))
+    match direction:
+        case Direction.FAIL:
+            odds = tuple(margin * d for d in beyond)
+        case Direction.PASS:
+            odds = tuple(margin / d for d in beyond)
+        case Direction.DIFFERS:
+            odds = tuple(margin * d if i % 2 else 1 / (margin * d) for i, d in enumerate(beyond))
+    return EProcessSpec(
+        odds=odds,
+        mass=tuple(share / sum(raw) for share in raw),
+        margin=margin,
+        unit=unit,
+        direction=direction,
+        start_mass=draw(st.floats(0.01, 1.0)),
+    )
+
+
+logs = st.one_of(
+    st.tuples(specs(Unit.CALLER), st.lists(caller_ticks, max_size=12)),
+    st.tuples(specs(Unit.REQUEST), st.lists(request_ticks(), max_size=12)),
+)
+
+
+def mirrored(spec: EProcessSpec) -> EProcessSpec:
+    """The same question with the arms exchanged: odds ratios are turned over, and worse becomes better."""
+    turn = {
+        Direction.FAIL: Direction.PASS,
+        Direction.PASS: Direction.FAIL,
+        Direction.DIFFERS: Direction.DIFFERS,
+    }
+    margin = spec.margin if spec.direction is Direction.DIFFERS else 1 / spec.margin
+    return msgspec.structs.replace(
+        spec, odds=tuple(1 / d for d in spec.odds), margin=margin, direction=turn[spec.direction]
+    )
+
+
+def swapped(tick: CallerTick | RequestTick) -> CallerTick | RequestTick:
+    match tick:
+        case CallerTick(x=x, y=y, weight_ppm=weight_ppm):
+            return CallerTick(x=y, y=x, weight_ppm=1_000_000 - weight_ppm)
+        case RequestTick(x=x, y=y, n1=n1, n0=n0):
+            return RequestTick(x=y, y=x, n1=n0, n0=n1)
+
+
+def close(left: EProcess, right: EProcess) -> bool:
+    """Equal but for the rounding of sums that were taken in another order."""
+    return left.log_v == pytest.approx(right.log_v, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.req("S7")
+@given(logs)
+def test_exchanging_the_arms_turns_fail_into_pass(
+    log: tuple[EProcessSpec, list[CallerTick | RequestTick]],
+) -> None:
+    """The evidence that the candidate is worse is the evidence that stable is better, seen from the other arm."""
+    spec, ticks = log
+    there = sequential.replay(spec, ticks)
+    back = sequential.replay(mirrored(spec), [swapped(tick) for tick in ticks])
+    assert close(there, back)
+
+
+@pytest.mark.req("S7")
+@given(logs, st.integers(0, 12))
+def test_a_stored_state_goes_on_bit_for_bit(
+    log: tuple[EProcessSpec, list[CallerTick | RequestTick]], cut: int
+) -> None:
+    """State, spec and ticks stored as JSON in mid-rollout give, when taken up again, the same bits as without a stop."""
+    spec, ticks = log
+    stored = msgspec.json.encode((spec, sequential.replay(spec, ticks[:cut]), ticks[cut:]))
+    loaded_spec, state, rest = msgspec.json.decode(
+        stored, type=tuple[EProcessSpec, BinaryEProcess, list[CallerTick | RequestTick]]
+    )
+    for tick in rest:
+        state = sequential.update(state, loaded_spec, tick)
+    assert state == sequential.replay(spec, ticks)
+    assert msgspec.json.encode(state) == msgspec.json.encode(sequential.replay(spec, ticks))
+
+
+@pytest.mark.req("S7")
+@given(logs)
+def test_evidence_is_finite_and_its_peak_never_falls(
+    log: tuple[EProcessSpec, list[CallerTick | RequestTick]],
+) -> None:
+    """Whatever is counted, log V is a finite number, its peak only rises, and the p-value lies in (0, 1]."""
+    spec, ticks = log
+    state = BinaryEProcess()
+    for tick in ticks:
+        after = sequential.update(state, spec, tick)
+        assert math.isfinite(after.log_v)
+        assert after.max_log_v == max(state.max_log_v, after.log_v)
+        assert 0 <= after.p_value <= 1
+        state = after
+
+
+@pytest.mark.req("S7")
+@given(
+    specs(Unit.CALLER),
+    st.integers(1, 999_999),
+    st.lists(st.booleans(), min_size=1, max_size=12),
+    st.randoms(),
+)
+def test_the_order_of_events_within_a_tick_does_not_matter(
+    spec: EProcessSpec, weight_ppm: int, arms: list[bool], chance: random.Random
+) -> None:
+    """With effects from the start on, one tick of many callers is worth what they are worth one by one, in any order."""
+    lasting = msgspec.structs.replace(spec, start_mass=1.0)
+    shuffled = list(arms)
+    chance.shuffle(shuffled)
+    whole = CallerTick(x=sum(arms), y=len(arms) - sum(arms), weight_ppm=weight_ppm)
+    single = [CallerTick(x=int(arm), y=int(not arm), weight_ppm=weight_ppm) for arm in shuffled]
+    assert close(sequential.replay(lasting, [whole]), sequential.replay(lasting, single))
+
+
+@pytest.mark.req("S7")
+@settings(max_examples=40)
+@given(
+    specs(Unit.REQUEST),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=3),
+    st.data(),
+)
+def test_splitting_a_tick_keeps_its_evidence_fair(
+    spec: EProcessSpec, parts: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    """However a tick is cut into smaller ones, V over all outcomes is worth at most 1 under the hypothesis."""
+    ends = {spec.null_odds(d) for d in spec.odds}
+    truth = Fraction(data.draw(st.sampled_from(sorted(ends))))
+    events = [data.draw(st.integers(0, n1 + n0)) for n1, n0 in parts]
+    laws = []
+    for (n1, n0), happened in zip(parts, events, strict=True):
+        support = range(max(0, happened - n0), min(happened, n1) + 1)
+        terms = {u: math.comb(n1, u) * math.comb(n0, happened - u) * truth**u for u in support}
+        laws.append({u: term / sum(terms.values()) for u, term in terms.items()})
+    worth = 0.0
+    for outcome in itertools.product(*laws):
+        ticks = [
+            RequestTick(x=u, y=happened - u, n1=n1, n0=n0)
+            for u, happened, (n1, n0) in zip(outcome, events, parts, strict=True)
+        ]
+        likely = math.prod(law[u] for law, u in zip(laws, outcome, strict=True))
+        worth += float(likely) * math.exp(sequential.replay(spec, ticks).log_v)
+    assert worth <= 1 + 1e-9
+    if spec.direction is not Direction.DIFFERS:
+        assert worth == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.req("S7")
+@given(specs(Unit.CALLER), st.lists(caller_ticks, max_size=8), st.integers(0, 8))
+def test_silent_ticks_can_stand_anywhere(spec: EProcessSpec, ticks: list[CallerTick], place: int) -> None:
+    """A tick without events, put anywhere into the log, changes no bit of the evidence."""
+    silent = CallerTick(x=0, y=0, weight_ppm=100_000)
+    plain = sequential.replay(spec, ticks)
+    padded = sequential.replay(spec, [*ticks[:place], silent, *ticks[place:]])
+    assert msgspec.structs.replace(padded, ticks=plain.ticks) == plain
+
+
+@pytest.mark.req("S7")
+@given(request_ticks(most=2_000))
+def test_more_failures_on_the_candidate_are_never_evidence_for_it(tick: RequestTick) -> None:
+    """Moving one failure from stable to the candidate never lowers the evidence against the candidate."""
+    if tick.y == 0 or tick.x == tick.n1:
+        return
+    guard = sequential.fail_spec(unit=Unit.REQUEST)
+    worse = msgspec.structs.replace(tick, x=tick.x + 1, y=tick.y - 1)
+    before = sequential.update(BinaryEProcess(), guard, tick)
+    assert sequential.update(BinaryEProcess(), guard, worse).log_v >= before.log_v - 1e-9
+
+
+@pytest.mark.req("S7")
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=10), st.floats(0.001, 0.9))
+def test_trials_may_be_cut_into_ticks_at_will(pairs: list[tuple[int, int]], bound: float) -> None:
+    """The proof of an absolute bound depends on the sums of trials and failures alone, not on how they were cut."""
+    proof = sequential.rate_pass_spec(bound=bound)
+    ticks = [TrialTick(n=good + bad, k=bad) for good, bad in pairs]
+    whole = TrialTick(n=sum(tick.n for tick in ticks), k=sum(tick.k for tick in ticks))
+    assert close(sequential.replay_rate(proof, ticks), sequential.update_rate(MeanEProcess(), proof, whole))
+
+
+@pytest.mark.req("S7")
+@given(st.lists(st.tuples(st.floats(-50, 50), st.floats(0, 50), st.integers(1, 9)), min_size=1, max_size=6))
+def test_the_verdict_lies_between_its_largest_part_and_their_sum(
+    parts: list[tuple[float, float, int]],
+) -> None:
+    """The union never exceeds the mean, and the mean exceeds it by at most the number of metrics."""
+    whole = sum(share for _, _, share in parts)
+    omega = {f"m{i}": share / whole for i, (_, _, share) in enumerate(parts)}
+    states = {
+        f"m{i}": EProcess(log_v=now, max_log_v=max(now, peak)) for i, (now, peak, _) in enumerate(parts)
+    }
+    union = sequential.combine(states, omega, alpha=0.01)
+    mean = sequential.combine(states, omega, alpha=0.01, rule=Rule.MEAN)
+    assert union.log_v - 1e-9 <= mean.log_v <= union.log_v + math.log(len(parts)) + 1e-9
+    assert union.max_log_v >= union.log_v
+    assert union.rollback is (union.max_log_v >= sequential.log_threshold(0.01))
+
+
+@pytest.mark.req("S7")
+@pytest.mark.parametrize("unit", list(Unit))
+def test_an_adversary_who_stops_at_the_peak_wins_too_rarely(unit: Unit) -> None:
+    """Of 3,000 healthy rollouts watched at each of 60 ticks, far fewer than one in ten ever shows V of 10 or more."""
+    chance = random.Random(20_240_517)
+    guard = sequential.fail_spec(unit=unit)
+    false = 0
+    for _ in range(3_000):
+        state = BinaryEProcess()
+        for _ in range(60):
+            events = chance.choice((0, 0, 1, 1, 2, 3))
+            if unit is Unit.CALLER:
+                # The adversary also sets the weight by what it has seen.
+                weight_ppm = 500_000 if state.log_v > 0 else 100_000
+                x = sum(chance.random() * 1_000_000 < weight_ppm for _ in range(events))
+                tick: CallerTick | RequestTick = CallerTick(x=x, y=events - x, weight_ppm=weight_ppm)
+            else:
+                x = sum(place < 20 for place in chance.sample(range(60), events))
+                tick = RequestTick(x=x, y=events - x, n1=20, n0=40)
+            state = sequential.update(state, guard, tick)
+        false += state.ever_reached(0.1)
+    assert 0 < false <= 300
