@@ -281,6 +281,8 @@ class ChangeKind(StrEnum):
     MEANING_DROPPED = "meaning_dropped"
     REORDERED = "reordered"
     REARRANGED = "rearranged"
+    POSITIONS_DROPPED = "positions_dropped"
+    POSITIONS_ADDED = "positions_added"
 
 
 K = ChangeKind
@@ -308,6 +310,8 @@ BREAKS_CALLERS: Mapping[ChangeKind, tuple[bool, bool]] = {
     K.MEANING_DROPPED:    (False, False),
     K.REORDERED:          (True,  True),   # rows sent as lists land in the wrong fields, without an error
     K.REARRANGED:         (False, False),  # the same move where fields are found by name alone
+    K.POSITIONS_DROPPED:  (True,  False),  # somebody sends rows as lists
+    K.POSITIONS_ADDED:    (False, False),
 }  # fmt: skip
 """Kind of change to whether it breaks a caller who knows only the old signature, on the input and output
 side."""
@@ -334,12 +338,25 @@ def compare(old: Signature, new: Signature) -> tuple[Change, ...]:
             subject = f"{side.capitalize()} {values.printable(name)!r}" if name else f"The order of {side}s"
             sentence = f"{subject} {what}."
             changes.append(Change(side=side, field=name, kind=kind, breaks=breaks, sentence=sentence))
+        if side is Side.INPUT and old.positional != new.positional:
+            changes.append(_position_change(allowed=new.positional))
     return tuple(changes)
 
 
 def compatible(old: Signature, new: Signature) -> bool:
     """Whether every caller of `old` can call `new` unchanged, and understands its answers."""
     return not any(change.breaks for change in compare(old, new))
+
+
+def _position_change(*, allowed: bool) -> Change:
+    kind = K.POSITIONS_ADDED if allowed else K.POSITIONS_DROPPED
+    return Change(
+        side=Side.INPUT,
+        field="",
+        kind=kind,
+        breaks=BREAKS_CALLERS[kind][0],
+        sentence=f"Rows may {'now' if allowed else 'no longer'} be sent as lists.",
+    )
 
 
 _Fields = tuple[Field, ...]
@@ -415,7 +432,7 @@ def _interval(field: Field) -> str:
         return f"{field.minimum} and above"
     if field.minimum is None:
         return f"{field.maximum} and below"
-    return f"{field.minimum} to {field.maximum}"
+    return f"{field.minimum}..{field.maximum}"
 
 
 def _category_changes(old: Field, new: Field) -> Iterator[tuple[ChangeKind, str]]:
