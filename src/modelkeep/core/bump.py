@@ -310,7 +310,7 @@ def infer(parent: Facts | None, new: Facts, rules: RuleBook = DEFAULT_RULES) -> 
     same_bytes = any(difference.kind == "content.same" for difference in found)
     if not same_bytes and all(bump is Bump.NONE for bump, _, _ in judged):
         judged.insert(
-            0, (Bump.PATCH, UNPROVEN, "The files are not known to be the same, and versions never change.")
+            0, (Bump.PATCH, UNPROVEN, "The files are not known to be the same; versions never change.")
         )
     reasons = [f"{bump}: {reason}" for bump, _, reason in judged[:REASONS_MAX]]
     if len(judged) > REASONS_MAX:
@@ -390,8 +390,9 @@ def next_version(
         itself, when the verdict is `none` and nothing was asked for: it is the same version.
 
     Raises:
-        VersionExists: the explicit version is taken (build metadata makes no new version), or a number was asked
-            for a version that is its parent in every respect. Details: `semver`; for a taken one, `next_free`.
+        VersionExists: the explicit version is taken (build metadata makes no new version), or a number was
+            asked for a version that is its parent in every respect. Details: `semver`, and `next_free` for a
+            taken one.
         SemverTooLow: less was asked for than was inferred, without a reason. Details: `inferred`, `reasons`.
         InvalidSemver: a number would outgrow its limit.
     """
