@@ -18,14 +18,20 @@ missing_packages() {
 
 install_packages() {
     # Debian starts a server as soon as it is installed; exit status 101 from this hook says "not on this machine".
-    local hook=/usr/sbin/policy-rc.d
-    if [[ ! -e $hook ]]; then
-        trap "rm -f '$hook'" EXIT
+    hook=/usr/sbin/policy-rc.d
+    log=$(mktemp)
+    if [[ -e $hook ]]; then
+        trap 'rm -f "$log"' EXIT
+    else
+        trap 'rm -f "$log" "$hook"' EXIT
         printf '#!/bin/sh\nexit 101\n' >"$hook"
         chmod 755 "$hook"
     fi
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"; } >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        say "apt-get failed; the end of its output stands above"
+    fi
 }
 
 mapfile -t missing < <(missing_packages)
@@ -35,7 +41,7 @@ fi
 
 if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
     say "installing ${missing[*]}"
-    install_packages "${missing[@]}" || say "apt-get failed; its message stands above"
+    install_packages "${missing[@]}"
     mapfile -t missing < <(missing_packages)
 fi
 
