@@ -1,12 +1,15 @@
-"""Exact checks of the e-processes: every small table and tick is enumerated in fractions, nothing is simulated here.
+"""Exact checks of the e-processes: every small table and tick is enumerated in fractions, nothing is
+simulated here.
 
-The simulations are in bench/rollout_statistics.py, whose quick form `test_rollout_statistics` runs.
+The simulations are in bench/rollout_statistics.py; tests/properties/test_sequential_properties.py runs some
+of them.
 """
 
 import itertools
 import json
 import math
 import time
+from collections.abc import Callable
 from fractions import Fraction
 
 import msgspec
@@ -36,6 +39,7 @@ ONES = 1e-12
 def binary(
     odds: float, margin: float, unit: Unit, direction: Direction = Direction.FAIL, start_mass: float = 1.0
 ) -> EProcessSpec:
+    """A process that looks for one effect only."""
     return EProcessSpec(
         odds=(odds,), mass=(1.0,), margin=margin, unit=unit, direction=direction, start_mass=start_mass
     )
@@ -50,6 +54,7 @@ def hypergeometric(n1: int, n0: int, events: int, odds: Fraction) -> dict[int, F
 
 
 def binomial(n: int, p: Fraction) -> dict[int, Fraction]:
+    """The chance of each number of hits."""
     return {k: math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)}
 
 
@@ -81,7 +86,9 @@ def inside(direction: Direction, margin: Fraction) -> list[Fraction]:
 @pytest.mark.req("S7")
 @pytest.mark.parametrize(("odds", "margin"), PAIRS)
 def test_request_evidence_is_fair_on_every_small_table(odds: Fraction, margin: Fraction) -> None:
-    """For all small tables the evidence is worth exactly 1 at the end of the hypothesis, and at most 1 inside."""
+    """For all small tables the evidence is worth exactly 1 at the end of the hypothesis, and at most 1
+    inside.
+    """
     direction = Direction.FAIL if odds > margin else Direction.PASS
     spec = binary(float(odds), float(margin), Unit.REQUEST, direction)
     for n1, n0, events in TABLES:
@@ -113,7 +120,9 @@ def test_caller_evidence_is_fair_for_every_small_number_of_callers(
 
 @pytest.mark.req("S7")
 def test_share_evidence_is_fair_at_both_ends_of_its_tolerance() -> None:
-    """The share of the arms is tested two ways: the evidence is worth at most 1 anywhere within the tolerance."""
+    """The share of the arms is tested two ways: the evidence is worth at most 1 anywhere within the
+    tolerance.
+    """
     spec = sequential.mismatch_spec(tolerance=1.25)
     w = Fraction(1, 10)
     for events in range(1, 9):
@@ -128,10 +137,12 @@ def test_share_evidence_is_fair_at_both_ends_of_its_tolerance() -> None:
 
 @pytest.mark.req("S7")
 @pytest.mark.parametrize("make", [sequential.rate_fail_spec, sequential.rate_pass_spec])
-def test_rate_evidence_is_fair_for_every_small_number_of_trials(make) -> None:  # type: ignore[no-untyped-def] # two factories of one shape
-    """Against an absolute bound the evidence is worth exactly 1 at the bound, and at most 1 within the hypothesis."""
+def test_rate_evidence_is_fair_for_every_small_number_of_trials(make: Callable[..., RateSpec]) -> None:
+    """Against an absolute bound the evidence is worth exactly 1 at the bound, and at most 1 within the
+    hypothesis.
+    """
     bound = Fraction(1, 50)
-    spec: RateSpec = make(bound=float(bound))
+    spec = make(bound=float(bound))
     better = spec.direction is Direction.FAIL
     for n in range(1, 12):
         values = [
@@ -147,7 +158,9 @@ def test_rate_evidence_is_fair_for_every_small_number_of_trials(make) -> None:  
 @pytest.mark.req("S7")
 @pytest.mark.parametrize("unit", list(Unit))
 def test_a_whole_small_rollout_is_worth_one(unit: Unit) -> None:
-    """Over every path of four ticks, with the real grid, the changepoints and a moving weight, V is worth exactly 1."""
+    """Over every path of four ticks, with the real grid, the changepoints and a moving weight, V is worth
+    exactly 1.
+    """
     spec = sequential.fail_spec(unit=unit, margin=1.3)
     r = Fraction(13, 10)
     plan = [(2, 100_000), (0, 100_000), (1, 500_000), (3, 500_000)]
@@ -176,7 +189,9 @@ def test_a_whole_small_rollout_is_worth_one(unit: Unit) -> None:
 
 @pytest.mark.req("S7")
 def test_the_best_time_to_stop_gains_nothing_on_small_rollouts() -> None:
-    """Backward induction: who knows every e-value in advance and stops at the best moment still expects at most 1."""
+    """Backward induction: who knows every e-value in advance and stops at the best moment still expects at
+    most 1.
+    """
     spec = sequential.fail_spec(unit=Unit.CALLER)
     w = Fraction(1, 2)
 
@@ -196,7 +211,7 @@ def test_the_best_time_to_stop_gains_nothing_on_small_rollouts() -> None:
 
 @pytest.mark.req("S7")
 def test_a_tick_without_events_changes_no_bit_of_the_evidence() -> None:
-    """No events, no candidate, no stable, all requests failing, weight 0 or 1: the evidence stays as it was."""
+    """No events, no candidate, no stable, all requests failing, weight 0 or 1: nothing changes."""
     caller, request = sequential.fail_spec(), sequential.fail_spec(unit=Unit.REQUEST)
     state = sequential.update(BinaryEProcess(), caller, CallerTick(x=2, y=1, weight_ppm=100_000))
     silent: list[tuple[EProcessSpec, CallerTick | RequestTick]] = [
@@ -222,7 +237,9 @@ def test_a_tick_without_events_changes_no_bit_of_the_evidence() -> None:
 
 @pytest.mark.req("S7")
 def test_the_prior_over_the_beginning_of_an_effect_sums_to_one() -> None:
-    """The masses given to each tick and the mass not yet given always make one, so no evidence comes from nowhere."""
+    """The masses given to each tick and the mass not yet given always make one, so no evidence comes from
+    nowhere.
+    """
     given = 0.0
     for tick in range(1, 5_000):
         given += sequential._start_prior(tick, 0.5)
@@ -284,7 +301,7 @@ def _log_fraction(value: Fraction) -> float:
     ],
 )
 def test_extreme_counts_stay_finite_and_fast(tick: CallerTick | RequestTick) -> None:
-    """A million or a thousand million events in one tick give finite evidence in well under a second or two."""
+    """A million or a thousand million events in one tick give finite evidence in a second or two."""
     unit = Unit.CALLER if isinstance(tick, CallerTick) else Unit.REQUEST
     started = time.perf_counter()
     state = sequential.update(BinaryEProcess(), sequential.fail_spec(unit=unit), tick)
@@ -295,7 +312,9 @@ def test_extreme_counts_stay_finite_and_fast(tick: CallerTick | RequestTick) -> 
 
 @pytest.mark.req("S7")
 def test_a_bad_candidate_is_seen_and_a_good_one_is_shown() -> None:
-    """Known logs lead to the verdicts they must: rollback for a bad candidate, proof for a good one, never both."""
+    """Known logs lead to the verdicts they must: rollback for a bad candidate, proof for a good one, never
+    both.
+    """
     bad = [CallerTick(x=3, y=2, weight_ppm=100_000)] * 10
     good = [CallerTick(x=1, y=9, weight_ppm=100_000)] * 60
     guard, proof = sequential.fail_spec(), sequential.pass_spec(bound=2.0)
@@ -309,7 +328,9 @@ def test_a_bad_candidate_is_seen_and_a_good_one_is_shown() -> None:
 
 @pytest.mark.req("S7")
 def test_an_alarm_stays_and_a_proof_can_be_lost() -> None:
-    """After a fault that healed the alarm still stands; after a fault that came late the proof no longer holds."""
+    """After a fault that healed the alarm still stands; after a fault that came late the proof no longer
+    holds.
+    """
     guard = sequential.fail_spec()
     healed = sequential.replay(
         guard,
@@ -326,7 +347,9 @@ def test_an_alarm_stays_and_a_proof_can_be_lost() -> None:
 
 @pytest.mark.req("S7")
 def test_a_late_fault_is_seen_soon_after_it_begins() -> None:
-    """A fault after five hundred good ticks needs hardly more events than one at the start: its start is mixed over."""
+    """A fault after five hundred good ticks needs hardly more events than one at the start: its start is
+    mixed over.
+    """
     guard = sequential.fail_spec()
     quiet = [CallerTick(x=i % 10 == 0, y=i % 10 != 0, weight_ppm=100_000) for i in range(500)]
 

@@ -1,4 +1,6 @@
-"""What must hold for the e-processes whatever the counts are: symmetries, replay, splitting, stopping at will."""
+"""What must hold for the e-processes whatever the counts are: symmetries, replay, splitting, stopping at
+will.
+"""
 
 import itertools
 import math
@@ -6,10 +8,12 @@ import random
 from fractions import Fraction
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import rollout_statistics, rollout_worlds, sequential_twin
 from modelkeep.core import sequential
 from modelkeep.core.sequential import (
     BinaryEProcess,
@@ -31,6 +35,7 @@ caller_ticks = st.builds(CallerTick, x=counts, y=counts, weight_ppm=weights_ppm)
 
 @st.composite
 def request_ticks(draw: st.DrawFn, most: int = 300) -> RequestTick:
+    """Any table with at most `most` requests on an arm."""
     n1, n0 = draw(st.integers(0, most)), draw(st.integers(0, most))
     return RequestTick(x=draw(st.integers(0, n1)), y=draw(st.integers(0, n0)), n1=n1, n0=n0)
 
@@ -79,6 +84,7 @@ def mirrored(spec: EProcessSpec) -> EProcessSpec:
 
 
 def swapped(tick: CallerTick | RequestTick) -> CallerTick | RequestTick:
+    """The same counts with the arms exchanged."""
     match tick:
         case CallerTick(x=x, y=y, weight_ppm=weight_ppm):
             return CallerTick(x=y, y=x, weight_ppm=1_000_000 - weight_ppm)
@@ -96,7 +102,9 @@ def close(left: EProcess, right: EProcess) -> bool:
 def test_exchanging_the_arms_turns_fail_into_pass(
     log: tuple[EProcessSpec, list[CallerTick | RequestTick]],
 ) -> None:
-    """The evidence that the candidate is worse is the evidence that stable is better, seen from the other arm."""
+    """The evidence that the candidate is worse is the evidence that stable is better, seen from the other
+    arm.
+    """
     spec, ticks = log
     there = sequential.replay(spec, ticks)
     back = sequential.replay(mirrored(spec), [swapped(tick) for tick in ticks])
@@ -108,7 +116,9 @@ def test_exchanging_the_arms_turns_fail_into_pass(
 def test_a_stored_state_goes_on_bit_for_bit(
     log: tuple[EProcessSpec, list[CallerTick | RequestTick]], cut: int
 ) -> None:
-    """State, spec and ticks stored as JSON in mid-rollout give, when taken up again, the same bits as without a stop."""
+    """State, spec and ticks stored as JSON in mid-rollout give, when taken up again, the same bits as without
+    a stop.
+    """
     spec, ticks = log
     stored = msgspec.json.encode((spec, sequential.replay(spec, ticks[:cut]), ticks[cut:]))
     loaded_spec, state, rest = msgspec.json.decode(
@@ -146,7 +156,9 @@ def test_evidence_is_finite_and_its_peak_never_falls(
 def test_the_order_of_events_within_a_tick_does_not_matter(
     spec: EProcessSpec, weight_ppm: int, arms: list[bool], chance: random.Random
 ) -> None:
-    """With effects from the start on, one tick of many callers is worth what they are worth one by one, in any order."""
+    """With effects from the start on, one tick of many callers is worth what they are worth one by one, in
+    any order.
+    """
     lasting = msgspec.structs.replace(spec, start_mass=1.0)
     shuffled = list(arms)
     chance.shuffle(shuffled)
@@ -165,7 +177,7 @@ def test_the_order_of_events_within_a_tick_does_not_matter(
 def test_splitting_a_tick_keeps_its_evidence_fair(
     spec: EProcessSpec, parts: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    """However a tick is cut into smaller ones, V over all outcomes is worth at most 1 under the hypothesis."""
+    """However a tick is cut into smaller ones, V is worth at most 1 under the hypothesis."""
     ends = {spec.null_odds(d) for d in spec.odds}
     truth = Fraction(data.draw(st.sampled_from(sorted(ends))))
     events = [data.draw(st.integers(0, n1 + n0)) for n1, n0 in parts]
@@ -212,7 +224,9 @@ def test_more_failures_on_the_candidate_are_never_evidence_for_it(tick: RequestT
 @pytest.mark.req("S7")
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=10), st.floats(0.001, 0.9))
 def test_trials_may_be_cut_into_ticks_at_will(pairs: list[tuple[int, int]], bound: float) -> None:
-    """The proof of an absolute bound depends on the sums of trials and failures alone, not on how they were cut."""
+    """The proof of an absolute bound depends on the sums of trials and failures alone, not on how they were
+    cut.
+    """
     proof = sequential.rate_pass_spec(bound=bound)
     ticks = [TrialTick(n=good + bad, k=bad) for good, bad in pairs]
     whole = TrialTick(n=sum(tick.n for tick in ticks), k=sum(tick.k for tick in ticks))
@@ -240,7 +254,9 @@ def test_the_verdict_lies_between_its_largest_part_and_their_sum(
 @pytest.mark.req("S7")
 @pytest.mark.parametrize("unit", list(Unit))
 def test_an_adversary_who_stops_at_the_peak_wins_too_rarely(unit: Unit) -> None:
-    """Of 3,000 healthy rollouts watched at each of 60 ticks, far fewer than one in ten ever shows V of 10 or more."""
+    """Of 3,000 healthy rollouts watched at each of 60 ticks, far fewer than one in ten ever shows V of 10 or
+    more.
+    """
     chance = random.Random(20_240_517)
     guard = sequential.fail_spec(unit=unit)
     false = 0
@@ -259,3 +275,71 @@ def test_an_adversary_who_stops_at_the_peak_wins_too_rarely(unit: Unit) -> None:
             state = sequential.update(state, guard, tick)
         false += state.ever_reached(0.1)
     assert 0 < false <= 300
+
+
+@pytest.mark.req("S7")
+@given(logs)
+def test_the_simulation_judges_as_the_product_does(
+    log: tuple[EProcessSpec, list[CallerTick | RequestTick]],
+) -> None:
+    """The vectorised recursion of the benchmark agrees with the real code within 1e-9, tick by tick."""
+    spec, ticks = log
+    if not ticks:
+        return
+    fields = ("x", "y", "weight_ppm") if spec.unit is Unit.CALLER else ("x", "y", "n1", "n0")
+    columns = [np.array([[getattr(tick, name)] * 2 for tick in ticks]) for name in fields]
+    path, final, peak = sequential_twin.judge(spec, columns)
+    state = BinaryEProcess()
+    for t, tick in enumerate(ticks):
+        state = sequential.update(state, spec, tick)
+        assert path[t] == pytest.approx(state.log_v, rel=1e-9, abs=1e-9)
+    assert final == pytest.approx(state.log_v, rel=1e-9, abs=1e-9)
+    assert peak == pytest.approx(state.max_log_v, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.req("S7")
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=10),
+    st.floats(0.001, 0.5),
+    st.booleans(),
+)
+def test_the_simulation_judges_rates_as_the_product_does(
+    pairs: list[tuple[int, int]], bound: float, alarm: bool
+) -> None:
+    """The same for the absolute bound."""
+    spec = sequential.rate_fail_spec(bound=bound) if alarm else sequential.rate_pass_spec(bound=bound)
+    ticks = [TrialTick(n=good + bad, k=bad) for good, bad in pairs]
+    columns = [np.array([[tick.n] for tick in ticks]), np.array([[tick.k] for tick in ticks])]
+    _, final, peak = sequential_twin.judge(spec, columns)
+    state = sequential.replay_rate(spec, ticks)
+    assert final[0] == pytest.approx(state.log_v, rel=1e-9, abs=1e-9)
+    assert peak[0] == pytest.approx(state.max_log_v, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.req("S7")
+@pytest.mark.long
+@pytest.mark.parametrize("name", rollout_statistics.SUBSET)
+def test_ten_thousand_healthy_rollouts_are_taken_back_too_rarely_to_matter(name: str) -> None:
+    """Over 10,000 healthy rollouts the 99 % upper bound of false rollbacks stays below what is promised."""
+    scenario = next(known for known in rollout_worlds.NULLS if known.name == name)
+    rows = rollout_statistics.null_rows(scenario, runs=10_000, seed=20_240_517)
+    promised = [row for row in rows if row.limit is not None]
+    assert {row.runs for row in rows} == {10_000}
+    assert len(promised) == 4
+    for row in promised:
+        assert row.upper <= rollout_statistics.ALPHA, f"{row.judge}: {row.fired} of {row.runs}"
+    naive = next(row for row in rows if row.judge.startswith("z-test"))
+    assert naive.fired > 5 * max(row.fired for row in promised)
+
+
+@pytest.mark.req("S7")
+def test_the_simulation_counts_a_broken_promise_as_one() -> None:
+    """Its own verdict works both ways: too many false rollbacks fail it, few do not, whatever the number of
+    runs.
+    """
+    row = rollout_statistics.Row
+    assert row(scenario="", judge="", limit=0.01, fired=90, runs=10_000).broken
+    assert not row(scenario="", judge="", limit=0.01, fired=60, runs=10_000).broken
+    assert row(scenario="", judge="", limit=0.01, fired=30, runs=1_000).broken
+    assert not row(scenario="", judge="", limit=0.01, fired=12, runs=1_000).broken
+    assert not row(scenario="", judge="", limit=None, fired=1_000, runs=1_000).broken

@@ -111,7 +111,7 @@ def trials_to_pass(spec: RateSpec, beta: float) -> int | None:
 
 
 def _events_until(spec: EProcessSpec, odds_ratio: float, w: float, needed: float) -> float | None:
-    """Expected events until `needed` for the quickest member of the grid; None where none of them ever grows."""
+    """Expected events until `needed` for the quickest member of the grid; None where none ever grows."""
     q = w * odds_ratio / (1 - w + w * odds_ratio)
     best: float | None = None
     for mass, d in zip(spec.mass, spec.odds, strict=True):

@@ -15,8 +15,7 @@ _TERM_MIN = 2.0**-70
 
 
 class Margins:
-    """The margins of a two-by-two table, and the noncentral hypergeometric law that they leave to its first
-    cell.
+    """The margins of a two-by-two table, and the law that they leave to its first cell.
 
     The sums run outwards from the mode by ratios of neighbouring terms, so nothing overflows, no factorial is
     taken, and the cost grows with the spread of the law (at most about the square root of the events), not

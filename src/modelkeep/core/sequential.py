@@ -5,12 +5,12 @@ at every time at which one may choose to stop. Ville (1939): the chance that it 
 hypothesis is at most alpha. So a rollout may be watched all the time, its weights may change, and the bound
 holds for the whole of it.
 
-    what a large V says                       spec              tick                      hypothesis
-    the candidate fails more often            fail_spec         CallerTick, RequestTick   odds ratio <= margin
-    the candidate is not much worse           pass_spec         CallerTick, RequestTick   odds ratio >= bound
-    the arms do not get their shares          mismatch_spec     CallerTick                odds ratio near 1
-    the candidate fails more than allowed     rate_fail_spec    TrialTick                 failure rate <= bound
-    the candidate fails less than allowed     rate_pass_spec    TrialTick                 failure rate >= bound
+    what a large V says                    spec            tick                     hypothesis
+    the candidate fails more often         fail_spec       CallerTick, RequestTick  odds ratio <= margin
+    the candidate is not much worse        pass_spec       CallerTick, RequestTick  odds ratio >= bound
+    the arms do not get their shares       mismatch_spec   CallerTick               odds ratio near 1
+    the candidate fails more than allowed  rate_fail_spec  TrialTick                failure rate <= bound
+    the candidate fails less than allowed  rate_pass_spec  TrialTick                failure rate >= bound
 
 Specs, ticks and states are frozen values that survive JSON without losing a bit, so whoever has the log of
 ticks can recompute each verdict (`replay`). This file does not count, does not read a clock, and does not
@@ -41,9 +41,7 @@ GRID_MAX = 64
 METRICS_MAX = 32
 """Metrics of one rollout; each has its share of one alpha."""
 COUNT_MAX = 1_000_000_000
-"""Of anything in one tick. A tick with a thousand million requests takes seconds; count in shorter ticks
-instead.
-"""
+"""Of anything in one tick; one that large takes a second. Whoever counts more counts in shorter ticks."""
 ODDS_MAX = 1e6
 """Odds ratios, either way: beyond it an effect is as good as infinite and the sums lose their meaning."""
 MASS_SLACK = 1e-9
@@ -62,17 +60,14 @@ class Direction(StrEnum):
 
 
 class Unit(StrEnum):
-    """The independent draw. It must be what the router draws: callers where they stick to an arm, else
-    requests.
-    """
+    """The independent draw, which is the router's: callers where they stick to an arm, else requests."""
 
     CALLER = "caller"
     REQUEST = "request"
 
 
 class CallerTick(Struct, frozen=True, kw_only=True, tag="caller"):
-    """Callers counted once each, at their first event in this rollout, on the arm that had them at that
-    moment.
+    """Callers, counted once each: at their first event in this rollout, on the arm that they were on.
 
     `x` on the candidate, `y` on stable; `weight_ppm` is the candidate's assigned share at that time. A weight
     that changes ends the tick. For the share of the arms, the event is the caller's first request.
@@ -160,9 +155,7 @@ class EProcessSpec(Struct, frozen=True, kw_only=True):
 
 
 class RateSpec(Struct, frozen=True, kw_only=True):
-    """What a `MeanEProcess` looks for: failure rates beyond an absolute `bound` (see `EProcessSpec` for the
-    rest).
-    """
+    """What a `MeanEProcess` looks for: failure rates beyond `bound`; the rest is as in `EProcessSpec`."""
 
     rates: tuple[float, ...]
     mass: tuple[float, ...]
@@ -484,16 +477,12 @@ def _mixed(state: State, mass: Sequence[float], start_mass: float, log_e: tuple[
 
 
 def _unused_prior(tick: int, start_mass: float) -> float:
-    """Prior mass on effects that begin after `tick`: (1 - s) log 2 / log(tick + 1). A closed form, so none is
-    stored.
-    """
+    """Prior mass on effects that begin after `tick`: (1 - s) log 2 / log(tick + 1)."""
     return (1 - start_mass) * math.log(2) / math.log(tick + 1)
 
 
 def _start_prior(tick: int, start_mass: float) -> float:
-    """Prior mass on an effect that begins at `tick`: s at the first, then what `_unused_prior` loses, ~ 1/(t
-    log^2 t).
-    """
+    """Prior mass on an effect that begins at `tick`: s at first, then the fall of `_unused_prior`."""
     if tick == 1:
         return start_mass
     return (1 - start_mass) * math.log(2) * math.log1p(1 / tick) / (math.log(tick) * math.log(tick + 1))
@@ -566,8 +555,7 @@ def combine(
     rule: Rule = Rule.UNION,
     before: Combined | None = None,
 ) -> Combined:
-    """One verdict over all metrics and all steps: on healthy rollouts it says rollback at most `alpha` of the
-    time.
+    """One verdict over all metrics and steps: it takes back at most the share `alpha` of healthy rollouts.
 
     `omega` are the metrics' shares of alpha and sum to 1 (or less). A metric with a share and no state yet
     counts as one without evidence. MEAN needs the verdict of the tick `before`, for the largest V so far;
