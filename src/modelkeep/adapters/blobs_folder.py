@@ -1,0 +1,222 @@
+"""Blobs in a folder of the local disk: one file per blob, named by its digest, put there whole in one step.
+
+Uploads are taken in by `blobs_spool`. What this file does not do: decide who may read what, or which blobs
+are still needed; and it trusts nobody else to write in its folder (a link planted there is refused, not
+followed).
+
+Why a commit replaces what lies under the same name: both have the same digest, and the new bytes have just
+been proved, so the old ones are either equal, or damaged and thereby healed. Readers of the old file keep it
+to the end.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Generator, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from modelkeep.adapters.blobs_spool import UploadSpool, disk_errors, open_folder, read_range, verified
+from modelkeep.core import errors, values
+from modelkeep.core.values import Digest
+from modelkeep.ports import BlobInfo, StoredBlob, check_range, no_such_blob
+
+_SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
+_REST = re.compile(r"[0-9a-f]{62}", re.ASCII)
+
+
+# The folder, drawn:
+#
+#     <root>/sha256/ab/<62 hex>     a blob; `ab` and the 62 are the digest's 64 hexadecimal digits
+#     <root>/uploads/...            what has not been committed, see `blobs_spool`
+#
+# 256 folders keep each of them small at a million blobs. Files are 0600, folders 0700.
+
+
+def _place(digest: Digest) -> tuple[str, str]:
+    """The folder below `sha256/`, and the name in it. The only function that makes a path out of a digest."""
+    text = values.check_digest(digest).removeprefix("sha256:")
+    return text[:2], text[2:]
+
+
+class FolderBlobs:
+    """The `BlobStore` of one machine. Work goes through open descriptors, so the folder may be renamed under
+    it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Open the folder, making it where it is missing.
+
+        Raises:
+            BlobsUnavailable: it cannot be made or opened.
+        """
+        self._root = Path(root)
+        root_fd = open_folder(self._root.resolve())  # the operator may have linked the root itself elsewhere
+        try:
+            self._fd = open_folder("sha256", root_fd)
+        finally:
+            os.close(root_fd)
+        self._spool = UploadSpool(self._root / "uploads")
+
+    def close(self) -> None:
+        """See `BlobStore.close`."""
+        self._spool.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def begin(self, upload_id: str, size_bytes: int | None = None) -> int:
+        """See `BlobStore.begin`."""
+        return self._spool.begin(upload_id, size_bytes)
+
+    def append(self, upload_id: str, offset: int, chunks: Iterable[bytes]) -> int:
+        """See `BlobStore.append`."""
+        return self._spool.append(upload_id, offset, chunks)
+
+    def status(self, upload_id: str) -> int:
+        """See `BlobStore.status`."""
+        return self._spool.status(upload_id)
+
+    def cancel(self, upload_id: str) -> None:
+        """See `BlobStore.cancel`."""
+        self._spool.cancel(upload_id)
+
+    def sweep_uploads(self, older_than: datetime) -> int:
+        """See `BlobStore.sweep_uploads`."""
+        return self._spool.sweep(older_than)
+
+    def commit(self, upload_id: str, expected: Digest) -> BlobInfo:
+        """See `BlobStore.commit`."""
+        shard, name = _place(expected)
+        try:
+            with self._spool.sealed(upload_id, expected) as (fd, size):
+                self._make_durable(upload_id, fd)
+                with disk_errors(f"store {expected}"), _opened(open_folder(shard, self._fd)) as shard_fd:
+                    self._spool.move(upload_id, fd, name, shard_fd)
+                    os.fsync(shard_fd)
+                return BlobInfo(digest=expected, size_bytes=size)
+        except errors.BlobNotFound:  # committed before, and the answer was lost?
+            found = self.stat(expected)
+            if found is None:
+                raise
+            return found
+
+    def _make_durable(self, upload_id: str, fd: int) -> None:
+        try:
+            with disk_errors("store the file safely (begin the upload again)"):
+                os.fsync(fd)
+        except errors.Unavailable:
+            # The kernel forgets what it failed to write, so a second fsync would claim success: the bytes are
+            # lost.
+            self._spool.cancel(upload_id)
+            raise
+
+    def stat(self, digest: Digest) -> BlobInfo | None:
+        """See `BlobStore.stat`."""
+        shard, name = _place(digest)
+        with disk_errors(f"look for {digest}"):
+            try:
+                with _opened(self._shard(shard)) as shard_fd:
+                    found = os.stat(name, dir_fd=shard_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+        return BlobInfo(digest=digest, size_bytes=found.st_size) if stat.S_ISREG(found.st_mode) else None
+
+    def open(
+        self, digest: Digest, offset: int = 0, length: int | None = None
+    ) -> Generator[bytes, None, None]:
+        """See `BlobStore.open`."""
+        chunks = self._read(digest, offset, length)
+        next(
+            chunks
+        )  # opens the file now, so that errors come from this call, and the file is closed in any case
+        return chunks
+
+    def open_verified(self, digest: Digest) -> Generator[bytes, None, None]:
+        """See `BlobStore.open_verified`."""
+        return verified(
+            self.open(digest), digest, "the stored file is damaged, restore it or upload it again"
+        )
+
+    def verify(self, digest: Digest) -> BlobInfo:
+        """See `BlobStore.verify`."""
+        return BlobInfo(digest=digest, size_bytes=sum(map(len, self.open_verified(digest))))
+
+    def iterate(self) -> Iterator[StoredBlob]:
+        """See `BlobStore.iterate`. Holds the names of one shard at a time."""
+        with disk_errors("list the stored files"):
+            shards = sorted(filter(_SHARD.fullmatch, os.listdir(self._fd)))
+        for shard in shards:
+            with disk_errors("list the stored files"), _opened(self._shard(shard)) as shard_fd:
+                found = [self._stored(shard, name, shard_fd) for name in sorted(os.listdir(shard_fd))]
+            yield from filter(None, found)
+
+    @staticmethod
+    def _stored(shard: str, name: str, shard_fd: int) -> StoredBlob | None:
+        """The blob behind a name; None for what is no blob, or is gone by now."""
+        if not _REST.fullmatch(name):
+            return None
+        try:
+            found = os.stat(name, dir_fd=shard_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        modified_at = datetime.fromtimestamp(found.st_mtime, UTC)
+        return StoredBlob(
+            digest=Digest(f"sha256:{shard}{name}"), size_bytes=found.st_size, modified_at=modified_at
+        )
+
+    def delete(self, digest: Digest) -> bool:
+        """See `BlobStore.delete`."""
+        shard, name = _place(digest)
+        with disk_errors(f"delete {digest}"):
+            try:
+                with _opened(self._shard(shard)) as shard_fd:
+                    os.unlink(name, dir_fd=shard_fd)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def local_path(self, digest: Digest) -> Path:
+        """See `BlobStore.local_path`."""
+        if self.stat(digest) is None:
+            raise no_such_blob(digest)
+        return self._root.joinpath("sha256", *_place(digest))
+
+    def _shard(self, shard: str) -> int:
+        return os.open(shard, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+
+    def _read(self, digest: Digest, offset: int, length: int | None) -> Generator[bytes, None, None]:
+        """Yield one empty chunk when the file is open, then its bytes."""
+        shard, name = _place(digest)
+        with disk_errors(f"read {digest}"):
+            try:
+                with _opened(self._shard(shard)) as shard_fd:
+                    # Without O_NONBLOCK a pipe planted under the name would hold the reader for ever.
+                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+                    file_fd = os.open(name, flags, dir_fd=shard_fd)
+            except FileNotFoundError:
+                raise no_such_blob(digest) from None
+            except OSError as problem:
+                if problem.errno == errno.ELOOP:
+                    raise no_such_blob(digest) from problem
+                raise
+            with _opened(file_fd) as fd:
+                found = os.fstat(fd)
+                if not stat.S_ISREG(found.st_mode):
+                    raise no_such_blob(digest)
+                end = check_range(found.st_size, offset, length)
+                yield b""
+                yield from read_range(fd, offset, end)
+
+
+@contextlib.contextmanager
+def _opened(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,527 @@
+"""Upload sessions on a local disk: bytes arrive in pieces, are hashed beside the writing, and outlive the
+process.
+
+The folder store and the S3 store both take uploads in through this spool; they differ in where a finished
+upload goes. What this file does not do: keep blobs, or know what a blob's final place looks like.
+
+Why a session needs no record of its own: the length of its file is its offset. A process that dies, or a
+write that fails half way, leaves a file whose length is true, and that is where the sender goes on.
+
+Why the hash follows the file instead of the stream: a second thread reads back (from the page cache) what the
+first has written, so writing and hashing each have a core, the queue between them is the file itself and
+takes no memory, and what is hashed is what was stored. The state of a hash cannot be written down, so after a
+restart the same follower begins at the first byte again, in a stream, while new bytes arrive; `sealed` hashes
+whatever is left.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from modelkeep.core import errors
+from modelkeep.core.values import Digest
+from modelkeep.ports import (
+    BLOB_MAX_BYTES,
+    check_size,
+    check_upload_id,
+    no_such_upload,
+    wrong_digest,
+    wrong_offset,
+)
+
+# Limits of the spool; each with the reason for its size.
+WRITE_BYTES = 1024 * 1024
+"""Bytes of one write: large enough that the calls cost nothing, small enough to stay in a processor's cache.
+"""
+WRITE_PIECES = 512
+"""Pieces of one gathered write; the kernel takes 1,024."""
+SETTLE_BYTES = 8 * 1024 * 1024
+"""Bytes after which the kernel is told to begin writing them to the disk, so that the final fsync finds
+little to do.
+"""
+READ_BYTES = 1024 * 1024
+"""Bytes of one read, and so of a chunk that is handed out."""
+FOLLOW_BYTES = 4 * 1024 * 1024
+"""Bytes that wait unhashed before a second thread is worth its start; smaller uploads are hashed when sealed.
+"""
+HASHES_KEPT = 1_024
+"""Sessions whose hash is kept in memory; an older one is hashed from its file again, which is slower and no
+less true.
+"""
+LOCK_WAIT_S = 5.0
+"""How long a request waits for another one on the same session: a broken connection is noticed within that.
+"""
+LOCK_POLL_S = 0.02
+"""How often it looks."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PART = re.compile(r"([a-z0-9_]{1,64})\.part", re.ASCII)
+_SIZE = re.compile(r"([a-z0-9_]{1,64})\.size", re.ASCII)
+
+
+class UploadSpool:
+    """The open sessions of one folder. Safe for threads, and for several processes on one local disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder, making it where it is missing.
+
+        Raises:
+            BlobsUnavailable: it cannot be made or opened, or is a symbolic link.
+        """
+        self._folder = folder
+        self._fd = open_folder(folder)
+        self._hashes: OrderedDict[str, _RunningHash] = OrderedDict()
+        self._hashes_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the folder; the sessions stay in it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # The folder, drawn:
+    #
+    #     <folder>/<upload id>.part     the bytes that have come; is there as long as the session is open
+    #     <folder>/<upload id>.size     the declared size in decimal, if there is one; written before the part
+    #
+    # Ids are made by the server and checked by `check_upload_id`, so they hold nothing that means something
+    # in a path.
+
+    @staticmethod
+    def _part(upload_id: str) -> str:
+        return f"{upload_id}.part"
+
+    @staticmethod
+    def _size(upload_id: str) -> str:
+        return f"{upload_id}.size"
+
+    def begin(self, upload_id: str, size_bytes: int | None = None) -> int:
+        """Open a session, or find it open. See `BlobStore.begin`."""
+        check_upload_id(upload_id)
+        check_size(size_bytes)
+        with disk_errors(f"open upload {upload_id}"):
+            found = self._length(upload_id)
+            if found is None:
+                self._check_room(size_bytes or 0)
+                self._forget(upload_id)
+                try:
+                    self._create(upload_id, size_bytes)
+                    return 0
+                except FileExistsError:  # the same request, sent twice at once
+                    found = self._length(upload_id) or 0
+                except OSError:
+                    self.cancel(upload_id)
+                    raise
+            if self._declared(upload_id) != size_bytes:
+                raise errors.IdempotencyMismatch(
+                    f"Upload {upload_id} is open with another size; begin another upload.",
+                    upload_id=upload_id,
+                )
+            return found
+
+    def append(self, upload_id: str, offset: int, chunks: Iterable[bytes]) -> int:
+        """Add bytes at the end of a session. See `BlobStore.append`."""
+        check_upload_id(upload_id)
+        with self._held(upload_id) as fd:
+            end = os.fstat(fd).st_size
+            if offset != end:
+                raise wrong_offset(upload_id, end)
+            limit = self._declared(upload_id)
+            with _Follower(fd, self._hash(upload_id)) as follower:
+                gatherer = _Gatherer(upload_id, fd, end, BLOB_MAX_BYTES if limit is None else limit, follower)
+                try:
+                    for chunk in chunks:
+                        gatherer.add(chunk)
+                finally:  # what came before the connection broke is kept
+                    gatherer.flush()
+            return gatherer.offset
+
+    def status(self, upload_id: str) -> int:
+        """Say how many bytes a session has. See `BlobStore.status`."""
+        check_upload_id(upload_id)
+        with disk_errors(f"read upload {upload_id}"):
+            length = self._length(upload_id)
+        if length is None:
+            raise no_such_upload(upload_id)
+        return length
+
+    @contextlib.contextmanager
+    def sealed(self, upload_id: str, expected: Digest) -> Iterator[tuple[int, int]]:
+        """Hold a session whose bytes are all there and have the digest they should have.
+
+        Returns:
+            Its open file, and its size in bytes. Whoever holds it decides what becomes of it: `move` or
+                `cancel`; if they do neither, the session stays open.
+
+        Raises:
+            BlobNotFound, Overloaded: not open; written by another request.
+            OffsetMismatch: bytes are missing; the session stays.
+            DigestMismatch: other bytes than promised; the session is cancelled.
+        """
+        check_upload_id(upload_id)
+        with self._held(upload_id) as fd:
+            size = os.fstat(fd).st_size
+            declared = self._declared(upload_id)
+            if declared is not None and size != declared:
+                raise wrong_offset(upload_id, size)
+            running = self._hash(upload_id)
+            with disk_errors(f"read upload {upload_id}"):
+                running.advance(fd, size, memoryview(bytearray(READ_BYTES)))
+            actual = running.digest()
+            if running.offset != size or actual != expected:
+                self.cancel(upload_id)
+                raise wrong_digest(expected, actual, "the upload was discarded, send the file again")
+            yield fd, size
+
+    def move(self, upload_id: str, fd: int, name: str, folder_fd: int) -> None:
+        """Give a sealed session's file its final name, in one step, in place of what may be there under that
+        name.
+
+        Raises:
+            BlobNotFound: the session was cancelled meanwhile.
+            OSError: the disk refused.
+        """
+        if not self._is_still(upload_id, fd):
+            raise no_such_upload(upload_id)
+        os.rename(self._part(upload_id), name, src_dir_fd=self._fd, dst_dir_fd=folder_fd)
+        self.cancel(upload_id)
+
+    def cancel(self, upload_id: str) -> None:
+        """Close a session and give its room back. See `BlobStore.cancel`."""
+        check_upload_id(upload_id)
+        self._forget(upload_id)
+        with disk_errors(f"cancel upload {upload_id}"):
+            for name in (self._part(upload_id), self._size(upload_id)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=self._fd)
+
+    def sweep(self, older_than: datetime) -> int:
+        """Cancel sessions that nobody has written to since. See `BlobStore.sweep_uploads`."""
+        swept = 0
+        with disk_errors("sweep the uploads"):
+            for name in os.listdir(self._fd):
+                part, size = _PART.fullmatch(name), _SIZE.fullmatch(name)
+                if part and self._is_older(name, older_than):
+                    with (
+                        contextlib.suppress(errors.Overloaded, errors.BlobNotFound),
+                        self._held(part[1], wait_s=0),
+                    ):
+                        self.cancel(part[1])
+                        swept += 1
+                elif size and self._is_older(name, older_than) and self._length(size[1]) is None:
+                    os.unlink(name, dir_fd=self._fd)  # left by a crash between the two files of a session
+        return swept
+
+    def _is_older(self, name: str, when: datetime) -> bool:
+        try:
+            found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        # What is no plain file is none of ours, and stays for somebody to look at.
+        return stat.S_ISREG(found.st_mode) and datetime.fromtimestamp(found.st_mtime, UTC) < when
+
+    def _length(self, upload_id: str) -> int | None:
+        try:
+            found = os.stat(self._part(upload_id), dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.ELOOP, "not a plain file", self._part(upload_id))
+        return found.st_size
+
+    def _create(self, upload_id: str, size_bytes: int | None) -> None:
+        if size_bytes is not None:
+            fd = os.open(self._size(upload_id), _CREATE | os.O_TRUNC, 0o600, dir_fd=self._fd)
+            with open(fd, "w", encoding="ascii") as file:
+                file.write(str(size_bytes))
+        os.close(os.open(self._part(upload_id), _CREATE | os.O_EXCL, 0o600, dir_fd=self._fd))
+
+    def _declared(self, upload_id: str) -> int | None:
+        try:
+            fd = os.open(self._size(upload_id), os.O_RDONLY | _PLAIN, dir_fd=self._fd)
+        except FileNotFoundError:
+            return None
+        with open(fd, encoding="ascii") as file:
+            text = file.read(32)
+        return int(text) if text.isdigit() else None
+
+    def _check_room(self, size_bytes: int) -> None:
+        found = os.fstatvfs(self._fd)
+        free = found.f_bavail * found.f_frsize
+        if size_bytes > free:
+            raise errors.StorageFull(
+                f"The upload needs {size_bytes:,} bytes and the disk has {free:,} left; make room and retry.",
+                needed_bytes=size_bytes,
+                free_bytes=free,
+            )
+
+    @contextlib.contextmanager
+    def _held(self, upload_id: str, wait_s: float = LOCK_WAIT_S) -> Iterator[int]:
+        """Open a session's file and lock it against every other writer; the kernel unlocks it if the process
+        dies.
+        """
+        deadline = time.monotonic() + wait_s
+        with disk_errors(f"open upload {upload_id}"):
+            try:
+                fd = os.open(self._part(upload_id), os.O_RDWR | _PLAIN, dir_fd=self._fd)
+            except FileNotFoundError:
+                raise no_such_upload(upload_id) from None
+        try:
+            while not _try_lock(fd):
+                if time.monotonic() >= deadline:
+                    raise errors.Overloaded(
+                        f"Another request is still writing upload {upload_id}; try again in a moment.",
+                        upload_id=upload_id,
+                    )
+                time.sleep(LOCK_POLL_S)
+            # Whoever held the lock may have committed: then this file is a blob by now, and must not be
+            # touched.
+            if not self._is_still(upload_id, fd):
+                raise no_such_upload(upload_id)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _is_still(self, upload_id: str, fd: int) -> bool:
+        try:
+            named = os.stat(self._part(upload_id), dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(fd))
+
+    def _hash(self, upload_id: str) -> "_RunningHash":
+        with self._hashes_lock:
+            running = self._hashes.setdefault(upload_id, _RunningHash())
+            self._hashes.move_to_end(upload_id)
+            if len(self._hashes) > HASHES_KEPT:
+                self._hashes.popitem(last=False)
+            return running
+
+    def _forget(self, upload_id: str) -> None:
+        with self._hashes_lock:
+            self._hashes.pop(upload_id, None)
+
+
+class _RunningHash:
+    """The hash of the first `offset` bytes of a file."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self._sha256 = hashlib.sha256()
+
+    def digest(self) -> Digest:
+        return Digest(f"sha256:{self._sha256.hexdigest()}")
+
+    def advance(self, fd: int, until: int, buffer: memoryview) -> None:
+        """Hash on from where it is to `until`, or to the end of the file.
+
+        Args:
+            buffer: room to read into, so that it is asked for once.
+
+        Raises:
+            OSError: the file cannot be read; the hash is true for the bytes up to `offset`.
+        """
+        while self.offset < until:
+            count = os.preadv(fd, [buffer[: until - self.offset]], self.offset)
+            if count == 0:
+                return
+            self._sha256.update(buffer[:count])
+            self.offset += count
+
+
+class _Follower:
+    """Hashes a file in a second thread while the first is still writing it; at the end it stops midway."""
+
+    def __init__(self, fd: int, running: _RunningHash) -> None:
+        self._fd = fd
+        self._running = running
+        self._written = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "_Follower":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is not None:
+            with self._changed:
+                self._stopped = True
+                self._changed.notify()
+            self._thread.join()
+
+    def wrote(self, offset: int) -> None:
+        """Say how far the file is written."""
+        with self._changed:
+            self._written = offset
+            self._changed.notify()
+        if self._thread is None and offset - self._running.offset >= FOLLOW_BYTES:
+            self._thread = threading.Thread(target=self._follow, name="modelkeep-hash", daemon=True)
+            self._thread.start()
+
+    def _follow(self) -> None:
+        buffer = memoryview(bytearray(READ_BYTES))
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._written > self._running.offset)
+                if self._stopped:
+                    return
+                until = min(self._written, self._running.offset + READ_BYTES)
+            try:
+                self._running.advance(self._fd, until, buffer)
+            except OSError:
+                return  # `sealed` reads on from the same place, and reports what it meets there
+
+
+class _Gatherer:
+    """Gathers chunks of any size into writes of about `WRITE_BYTES`, and keeps count of what the file really
+    has.
+    """
+
+    def __init__(self, upload_id: str, fd: int, offset: int, limit: int, follower: _Follower) -> None:
+        self.offset = offset
+        self._upload_id = upload_id
+        self._fd = fd
+        self._limit = limit
+        self._follower = follower
+        self._pieces: list[memoryview] = []
+        self._waiting = 0
+        self._settled = offset
+
+    def add(self, chunk: bytes) -> None:
+        """Take a chunk; write when enough has come together.
+
+        Raises:
+            LimitExceeded: with this chunk the upload would be longer than it may be; the chunk is not taken.
+            StorageFull, BlobsUnavailable: the disk refused; `offset` says how far it came.
+            BlobNotFound: the session was cancelled meanwhile.
+        """
+        if self.offset + self._waiting + len(chunk) > self._limit:
+            raise errors.LimitExceeded(
+                f"Upload {self._upload_id} was to have {self._limit:,} bytes at most, and more came; "
+                "cancel it and begin again with the right size.",
+                upload_id=self._upload_id,
+                limit=self._limit,
+            )
+        whole = memoryview(chunk)
+        for start in range(0, len(whole), WRITE_BYTES):
+            piece = whole[start : start + WRITE_BYTES]
+            self._pieces.append(piece)
+            self._waiting += len(piece)
+            if self._waiting >= WRITE_BYTES or len(self._pieces) >= WRITE_PIECES:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what has come together. Raises as `add` does."""
+        pieces, self._pieces, self._waiting = self._pieces, [], 0
+        if not pieces:
+            return
+        if os.fstat(self._fd).st_nlink == 0:  # no name any more: stop filling the disk for nobody
+            raise no_such_upload(self._upload_id)
+        with disk_errors(f"write upload {self._upload_id}"):
+            while pieces:
+                count = os.pwritev(self._fd, pieces, self.offset)
+                self.offset += count
+                while pieces and count >= len(pieces[0]):
+                    count -= len(pieces.pop(0))
+                if pieces:
+                    pieces[0] = pieces[0][count:]
+            if self.offset - self._settled >= SETTLE_BYTES:
+                # Pages not yet written out are not dropped by this: the advice only starts their way to the
+                # disk.
+                length = self.offset - self._settled
+                os.posix_fadvise(self._fd, self._settled, length, os.POSIX_FADV_DONTNEED)
+                self._settled = self.offset
+        self._follower.wrote(self.offset)
+
+
+_PLAIN = os.O_NOFOLLOW | os.O_CLOEXEC
+"""How every file is opened: a symbolic link that somebody planted is an error and never followed."""
+_CREATE = os.O_WRONLY | os.O_CREAT | _PLAIN
+
+
+def open_folder(path: Path | str, parent_fd: int | None = None) -> int:
+    """Open a folder to work in by its descriptor, making it (0700) where it is missing; never through a link.
+
+    Raises:
+        BlobsUnavailable: it cannot be made or opened, or is something else than a folder.
+    """
+    with disk_errors(f"open the folder {path}"):
+        try:
+            if parent_fd is None:
+                Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.mkdir(path, 0o700, dir_fd=parent_fd)
+        except FileExistsError:
+            pass
+        else:
+            if parent_fd is not None:
+                os.fsync(parent_fd)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | _PLAIN, dir_fd=parent_fd)
+
+
+@contextlib.contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn what the disk says into words a person can act on.
+
+    Raises:
+        StorageFull: no room, over quota, or over the process's file size limit.
+        BlobsUnavailable: any other refusal: read-only, not allowed, gone, damaged, or a link where none
+            belongs.
+    """
+    try:
+        yield
+    except OSError as problem:
+        reason = os.strerror(problem.errno) if problem.errno else str(problem)
+        if problem.errno in _FULL:
+            raise errors.StorageFull(
+                f"Could not {doing}: {reason}. Make room or cancel uploads, then try again."
+            ) from problem
+        raise errors.BlobsUnavailable(
+            f"Could not {doing}: {reason}. Check that the folder is mounted, writable and this user's own."
+        ) from problem
+
+
+def read_range(fd: int, start: int, end: int) -> Generator[bytes, None, None]:
+    """Read an open file from `start` to `end` in chunks; `fd` stays the caller's."""
+    while start < end:
+        chunk = os.pread(fd, min(READ_BYTES, end - start), start)
+        if not chunk:
+            return  # cut off since its size was taken; a verified read tells
+        yield chunk
+        start += len(chunk)
+
+
+def verified(chunks: Iterable[bytes], expected: Digest, advice: str) -> Generator[bytes, None, None]:
+    """Hand chunks through and hash them.
+
+    Raises:
+        DigestMismatch: after the last chunk, if they were not the bytes that `expected` names.
+    """
+    sha256 = hashlib.sha256()
+    for chunk in chunks:
+        sha256.update(chunk)
+        yield chunk
+    actual = Digest(f"sha256:{sha256.hexdigest()}")
+    if actual != expected:
+        raise wrong_digest(expected, actual, advice)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
