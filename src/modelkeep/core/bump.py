@@ -291,7 +291,7 @@ class BumpVerdict(Struct, frozen=True, kw_only=True):
 UNNAMED = "no-rule"
 """Stands in `rules_applied` for a difference that no rule names: major, since nobody said that it is less."""
 UNPROVEN = "files-not-the-same"
-"""Stands in `rules_applied` where rules wave every difference through, but the files are not shown to be equal."""
+"""Stands in `rules_applied` where rules wave all through, but the files are not shown to be equal."""
 
 
 def infer(parent: Facts | None, new: Facts, rules: RuleBook = DEFAULT_RULES) -> BumpVerdict:

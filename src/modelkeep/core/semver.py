@@ -8,7 +8,6 @@ means (that is `core/bump.py`) nor which versions exist.
 import re
 from collections.abc import Iterable
 from enum import StrEnum
-from functools import total_ordering
 from typing import assert_never
 
 from msgspec import Struct
@@ -55,7 +54,6 @@ class Bump(StrEnum):
 _BUMP_RANKS = {bump: rank for rank, bump in enumerate(Bump)}
 
 
-@total_ordering
 class SemVer(Struct, frozen=True):
     """One version. `<` is a total order: precedence, and among equals the build metadata as text."""
 
@@ -70,8 +68,22 @@ class SemVer(Struct, frozen=True):
         build = f"+{'.'.join(self.build)}" if self.build else ""
         return f"{self.major}.{self.minor}.{self.patch}{pre}{build}"
 
+    # All four are written out: functools.total_ordering takes the ones that Struct has by default for ours.
     def __lt__(self, other: "SemVer") -> bool:
-        return (sort_key(self), self.build) < (sort_key(other), other.build)
+        return self._place < other._place
+
+    def __le__(self, other: "SemVer") -> bool:
+        return self._place <= other._place
+
+    def __gt__(self, other: "SemVer") -> bool:
+        return self._place > other._place
+
+    def __ge__(self, other: "SemVer") -> bool:
+        return self._place >= other._place
+
+    @property
+    def _place(self) -> tuple[str, tuple[str, ...]]:
+        return sort_key(self), self.build
 
     @property
     def triple(self) -> tuple[int, int, int]:
@@ -350,7 +362,9 @@ def _parse_partial(body: str, whole: str) -> tuple[int, SemVer]:
     given = next((place for place, part in enumerate(parts) if part in _WILD), len(parts))
     partial = given < len(parts) or len(parts) < 3
     if len(parts) > 3 or any(part not in _WILD for part in parts[given:]) or (partial and core != body):
-        raise _invalid(whole, f"has the term {body[:40]!r}; write for example ^2.1, 2.1.x or >=1.2 <2")
+        raise _invalid(
+            whole, f"has the term {body[:40]!r}, not a version; write for example ^2.1, 2.1.x or >=1.2 <2"
+        )
     try:
         version = parse(".".join([*parts[:given], "0", "0", "0"][:3]) if partial else body)
     except errors.InvalidSemver as problem:
