@@ -1,0 +1,16 @@
+"""What Alembic runs for each migration, on the connection and in the transaction of `store.migrate`.
+
+It reads no file of settings and knows no address; there is no command line for it but `modelkeep migrate`.
+"""
+
+from alembic import context
+
+from modelkeep.store import schema
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=schema.metadata,
+    version_table=context.config.attributes["version_table"],
+    transactional_ddl=True,
+)
+context.run_migrations()

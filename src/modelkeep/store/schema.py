@@ -1,0 +1,497 @@
+"""Every table of Modelkeep, and the rules that the database itself keeps. It holds no statement and no data.
+
+Column types are plain, because statements run on the driver directly (see `statements`): text, whole numbers,
+doubles. JSON is text, a yes or no is 0 or 1, a time is the fixed-width text of `codec.format_time`, which
+sorts as time does. Text is compared by bytes on both dialects, so that a page key means the same everywhere;
+on SQLite tables are strict.
+
+Invariants stand here, where no code path can forget them: foreign keys, checks, and partial unique indexes
+(one version in an exclusive stage, one running rollout of an endpoint). An index exists for a query that is
+asked, no other.
+
+A change here needs a revision in `migrations/versions` that does the same; a test compares the two on both
+dialects.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+HEAD_CHARACTERS = 100
+"""How much of a long value an index holds (`value_head`): a B-tree entry of Postgres has at most 2,704
+bytes."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_WORDS = Text(collation="C").with_variant(Text(), "sqlite")
+_WHOLE = BigInteger().with_variant(Integer(), "sqlite")
+_DOUBLE: Double[float] = Double().with_variant(REAL(), "sqlite")
+
+
+def _words(name: str, *more: Any, null: bool = False) -> Column[str]:
+    return Column(name, _WORDS, *more, nullable=null)
+
+
+def _whole(name: str, *more: Any, null: bool = False) -> Column[int]:
+    return Column(name, _WHOLE, *more, nullable=null, autoincrement=False)
+
+
+def _double(name: str) -> Column[float]:
+    return Column(name, _DOUBLE, nullable=False)
+
+
+def _table(name: str, *parts: Any, clustered: bool = False) -> Table:
+    """A strict table; `clustered` ones are small rows that live in their primary key and nowhere else."""
+    flags = [part.name for part in parts if isinstance(part, Column) and part.info.get("flag")]
+    checks = [CheckConstraint(f"{flag} in (0, 1)", name=flag) for flag in flags]
+    return Table(name, metadata, *parts, *checks, sqlite_strict=True, sqlite_with_rowid=not clustered)
+
+
+def _flag(name: str) -> Column[int]:
+    return Column(name, _WHOLE, nullable=False, autoincrement=False, info={"flag": True})
+
+
+def _key(*columns: str) -> PrimaryKeyConstraint:
+    return PrimaryKeyConstraint(*columns)
+
+
+def _where(name: str, *columns: Any, condition: str, unique: bool = False) -> Index:
+    """A partial index; its condition is the same on both dialects."""
+    return Index(
+        name, *columns, unique=unique, sqlite_where=text(condition), postgresql_where=text(condition)
+    )
+
+
+# -------------------------------------------------------------------------------------------------- the spine
+
+events = _table(
+    "events",
+    _whole("sequence"),
+    _words("kind"),
+    _words("at"),
+    _words("subject"),
+    _words("model", null=True),  # the full name, as the event has it: history outlives a model
+    _whole("number", null=True),
+    _words("document"),  # canonical JSON of the Event: what the leaf is the hash of
+    _words("leaf"),
+    _words("link"),
+    _key("sequence"),
+    CheckConstraint("sequence > 0", name="sequence"),
+    Index(None, "kind", "sequence"),
+    Index(None, "subject", "sequence"),
+    Index(None, "at", "sequence"),
+    _where("ix_events_model_sequence", "model", "sequence", condition="model is not null"),
+)
+
+chain_head = _table(
+    "chain_head",
+    _whole("id"),
+    _whole("sequence"),
+    _words("link"),
+    _key("id"),
+    CheckConstraint("id = 1", name="one_row"),
+)
+"""Where the chain ends. One row: events cut off the end of the log are missed by it."""
+
+settings = _table(
+    "settings", _words("key"), _words("value"), _words("updated_at"), _key("key"), clustered=True
+)
+"""Facts of the installation itself: its id, its kind of authentication."""
+
+# ---------------------------------------------------------------------------------------------------- catalog
+
+models = _table(
+    "models",
+    _words("id"),
+    _words("project"),
+    _words("name"),
+    _words("folded"),  # the name as a careless reader sees it: no two of a project may look the same
+    _words("description"),
+    _words("owner"),
+    _words("stages"),  # JSON of the StageGraph
+    _whole("next_number"),  # numbers are given once and never again, whatever is deleted
+    _whole("version_count"),
+    _words("created_at"),
+    _words("created_by"),
+    _words("updated_at"),
+    _words("deleted_at", null=True),
+    _key("id"),
+    CheckConstraint("next_number > 0", name="next_number"),
+    CheckConstraint("version_count >= 0", name="version_count"),
+    _where("uq_models_project_name", "project", "name", condition="deleted_at is null", unique=True),
+    _where("uq_models_project_folded", "project", "folded", condition="deleted_at is null", unique=True),
+)
+
+model_tags = _table(
+    "model_tags",
+    _words("model_id", ForeignKey("models.id")),
+    _words("key"),
+    _words("value"),
+    _words("value_head"),  # the first HEAD_CHARACTERS of the value: compare it and the value
+    _key("model_id", "key"),
+    Index(None, "key", "value_head", "model_id"),
+    clustered=True,
+)
+
+versions = _table(
+    "versions",
+    _words("id"),
+    _words("model_id", ForeignKey("models.id")),
+    _whole("number"),
+    _words("semver"),
+    _words("semver_key"),  # semver.sort_key: its plain order is the order of versions
+    _flag("prerelease"),
+    _words("digest"),
+    _whole("size_bytes"),
+    _words("status"),
+    _words(
+        "document"
+    ),  # JSON of what never changes: files, signature, metrics, params, metadata, bump, parent
+    _words("description"),
+    _words("tombstone", null=True),  # why it was taken back; it does not come back by itself
+    _words("created_at"),
+    _words("created_by"),
+    _words("updated_at"),
+    _key("id"),
+    UniqueConstraint("model_id", "number"),
+    UniqueConstraint("model_id", "semver"),
+    CheckConstraint("number > 0", name="number"),
+    CheckConstraint("size_bytes >= 0", name="size_bytes"),
+    CheckConstraint("status in ('pending', 'ready', 'failed', 'deleted')", name="status"),
+    Index(None, "model_id", "semver_key"),
+    Index(None, "digest"),
+    Index(None, "created_at", "id"),
+)
+
+version_files = _table(
+    "version_files",
+    _words("version_id", ForeignKey("versions.id")),
+    _words("path"),
+    _words("digest"),
+    _whole("size_bytes"),
+    _words("media_type"),
+    _key("version_id", "path"),
+    Index(None, "digest"),  # a blob that stands here is never collected
+    clustered=True,
+)
+
+version_metrics = _table(
+    "version_metrics",
+    _words("version_id", ForeignKey("versions.id")),
+    _words("model_id", ForeignKey("models.id")),
+    _words("name"),
+    _words("split"),  # '' for none, so that it can be part of the key
+    _words("slice"),
+    _double("value"),
+    _key("version_id", "name", "split", "slice"),
+    Index(None, "model_id", "name", "split", "slice", "value"),
+    Index(None, "name", "value"),
+    clustered=True,
+)
+
+version_params = _table(
+    "version_params",
+    _words("version_id", ForeignKey("versions.id")),
+    _words("key"),
+    _words("value"),
+    _words("value_head"),
+    _key("version_id", "key"),
+    Index(None, "key", "value_head", "version_id"),
+    clustered=True,
+)
+
+version_tags = _table(
+    "version_tags",
+    _words("version_id", ForeignKey("versions.id")),
+    _words("key"),
+    _words("value"),
+    _words("value_head"),
+    _key("version_id", "key"),
+    Index(None, "key", "value_head", "version_id"),
+    clustered=True,
+)
+
+aliases = _table(
+    "aliases",
+    _words("model_id"),
+    _words("alias"),
+    _whole("number"),
+    _flag("protected"),
+    _words("updated_at"),
+    _words("updated_by"),
+    _key("model_id", "alias"),
+    ForeignKeyConstraint(["model_id", "number"], ["versions.model_id", "versions.number"]),
+    Index(None, "model_id", "number"),
+    clustered=True,
+)
+
+drafts = _table(
+    "drafts",
+    _words("id"),
+    _words("project"),
+    _words("name"),  # the model may not exist yet
+    _words("status"),
+    _words("document"),  # JSON of the DraftSpec
+    _whole("number", null=True),
+    _words("created_at"),
+    _words("created_by"),
+    _words("touched_at"),
+    _key("id"),
+    CheckConstraint("status in ('open', 'ready', 'cancelled')", name="status"),
+    Index(None, "status", "touched_at"),
+    Index(None, "project", "name", "status"),
+)
+
+draft_files = _table(
+    "draft_files",
+    _words("draft_id", ForeignKey("drafts.id")),
+    _words("path"),
+    _whole("size_bytes"),
+    _words("digest"),
+    _words("media_type"),
+    _whole("received_bytes"),
+    _flag("present"),
+    _key("draft_id", "path"),
+    CheckConstraint("received_bytes between 0 and size_bytes", name="received_bytes"),
+    Index(None, "digest"),
+    clustered=True,
+)
+
+# -------------------------------------------------------------------------------------------------- promotion
+
+occupancy = _table(
+    "occupancy",
+    _words("model_id"),
+    _whole("number"),
+    _words("stage"),
+    _flag("exclusive"),
+    _words("since_at"),
+    _whole("since_sequence"),
+    _key("model_id", "number"),
+    ForeignKeyConstraint(["model_id", "number"], ["versions.model_id", "versions.number"]),
+    _where("uq_occupancy_exclusive", "model_id", "stage", condition="exclusive = 1", unique=True),
+    Index(None, "model_id", "stage", "number"),
+    clustered=True,
+)
+"""Where each version stands now; one without a row stands in the first stage of its model."""
+
+stage_intervals = _table(
+    "stage_intervals",
+    _words("model_id", ForeignKey("models.id")),
+    _words("stage"),
+    _whole("number"),
+    _words("semver"),
+    _words("from_at"),
+    _whole("from_sequence"),
+    _words("to_at", null=True),
+    _whole("to_sequence", null=True),
+    _words("cause"),
+    _words("actor"),
+    _words("reason"),
+    _words("request_id", null=True),
+    _words("rollout_id", null=True),
+    _key("model_id", "number", "from_sequence"),
+    CheckConstraint("(to_at is null) = (to_sequence is null)", name="closed"),
+    _where("uq_stage_intervals_open", "model_id", "number", condition="to_sequence is null", unique=True),
+    Index(None, "model_id", "stage", "from_sequence"),
+    Index(None, "model_id", "stage", "from_at"),
+)
+"""Who stood where, from when to when: a fold of the events, kept so that the past is one indexed read."""
+
+requests = _table(
+    "requests",
+    _words("id"),
+    _words("model_id", ForeignKey("models.id")),
+    _whole("number"),
+    _words("stage"),
+    _words("state"),
+    _words("document"),
+    _words("created_by"),
+    _words("created_at"),
+    _words("expires_at"),
+    _words("closed_at", null=True),
+    _key("id"),
+    ForeignKeyConstraint(["model_id", "number"], ["versions.model_id", "versions.number"]),
+    Index(None, "model_id", "state", "created_at"),
+    Index(None, "state", "created_at"),
+    _where("ix_requests_open_expires_at", "expires_at", condition="state = 'open'"),
+)
+
+approvals = _table(
+    "approvals",
+    _words("request_id", ForeignKey("requests.id")),
+    _whole("position"),  # 1, 2, 3 in the order they came
+    _words("principal"),
+    _words("vote"),
+    _words("at"),
+    _words("dismissed", null=True),  # why it no longer counts
+    _words("document"),
+    _key("request_id", "position"),
+    Index(None, "principal", "at"),
+    _where(
+        "uq_approvals_counting",
+        "request_id",
+        "principal",
+        condition="dismissed is null and vote <> 'comment'",
+        unique=True,
+    ),
+)
+
+policies = _table(
+    "policies",
+    _words("scope"),  # '' for all, 'project' or 'project/model'
+    _whole("version"),
+    _words("digest"),
+    _words("document"),
+    _words("created_at"),
+    _words("created_by"),
+    _key("scope", "version"),
+    CheckConstraint("version > 0", name="version"),
+)
+
+# ---------------------------------------------------------------------------------------------------- rollout
+
+endpoints = _table(
+    "endpoints",
+    _words("name"),
+    _words("id"),
+    _words("model_id", ForeignKey("models.id")),
+    _words("stage"),  # what it follows
+    _words("document"),
+    _words("rollout_id", null=True),  # the one that runs
+    _whole("row_version"),  # rises with each change; an update names the one it read
+    _words("created_at"),
+    _words("created_by"),
+    _words("updated_at"),
+    _key("name"),
+    UniqueConstraint("id"),
+    Index(None, "model_id", "stage"),
+)
+
+rollouts = _table(
+    "rollouts",
+    _words("id"),
+    _words("endpoint", ForeignKey("endpoints.name")),
+    _words("model_id", ForeignKey("models.id")),
+    _words("state"),
+    _flag("active"),
+    _words("document"),
+    _whole("row_version"),
+    _words("due_at", null=True),  # when the controller has to look again, if nothing wakes it before
+    _words("lease_owner", null=True),
+    _words("lease_until", null=True),
+    _whole("lease_term"),  # rises with each new owner; what an older one sends is refused
+    _words("started_at"),
+    _words("finished_at", null=True),
+    _key("id"),
+    CheckConstraint("(lease_owner is null) = (lease_until is null)", name="lease"),
+    _where("uq_rollouts_active", "endpoint", condition="active = 1", unique=True),
+    _where("ix_rollouts_due", "due_at", condition="active = 1"),
+    Index(None, "endpoint", "started_at"),
+    Index(None, "model_id", "started_at"),
+)
+
+rollout_ticks = _table(
+    "rollout_ticks",
+    _words("gateway"),
+    _words("endpoint"),
+    _words("rollout_id"),  # '' while none runs
+    _whole("number"),
+    _words("document"),
+    _words("received_at"),
+    _key("gateway", "endpoint", "rollout_id", "number"),  # a tick that is sent twice counts once
+    Index(None, "rollout_id", "received_at"),
+    Index(None, "received_at"),
+)
+
+gateways = _table(
+    "gateways",
+    _words("name"),
+    _words("document"),  # its last report, without the ticks
+    _whole("table_number"),
+    _words("seen_at"),
+    _key("name"),
+)
+
+# ----------------------------------------------------------------------------------------------------- access
+
+principals = _table(
+    "principals",
+    _words("name"),
+    _words("kind"),
+    _flag("disabled"),
+    _words("created_at"),
+    _words("created_by"),
+    _key("name"),
+    CheckConstraint("kind in ('user', 'service')", name="kind"),
+)
+
+tokens = _table(
+    "tokens",
+    _words("id"),
+    _words("secret_hash"),
+    _words("principal", ForeignKey("principals.name")),
+    _words("label"),
+    _words("verbs", null=True),  # JSON list; null is whatever the principal may
+    _words("project", null=True),
+    _words("created_at"),
+    _words("expires_at"),
+    _words("revoked_at", null=True),
+    _words("last_used_on", null=True),  # a day, so that use does not mean a write each time
+    _key("id"),
+    UniqueConstraint("secret_hash"),
+    Index(None, "principal", "created_at"),
+)
+
+grants = _table(
+    "grants",
+    _words("id"),
+    _words("principal", ForeignKey("principals.name")),
+    _words("role"),
+    _words("project", null=True),
+    _words("model", null=True),
+    _words("effect"),
+    _words("created_at"),
+    _words("created_by"),
+    _key("id"),
+    CheckConstraint("effect in ('allow', 'deny')", name="effect"),
+    CheckConstraint("model is null or project is not null", name="scope"),
+    Index(None, "principal"),
+)
+
+idempotency = _table(
+    "idempotency",
+    _words("principal"),
+    _words("key"),
+    _words("request_hash"),
+    _whole("status"),
+    _words("response"),
+    _words("created_at"),
+    _key("principal", "key"),
+    Index(None, "created_at"),
+)
+"""What was answered to a write with an idempotency key, to be answered again instead of done again."""

@@ -1,0 +1,158 @@
+"""Statements: built once with SQLAlchemy Core, compiled once per dialect, run as plain text on the driver.
+
+Building and compiling a statement costs twenty times what running it costs, and what SQLAlchemy does around
+each run as much as the query itself. So the tables and statements are SQLAlchemy's, which keeps them portable
+and free of pasted text, and the run is the driver's. The price: no type does anything on the way, so columns
+hold text, whole numbers and doubles only, and a bind that is left out is an error here instead of a default.
+
+A statement that lives as long as its module is compiled once; one that is built for a single call (a search)
+is forgotten with it. What this file does not do: open, begin or commit anything.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import BigInteger, Dialect, Text, bindparam
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement
+
+from modelkeep.core import codec
+
+__all__ = ["Prepared", "Row", "Runs", "Statement", "Statements", "insert", "json_text", "one_of"]
+
+Row = tuple[Any, ...]
+"""A row as the driver gives it: text, whole numbers, doubles and None, in the order of the selected
+columns."""
+
+Statement = ClauseElement
+"""Anything SQLAlchemy Core builds that can be run: select, insert, update, delete, text."""
+
+
+class Runs(Protocol):
+    """What runs statements: a transaction, for everything that is written against one."""
+
+    def all(self, statement: Statement, /, **params: Any) -> list[Row]: ...
+    def one(self, statement: Statement, /, **params: Any) -> Row | None: ...
+    def run(self, statement: Statement, /, **params: Any) -> int: ...
+    def many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], /) -> int: ...
+
+
+def json_text(value: object) -> str:
+    """A shape as the text of a JSON column; `codec.decode` reads it back."""
+    return codec.encode(value).decode()
+
+
+class OneOf(ColumnElement[bool]):
+    """The condition that `one_of` builds; each dialect has its own way to unpack a list."""
+
+    inherit_cache = False
+    __visit_name__ = "one_of"
+
+    def __init__(self, column: ColumnElement[Any], name: str) -> None:
+        self.column = column
+        self.numbers = isinstance(column.type, BigInteger)
+        self.bind: BindParameter[Any] = bindparam(name, type_=_ListText())
+
+
+class _ListText(Text):
+    """Marks a bind whose list travels as one JSON text."""
+
+    cache_ok = True
+
+
+def one_of(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """`column in (the list bound to name)` with one text for every length of list, so that it is compiled
+    once.
+
+    Give the list itself when running: `tx.all(STATEMENT, ids=["a", "b"])`. An empty list matches nothing.
+    """
+    return OneOf(column, name)
+
+
+@compiles(OneOf, "sqlite")
+def _one_of_sqlite(element: OneOf, compiler: SQLCompiler, **kw: Any) -> str:
+    column, bind = compiler.process(element.column, **kw), compiler.process(element.bind, **kw)
+    return f"{column} IN (SELECT value FROM json_each({bind}))"
+
+
+@compiles(OneOf, "postgresql")
+def _one_of_postgresql(element: OneOf, compiler: SQLCompiler, **kw: Any) -> str:
+    column, bind = compiler.process(element.column, **kw), compiler.process(element.bind, **kw)
+    kind = "bigint" if element.numbers else "text"
+    return f"{column} = ANY (ARRAY(SELECT value::{kind} FROM jsonb_array_elements_text(({bind})::jsonb)))"
+
+
+class Prepared:
+    """One statement for one dialect: its text, and how to put named values into the order of its places."""
+
+    __slots__ = ("_compiled", "_constants", "_lists", "_names", "_pick", "text")
+
+    def __init__(self, compiled: SQLCompiler) -> None:
+        places = compiled.positiontup or []
+        binds = {name: bind for bind, name in compiled.bind_names.items() if name in set(places)}
+        self.text = str(compiled)
+        self._constants = {n: b.effective_value for n, b in binds.items() if not b.required}
+        self._lists = tuple(n for n, b in binds.items() if isinstance(b.type, _ListText))
+        self._names = frozenset(n for n, b in binds.items() if b.required)
+        self._pick = _picker(places)
+        # `column.in_([...])` has as many places as its list is long: its text is known with the values.
+        self._compiled = compiled if compiled.post_compile_params else None
+
+    def bind(self, params: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
+        """The text, and the values in the order of its places.
+
+        Raises:
+            TypeError: a value is missing, or is for a name the statement does not have.
+        """
+        names = self._names
+        if len(params) != len(names) or self._constants or self._lists or not names.issuperset(params):
+            params = self._completed(params)
+        if self._compiled is not None:
+            state = self._compiled.construct_expanded_state(dict(params))
+            return state.statement, state.positional_parameters
+        return self.text, self._pick(params)
+
+    def _completed(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        missing = self._names - params.keys()
+        unknown = params.keys() - self._names - self._constants.keys()
+        if missing or unknown:
+            raise TypeError(
+                f"missing binds {sorted(missing)}, unknown binds {sorted(unknown)} in: {self.text}"
+            )
+        complete = {**self._constants, **params}
+        for name in self._lists:
+            if not isinstance(complete[name], str):
+                complete[name] = json_text(complete[name])
+        return complete
+
+
+def _picker(places: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    match len(places):
+        case 0:
+            return lambda _: ()
+        case 1:
+            only = places[0]
+            return lambda params: (params[only],)
+        case _:
+            return itemgetter(*places)
+
+
+class Statements:
+    """The compiled statements of one dialect, each as long as the statement itself is alive."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._known: WeakKeyDictionary[Statement, Prepared] = WeakKeyDictionary()
+
+    def prepare(self, statement: Statement) -> Prepared:
+        """Compile a statement, or find it compiled."""
+        known = self._known.get(statement)
+        if known is None:
+            compiled = statement.compile(dialect=self._dialect)
+            assert isinstance(compiled, SQLCompiler)
+            known = self._known[statement] = Prepared(compiled)
+        return known

@@ -1,0 +1,123 @@
+"""One transaction, as the column modules see it: run statements, append events, nothing else.
+
+Beginning, committing and trying again belong to `database` (reads) and `writer` (writes); a job never sees
+them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modelkeep.store.dialects import Connection, Dialect
+from modelkeep.store.events import Events, Head
+from modelkeep.store.statements import Row, Statement
+
+
+class Kept(Exception):
+    """Raised by a job that changed something and yet ends in an error: the changes stay, the caller gets
+    `error`.
+
+    A refused promotion is such a case: the refusal is an event of its own.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Transaction:
+    """What a job is handed. It is valid until the job returns, on the thread that runs the job.
+
+    Attributes:
+        events: the event log: `append` in writes, the reading methods in both.
+    """
+
+    __slots__ = ("_connection", "_dialect", "_refused", "_seen", "events")
+
+    def __init__(
+        self, dialect: Dialect, connection: Connection, *, writing: bool, seen: list[str] | None = None
+    ) -> None:
+        self._dialect = dialect
+        self._connection = connection
+        self._seen = seen
+        self._refused = False
+        self.events = Events(self, writing=writing)
+
+    def all(self, statement: Statement, /, **params: Any) -> list[Row]:
+        """Run a statement and give all its rows; bound its number of rows in the statement.
+
+        Raises:
+            ConstraintFailed: a rule of the schema refused a row. Nothing more can be run in this job then
+                (Postgres
+                sees to that, and so SQLite is not let either): let it end the job, or ask with `on conflict
+                do nothing`.
+            TypeError: a bind is missing or unknown.
+        """
+        text, places = self._bound(statement, params)
+        try:
+            return self._connection.execute(text, places).fetchall()
+        except self._dialect.failures as problem:
+            raise self._meaning(problem) from problem
+
+    def one(self, statement: Statement, /, **params: Any) -> Row | None:
+        """Run a statement that gives at most one row. Raises as `all` does."""
+        rows = self.all(statement, **params)
+        return rows[0] if rows else None
+
+    def run(self, statement: Statement, /, **params: Any) -> int:
+        """Run a statement and give the number of rows that it changed. Raises as `all` does."""
+        text, places = self._bound(statement, params)
+        try:
+            return self._connection.execute(text, places).rowcount
+        except self._dialect.failures as problem:
+            raise self._meaning(problem) from problem
+
+    def many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], /) -> int:
+        """Run a statement once for each row of values and give the number of rows changed in all. Raises as
+        `all` does.
+
+        One text for all: no list may be bound.
+        """
+        if not rows:
+            return 0
+        self.check_whole()
+        prepared = self._dialect.statements.prepare(statement)
+        places = [prepared.bind(row)[1] for row in rows]
+        if self._seen is not None:
+            self._seen.append(prepared.text)
+        try:
+            cursor = self._connection.cursor()
+            cursor.executemany(prepared.text, places)
+            return int(cursor.rowcount)
+        except self._dialect.failures as problem:
+            raise self._meaning(problem) from problem
+
+    def explain(self, statement: Statement, /, **params: Any) -> str:
+        """How the database would run a statement, for tests that a hot query uses its index."""
+        text, places = self._dialect.statements.prepare(statement).bind(params)
+        rows = self._connection.execute(self._dialect.explain(text), places).fetchall()
+        return "\n".join(str(row[-1]) for row in rows)
+
+    def _bound(self, statement: Statement, params: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
+        if self._refused:
+            self.check_whole()
+        text, places = self._dialect.statements.prepare(statement).bind(params)
+        if self._seen is not None:
+            self._seen.append(text)
+        return text, places
+
+    def _meaning(self, problem: Exception) -> Exception:
+        self._refused = True
+        return self._dialect.translate(problem)
+
+    # ----------------------------------------------------------------------------------------- for the writer
+
+    def begin_job(self) -> Head | None:
+        """Forget what the former job of the group did wrong; the end of the chain to go back to if this one
+        fails."""
+        self._refused = False
+        return self.events.mark()
+
+    def check_whole(self) -> None:
+        """Raises RuntimeError after a statement of this job failed: what it did so far cannot be kept."""
+        if self._refused:
+            raise RuntimeError("a statement of this job failed; the job has to end with that error")

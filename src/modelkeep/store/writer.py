@@ -1,0 +1,276 @@
+"""The one thread of a process that writes: it takes the jobs that wait, runs them in one transaction, commits
+once.
+
+Why: a durable commit costs a disk flush, and one flush can carry many jobs; with one writer no job ever waits
+for a lock of another job of this process, and the chain of events needs one writer anyway.
+
+    waiting jobs -> begin -> savepoint, job, release -> savepoint, job, release -> ... -> commit -> answers
+                                        | an error: back to the savepoint, the others go on
+
+A job may be run more than once (the group is repeated when the database asks for it), so it changes nothing
+but the database; and it waits for nothing, for everybody waits for it. Nobody is answered before the commit.
+This file does not know what jobs do.
+
+What an answer means:
+- a result, or an error wrapped in `Kept`: the changes are on disk;
+- any other error: this job changed nothing. Two exceptions can be told by no database. Where SQLite fails
+  while flushing and the machine then loses power, the change may still be found afterwards. Where Postgres
+  vanishes during the commit and the number of the transaction cannot be asked for in time, StoreUnavailable
+  says so (`unknown`). Whoever repeats such a write sends an idempotency key.
+"""
+
+import contextlib
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from modelkeep.core import errors
+from modelkeep.store.dialects import Connection, Dialect, Lost
+from modelkeep.store.transaction import Kept, Transaction
+
+# Limits of the writer; each with the reason for its size.
+QUEUE_MAX = 1_000
+"""Jobs that may wait: a tenth of a second of work. Beyond it callers are better told to come back."""
+GROUP_JOBS_MAX = 256
+"""Jobs that share one commit: more would hardly make the flush cheaper for each."""
+GROUP_S = 0.02
+"""How long a group takes in further jobs: the first of it waits that much longer at most."""
+TRIES_MAX = 6
+"""How often a group is run again when Postgres asks for it, with pauses of 10 ms doubling to 160 ms,
+jittered."""
+PAUSE_S = 0.005
+"""What the pauses between these tries are multiples of."""
+FATE_S = 5.0
+"""How long the fate of a commit without an answer is asked for."""
+
+_log = logging.getLogger("modelkeep.store")
+
+_SAVE = "savepoint job"
+_RELEASE = "release savepoint job"
+_BACK = "rollback to savepoint job"
+
+
+@dataclass(slots=True)
+class _Job:
+    """A waiting job, and what came of it in the group that runs."""
+
+    act: Callable[[Transaction], Any]
+    future: "Future[Any]"
+    value: Any = None
+    error: BaseException | None = None
+
+    def answer(self) -> None:
+        if self.error is None:
+            self.future.set_result(self.value)
+        else:
+            self.future.set_exception(self.error)
+
+
+class Writer:
+    """Runs jobs in groups on a thread of its own, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        committed: Callable[[int], None],
+        seen: Callable[[], list[str] | None],
+    ) -> None:
+        self._dialect = dialect
+        self._committed = committed
+        self._seen = seen
+        self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="modelkeep-writer", daemon=True)
+        self._connection: Connection | None = None
+        self._gate = threading.Lock()
+        self._open = True
+        self._ended = False
+
+    def start(self, connection: Connection) -> None:
+        """Begin to work, with the connection that the database was opened with."""
+        self._connection = connection
+        self._thread.start()
+
+    def submit(self, act: Callable[[Transaction], Any]) -> "Future[Any]":
+        """Put a job into the line.
+
+        Raises:
+            Overloaded: too many jobs wait already.
+            StoreUnavailable: the writer was stopped.
+        """
+        if self._waiting.qsize() >= QUEUE_MAX:
+            raise errors.Overloaded(
+                "Too many changes wait to be written; try again in a moment.", limit=QUEUE_MAX
+            )
+        job = _Job(act, Future())
+        with self._gate:  # so that nothing enters the line behind the mark of its end
+            if not self._open:
+                raise errors.StoreUnavailable("The store is closed; start the server again.")
+            self._waiting.put(job)
+        return job.future
+
+    def stop(self) -> None:
+        """Finish what waits, then end the thread and close the connection. May be called again."""
+        with self._gate:
+            first, self._open = self._open, False
+        if first and self._thread.is_alive():
+            self._waiting.put(None)
+            self._thread.join()
+        self._drop_connection()
+
+    # --------------------------------------------------------------------------------------------- the thread
+
+    def _work(self) -> None:
+        while not self._ended:
+            job = self._take(wait=True)
+            if job is not None:
+                self._write([job])
+
+    def _take(self, *, wait: bool) -> _Job | None:
+        """The next job that somebody still waits for; None when there is none, or the end of the line was
+        met."""
+        while not self._ended:
+            try:
+                job = self._waiting.get(wait)
+            except queue.Empty:
+                return None
+            if job is None:
+                self._ended = True
+            elif job.future.set_running_or_notify_cancel():
+                return job
+        return None
+
+    def _write(self, group: list[_Job]) -> None:
+        """Write a group, which grows while it is written, and answer everybody in it."""
+        last = None
+        try:
+            last = self._written(group)
+        except Lost as lost:
+            self._fail(group, lost.error)
+        except BaseException as problem:  # noqa: BLE001  (this thread must outlive whatever a job does)
+            _log.exception("store.group_failed")
+            self._fail(group, problem)
+        for job in group:
+            job.answer()
+        if last is not None:
+            self._committed(last)
+
+    def _fail(self, group: list[_Job], error: BaseException) -> None:
+        self._drop_connection()
+        for job in group:
+            job.error = error
+
+    def _written(self, group: list[_Job]) -> int | None:
+        for attempt in range(1, TRIES_MAX + 1):
+            try:
+                return self._try(group)
+            except Lost as lost:
+                self._drop_connection()
+                if not lost.again or attempt == TRIES_MAX:
+                    raise
+                time.sleep(PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _try(self, group: list[_Job]) -> int | None:
+        """Run the group in one transaction; the number of its last event, if there are events."""
+        connection = self._connected()
+        try:
+            ticket = self._dialect.begin_write(connection)
+        except self._dialect.failures as problem:
+            raise self._lost(problem) from problem
+        tx = Transaction(self._dialect, connection, writing=True, seen=self._seen())
+        for job in group:
+            self._run(connection, tx, job)
+        deadline = time.monotonic() + GROUP_S
+        while len(group) < GROUP_JOBS_MAX and time.monotonic() < deadline:
+            following = self._take(wait=False)
+            if following is None:
+                break
+            group.append(following)
+            self._run(connection, tx, following)
+        last = tx.events.flush()
+        self._commit(connection, ticket)
+        return last
+
+    def _run(self, connection: Connection, tx: Transaction, job: _Job) -> None:
+        job.value = job.error = None
+        mark = tx.begin_job()
+        self._step(connection, _SAVE)
+        try:
+            job.value = job.act(tx)
+            tx.check_whole()
+        except Kept as kept:
+            job.error = kept.error
+        except Lost:
+            raise
+        except BaseException as problem:  # noqa: BLE001  (whatever a job raises is its caller's)
+            job.error = problem
+            self._step(connection, _BACK)
+            tx.events.back_to(mark)
+        self._step(connection, _RELEASE)
+
+    def _step(self, connection: Connection, text: str) -> None:
+        try:
+            connection.execute(text)
+        except self._dialect.failures as problem:
+            raise self._lost(problem) from problem
+
+    def _commit(self, connection: Connection, ticket: str | None) -> None:
+        try:
+            connection.execute("commit")
+        except self._dialect.failures as problem:
+            lost = self._lost(problem)
+            if ticket is None or self._dialect.usable(connection):
+                raise lost from problem  # the database itself said that nothing was kept
+            # The answer was lost on the way, not the commit: ask what became of it.
+            self._drop_connection()
+            match self._fate(ticket):
+                case True:
+                    return
+                case False:
+                    raise lost from problem
+                case None:
+                    raise Lost(
+                        errors.StoreUnavailable(
+                            f"{lost.error.message} Whether the change was kept is unknown: look first.",
+                            unknown=True,
+                        ),
+                        again=False,
+                    ) from problem
+
+    def _fate(self, ticket: str) -> bool | None:
+        deadline = time.monotonic() + FATE_S
+        while True:
+            fate = self._dialect.fate(ticket)
+            if fate is not None or time.monotonic() > deadline:
+                return fate
+            time.sleep(random.uniform(0.05, 0.2))
+
+    def _lost(self, problem: Exception) -> Lost:
+        translated = self._dialect.translate(problem)
+        if isinstance(translated, Lost):
+            return translated
+        broken = errors.StoreUnavailable(
+            f"The database did not go on ({problem}); nothing was changed. Try again."
+        )
+        return Lost(broken, again=False)
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            try:
+                self._connection = self._dialect.connect(writing=True)
+            except errors.ModelkeepError as problem:
+                raise Lost(problem, again=False) from problem
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        """Close the connection, which undoes what was not committed; the next group opens a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*self._dialect.failures):
+                connection.close()
