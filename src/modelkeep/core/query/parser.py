@@ -369,11 +369,8 @@ class _Parser:
             case ValueType.FREE, TokenKind.WORD:
                 return token.says("true")
             case _:
-                instead = (
-                    ""
-                    if token.kind is TokenKind.END
-                    else f", not with {shown(self._source(token), quote=False)}"
-                )
+                given = shown(self._source(token), quote=token.kind is not TokenKind.TEXT)
+                instead = "" if token.kind is TokenKind.END else f", not with {given}"
                 raise self._problem(token, f"{subject} is compared with {_EXPECTED[subject.type]}{instead}.")
 
     def _version(self, token: Token) -> semver.SemVer:

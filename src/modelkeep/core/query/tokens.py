@@ -26,6 +26,8 @@ KEYWORDS = frozenset(
 """Words of the grammar, in any case; no field may have such a name."""
 _DIGITS = frozenset("0123456789")
 _CURLY_QUOTES = frozenset("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb")
+_OTHER_LANGUAGES = {"=>": ">=", "=<": "<=", "&&": "and", "||": "or"}
+"""What people write by habit, and what it is here."""
 _ESCAPES = {"n": "\n", "t": "\t"} | {c: c for c in "\\\"'`%_"}
 _ESCAPED_IN_PATTERN = frozenset("\\%_")
 
@@ -114,14 +116,15 @@ def tokenize(text: str) -> list[Token]:
 
 
 def _read_sign(text: str, place: int) -> Token:
+    habit = text[place : place + 2]
+    if habit in _OTHER_LANGUAGES:
+        raise error_at(text, place, f"{shown(habit)} means nothing here; write {_OTHER_LANGUAGES[habit]}.")
     for length in (2, 1):
         sign = text[place : place + length]
         if sign in SIGNS or sign in ("(", ")", ","):
             return Token(TokenKind.SIGN, place, place + length, sign)
     char = text[place]
     match char:
-        case "&" | "|":
-            advice = "; write and" if char == "&" else "; write or"
         case "!":
             advice = "; write not before a condition, or != between two sides"
         case "`":
