@@ -380,6 +380,7 @@ def test_a_key_is_as_long_as_a_tag_key_may_be() -> None:
         ("NOT(number=1 OR number=2)and stage='X'", 'not (number = 1 or number = 2) and stage = "x"'),
         ("number=1 or (number=2 and number=3)", "number = 1 or number = 2 and number = 3"),
         ("not tags.a is null", "not tags.a is null"),
+        ('tags.a = "x\ty\nz"', r'tags.a = "x\ty\nz"'),
         ("created_at<'2026-01-25T00:00Z'", 'created_at < "2026-01-25"'),
         ("created_at<'2026-01-25T14:03+01:00'", 'created_at < "2026-01-25T13:03:00Z"'),
         ('tags.`a b`in("x",\'y"z\')', 'tags.`a b` in ("x", "y\\"z")'),
