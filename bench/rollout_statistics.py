@@ -30,7 +30,6 @@ from bench.rollout_worlds import (
     NULLS,
     TICK_S,
     TICKS,
-    Array,
     Scenario,
     World,
     callers_world,
@@ -40,7 +39,7 @@ from bench.rollout_worlds import (
     threshold_fires,
     z_test_fires,
 )
-from bench.sequential_twin import judge, replayed
+from bench.sequential_twin import Array, judge, replayed
 from modelkeep.core import forecast, sequential
 from modelkeep.core.sequential import EProcessSpec, RateSpec, Unit
 

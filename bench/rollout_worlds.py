@@ -45,21 +45,24 @@ class Scenario:
 
     def weights(self) -> Array:
         """The candidate's weight in ppm at each tick, where the clock decides."""
-        starts = np.array([start for start, _ in self.steps])
-        return np.array([ppm for _, ppm in self.steps])[
-            np.searchsorted(starts, np.arange(TICKS), side="right") - 1
-        ]
+        starts, ppm = (np.array(column) for column in zip(*self.steps, strict=True))
+        weights: Array = ppm[np.searchsorted(starts, np.arange(TICKS), side="right") - 1]
+        return weights
 
     def shape(self) -> Array:
         """Seconds of average traffic in each tick: sums to the hour."""
-        day = 1 + 0.8 * np.sin(np.arange(TICKS) / TICKS * 2 * np.pi) if self.diurnal else np.ones(TICKS)
-        return TICK_S * day / day.mean()
+        day: Array = (
+            1 + 0.8 * np.sin(np.arange(TICKS) / TICKS * 2 * np.pi) if self.diurnal else np.ones(TICKS)
+        )
+        share: Array = day / day.sum()
+        return TICK_S * TICKS * share
 
     def strain(self) -> Array:
         """By how much errors are more frequent at each tick: with the traffic's own rhythm, four to one."""
         return 1 + 0.6 * np.cos(np.arange(TICKS) / TICKS * 4 * np.pi) if self.diurnal else np.ones(TICKS)
 
     def effects(self) -> Array:
+        """By how much the candidate is worse at each tick."""
         return np.where(np.arange(TICKS) >= self.effect_from, self.effect, 1.0)
 
 
@@ -266,7 +269,9 @@ def _proven_weights(scenario: Scenario, first_errors: Events, bucket: Array, run
 
 
 def _minutes(column: Array) -> Array:
-    return column.reshape(TICKS // 6, 6, -1).sum(axis=1)
+    """Sums over the six ticks of each minute."""
+    minutes: Array = column.reshape(TICKS // 6, 6, -1).sum(axis=1)
+    return minutes
 
 
 def threshold_fires(world: World) -> Array:
