@@ -215,7 +215,7 @@ class UploadSpool:
                 if part and self._is_older(name, older_than):
                     with (
                         contextlib.suppress(errors.Overloaded, errors.BlobNotFound),
-                        self._held(part[1], wait_s=0),
+                        self._held(part[1], wait=False),
                     ):
                         self.cancel(part[1])
                         swept += 1
@@ -267,11 +267,11 @@ class UploadSpool:
             )
 
     @contextlib.contextmanager
-    def _held(self, upload_id: str, wait_s: float = LOCK_WAIT_S) -> Iterator[int]:
+    def _held(self, upload_id: str, *, wait: bool = True) -> Iterator[int]:
         """Open a session's file and lock it against every other writer; the kernel unlocks it if the process
         dies.
         """
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + (LOCK_WAIT_S if wait else 0)
         with disk_errors(f"open upload {upload_id}"):
             try:
                 fd = os.open(self._part(upload_id), os.O_RDWR | _PLAIN, dir_fd=self._fd)
