@@ -15,24 +15,27 @@ from modelkeep.core.semver import Bump, SemVer
 pytestmark = pytest.mark.req("V1")
 
 VALID = """
-0.0.4 1.2.3 10.20.30 1.1.2-prerelease+meta 1.1.2+meta 1.1.2+meta-valid 1.0.0-alpha 1.0.0-beta 1.0.0-alpha.beta
-1.0.0-alpha.beta.1 1.0.0-alpha.1 1.0.0-alpha0.valid 1.0.0-alpha.0valid
+0.0.4 1.2.3 10.20.30 1.1.2-prerelease+meta 1.1.2+meta 1.1.2+meta-valid 1.0.0-alpha 1.0.0-beta
+1.0.0-alpha.beta 1.0.0-alpha.beta.1 1.0.0-alpha.1 1.0.0-alpha0.valid 1.0.0-alpha.0valid
 1.0.0-alpha-a.b-c-somethinglong+build.1-aef.1-its-okay 1.0.0-rc.1+build.1 2.0.0-rc.1+build.123 1.2.3-beta
 10.2.3-DEV-SNAPSHOT 1.2.3-SNAPSHOT-123 1.0.0 2.0.0 1.1.7 2.0.0+build.1848 2.0.1-alpha.1227 1.0.0-alpha+beta
 1.2.3----RC-SNAPSHOT.12.9.1--.12+788 1.2.3----R-S.12.9.1--.12+meta 1.2.3----RC-SNAPSHOT.12.9.1--.12
-1.0.0+0.build.1-rc.10000aaa-kk-0.1 99999999999999999999999.999999999999999999.99999999999999999 1.0.0-0A.is.legal
+1.0.0+0.build.1-rc.10000aaa-kk-0.1 99999999999999999999999.999999999999999999.99999999999999999
+1.0.0-0A.is.legal
 """.split()
 
 INVALID = """
 1 1.2 1.2.3-0123 1.2.3-0123.0123 1.1.2+.123 +invalid -invalid -invalid+invalid -invalid.01 alpha alpha.beta
-alpha.beta.1 alpha.1 alpha+beta alpha_beta alpha. alpha.. beta 1.0.0-alpha_beta -alpha. 1.0.0-alpha.. 1.0.0-alpha..1
-1.0.0-alpha...1 1.0.0-alpha....1 1.0.0-alpha.....1 1.0.0-alpha......1 1.0.0-alpha.......1 01.1.1 1.01.1 1.1.01
-1.2.3.DEV 1.2-SNAPSHOT 1.2.31.2.3----RC-SNAPSHOT.12.09.1--..12+788 1.2-RC-SNAPSHOT -1.0.3-gamma+b7718
-+justmeta 9.8.7+meta+meta 9.8.7-whatever+meta+meta
-99999999999999999999999.999999999999999999.99999999999999999----RC-SNAPSHOT.12.09.1--------------------------------..12
+alpha.beta.1 alpha.1 alpha+beta alpha_beta alpha. alpha.. beta 1.0.0-alpha_beta -alpha. 1.0.0-alpha..
+1.0.0-alpha..1 1.0.0-alpha...1 1.0.0-alpha....1 1.0.0-alpha.....1 1.0.0-alpha......1 1.0.0-alpha.......1
+01.1.1 1.01.1 1.1.01 1.2.3.DEV 1.2-SNAPSHOT 1.2.31.2.3----RC-SNAPSHOT.12.09.1--..12+788 1.2-RC-SNAPSHOT
+-1.0.3-gamma+b7718 +justmeta 9.8.7+meta+meta 9.8.7-whatever+meta+meta
 """.split()
+INVALID.append("9" * 23 + "." + "9" * 18 + "." + "9" * 17 + "----RC-SNAPSHOT.12.09.1" + "-" * 32 + "..12")
 
-PRECEDENCE = "1.0.0-alpha 1.0.0-alpha.1 1.0.0-alpha.beta 1.0.0-beta 1.0.0-beta.2 1.0.0-beta.11 1.0.0-rc.1 1.0.0".split()
+PRECEDENCE = """
+1.0.0-alpha 1.0.0-alpha.1 1.0.0-alpha.beta 1.0.0-beta 1.0.0-beta.2 1.0.0-beta.11 1.0.0-rc.1 1.0.0
+""".split()
 
 numbers = st.one_of(st.integers(0, 20), st.integers(0, 10**20))
 words = st.one_of(
@@ -124,9 +127,13 @@ def test_round_trip(version: SemVer) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     """No text does anything but parse to itself or raise InvalidSemver."""
     try:
-        assert str(semver.parse(text)) == text
+        version = semver.parse(text)
     except errors.InvalidSemver as problem:
-        assert problem.message.isprintable()
+        message = problem.message
+    else:
+        assert str(version) == text
+        return
+    assert message.isprintable()
 
 
 def test_precedence_chain() -> None:
@@ -134,7 +141,7 @@ def test_precedence_chain() -> None:
     chain = [semver.parse(text) for text in PRECEDENCE]
     assert all(a < b for a, b in pairwise(chain))
     assert all(semver.sort_key(a) < semver.sort_key(b) for a, b in pairwise(chain))
-    assert sorted(reversed(chain)) == chain
+    assert sorted(sorted(chain, key=str)) == chain
 
 
 @pytest.mark.parametrize(
@@ -314,7 +321,7 @@ def test_what_is_meant_as_a_version_is_known(text: str) -> None:
 
 @given(small, small)
 def test_caret_and_tilde_keep_their_promise(low: SemVer, version: SemVer) -> None:
-    """`^` admits a release at or above the floor with the same left-most non-zero number, `~` the same minor."""
+    """`^` admits releases from the floor on with the same left-most non-zero number, `~` the same minor."""
     if not version.is_release or not low.is_release:
         return
     above = version.triple >= low.triple
