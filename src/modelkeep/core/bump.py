@@ -458,7 +458,7 @@ def _overridden(asked: str, inferred: SemVer, verdict: BumpVerdict, reason: str 
     if reason and reason.strip():
         return f"{asked} was given instead of the inferred {inferred}, because: {reason.strip()}"
     first = verdict.reasons[0].partition(": ")[2].rstrip(".")
-    more = f" (and {len(verdict.reasons) - 1} more reasons)" if len(verdict.reasons) > 1 else ""
+    more = f" (and {len(verdict.reasons) - 1} more)" if len(verdict.reasons) > 1 else ""
     raise errors.SemverTooLow(
         f"{asked} is too low; it has to be {inferred} or higher: {first}{more}. "
         "Take a higher version, or override with a reason.",
