@@ -28,7 +28,8 @@ WALK_BATCH = 1_000
 """Events read in one transaction when the whole log is walked: few enough that no reader holds the database
 up."""
 
-_COLUMNS = (events.c.document, events.c.leaf, events.c.link)
+_COLUMNS = (events.c.sequence, events.c.document, events.c.leaf, events.c.link)
+_INDEXED = (events.c.kind, events.c.at, events.c.subject, events.c.model, events.c.number)
 _INSERT = insert(events)
 _HEAD = select(chain_head.c.sequence, chain_head.c.link)
 _SET_HEAD = update(chain_head).values(sequence=bindparam("sequence"), link=bindparam("link"))
@@ -49,6 +50,12 @@ _OF_SUBJECT_BEFORE = _LATEST_FIRST.where(
 )
 _OF_KIND_BEFORE = _LATEST_FIRST.where(
     events.c.kind == bindparam("kind"), events.c.sequence < bindparam("before")
+)
+_WALK = (
+    select(*_COLUMNS, *_INDEXED)
+    .where(events.c.sequence > bindparam("after"))
+    .order_by(events.c.sequence)
+    .limit(bindparam("limit"))
 )
 _GET = select(*_COLUMNS).where(events.c.sequence == bindparam("sequence"))
 _AS_OF = (
@@ -243,7 +250,27 @@ def _page(limit: int) -> int:
 
 
 def _chained(row: Row) -> ChainedEvent:
-    return ChainedEvent(event=codec.decode(row[0], Event), leaf=row[1], link=row[2])
+    try:
+        return ChainedEvent(event=codec.decode(row[1], Event), leaf=row[2], link=row[3])
+    except errors.MalformedBody as problem:
+        raise errors.BrokenChain(
+            f"Event {row[0]} of the audit log cannot be read ({problem}). Compare with a backup.",
+            sequence=row[0],
+        ) from problem
+
+
+def _checked(row: Row) -> ChainedEvent:
+    """An event whose columns, which histories are found by, say the same as its document, which is hashed."""
+    stored = _chained(row)
+    event = stored.event
+    said = (event.kind.value, codec.format_time(event.at), event.subject, event.model, event.number)
+    if (event.sequence, *said) != (row[0], *row[4:]):
+        raise errors.BrokenChain(
+            f"Event {row[0]} is filed as something else than it says it is: its row was changed after it was "
+            "written. Compare with a backup.",
+            sequence=row[0],
+        )
+    return stored
 
 
 class Log(Protocol):
@@ -253,8 +280,11 @@ class Log(Protocol):
 
 
 def walk(log: Log, *, after: int = 0, until: int = FAR) -> Iterator[ChainedEvent]:
-    """All events after a cursor up to `until`, a batch to a transaction, so that no snapshot is held for
-    long."""
+    """All events after a cursor up to `until`, a batch to a transaction: no snapshot is held for long.
+
+    Raises:
+        BrokenChain: a row cannot be read, or is filed as something else than it says.
+    """
     while after < until:
         batch: list[ChainedEvent] = log.read(_batch_after(after))
         for stored in batch:
@@ -267,7 +297,7 @@ def walk(log: Log, *, after: int = 0, until: int = FAR) -> Iterator[ChainedEvent
 
 
 def _batch_after(cursor: int) -> Callable[[Any], list[ChainedEvent]]:
-    return lambda tx: tx.events.after(cursor, limit=WALK_BATCH)
+    return lambda tx: [_checked(row) for row in tx.all(_WALK, after=cursor, limit=WALK_BATCH)]
 
 
 def verify(log: Log) -> ChainReport:

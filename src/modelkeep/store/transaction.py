@@ -111,11 +111,11 @@ class Transaction:
 
     # ----------------------------------------------------------------------------------------- for the writer
 
-    def begin_job(self) -> Head | None:
-        """Forget what the former job of the group did wrong; the end of the chain to go back to if this one
-        fails."""
+    def undone(self, mark: Head | None) -> None:
+        """The job was rolled back to where the chain ended at `mark`; the next one begins without its
+        fault."""
         self._refused = False
-        return self.events.mark()
+        self.events.back_to(mark)
 
     def check_whole(self) -> None:
         """Raises RuntimeError after a statement of this job failed: what it did so far cannot be kept."""

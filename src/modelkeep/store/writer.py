@@ -199,19 +199,20 @@ class Writer:
 
     def _run(self, connection: Connection, tx: Transaction, job: _Job) -> None:
         job.value = job.error = None
-        mark = tx.begin_job()
+        mark = tx.events.mark()
         self._step(connection, _SAVE)
         try:
-            job.value = job.act(tx)
+            try:
+                job.value = job.act(tx)
+            except Kept as kept:
+                job.error = kept.error
             tx.check_whole()
-        except Kept as kept:
-            job.error = kept.error
         except Lost:
             raise
         except BaseException as problem:  # noqa: BLE001  (whatever a job raises is its caller's)
             job.error = problem
             self._step(connection, _BACK)
-            tx.events.back_to(mark)
+            tx.undone(mark)
         self._step(connection, _RELEASE)
 
     def _step(self, connection: Connection, text: str) -> None:
