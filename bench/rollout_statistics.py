@@ -255,19 +255,25 @@ def _since(at: Array, start: int) -> Array:
 
 
 def _expected(scenario: Scenario, spec: EProcessSpec) -> float | None:
-    """What the product's own forecast says; it knows one weight, so it is given only where the first one
-    suffices.
+    """What the product's own forecast says, from the beginning of the fault on; by callers it would need to
+    know how soon callers return.
     """
-    start = next(ppm for tick, ppm in reversed(scenario.steps) if tick <= scenario.effect_from)
-    seen = forecast.forecast(
+    if scenario.callers:
+        return None
+    ends = [start for start, _ in scenario.steps[1:]] + [TICKS]
+    steps = [
+        forecast.Step(weight_ppm=ppm, lasts_s=float(TICK_S * (end - max(start, scenario.effect_from))))
+        for (start, ppm), end in zip(scenario.steps, ends, strict=True)
+        if end > scenario.effect_from
+    ]
+    return forecast.forecast(
         spec,
         odds_ratio=scenario.effect,
         base_rate=scenario.error_rate,
         traffic_per_s=scenario.requests_per_s,
-        weight_ppm=start,
+        steps=steps,
         alpha=ALPHA,
     ).detect_s
-    return seen if not scenario.callers else None
 
 
 # --------------------------------------------------------------------------- the command

@@ -422,50 +422,60 @@ def _round_trip(value: object, kind: object) -> object:
     return msgspec.json.decode(msgspec.json.encode(value), type=kind)
 
 
+def expect(*steps: tuple[int, float], odds_ratio: float = 4, traffic_per_s: float = 20) -> forecast.Forecast:
+    """The forecast of a plan of (weight in ppm, seconds) for 0.5 % errors, with two effects in the grid."""
+    return forecast.forecast(
+        sequential.fail_spec(relative=(2.0, 4.0)),
+        odds_ratio=odds_ratio,
+        base_rate=0.005,
+        traffic_per_s=traffic_per_s,
+        steps=[forecast.Step(weight_ppm=ppm, lasts_s=lasts_s) for ppm, lasts_s in steps],
+        alpha=0.01,
+        absolute=sequential.rate_pass_spec(bound=0.02),
+    )
+
+
 @pytest.mark.req("S7")
 def test_the_forecast_is_the_formula_and_the_zero_error_time_is_exact() -> None:
     """A worked example by hand, and the zero-error count is the first at which the real process holds."""
-    guard = sequential.fail_spec(relative=(2.0, 4.0))
-    absolute = sequential.rate_pass_spec(bound=0.02)
-    seen = forecast.forecast(
-        guard,
-        odds_ratio=4,
-        base_rate=0.005,
-        traffic_per_s=20,
-        weight_ppm=100_000,
-        alpha=0.01,
-        absolute=absolute,
-    )
+    seen = expect((100_000, 60.0))
     q = 0.4 / 1.3
     per_event = q * math.log(q / 0.1) + (1 - q) * math.log((1 - q) / 0.9)
     assert seen.events == pytest.approx(math.log(100 * 2 * 2) / per_event)
     rate = 20 * (0.9 * 0.005 + 0.1 * (0.02 / 1.015))
     assert seen.detect_s == pytest.approx(math.log(400) / per_event / rate)
     assert seen.trials is not None
-    assert seen.pass_s == seen.trials / 2
+    assert seen.pass_s == pytest.approx(seen.trials / 2)
     for n, held in ((seen.trials - 1, False), (seen.trials, True)):
-        assert sequential.update_rate(MeanEProcess(), absolute, TrialTick(n=n, k=0)).holds(0.05) is held
+        trial = TrialTick(n=n, k=0)
+        proof = sequential.rate_pass_spec(bound=0.02)
+        assert sequential.update_rate(MeanEProcess(), proof, trial).holds(0.05) is held
+
+
+@pytest.mark.req("S7")
+def test_the_forecast_follows_the_steps_of_the_plan() -> None:
+    """A step at which nothing can be seen only delays, and a larger weight shortens what is left."""
+    alone = expect((500_000, 0.0)).detect_s
+    assert alone is not None
+    assert expect((0, 100.0), (500_000, 0.0)).detect_s == pytest.approx(100 + alone)
+    slow, mixed = expect((100_000, 0.0)).detect_s, expect((100_000, 60.0), (500_000, 0.0)).detect_s
+    assert slow is not None
+    assert mixed is not None
+    assert mixed == pytest.approx(60 + alone * (1 - 60 / slow), rel=0.05)
+    assert expect((500_000, alone / 2), (1_000_000, 0.0)).detect_s is None
+    assert expect((500_000, alone * 2), (1_000_000, 0.0)).detect_s == pytest.approx(alone)
 
 
 @pytest.mark.req("S7")
 def test_the_forecast_says_when_nothing_will_ever_be_seen() -> None:
     """Without traffic, without two arms, or for an effect inside the hypothesis, the forecast is None."""
-
-    def expected(odds_ratio: float, traffic_per_s: float, weight_ppm: int) -> float | None:
-        return forecast.forecast(
-            sequential.fail_spec(margin=1.5),
-            odds_ratio=odds_ratio,
-            base_rate=0.01,
-            traffic_per_s=traffic_per_s,
-            weight_ppm=weight_ppm,
-            alpha=0.01,
-        ).detect_s
-
-    assert expected(4, 20, 100_000) is not None
-    assert expected(4, 0, 100_000) is None
-    assert expected(4, 20, 1_000_000) is None
-    assert expected(4, 20, 0) is None
-    assert expected(1.2, 20, 100_000) is None
+    assert expect((100_000, 0.0)).detect_s is not None
+    assert expect((100_000, 0.0), traffic_per_s=0).detect_s is None
+    assert expect((100_000, 0.0), traffic_per_s=0).pass_s is None
+    assert expect((1_000_000, 0.0)).detect_s is None
+    assert expect((1_000_000, 0.0)).events is None
+    assert expect((0, 0.0)).detect_s is None
+    assert expect((100_000, 0.0), odds_ratio=1.0).detect_s is None
     assert forecast.trials_to_pass(sequential.rate_fail_spec(bound=0.1), 0.05) is None
 
 
@@ -497,6 +507,11 @@ def test_what_makes_no_sense_is_refused_with_a_reason() -> None:
         lambda: sequential.rate_pass_spec(bound=0.0),
         lambda: sequential.rate_fail_spec(bound=1.0),
         lambda: sequential.log_threshold(1.0),
+        expect,
+        lambda: expect((1_000_001, 0.0)),
+        lambda: expect((1, math.inf)),
+        lambda: expect((1, 0.0), odds_ratio=0.0),
+        lambda: expect((1, 0.0), traffic_per_s=-1.0),
         lambda: sequential.combine({}, {}, alpha=0.01),
         lambda: sequential.combine({"a": EProcess()}, {"b": 1.0}, alpha=0.01),
         lambda: sequential.combine({}, {"a": 0.6, "b": 0.6}, alpha=0.01),

@@ -8,6 +8,7 @@ Sources: Wald 1947 (expected sample number: threshold over expected growth); Lin
 """
 
 import math
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -25,9 +26,19 @@ from modelkeep.core.sequential import (
     update_rate,
 )
 
+STEPS_MAX = 100
+"""Steps of one plan."""
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """A weight of the candidate and how long it lasts; the last step of a plan lasts as long as need be."""
+
+    weight_ppm: int
+    lasts_s: float
+
 
 class Forecast(Struct, frozen=True, kw_only=True):
-    """What a rollout may expect; None where it cannot be reached with this traffic or this weight.
+    """What a rollout may expect; None where it cannot be reached with this traffic or these weights.
 
     `events` and `detect_s`: failing draws on both arms, and seconds, until the regression is seen. `trials`
     and `pass_s`: draws on the candidate, and seconds, until the absolute bound is shown by a version that
@@ -46,44 +57,45 @@ def forecast(
     odds_ratio: float,
     base_rate: float,
     traffic_per_s: float,
-    weight_ppm: int,
+    steps: Sequence[Step],
     alpha: float,
     omega: float = 1.0,
     absolute: RateSpec | None = None,
     beta: float = 0.05,
 ) -> Forecast:
-    """How long until `spec` sees a candidate whose odds of failing are `odds_ratio` times stable's, at this
-    weight.
+    """How long until `spec` sees a candidate whose odds of failing are `odds_ratio` times stable's.
 
-    The expected growth of log V per event, for the best d of the grid, is the relative entropy of its draw:
+    Log V grows, per failing draw and for the member d of the grid, by
 
-        events = log(1 / (alpha omega g_1 mass(d))) / G(d),   G(d) = q log(d/r) + log((1 - w + w r) / (1 - w +
-        w d)), q = w odds_ratio / (1 - w + w odds_ratio)
+        G(d) = q log(d/r) + log((1 - w + w r) / (1 - w + w d)),   q = w odds_ratio / (1 - w + w odds_ratio)
 
-    Half of all rollouts need less, half more: a mean without overshoot, not a promise. `traffic_per_s` counts
-    the spec's own draws on both arms (new callers or requests), `base_rate` is the share of them that fails
-    on stable, `alpha` the error of the whole rollout (or beta, for a pass spec) and `omega` the metric's
-    share of it.
+    on average, and has to grow by log(1 / (alpha omega g_1 mass(d))); the quickest d counts. This is a mean
+    without overshoot, not a promise. `traffic_per_s` counts the spec's own draws on both arms (new callers or
+    requests), `base_rate` is the share of them that fails on stable, `alpha` the error of the whole rollout
+    (or beta, for a pass spec) and `omega` the metric's share of it.
 
     Raises:
         InvalidPlan: a number is out of range.
     """
-    if not (0 < base_rate < 1 and traffic_per_s >= 0 and 0 <= weight_ppm <= WHOLE_PPM and 0 < omega <= 1):
-        raise errors.InvalidPlan(
-            "A forecast needs a failure rate and a share in (0, 1), a weight, and some traffic."
-        )
-    if not 1 / ODDS_MAX <= odds_ratio <= ODDS_MAX:
-        raise errors.InvalidPlan(f"The odds ratio {odds_ratio} is out of range; give one like 2.")
-    w = weight_ppm / WHOLE_PPM
+    _check(odds_ratio, base_rate, traffic_per_s, steps, omega)
     needed = log_threshold(alpha) - math.log(omega)
-    events = _events_until(spec, odds_ratio, w, needed) if 0 < w < 1 else None
-    events_per_s = traffic_per_s * ((1 - w) * base_rate + w * scaled_rate(base_rate, odds_ratio))
+    detect_s = _seconds(
+        min(
+            _time_to_grow(
+                needed - math.log(mass * spec.start_mass),
+                [_growth(spec, d, odds_ratio, base_rate, step) * traffic_per_s for step in steps],
+                steps,
+            )
+            for mass, d in zip(spec.mass, spec.odds, strict=True)
+        )
+    )
     trials = None if absolute is None else trials_to_pass(absolute, beta)
+    on_candidate = [step.weight_ppm / WHOLE_PPM * traffic_per_s for step in steps]
     return Forecast(
-        events=events,
-        detect_s=None if events is None or events_per_s == 0 else events / events_per_s,
+        events=None if detect_s is None else _failing(detect_s, odds_ratio, base_rate, traffic_per_s, steps),
+        detect_s=detect_s,
         trials=trials,
-        pass_s=None if trials is None or w * traffic_per_s == 0 else trials / (w * traffic_per_s),
+        pass_s=None if trials is None else _seconds(_time_to_grow(trials, on_candidate, steps)),
     )
 
 
@@ -110,14 +122,59 @@ def trials_to_pass(spec: RateSpec, beta: float) -> int | None:
     return high
 
 
-def _events_until(spec: EProcessSpec, odds_ratio: float, w: float, needed: float) -> float | None:
-    """Expected events until `needed` for the quickest member of the grid; None where none ever grows."""
+def _growth(spec: EProcessSpec, d: float, odds_ratio: float, base_rate: float, step: Step) -> float:
+    """Expected growth of log R(d) per draw on either arm, failing or not."""
+    w = step.weight_ppm / WHOLE_PPM
+    if not 0 < w < 1:
+        return 0.0
+    r = spec.null_odds(d)
     q = w * odds_ratio / (1 - w + w * odds_ratio)
-    best: float | None = None
-    for mass, d in zip(spec.mass, spec.odds, strict=True):
-        r = spec.null_odds(d)
-        growth = q * math.log(d / r) + math.log1p(w * (r - d) / (1 - w + w * d))
-        if growth > 0:
-            events = (needed - math.log(mass * spec.start_mass)) / growth
-            best = events if best is None else min(best, events)
-    return best
+    per_event = q * math.log(d / r) + math.log1p(w * (r - d) / (1 - w + w * d))
+    return per_event * _failing_share(odds_ratio, base_rate, step)
+
+
+def _failing_share(odds_ratio: float, base_rate: float, step: Step) -> float:
+    """The share of draws on both arms that fails."""
+    w = step.weight_ppm / WHOLE_PPM
+    return (1 - w) * base_rate + w * scaled_rate(base_rate, odds_ratio)
+
+
+def _time_to_grow(needed: float, per_s: Sequence[float], steps: Sequence[Step]) -> float:
+    """Seconds until the sum has grown to `needed` at the rates of the steps; infinite where it never does."""
+    grown = elapsed_s = 0.0
+    for place, (rate, step) in enumerate(zip(per_s, steps, strict=True), start=1):
+        if rate > 0 and (place == len(steps) or grown + rate * step.lasts_s >= needed):
+            return elapsed_s + max(0.0, needed - grown) / rate
+        grown += rate * step.lasts_s
+        elapsed_s += step.lasts_s
+    return math.inf
+
+
+def _failing(
+    until_s: float, odds_ratio: float, base_rate: float, traffic_per_s: float, steps: Sequence[Step]
+) -> float:
+    """Failing draws on both arms until then."""
+    total = begins_s = 0.0
+    for place, step in enumerate(steps, start=1):
+        ends_s = until_s if place == len(steps) else min(until_s, begins_s + step.lasts_s)
+        total += max(0.0, ends_s - begins_s) * traffic_per_s * _failing_share(odds_ratio, base_rate, step)
+        begins_s += step.lasts_s
+    return total
+
+
+def _seconds(value: float) -> float | None:
+    """JSON has no infinity; what never happens is None."""
+    return value if math.isfinite(value) else None
+
+
+def _check(
+    odds_ratio: float, base_rate: float, traffic_per_s: float, steps: Sequence[Step], omega: float
+) -> None:
+    if not (0 < base_rate < 1 and 0 <= traffic_per_s < math.inf and 0 < omega <= 1):
+        raise errors.InvalidPlan("A forecast needs a failure rate and a share in (0, 1), and some traffic.")
+    if not 1 / ODDS_MAX <= odds_ratio <= ODDS_MAX:
+        raise errors.InvalidPlan(f"The odds ratio {odds_ratio} is out of range; give one like 2.")
+    if not 1 <= len(steps) <= STEPS_MAX:
+        raise errors.InvalidPlan(f"A forecast needs 1 to {STEPS_MAX} steps.")
+    if not all(0 <= step.weight_ppm <= WHOLE_PPM and 0 <= step.lasts_s < math.inf for step in steps):
+        raise errors.InvalidPlan("A step needs a weight of 0 to 1000000 ppm, and a length in seconds.")
