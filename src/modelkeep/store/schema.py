@@ -60,8 +60,8 @@ def _whole(name: str, *more: Any, null: bool = False) -> Column[int]:
     return Column(name, _WHOLE, *more, nullable=null, autoincrement=False)
 
 
-def _double(name: str) -> Column[float]:
-    return Column(name, _DOUBLE, nullable=False)
+def _double(name: str, *, null: bool = False) -> Column[float]:
+    return Column(name, _DOUBLE, nullable=null)
 
 
 def _table(name: str, *parts: Any, clustered: bool = False) -> Table:
@@ -142,7 +142,7 @@ models = _table(
     _key("id"),
     CheckConstraint("next_number > 0", name="next_number"),
     CheckConstraint("version_count >= 0", name="version_count"),
-    _where("uq_models_project_name", "project", "name", condition="deleted_at is null", unique=True),
+    UniqueConstraint("project", "name"),  # a deleted model's row takes the name up again, with its numbers
     _where("uq_models_project_folded", "project", "folded", condition="deleted_at is null", unique=True),
 )
 
@@ -152,6 +152,7 @@ model_tags = _table(
     _words("key"),
     _words("value"),
     _words("value_head"),  # the first HEAD_CHARACTERS of the value: compare it and the value
+    _double("number", null=True),  # the value where it is a number: `query.as_number`
     _key("model_id", "key"),
     Index(None, "key", "value_head", "model_id"),
     clustered=True,
@@ -171,6 +172,10 @@ versions = _table(
     _words(
         "document"
     ),  # JSON of what never changes: files, signature, metrics, params, metadata, bump, parent
+    _whole("parent", null=True),  # as in the document, to be searched by
+    _words("framework", null=True),
+    _whole("from_sequence"),  # the events of its registration and of its deletion: when it existed
+    _whole("to_sequence", null=True),
     _words("description"),
     _words("tombstone", null=True),  # why it was taken back; it does not come back by itself
     _words("created_at"),
@@ -178,11 +183,10 @@ versions = _table(
     _words("updated_at"),
     _key("id"),
     UniqueConstraint("model_id", "number"),
-    UniqueConstraint("model_id", "semver"),
+    UniqueConstraint("model_id", "semver_key"),  # build metadata makes no other version
     CheckConstraint("number > 0", name="number"),
     CheckConstraint("size_bytes >= 0", name="size_bytes"),
     CheckConstraint("status in ('pending', 'ready', 'failed', 'deleted')", name="status"),
-    Index(None, "model_id", "semver_key"),
     Index(None, "digest"),
     Index(None, "created_at", "id"),
 )
@@ -202,13 +206,9 @@ version_files = _table(
 version_metrics = _table(
     "version_metrics",
     _words("version_id", ForeignKey("versions.id")),
-    _words("model_id", ForeignKey("models.id")),
-    _words("name"),
-    _words("split"),  # '' for none, so that it can be part of the key
-    _words("slice"),
+    _words("name"),  # `auc` or `test/auc`: `registration.searchable` says which metrics are found by which name
     _double("value"),
-    _key("version_id", "name", "split", "slice"),
-    Index(None, "model_id", "name", "split", "slice", "value"),
+    _key("version_id", "name"),
     Index(None, "name", "value"),
     clustered=True,
 )
@@ -219,6 +219,7 @@ version_params = _table(
     _words("key"),
     _words("value"),
     _words("value_head"),
+    _double("number", null=True),
     _key("version_id", "key"),
     Index(None, "key", "value_head", "version_id"),
     clustered=True,
@@ -230,6 +231,7 @@ version_tags = _table(
     _words("key"),
     _words("value"),
     _words("value_head"),
+    _double("number", null=True),
     _key("version_id", "key"),
     Index(None, "key", "value_head", "version_id"),
     clustered=True,
@@ -256,7 +258,8 @@ drafts = _table(
     _words("name"),  # the model may not exist yet
     _words("status"),
     _words("document"),  # JSON of the DraftSpec
-    _whole("number", null=True),
+    _whole("number", null=True),  # of the version that it ended in, new or found to be there already
+    _whole("made", null=True),  # whether that version was new
     _words("created_at"),
     _words("created_by"),
     _words("touched_at"),

@@ -23,9 +23,9 @@ def _whole(name: str, *, null: bool = False) -> sa.Column[int]:
     return sa.Column(name, kind, nullable=null, autoincrement=False)
 
 
-def _double(name: str) -> sa.Column[float]:
+def _double(name: str, *, null: bool = False) -> sa.Column[float]:
     kind: sa.Double[float] = sa.Double().with_variant(sa.REAL(), "sqlite")
-    return sa.Column(name, kind, nullable=False)
+    return sa.Column(name, kind, nullable=null)
 
 
 def _where(condition: str) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def _drafts() -> None:
         _words("status"),
         _words("document"),
         _whole("number", null=True),
+        _whole("made", null=True),
         _words("created_at"),
         _words("created_by"),
         _words("touched_at"),
@@ -165,6 +166,7 @@ def _models() -> None:
         sa.CheckConstraint("next_number > 0", name="ck_models_next_number"),
         sa.CheckConstraint("version_count >= 0", name="ck_models_version_count"),
         sa.PrimaryKeyConstraint("id", name="pk_models"),
+        sa.UniqueConstraint("project", "name", name="uq_models_project_name"),
         sqlite_strict=True,
     )
     op.create_index(
@@ -173,9 +175,6 @@ def _models() -> None:
         ["project", "folded"],
         unique=True,
         **_where("deleted_at is null"),
-    )
-    op.create_index(
-        "uq_models_project_name", "models", ["project", "name"], unique=True, **_where("deleted_at is null")
     )
 
 
@@ -305,6 +304,7 @@ def _model_tags() -> None:
         _words("key"),
         _words("value"),
         _words("value_head"),
+        _double("number", null=True),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_model_tags_model_id"),
         sa.PrimaryKeyConstraint("model_id", "key", name="pk_model_tags"),
         sqlite_strict=True,
@@ -385,6 +385,10 @@ def _versions() -> None:
         _whole("size_bytes"),
         _words("status"),
         _words("document"),
+        _whole("parent", null=True),
+        _words("framework", null=True),
+        _whole("from_sequence"),
+        _whole("to_sequence", null=True),
         _words("description"),
         _words("tombstone", null=True),
         _words("created_at"),
@@ -397,12 +401,11 @@ def _versions() -> None:
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_versions_model_id"),
         sa.PrimaryKeyConstraint("id", name="pk_versions"),
         sa.UniqueConstraint("model_id", "number", name="uq_versions_model_id_number"),
-        sa.UniqueConstraint("model_id", "semver", name="uq_versions_model_id_semver"),
+        sa.UniqueConstraint("model_id", "semver_key", name="uq_versions_model_id_semver_key"),
         sqlite_strict=True,
     )
     op.create_index("ix_versions_created_at_id", "versions", ["created_at", "id"])
     op.create_index("ix_versions_digest", "versions", ["digest"])
-    op.create_index("ix_versions_model_id_semver_key", "versions", ["model_id", "semver_key"])
 
 
 def _aliases() -> None:
@@ -528,21 +531,12 @@ def _version_metrics() -> None:
     op.create_table(
         "version_metrics",
         _words("version_id"),
-        _words("model_id"),
         _words("name"),
-        _words("split"),
-        _words("slice"),
         _double("value"),
-        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_version_metrics_model_id"),
         sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name="fk_version_metrics_version_id"),
-        sa.PrimaryKeyConstraint("version_id", "name", "split", "slice", name="pk_version_metrics"),
+        sa.PrimaryKeyConstraint("version_id", "name", name="pk_version_metrics"),
         sqlite_strict=True,
         sqlite_with_rowid=False,
-    )
-    op.create_index(
-        "ix_version_metrics_model_id_name_split_slice_value",
-        "version_metrics",
-        ["model_id", "name", "split", "slice", "value"],
     )
     op.create_index("ix_version_metrics_name_value", "version_metrics", ["name", "value"])
 
@@ -554,6 +548,7 @@ def _version_params() -> None:
         _words("key"),
         _words("value"),
         _words("value_head"),
+        _double("number", null=True),
         sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name="fk_version_params_version_id"),
         sa.PrimaryKeyConstraint("version_id", "key", name="pk_version_params"),
         sqlite_strict=True,
@@ -571,6 +566,7 @@ def _version_tags() -> None:
         _words("key"),
         _words("value"),
         _words("value_head"),
+        _double("number", null=True),
         sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name="fk_version_tags_version_id"),
         sa.PrimaryKeyConstraint("version_id", "key", name="pk_version_tags"),
         sqlite_strict=True,
