@@ -1,5 +1,4 @@
-"""The doors to the outside, on one page: what each promises, in prose, so that an adapter can be written from
-this alone.
+"""The doors to the outside, on one page: what each promises, in prose, enough to write an adapter from.
 
 A port exists only where several adapters stand behind it; every adapter, and the fake the tests use, passes
 the port's one contract suite in `tests/contracts/`. What this page does not do: name a technology, or hold
@@ -19,9 +18,7 @@ from modelkeep.core.values import Digest
 
 # Limits of the blob door; each with the reason for its size.
 BLOB_MAX_BYTES = 1024**4
-"""Bytes of one blob: far above any model file of today, and what S3 takes in 10,000 parts that fit into
-memory.
-"""
+"""Bytes of one blob: far above any model file of today; S3 takes it in 10,000 parts that fit in memory."""
 UPLOAD_ID_MAX = 64
 """Characters of an upload id: it becomes part of a file name, and a prefixed UUIDv7 has half of them."""
 

@@ -416,6 +416,13 @@ def test_a_link_in_a_sessions_place_is_refused(
         store.begin("up_1", 3)
     with pytest.raises(errors.ModelkeepError):
         store.append("up_1", 0, [b"xyz"])
+    store.begin("up_2")
+    own = root / "uploads" / f"up_2.{what}"
+    own.unlink(missing_ok=True)
+    own.symlink_to(secret)
+    for act in (lambda: store.append("up_2", 0, [b"xyz"]), lambda: store.commit("up_2", digest_of(b""))):
+        with pytest.raises(errors.BlobsUnavailable):
+            act()
     assert secret.read_bytes() == b"the secret"
 
 

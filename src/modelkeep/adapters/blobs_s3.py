@@ -1,12 +1,10 @@
-"""Blobs in an S3 bucket (or whatever speaks its protocol), with uploads spooled on the local disk until they
-are proved.
+"""Blobs in an S3 bucket, or whatever speaks its protocol; uploads lie on the local disk until they are proved.
 
 What this file does not do: keep upload sessions in the bucket. S3's own multipart uploads cannot be read back
 to be hashed, take no piece below 5 MiB but the last, and forget nothing by themselves; a session in a local
 spool folder can be resumed at any byte, survives a restart of this process, and reaches the bucket only when
-its digest is right. The
-price: room on the local disk for uploads under way, and that an upload is resumed on the server where it
-    began.
+its digest is right. The price is room on the local disk for uploads under way, and that an upload can be
+resumed only on the server where it began.
 
 An object appears whole or not at all, so a commit simply stores it, over an equal one where there is one.
 Storing only if absent would have to send a large object as a single request from memory. A process killed in
@@ -32,8 +30,7 @@ if TYPE_CHECKING:
 
 # Limits of the talk with the bucket; each with the reason for its size.
 PART_BYTES = 8 * 1024 * 1024
-"""Bytes of a part of an upload, and of one read: S3 wants 5 MiB or more; few of them are in memory at a time.
-"""
+"""Bytes of a part of an upload, and of one read: S3 wants 5 MiB or more, memory wants little."""
 PARTS_AT_ONCE = 3
 """Parts on their way at the same time, so that one blob under way takes about 32 MiB."""
 PARTS_MAX = 10_000

@@ -1,5 +1,4 @@
-"""Upload sessions on a local disk: bytes arrive in pieces, are hashed beside the writing, and outlive the
-process.
+"""Upload sessions on a local disk: bytes come in pieces, are hashed meanwhile, and outlive the process.
 
 The folder store and the S3 store both take uploads in through this spool; they differ in where a finished
 upload goes. What this file does not do: keep blobs, or know what a blob's final place looks like.
@@ -47,24 +46,22 @@ WRITE_BYTES = 1024 * 1024
 WRITE_PIECES = 512
 """Pieces of one gathered write; the kernel takes 1,024."""
 SETTLE_BYTES = 8 * 1024 * 1024
-"""Bytes after which the kernel is told to begin writing them to the disk, so that the final fsync finds
-little to do.
-"""
+"""Bytes after which the kernel is told to begin writing them to the disk."""
+CACHED_BYTES = 128 * 1024 * 1024
+"""Bytes of one upload that stay in the system's cache, for whoever reads the blob next: most models whole."""
 READ_BYTES = 1024 * 1024
 """Bytes of one read, and so of a chunk that is handed out."""
 FOLLOW_BYTES = 4 * 1024 * 1024
 """Bytes that wait unhashed before a second thread is worth its start; smaller uploads are hashed when sealed.
 """
 HASHES_KEPT = 1_024
-"""Sessions whose hash is kept in memory; an older one is hashed from its file again, which is slower and no
-less true.
-"""
+"""Sessions whose hash is kept in memory; an older one is hashed from its file again, slower and as true."""
 LOCK_WAIT_S = 5.0
-"""How long a request waits for another one on the same session: a broken connection is noticed within that.
-"""
+"""How long a request waits for another one on the same session, whose connection may have broken."""
 LOCK_POLL_S = 0.02
 """How often it looks."""
 
+_CAN_ADVISE = hasattr(os, "posix_fadvise")  # macOS has no such call, and does without
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PART = re.compile(r"([a-z0-9_]{1,64})\.part", re.ASCII)
 _SIZE = re.compile(r"([a-z0-9_]{1,64})\.size", re.ASCII)
@@ -79,7 +76,6 @@ class UploadSpool:
         Raises:
             BlobsUnavailable: it cannot be made or opened, or is a symbolic link.
         """
-        self._folder = folder
         self._fd = open_folder(folder)
         self._hashes: OrderedDict[str, _RunningHash] = OrderedDict()
         self._hashes_lock = threading.Lock()
@@ -162,7 +158,7 @@ class UploadSpool:
 
         Returns:
             Its open file, and its size in bytes. Whoever holds it decides what becomes of it: `move` or
-                `cancel`; if they do neither, the session stays open.
+            `cancel`; if they do neither, the session stays open.
 
         Raises:
             BlobNotFound, Overloaded: not open; written by another request.
@@ -185,8 +181,7 @@ class UploadSpool:
             yield fd, size
 
     def move(self, upload_id: str, fd: int, name: str, folder_fd: int) -> None:
-        """Give a sealed session's file its final name, in one step, in place of what may be there under that
-        name.
+        """Give a sealed session's file its final name, in one step, in place of what may have it.
 
         Raises:
             BlobNotFound: the session was cancelled meanwhile.
@@ -248,12 +243,13 @@ class UploadSpool:
         os.close(os.open(self._part(upload_id), _CREATE | os.O_EXCL, 0o600, dir_fd=self._fd))
 
     def _declared(self, upload_id: str) -> int | None:
-        try:
-            fd = os.open(self._size(upload_id), os.O_RDONLY | _PLAIN, dir_fd=self._fd)
-        except FileNotFoundError:
-            return None
-        with open(fd, encoding="ascii") as file:
-            text = file.read(32)
+        with disk_errors(f"read upload {upload_id}"):
+            try:
+                fd = os.open(self._size(upload_id), os.O_RDONLY | _PLAIN, dir_fd=self._fd)
+            except FileNotFoundError:
+                return None
+            with open(fd, "rb") as file:
+                text = file.read(32)
         return int(text) if text.isdigit() else None
 
     def _check_room(self, size_bytes: int) -> None:
@@ -268,9 +264,7 @@ class UploadSpool:
 
     @contextlib.contextmanager
     def _held(self, upload_id: str, *, wait: bool = True) -> Iterator[int]:
-        """Open a session's file and lock it against every other writer; the kernel unlocks it if the process
-        dies.
-        """
+        """Open a session's file and lock out other writers; the kernel unlocks it if the process dies."""
         deadline = time.monotonic() + (LOCK_WAIT_S if wait else 0)
         with disk_errors(f"open upload {upload_id}"):
             try:
@@ -363,6 +357,11 @@ class _Follower:
                 self._changed.notify()
             self._thread.join()
 
+    @property
+    def hashed(self) -> int:
+        """How far the file is hashed."""
+        return self._running.offset
+
     def wrote(self, offset: int) -> None:
         """Say how far the file is written."""
         with self._changed:
@@ -400,6 +399,7 @@ class _Gatherer:
         self._pieces: list[memoryview] = []
         self._waiting = 0
         self._settled = offset
+        self._dropped = offset
 
     def add(self, chunk: bytes) -> None:
         """Take a chunk; write when enough has come together.
@@ -439,13 +439,23 @@ class _Gatherer:
                     count -= len(pieces.pop(0))
                 if pieces:
                     pieces[0] = pieces[0][count:]
-            if self.offset - self._settled >= SETTLE_BYTES:
-                # Pages not yet written out are not dropped by this: the advice only starts their way to the
-                # disk.
-                length = self.offset - self._settled
-                os.posix_fadvise(self._fd, self._settled, length, os.POSIX_FADV_DONTNEED)
-                self._settled = self.offset
         self._follower.wrote(self.offset)
+        if _CAN_ADVISE and self.offset - self._settled >= SETTLE_BYTES:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Send what is written on its way to the disk, and let go of what is hashed and far behind.
+
+        The same advice does both: it starts the writing of pages that are not on the disk yet, and drops
+        those that are. Without it the fsync at the end would wait for everything, and one large upload would
+        push everything else out of the system's memory.
+        """
+        os.posix_fadvise(self._fd, self._settled, self.offset - self._settled, os.POSIX_FADV_DONTNEED)
+        self._settled = self.offset
+        behind = min(self.offset - CACHED_BYTES, self._follower.hashed)
+        if behind > self._dropped:
+            os.posix_fadvise(self._fd, self._dropped, behind - self._dropped, os.POSIX_FADV_DONTNEED)
+            self._dropped = behind
 
 
 _PLAIN = os.O_NOFOLLOW | os.O_CLOEXEC
