@@ -351,7 +351,7 @@ def test_nothing_a_job_raises_ends_the_writer(database: Database, raised: BaseEx
 
 @pytest.mark.req("G1")
 def test_of_sixteen_who_race_for_a_slot_one_gets_it(database: Database) -> None:
-    """The exclusive slot of a stage holds one version, whoever asks at the same time, and one event says so."""
+    """The exclusive slot of a stage holds one version, whoever asks, and one event says so."""
     occupy = insert(schema.occupancy)
 
     def set_up(tx: Transaction) -> None:
@@ -393,7 +393,7 @@ WRONG_ROWS = [
 def test_the_schema_refuses_by_kind(
     database: Database, kind: str, statement: Any, row: dict[str, Any]
 ) -> None:
-    """A refused row says which kind of rule it broke, the same on both dialects; to people it is a conflict."""
+    """A refused row says which kind of rule it broke, on both dialects; to people it is a conflict."""
     database.write(add("a")).result(10)
     with pytest.raises(ConstraintFailed) as refused:
         database.write(lambda tx: tx.run(statement, **row)).result(10)

@@ -42,7 +42,7 @@ def subjects(database: Database, **how: Any) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- append
 
 
-@pytest.mark.req("G2")
+@pytest.mark.req("G8")
 def test_an_event_comes_back_as_it_was_appended(database: Database) -> None:
     """Every field survives, with its number, and the chain begins at the beginning."""
     event = append(
@@ -82,12 +82,12 @@ ACTS = st.lists(
 )
 
 
-@pytest.mark.req("G2")
+@pytest.mark.req("G8")
 @given(acts=ACTS, batches=st.integers(1, 4))
 def test_the_log_holds_what_was_kept_and_nothing_else(
     tmp_path_factory: pytest.TempPathFactory, acts: list[Act], batches: int
 ) -> None:
-    """Whatever jobs share their commits, the log has the events of those that were kept, in order, chained."""
+    """Whatever jobs share commits, the log has the events of those that were kept, in order, chained."""
     expected: list[str] = []
     with Database.open(f"sqlite:///{tmp_path_factory.mktemp('log') / 'store.db'}") as database:
         futures = []
@@ -133,7 +133,7 @@ def test_two_servers_on_one_database_share_one_chain(database: Database, databas
 
 
 @pytest.mark.journey
-@pytest.mark.req("G2")
+@pytest.mark.req("G8")
 def test_two_processes_write_one_chain(database: Database, database_url: str) -> None:
     """Two processes with four threads each write 400 events: none is lost, and the chain verifies."""
     command = [sys.executable, "-m", "tests.store.writes", database_url]
@@ -282,7 +282,7 @@ TAMPERINGS = {
 }
 
 
-@pytest.mark.req("G2")
+@pytest.mark.req("G8")
 @pytest.mark.parametrize("what", TAMPERINGS)
 def test_what_was_tampered_with_is_found(database: Database, what: str) -> None:
     """An event that was changed, forged, moved, removed or cut off is named, whoever did it."""

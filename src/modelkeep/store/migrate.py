@@ -30,6 +30,8 @@ HEAD = REVISIONS[-1]
 VERSION_TABLE = "modelkeep_schema"
 """Where the revision stands. Not Alembic's usual name, which any other program's database has too."""
 
+FOLDER = Path(__file__).parent / "migrations"
+
 _OWN_TABLES = frozenset(schema.metadata.tables)
 
 
@@ -111,8 +113,8 @@ def _create(dialect: Dialect, connection: Connection) -> None:
             for text in statements(dialect):
                 connection.execute(text)
             connection.execute(
-                f"create table {VERSION_TABLE} (version_num varchar(32) not null, "
-                f"constraint {VERSION_TABLE}_pkc primary key (version_num))"
+                f"CREATE TABLE {VERSION_TABLE} ( version_num VARCHAR(32) NOT NULL, "
+                f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY (version_num) )"  # as Alembic makes it
             )
             connection.execute(f"insert into {VERSION_TABLE} (version_num) values ('{HEAD}')")
         connection.execute("commit")
@@ -161,7 +163,7 @@ def _config(connection: Any) -> Any:
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE})
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(FOLDER))
     config.set_main_option("path_separator", "os")
     return config
 

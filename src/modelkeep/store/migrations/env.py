@@ -5,11 +5,8 @@ It reads no file of settings and knows no address; there is no command line for 
 
 from alembic import context
 
-from modelkeep.store import schema
-
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=schema.metadata,
     version_table=context.config.attributes["version_table"],
     transactional_ddl=True,
 )
