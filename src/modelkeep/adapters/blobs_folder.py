@@ -42,9 +42,7 @@ def _place(digest: Digest) -> tuple[str, str]:
 
 
 class FolderBlobs:
-    """The `BlobStore` of one machine. Work goes through open descriptors, so the folder may be renamed under
-    it.
-    """
+    """The `BlobStore` of one machine. It works through open descriptors, never through a path it was told."""
 
     def __init__(self, root: Path) -> None:
         """Open the folder, making it where it is missing.

@@ -1,4 +1,4 @@
-"""Blobs in an S3 bucket, or whatever speaks its protocol; uploads lie on the local disk until they are proved.
+"""Blobs in an S3 bucket, or whatever speaks its protocol; uploads lie on a local disk until they are proved.
 
 What this file does not do: keep upload sessions in the bucket. S3's own multipart uploads cannot be read back
 to be hashed, take no piece below 5 MiB but the last, and forget nothing by themselves; a session in a local
@@ -168,9 +168,7 @@ class S3Blobs:
             return found
 
     def _send(self, key: str, fd: int, size: int, expected: Digest) -> None:
-        """Store a proved upload. It is hashed once more as it leaves: an error in there keeps it from
-        appearing.
-        """
+        """Store a proved upload; it is hashed again as it leaves, and does not appear if that differs."""
         chunks = _outgoing(fd, size, expected)
         with self._answers(f"store {expected}"):
             if size <= PART_BYTES:
@@ -198,9 +196,7 @@ class S3Blobs:
     def open(
         self, digest: Digest, offset: int = 0, length: int | None = None
     ) -> Generator[bytes, None, None]:
-        """See `BlobStore.open`. Each chunk is a request of its own, so a slow reader holds no connection
-        open.
-        """
+        """See `BlobStore.open`. Each chunk is a request of its own: a slow reader holds no connection."""
         found = self.stat(digest)
         if found is None:
             raise no_such_blob(digest)

@@ -386,9 +386,7 @@ class _Follower:
 
 
 class _Gatherer:
-    """Gathers chunks of any size into writes of about `WRITE_BYTES`, and keeps count of what the file really
-    has.
-    """
+    """Gathers chunks into writes of about `WRITE_BYTES`, and keeps count of what the file really has."""
 
     def __init__(self, upload_id: str, fd: int, offset: int, limit: int, follower: _Follower) -> None:
         self.offset = offset
