@@ -86,6 +86,7 @@ def add_version(tx: Transaction, number: int) -> None:
         tx.run(insert(schema.models), **row)
     row = dict.fromkeys(schema.versions.c.keys(), f"v{number}")
     row |= {"model_id": "m", "number": number, "size_bytes": 0, "prerelease": 0, "status": "ready"}
+    row |= {"parent": None, "from_sequence": number, "to_sequence": None}
     tx.run(insert(schema.versions), **row)
 
 
@@ -384,7 +385,11 @@ def test_of_sixteen_who_race_for_a_slot_one_gets_it(database: Database) -> None:
 WRONG_ROWS = [
     ("unique", insert(schema.settings), {"key": "a", "value": "", "updated_at": ""}),
     ("not_null", insert(schema.settings), {"key": "b", "value": None, "updated_at": ""}),
-    ("foreign_key", insert(schema.model_tags), {"model_id": "x", "key": "", "value": "", "value_head": ""}),
+    (
+        "foreign_key",
+        insert(schema.version_metrics),
+        {"version_id": "x", "name": "", "value": 0.0},
+    ),
     ("check", insert(schema.chain_head), {"id": 2, "sequence": 0, "link": ""}),
 ]
 
