@@ -23,13 +23,17 @@ JSON_MAX_BYTES = 4 * 1024 * 1024
 """One JSON or YAML document; streams of file bytes do not pass through here."""
 JSON_MAX_DEPTH = 32
 """Nesting: far above any shape of ours, far below the interpreter's stack."""
+YAML_MAX_BYTES = 256 * 1024
+"""One YAML document: people write these, and the parser takes a second for 100 KiB of the worst."""
+YAML_MAX_SCALAR = 100
+"""Characters of a YAML number or time; reading a number in base 60 takes the square of its length."""
 YAML_MAX_NODES = 100_000
 """Nodes of a YAML document after aliases are expanded, so that a small text cannot become a large value."""
 
 
 _encoder = msgspec.json.Encoder()
 _sorted_encoder = msgspec.json.Encoder(order="sorted")
-_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_decoders: dict[tuple[Any, bool], msgspec.json.Decoder[Any]] = {}
 
 
 def encode(value: object) -> bytes:
@@ -42,11 +46,15 @@ def canonical(value: object) -> bytes:
     numbers.
 
     Raises:
-        Invalid: a float is NaN or infinite (JSON has no such number, so two encoders would disagree).
+        Invalid: a float is NaN or infinite (JSON has no such number, so two encoders would disagree), or a
+            text is not Unicode.
     """
     plain = msgspec.to_builtins(value)
     _refuse_non_finite(plain)
-    return _sorted_encoder.encode(plain)
+    try:
+        return _sorted_encoder.encode(plain)
+    except UnicodeEncodeError as problem:
+        raise errors.Invalid("Half a surrogate pair is not text; remove it.") from problem
 
 
 def _refuse_non_finite(value: object) -> None:
@@ -55,7 +63,7 @@ def _refuse_non_finite(value: object) -> None:
     if isinstance(value, dict):
         for item in value.values():
             _refuse_non_finite(item)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for item in value:
             _refuse_non_finite(item)
 
@@ -66,14 +74,14 @@ def decode(data: bytes | str, kind: type[T], *, strict: bool = True) -> T:
     Raises:
         MalformedBody: the bytes are not JSON, or not of the shape; the message names the field.
     """
-    decoder = _decoders.get(kind)
+    decoder = _decoders.get((kind, strict))
     if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind, strict=strict)
+        decoder = _decoders[kind, strict] = msgspec.json.Decoder(kind, strict=strict)
     try:
         return cast(T, decoder.decode(data))
     except msgspec.ValidationError as problem:
         raise errors.MalformedBody(f"The document does not have the expected shape: {problem}.") from problem
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as problem:
         raise errors.MalformedBody(f"The document is not valid JSON: {problem}.") from problem
 
 
@@ -88,7 +96,8 @@ def decode_untrusted(data: bytes, kind: type[T], *, max_bytes: int = JSON_MAX_BY
     return decode(data, kind)
 
 
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
+# The closing quote is optional: else a string that never ends would be scanned anew from each quote in it.
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\]:,]', re.DOTALL)
 
 
 def check_json(data: bytes, *, max_bytes: int = JSON_MAX_BYTES) -> None:
@@ -164,12 +173,13 @@ def parse_yaml(text: str | bytes) -> Any:
 
     Raises:
         LimitExceeded: too large, or aliases expand to too many nodes.
-        MalformedBody: not YAML, more than one document, or a key twice in one mapping.
+        MalformedBody: not YAML, more than one document, a key twice in one mapping, or a key that is not text
+            (`1`, `true`, `null`; JSON has no such keys, and `true` and `True` would be one).
     """
     import yaml  # costs 25 ms, and only commands that read YAML need it
 
-    if len(text) > JSON_MAX_BYTES:
-        raise errors.LimitExceeded(f"The YAML document has more than {JSON_MAX_BYTES:,} bytes; split it.")
+    if len(text) > YAML_MAX_BYTES:
+        raise errors.LimitExceeded(f"The YAML document has more than {YAML_MAX_BYTES:,} bytes; split it.")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_yaml(node, yaml)
@@ -182,6 +192,10 @@ def parse_yaml(text: str | bytes) -> Any:
         ) from problem
 
 
+_YAML_TEXT = "tag:yaml.org,2002:str"
+_YAML_MERGE = "tag:yaml.org,2002:merge"
+
+
 def _check_yaml(root: Any, yaml: Any) -> None:
     count = 0
     work = [(root, 0)]
@@ -192,12 +206,18 @@ def _check_yaml(root: Any, yaml: Any) -> None:
             raise errors.LimitExceeded(
                 "The YAML document is too large or too deep once its aliases are expanded."
             )
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag != _YAML_TEXT and len(node.value) > YAML_MAX_SCALAR:
+                line = node.start_mark.line + 1
+                raise errors.MalformedBody(f"The number in line {line} is too long; put it in quotes.")
+        elif isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
                 name = str(key.value)
+                line = key.start_mark.line + 1
+                if key.tag not in (_YAML_TEXT, _YAML_MERGE):
+                    raise errors.MalformedBody(f"The key {name[:60]!r} in line {line} is not text; quote it.")
                 if name in seen:
-                    line = key.start_mark.line + 1
                     raise errors.MalformedBody(f"The key {name!r} stands twice in one mapping (line {line}).")
                 seen.add(name)
                 work.append((value, depth + 1))
@@ -218,14 +238,14 @@ def render_yaml(value: object) -> str:
 
 def format_time(moment: datetime) -> str:
     """Fixed-width UTC text with microseconds and Z: legible, the same everywhere, and sorts as text."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def parse_time(text: str) -> datetime:
     """Read RFC 3339, also without seconds; a time without a zone is refused, since it could mean any hour.
 
     Raises:
-        InvalidTime: not a time, or no zone.
+        InvalidTime: not a time, no zone, or beyond the years that a time can have in UTC.
     """
     try:
         moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00").replace("z", "+00:00"))
@@ -239,4 +259,7 @@ def parse_time(text: str) -> datetime:
         raise errors.InvalidTime(
             f"{text[:60]!r} names no time zone; append Z for UTC, or an offset like +01:00."
         )
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as problem:
+        raise errors.InvalidTime(f"{text[:60]!r} lies outside the years 1 to 9999.") from problem
