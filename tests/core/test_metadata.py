@@ -210,7 +210,6 @@ WRONG = {
     "mine: {deep: [1, .inf]}": ("mine.deep[1]", "not a finite number"),
     "mine: 99999999999999999999": ("mine", "64 bits"),
     "mine: !!binary aGk=": ("mine", "bytes"),
-    "mine: {on: 1}": ("mine", "put it in quotes"),
     'mine: "\\e[2J"': ("mine", "control characters"),
     "[1, 2]": ("", "must be a mapping"),
 }
@@ -229,6 +228,12 @@ def test_what_is_wrong_is_named_by_its_path(text: str) -> None:
     assert expected in caught.value.message
     assert "`" not in caught.value.message
     assert caught.value.message.endswith(".")
+
+
+def test_a_key_that_is_not_text_is_refused() -> None:
+    """JSON has no such keys, and the number 1 and the text "1" would become one."""
+    with pytest.raises(errors.InvalidMetadata, match="mine has the key 1, which is not text"):
+        metadata.check_metadata({"mine": {1: "a", "1": "b"}})
 
 
 def test_a_metric_twice_is_refused() -> None:

@@ -24,7 +24,7 @@ from modelkeep.core.metadata_schema import INTEGER_MAX, SCHEMA, ApprovalStatus, 
 from modelkeep.core.signature import Signature
 
 # Limits of a whole document; those of its bytes, nodes and depth are the codec's.
-TOTAL_TEXT_MAX = 1024 * 1024
+TOTAL_TEXT_MAX = 256 * 1024
 """Characters of all keys and texts together: YAML aliases can repeat one long text very often."""
 PATH_SHOWN = 200
 """Characters of a path that an error repeats."""
@@ -148,13 +148,10 @@ class _Normal:
             raise errors.LimitExceeded(f"{_shown(path)} is nested too deep; flatten it.", field=path)
         plain: dict[str, Any] = {}
         for key, item in value.items():
-            if isinstance(key, bool) or not isinstance(key, str | int | date):
-                raise _refuse(
-                    path, f"has the key {key!r}, which YAML does not read as text; put it in quotes"
-                )
-            name = self.text(key if isinstance(key, str) else str(_plain_scalar(key)), path)
-            if name in plain:
-                raise _refuse(_join(path, name), "stands twice; keep one of them")
+            if not isinstance(key, str):
+                shown = values.printable(str(key))[:60]
+                raise _refuse(path, f"has the key {shown}, which is not text; put it in quotes")
+            name = self.text(key, path)
             plain[name] = self.value(item, _join(path, name), depth + 1)
         return plain
 
