@@ -383,7 +383,7 @@ yaml_values = st.recursive(
 
 @given(yaml_values)
 def test_yaml_round_trip(value: Any) -> None:
-    """Whatever is written as YAML is read back as itself, also text that looks like a number or a truth value."""
+    """Whatever is written as YAML is read back as itself, also text that looks like a number."""
     assert codec.parse_yaml(codec.render_yaml(value)) == value
 
 

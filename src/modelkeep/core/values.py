@@ -15,6 +15,7 @@ things.
 """
 
 import re
+import unicodedata
 from datetime import datetime
 from enum import StrEnum
 from typing import NewType
@@ -112,6 +113,7 @@ def check_path(path: str) -> str:
         or "\\" in path
         or ":" in path
         or bool(_CONTROL.search(path))
+        or any(unicodedata.category(c) == "Cf" for c in path)  # invisible: two names that look alike
         or "\n" in path
         or "\t" in path
         or any(part in ("", ".", "..") or len(part.encode("utf-8", "surrogatepass")) > 255 for part in parts)
