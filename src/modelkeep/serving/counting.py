@@ -1,0 +1,348 @@
+"""Counting what callers met, per endpoint, epoch and side, the way `core/observation.py` means it.
+
+The fronts count and remember which callers they saw; the supervisor is the one ledger, so that a caller who reaches two
+fronts is new only once. A request belongs to the epoch and side it was assigned under, however late it is answered; an
+answer that arrives after a swap is therefore reported in a later tick of the former epoch. Nothing here judges.
+"""
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+
+from modelkeep.core.observation import (
+    CALLERS_TRACKED_MAX,
+    TICKS_PER_REPORT_MAX,
+    SideCounts,
+    Tick,
+)
+from modelkeep.core.routing import Epoch, Role
+from modelkeep.serving.options import ERROR_TEXT_MAX, ERRORS_SEEN_MAX, TICKS_KEPT_MAX
+
+BUCKETS_MS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0)
+"""Upper bounds of the latency histogram; the last bucket, above all of them, has none."""
+
+
+def caller_hash(key: bytes) -> int:
+    """64 bits that stand for a caller: the same in every front, so that the ledger can tell callers apart."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, person=b"caller").digest(), "big")
+
+
+class SideTally:
+    """What one front saw on one side of one route since it was last asked. Plain integers: this is the hot path."""
+
+    __slots__ = (
+        "buckets", "crashes", "duration_ms_max", "duration_ms_sum", "errors", "first_error", "first_slow", "new",
+        "new_failed", "refused", "requests", "schema_violations", "slow",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.requests = self.errors = self.slow = self.refused = self.schema_violations = self.crashes = 0
+        self.duration_ms_sum = 0.0
+        self.duration_ms_max = 0.0
+        self.buckets = [0] * (len(BUCKETS_MS) + 1)
+        self.new: list[int] = []
+        self.new_failed: list[int] = []
+        self.first_error: list[int] = []
+        self.first_slow: list[int] = []
+
+    def delta(self) -> "SideDelta":
+        """What was counted so far, as a message."""
+        return SideDelta(
+            counts=SideCounts(
+                requests=self.requests,
+                errors=self.errors,
+                slow=self.slow,
+                refused=self.refused,
+                schema_violations=self.schema_violations,
+                crashes=self.crashes,
+                duration_ms_sum=self.duration_ms_sum,
+                duration_ms_max=self.duration_ms_max,
+            ),
+            buckets=self.buckets,
+            new=self.new,
+            new_failed=self.new_failed,
+            first_error=self.first_error,
+            first_slow=self.first_slow,
+        )
+
+
+class Callers:
+    """Whom one side of one rollout has seen: bounded sets of 64-bit hashes."""
+
+    __slots__ = ("failed", "maximum", "seen", "slow")
+
+    def __init__(self, maximum: int = CALLERS_TRACKED_MAX) -> None:
+        self.seen: set[int] = set()
+        self.failed: set[int] = set()
+        self.slow: set[int] = set()
+        self.maximum = maximum
+
+    def is_new(self, caller: int) -> bool:
+        """Whether the caller is seen for the first time; past the bound nobody is."""
+        if caller in self.seen or len(self.seen) >= self.maximum:
+            return False
+        self.seen.add(caller)
+        return True
+
+    def is_first(self, caller: int, among: set[int]) -> bool:
+        """Whether a caller that is followed does this for the first time."""
+        if caller in among or caller not in self.seen:
+            return False
+        among.add(caller)
+        return True
+
+
+class RouteTally:
+    """What one front counts for one endpoint under one epoch. `open` requests are assigned and not answered yet."""
+
+    __slots__ = ("candidate", "candidate_ppm", "endpoint", "epoch", "errors_seen", "open", "rollout", "stable")
+
+    def __init__(self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int) -> None:
+        self.endpoint = endpoint
+        self.rollout = rollout
+        self.epoch = epoch
+        self.candidate_ppm = candidate_ppm
+        self.stable = SideTally()
+        self.candidate = SideTally()
+        self.errors_seen: list[str] = []
+        self.open = 0
+
+    def note_error(self, text: str) -> None:
+        """Keep the first few different error texts of the candidate."""
+        text = text[:ERROR_TEXT_MAX]
+        if len(self.errors_seen) < ERRORS_SEEN_MAX and text not in self.errors_seen:
+            self.errors_seen.append(text)
+
+    def collect(self) -> "RouteCounts | None":
+        """Hand over what was counted since the last call; None when there was nothing."""
+        if not (self.stable.requests or self.candidate.requests):
+            return None
+        counts = RouteCounts(
+            endpoint=self.endpoint,
+            rollout=self.rollout,
+            epoch=self.epoch,
+            candidate_ppm=self.candidate_ppm,
+            stable=self.stable.delta(),
+            candidate=self.candidate.delta(),
+            errors_seen=tuple(self.errors_seen),
+        )
+        self.stable, self.candidate, self.errors_seen = SideTally(), SideTally(), []
+        return counts
+
+
+def count(
+    side: SideTally,
+    callers: Callers | None,
+    caller: int,
+    milliseconds: float,
+    *,
+    failed: bool,
+    refused: bool,
+    violation: bool,
+    slow: bool,
+) -> None:
+    """Count one answered request on its side."""
+    side.requests += 1
+    side.duration_ms_sum += milliseconds
+    if milliseconds > side.duration_ms_max:
+        side.duration_ms_max = milliseconds
+    side.buckets[bisect_left(BUCKETS_MS, milliseconds)] += 1
+    if failed:
+        side.errors += 1
+        side.schema_violations += violation
+    elif refused:
+        side.refused += 1
+    if slow:
+        side.slow += 1
+    if callers is None:
+        return
+    if callers.is_new(caller):
+        (side.new_failed if failed else side.new).append(caller)
+    if failed and callers.is_first(caller, callers.failed):
+        side.first_error.append(caller)
+    if slow and callers.is_first(caller, callers.slow):
+        side.first_slow.append(caller)
+
+
+class SideDelta(Struct, frozen=True, kw_only=True):
+    """One side's counts on their way to the ledger; callers go as hashes and are counted there."""
+
+    counts: SideCounts
+    buckets: list[int]
+    new: list[int] = []
+    new_failed: list[int] = []
+    first_error: list[int] = []
+    first_slow: list[int] = []
+
+
+class RouteCounts(Struct, frozen=True, kw_only=True):
+    """What one front counted for one endpoint under one epoch."""
+
+    endpoint: str
+    rollout: str | None
+    epoch: Epoch
+    candidate_ppm: int
+    stable: SideDelta
+    candidate: SideDelta
+    errors_seen: tuple[str, ...] = ()
+
+
+class _OpenTick:
+    __slots__ = ("candidate", "candidate_ppm", "errors_seen", "stable", "started_at")
+
+    def __init__(self, started_at: datetime, candidate_ppm: int) -> None:
+        self.started_at = started_at
+        self.candidate_ppm = candidate_ppm
+        self.stable = SideCounts()
+        self.candidate = SideCounts()
+        self.errors_seen: tuple[str, ...] = ()
+
+
+_TickKey = tuple[str, str | None, Epoch]
+_RolloutKey = tuple[str, str | None]
+
+
+class Ledger:
+    """The supervisor's one account: dedupes callers over fronts, closes ticks, keeps them until they are taken.
+
+    Tick numbers begin at `first_number` (the start's time in milliseconds), so that they also rise over restarts.
+    """
+
+    def __init__(self, now: datetime, first_number: int, *, callers_max: int = CALLERS_TRACKED_MAX) -> None:
+        self._first = first_number
+        self._numbers: dict[_RolloutKey, int] = {}
+        self._books: dict[_RolloutKey, tuple[Callers, Callers]] = {}
+        self._open: dict[_TickKey, _OpenTick] = {}
+        self._callers_max = callers_max
+        self._since = now
+        self._waiting: list[Tick] = []
+        self._sent = 0
+        """How many of the first of `_waiting` went out at least once; those may no longer be merged."""
+
+    def add(self, counts: RouteCounts) -> None:
+        """Take in what one front counted."""
+        tick = self._tick(counts.endpoint, counts.rollout, counts.epoch, counts.candidate_ppm)
+        books = None
+        if counts.rollout is not None:
+            key = (counts.endpoint, counts.rollout)
+            books = self._books.get(key)
+            if books is None:
+                books = self._books[key] = (Callers(self._callers_max), Callers(self._callers_max))
+        tick.stable = tick.stable.plus(_resolve(counts.stable, books[0] if books else None))
+        tick.candidate = tick.candidate.plus(_resolve(counts.candidate, books[1] if books else None))
+        for text in counts.errors_seen:
+            if len(tick.errors_seen) < ERRORS_SEEN_MAX and text not in tick.errors_seen:
+                tick.errors_seen = (*tick.errors_seen, text)
+
+    def crashed(self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int, role: Role) -> None:
+        """Count the death of a worker on the side it served."""
+        tick = self._tick(endpoint, rollout, epoch, candidate_ppm)
+        if role is Role.CANDIDATE:
+            tick.candidate = msgspec.structs.replace(tick.candidate, crashes=tick.candidate.crashes + 1)
+        elif role is Role.STABLE:
+            tick.stable = msgspec.structs.replace(tick.stable, crashes=tick.stable.crashes + 1)
+
+    def touch(self, endpoint: str, rollout: str, epoch: Epoch, candidate_ppm: int) -> None:
+        """Have a tick for a rollout in which nothing happened: "no traffic" is a fact too."""
+        self._tick(endpoint, rollout, epoch, candidate_ppm)
+
+    def _tick(self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int) -> _OpenTick:
+        key = (endpoint, rollout, epoch)
+        tick = self._open.get(key)
+        if tick is None:
+            tick = self._open[key] = _OpenTick(self._since, candidate_ppm)
+        return tick
+
+    def close(self, now: datetime) -> None:
+        """Close all open ticks, oldest epoch first, and number them."""
+        for (endpoint, rollout, epoch), tick in sorted(self._open.items(), key=lambda item: item[0][2]):
+            number = self._numbers.get((endpoint, rollout), self._first - 1) + 1
+            self._numbers[endpoint, rollout] = number
+            self._waiting.append(
+                Tick(
+                    endpoint=endpoint,
+                    rollout=rollout,
+                    epoch=epoch,
+                    number=number,
+                    started_at=tick.started_at,
+                    ended_at=now,
+                    candidate_ppm=tick.candidate_ppm,
+                    stable=tick.stable,
+                    candidate=tick.candidate,
+                    errors_seen=tick.errors_seen,
+                )
+            )
+        self._open.clear()
+        self._since = now
+        if len(self._waiting) - self._sent > TICKS_KEPT_MAX:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Join unsent ticks of the same endpoint, rollout and epoch; the joined one carries the last number."""
+        kept = self._waiting[: self._sent]
+        joined: dict[_TickKey, Tick] = {}
+        for tick in self._waiting[self._sent :]:
+            key = (tick.endpoint, tick.rollout, tick.epoch)
+            joined[key] = merge(joined[key], tick) if key in joined else tick
+        self._waiting = [*kept, *sorted(joined.values(), key=lambda tick: (tick.ended_at, tick.number))]
+
+    def to_send(self) -> tuple[Tick, ...]:
+        """The oldest ticks that fit one report. From now on they stay as they are, so that a repeat is a repeat."""
+        batch = tuple(self._waiting[:TICKS_PER_REPORT_MAX])
+        self._sent = max(self._sent, len(batch))
+        return batch
+
+    def taken(self, marks: Iterable[tuple[str, str | None, int]]) -> None:
+        """Drop what the control plane has."""
+        highest = {(endpoint, rollout): number for endpoint, rollout, number in marks}
+        sent = self._waiting[: self._sent]
+        left = [tick for tick in sent if tick.number > highest.get((tick.endpoint, tick.rollout), -1)]
+        self._waiting = [*left, *self._waiting[self._sent :]]
+        self._sent = len(left)
+
+    def forget(self, live: Iterable[tuple[str, str | None]]) -> None:
+        """Drop the callers of rollouts that no route names any more."""
+        keep = set(live)
+        for key in [key for key in self._books if key not in keep]:
+            del self._books[key]
+
+    @property
+    def waiting(self) -> int:
+        """Ticks that the control plane has not taken yet."""
+        return len(self._waiting)
+
+
+def _resolve(delta: SideDelta, callers: Callers | None) -> SideCounts:
+    """A side's counts with its callers counted against the book of the whole rollout."""
+    if callers is None:
+        return delta.counts
+    new = sum(callers.is_new(caller) for caller in delta.new)
+    failed = sum(callers.is_new(caller) for caller in delta.new_failed)
+    return msgspec.structs.replace(
+        delta.counts,
+        new_callers=new + failed,
+        new_callers_failed=failed,
+        callers_first_error=_firsts(callers, delta.first_error, callers.failed),
+        callers_first_slow=_firsts(callers, delta.first_slow, callers.slow),
+    )
+
+
+def _firsts(callers: Callers, hashes: Sequence[int], among: set[int]) -> int:
+    return sum(callers.is_first(caller, among) for caller in hashes)
+
+
+def merge(first: Tick, second: Tick) -> Tick:
+    """Two spans of one endpoint, rollout and epoch as one."""
+    texts = (*first.errors_seen, *(text for text in second.errors_seen if text not in first.errors_seen))
+    return msgspec.structs.replace(
+        second,
+        started_at=min(first.started_at, second.started_at),
+        ended_at=max(first.ended_at, second.ended_at),
+        stable=first.stable.plus(second.stable),
+        candidate=first.candidate.plus(second.candidate),
+        errors_seen=texts[:ERRORS_SEEN_MAX],
+    )

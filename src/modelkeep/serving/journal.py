@@ -1,0 +1,277 @@
+"""The gateway's local journal: what table it obeyed, when and why, so that it can go on without asking anyone.
+
+Hash-chained JSON lines, each `<sha256 of the line before and this body> <body>`. A forward move is two records: INTENT,
+durable before any front swaps, and APPLIED after all have. A rollback is one record, written after the swap, because
+nothing may stand between a rollback and its effect. Every record that changes the table carries it whole, so the live
+table is the last one that counts, whatever came between.
+
+    kind       counts when                            written
+    opened     never                                  at start
+    intent     its APPLIED follows                    before the swap
+    applied    with its INTENT                        after the swap
+    rollback   at once                                after the swap
+    snapshot   at once                                when the file is compacted, or a failed write is made up for
+    taken      never (drops reported rollbacks)       when the control plane has taken rollbacks over
+    closed     never (says that the stop was clean)   at the end
+
+A torn last line is the trace of a crash and is cut. Damage anywhere else is not, and is refused. This file does not
+decide what to obey; `moves.py` and the supervisor do.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from modelkeep.core import codec, errors
+from modelkeep.core.observation import LocalRollback
+from modelkeep.core.routing import EMPTY_TABLE, RoutingTable
+
+RECORDS_MAX = 2_000
+"""Records after which the file is written anew with the live table alone."""
+FILE_MAX_BYTES = 16 * 1024 * 1024
+"""Bytes after which it is too, whatever the records."""
+GENESIS = "0" * 64
+_HASH = 64
+
+
+class RecordKind(StrEnum):
+    """What a record says; see the table above."""
+
+    OPENED = "opened"
+    INTENT = "intent"
+    APPLIED = "applied"
+    ROLLBACK = "rollback"
+    SNAPSHOT = "snapshot"
+    TAKEN = "taken"
+    CLOSED = "closed"
+
+
+class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line. `serial` numbers the tables of this gateway and pairs APPLIED with its INTENT."""
+
+    kind: RecordKind
+    at: datetime
+    serial: int = 0
+    table: RoutingTable | None = None
+    cause: str = ""
+    rollback: LocalRollback | None = None
+    pending: tuple[LocalRollback, ...] = ()
+    taken: int = 0
+
+
+class Replayed(Struct, frozen=True, kw_only=True):
+    """What a journal says: the live table, the rollbacks not yet taken over, and whether the last stop was clean."""
+
+    table: RoutingTable = EMPTY_TABLE
+    serial: int = 0
+    pending: tuple[LocalRollback, ...] = ()
+    clean: bool = True
+    known: bool = False
+    """Whether a table was ever obeyed."""
+
+
+def replay(records: list[Record]) -> Replayed:
+    """Fold records into the live table. An INTENT that another table overtook never counts."""
+    table, serial, clean, known = EMPTY_TABLE, 0, True, False
+    pending: tuple[LocalRollback, ...] = ()
+    intent: Record | None = None
+    for record in records:
+        match record.kind:
+            case RecordKind.OPENED:
+                clean, intent = False, None
+            case RecordKind.CLOSED:
+                clean = True
+            case RecordKind.INTENT:
+                intent = record
+            case RecordKind.APPLIED:
+                if intent is not None and intent.serial == record.serial and intent.table is not None:
+                    table, serial, known = intent.table, record.serial, True
+                intent = None
+            case RecordKind.ROLLBACK | RecordKind.SNAPSHOT:
+                if record.table is not None:
+                    table, serial, known, intent = record.table, record.serial, True, None
+                if record.kind is RecordKind.SNAPSHOT:
+                    pending = record.pending
+                elif record.rollback is not None:
+                    pending = (*pending, record.rollback)
+            case RecordKind.TAKEN:
+                pending = pending[record.taken :]
+    return Replayed(table=table, serial=serial, pending=pending, clean=clean, known=known)
+
+
+class JournalFile(Protocol):
+    """The few things a journal asks of a disk; the tests put one in its place that tears writes at any byte."""
+
+    def read(self) -> bytes: ...
+
+    def append(self, data: bytes) -> None:
+        """Write at the end and make it durable. Raises OSError; some of the bytes may then stand in the file."""
+
+    def truncate(self, size: int) -> None: ...
+
+    def replace(self, data: bytes) -> None:
+        """Put these bytes in place of the whole file, at once or not at all, durably."""
+
+    def close(self) -> None: ...
+
+
+class DiskFile:
+    """A journal on a real disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = self._open()
+        _sync_folder(path.parent)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def read(self) -> bytes:
+        return self._path.read_bytes()
+
+    def append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        os.fdatasync(self._fd)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+        os.fdatasync(self._fd)
+
+    def replace(self, data: bytes) -> None:
+        beside = self._path.with_suffix(".new")
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(beside, self._path)
+        _sync_folder(self._path.parent)
+        os.close(self._fd)
+        self._fd = self._open()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Journal:
+    """An open journal: one writer, in the order of its calls. Not thread-safe; the supervisor gives it one thread."""
+
+    def __init__(self, file: JournalFile, name: str = "journal") -> None:
+        self._file = file
+        self._name = name
+        self._hash = GENESIS
+        self._size = 0
+        self._records = 0
+        self._torn = False
+
+    def open(self) -> Replayed:
+        """Read, verify and cut a torn last line.
+
+        Raises:
+            JournalDamaged: a line before the last one is not what was written.
+        """
+        data = self._file.read()
+        records, self._size, self._hash = self._parse(data)
+        self._records = len(records)
+        if self._size < len(data):
+            self._file.truncate(self._size)
+        return replay(records)
+
+    def _parse(self, data: bytes) -> tuple[list[Record], int, str]:
+        records: list[Record] = []
+        chain, size, number = GENESIS, 0, 0
+        while size < len(data):
+            number += 1
+            end = data.find(b"\n", size)
+            record = None
+            if end >= 0:
+                record = _read_line(chain, data[size:end])
+            if record is None:
+                if 0 <= end < len(data) - 1:
+                    raise errors.JournalDamaged(
+                        f"Line {number} of {self._name} is not what was written. Move the file away and start again: "
+                        "the gateway then takes its table from the control plane.",
+                        line=number,
+                    )
+                break
+            chain = data[size : size + _HASH].decode()
+            records.append(record)
+            size = end + 1
+        return records, size, chain
+
+    def append(self, *records: Record) -> None:
+        """Make records durable, all in one write.
+
+        Raises:
+            OSError: the disk refused. The journal stays usable: what was torn is cut before the next write.
+        """
+        if self._torn:
+            self._file.truncate(self._size)
+            self._torn = False
+        lines, chain = _lines(self._hash, records)
+        try:
+            self._file.append(lines)
+        except OSError:
+            self._torn = True
+            raise
+        self._hash, self._size, self._records = chain, self._size + len(lines), self._records + len(records)
+
+    def compact(self, snapshot: Callable[[], Record], *, force: bool = False) -> bool:
+        """Write the file anew when it has grown large. The first record names the last hash of the old one.
+
+        Raises:
+            OSError: the disk refused; the old file stands.
+        """
+        if not force and self._records < RECORDS_MAX and self._size < FILE_MAX_BYTES:
+            return False
+        opened = Record(kind=RecordKind.OPENED, at=snapshot().at, cause=f"compacted after {self._hash}")
+        lines, chain = _lines(GENESIS, (opened, snapshot()))
+        self._file.replace(lines)
+        self._hash, self._size, self._records, self._torn = chain, len(lines), 2, False
+        return True
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+def _lines(chain: str, records: tuple[Record, ...]) -> tuple[bytes, str]:
+    lines = bytearray()
+    for record in records:
+        body = codec.encode(record)
+        chain = _chained(chain, body)
+        lines += chain.encode() + b" " + body + b"\n"
+    return bytes(lines), chain
+
+
+def _chained(previous: str, body: bytes) -> str:
+    return hashlib.sha256(previous.encode() + b" " + body).hexdigest()
+
+
+def _read_line(chain: str, line: bytes) -> Record | None:
+    digest, space, body = line[:_HASH], line[_HASH : _HASH + 1], line[_HASH + 1 :]
+    if space != b" " or digest != _chained(chain, body).encode():
+        return None
+    try:
+        return codec.decode(body, Record)
+    except errors.MalformedBody:
+        return None

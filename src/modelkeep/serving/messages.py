@@ -1,0 +1,199 @@
+"""What the supervisor, the fronts and the workers say to each other over their private channels. Shapes only.
+
+A channel is a socket pair made before the child is started, so there is no name to find and no permission to set; its
+end of file is how each side learns that the other is gone.
+"""
+
+from enum import IntEnum
+from typing import TypeVar, cast
+
+import msgspec
+from msgspec import Struct
+
+from modelkeep.core.routing import Route, VersionSpec
+from modelkeep.core.values import Digest
+from modelkeep.serving import frames
+from modelkeep.serving.counting import RouteCounts
+from modelkeep.serving.options import GatewayOptions
+
+
+class Door(IntEnum):
+    """The way a prediction came in, and goes out."""
+
+    PREDICT = 0
+    INFER = 1
+    INVOCATIONS = 2
+    INVOCATIONS_CSV = 3
+
+
+class VersionName(Struct, frozen=True, kw_only=True):
+    """What a front has to know of a version."""
+
+    digest: Digest
+    label: str
+    semver: str
+
+
+class Swap(Struct, frozen=True, kw_only=True, tag=True):
+    """Obey these routes from now on, and confirm. Routes that are neither changed nor removed stand; `versions` names
+    those of the changed routes."""
+
+    serial: int
+    number: int
+    changed: tuple[Route, ...]
+    removed: tuple[str, ...]
+    versions: tuple[VersionName, ...]
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag=True):
+    """The first message to a front. `known`: a table was obeyed before, so having no route is not having no answer."""
+
+    options: GatewayOptions
+    index: int
+    swap: Swap
+    known: bool
+
+
+class WorkerUp(Struct, frozen=True, kw_only=True, tag=True):
+    """A version can be reached at this socket."""
+
+    version: VersionName
+    path: str
+
+
+class WorkerDown(Struct, frozen=True, kw_only=True, tag=True):
+    """A version cannot be reached. `failed`: nor will it be soon; do not let requests wait for it."""
+
+    digest: Digest
+    failed: bool
+
+
+class Collect(Struct, frozen=True, kw_only=True, tag=True):
+    """Hand over what was counted."""
+
+
+class Drain(Struct, frozen=True, kw_only=True, tag=True):
+    """Say no on /ready; with `close`, also take no new connection and exit when the last answer is out."""
+
+    close: bool
+
+
+class Page(Struct, frozen=True, kw_only=True, tag=True):
+    """The text of a metrics page that a front asked for."""
+
+    number: int
+    text: str
+
+
+ToFront = Hello | Swap | WorkerUp | WorkerDown | Collect | Drain | Page
+
+
+class Swapped(Struct, frozen=True, kw_only=True, tag=True):
+    """The table is obeyed. `last_sent` tells, for each version with traffic, when (monotonic seconds) this front last
+    sent it a request: the proof that after a rollback nothing more went there."""
+
+    serial: int
+    last_sent: dict[Digest, float]
+
+
+class FrontCounts(Struct, frozen=True, kw_only=True, tag=True):
+    """What a front counted since it last said so."""
+
+    routes: list[RouteCounts]
+    statuses: dict[int, int] = {}
+    retries: dict[str, int] = {}
+    shed: dict[str, int] = {}
+    connections: int = 0
+    in_flight: int = 0
+    cpu_s: float = 0.0
+    memory_bytes: int = 0
+
+
+class Connected(Struct, frozen=True, kw_only=True, tag=True):
+    """A front has reached a version's worker."""
+
+    digest: Digest
+
+
+class WantPage(Struct, frozen=True, kw_only=True, tag=True):
+    """Somebody asked this front for the gateway's metrics."""
+
+    number: int
+
+
+class Drained(Struct, frozen=True, kw_only=True, tag=True):
+    """This front has answered everything and goes."""
+
+
+FromFront = Swapped | FrontCounts | Connected | WantPage | Drained
+
+
+class Load(Struct, frozen=True, kw_only=True, tag=True):
+    """The first message to a worker. `folder` holds the version's verified files."""
+
+    spec: VersionSpec
+    folder: str
+    path: str
+    threads: int
+    memory_bytes: int = 0
+
+
+class Ping(Struct, frozen=True, kw_only=True, tag=True):
+    """Are you alive?"""
+
+    number: int
+
+
+class Stop(Struct, frozen=True, kw_only=True, tag=True):
+    """Finish what has arrived and go."""
+
+
+ToWorker = Load | Ping | Stop
+
+
+class Loaded(Struct, frozen=True, kw_only=True, tag=True):
+    """The version is loaded, warm, and listening."""
+
+    runtime: str
+    took_s: float
+    warmed: bool
+
+
+class LoadFailed(Struct, frozen=True, kw_only=True, tag=True):
+    """The version cannot be loaded; `code` is an error code of the core."""
+
+    code: str
+    error: str
+
+
+class Pong(Struct, frozen=True, kw_only=True, tag=True):
+    """Alive."""
+
+    number: int
+    answered: int
+
+
+FromWorker = Loaded | LoadFailed | Pong
+
+Message = ToFront | FromFront | ToWorker | FromWorker
+M = TypeVar("M")
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=str)
+_decoders: dict[object, msgspec.msgpack.Decoder[object]] = {}
+
+
+def pack(message: Message) -> bytes:
+    """A message as a frame."""
+    return frames.pack(0, frames.Kind.MESSAGE, _encoder.encode(message))
+
+
+def unpack(payload: bytes, kind: type[M]) -> M:
+    """A message of one of the four unions above.
+
+    Raises:
+        msgspec.ValidationError: not one of them.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind, dec_hook=lambda hint, value: hint(value))
+    return cast(M, decoder.decode(payload))

@@ -1,0 +1,164 @@
+"""The gateway's metrics page: what all fronts counted, added up by the supervisor, in Prometheus' text format.
+
+Labels are endpoints and versions of the table and a few fixed words, never anything a caller sent, so that the page
+cannot grow with traffic. Counters of versions that are gone go with them. Nothing is judged here.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from modelkeep.core.observation import VersionPhase, VersionReport
+from modelkeep.core.routing import RoutingTable
+from modelkeep.serving.counting import BUCKETS_MS, SideDelta
+from modelkeep.serving.messages import FrontCounts
+
+_OUTCOMES = ("ok", "refused", "error")
+
+
+class Metrics:
+    """Running totals since the supervisor started."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[tuple[str, str, str], int] = {}
+        self._buckets: dict[tuple[str, str], list[int]] = {}
+        self._sums_ms: dict[tuple[str, str], float] = {}
+        self._statuses: dict[int, int] = {}
+        self._retries: dict[str, int] = {}
+        self._shed: dict[str, int] = {}
+        self._fronts: dict[int, FrontCounts] = {}
+        self.rollbacks: dict[str, int] = {}
+        self.crashes: dict[str, int] = {}
+
+    def add(self, front: int, counts: FrontCounts, labels: Mapping[tuple[str, str], str]) -> None:
+        """Take in what one front counted. `labels` names the version of each (endpoint, side) under the counts' epoch."""
+        self._fronts[front] = counts
+        for status, number in counts.statuses.items():
+            self._statuses[status] = self._statuses.get(status, 0) + number
+        for totals, more in ((self._retries, counts.retries), (self._shed, counts.shed)):
+            for endpoint, number in more.items():
+                totals[endpoint] = totals.get(endpoint, 0) + number
+        for route in counts.routes:
+            for side, delta in (("stable", route.stable), ("candidate", route.candidate)):
+                label = labels.get((route.endpoint, side))
+                if delta.counts.requests and label is not None:
+                    self._add_side(route.endpoint, label, delta)
+
+    def _add_side(self, endpoint: str, label: str, delta: SideDelta) -> None:
+        counts = delta.counts
+        ok = counts.requests - counts.refused - counts.errors
+        for outcome, number in zip(_OUTCOMES, (ok, counts.refused, counts.errors), strict=True):
+            key = (endpoint, label, outcome)
+            self._outcomes[key] = self._outcomes.get(key, 0) + number
+        buckets = self._buckets.setdefault((endpoint, label), [0] * (len(BUCKETS_MS) + 1))
+        for index, number in enumerate(delta.buckets):
+            buckets[index] += number
+        self._sums_ms[endpoint, label] = self._sums_ms.get((endpoint, label), 0.0) + counts.duration_ms_sum
+
+    def forget(self, labels: Iterable[str]) -> None:
+        """Drop the counters of versions that are not among these."""
+        keep = set(labels)
+        self._outcomes = {key: value for key, value in self._outcomes.items() if key[1] in keep}
+        self._buckets = {key: value for key, value in self._buckets.items() if key[1] in keep}
+        self._sums_ms = {key: value for key, value in self._sums_ms.items() if key[1] in keep}
+        self.crashes = {key: value for key, value in self.crashes.items() if key in keep}
+
+    def render(
+        self,
+        table: RoutingTable,
+        versions: Iterable[VersionReport],
+        labels: Mapping[str, str],
+        *,
+        contact_age_s: float | None,
+        ticks_waiting: int,
+        journal_ok: bool,
+        cpu_s: float,
+        memory_bytes: int,
+    ) -> str:
+        """The page. `labels` names versions by digest."""
+        page = _Page()
+        page.family("requests_total", "counter", "Prediction requests answered, by version and outcome.")
+        for (endpoint, label, outcome), number in sorted(self._outcomes.items()):
+            page.sample("requests_total", number, endpoint=endpoint, version=label, outcome=outcome)
+        name = "request_duration_seconds"
+        page.family(name, "histogram", "Time from sending a request to its version until the answer, queue included.")
+        for (endpoint, label), buckets in sorted(self._buckets.items()):
+            total = 0
+            for bound, number in zip((*(f"{ms / 1000:g}" for ms in BUCKETS_MS), "+Inf"), buckets, strict=True):
+                total += number
+                page.sample(f"{name}_bucket", total, endpoint=endpoint, version=label, le=bound)
+            page.sample(f"{name}_sum", self._sums_ms[endpoint, label] / 1000, endpoint=endpoint, version=label)
+            page.sample(f"{name}_count", total, endpoint=endpoint, version=label)
+        page.totals("retries_total", "Requests that the candidate failed and the stable version got.", self._retries)
+        page.totals("shed_total", "Requests turned away because too many were waiting.", self._shed)
+        page.totals("rollbacks_total", "Rollbacks that this gateway made by itself or on a local command.", self.rollbacks)
+        page.family("http_responses_total", "counter", "Answers by HTTP status, all pages together.")
+        for status, number in sorted(self._statuses.items()):
+            page.sample("http_responses_total", number, status=str(status))
+        page.family("route_weight_ratio", "gauge", "Share of an endpoint's callers that a version has.")
+        for route in table.routes:
+            for arm in route.arms:
+                label = labels.get(arm.digest, arm.digest)
+                page.sample("route_weight_ratio", arm.weight_ppm / 1e6, endpoint=route.endpoint, version=label)
+        reports = sorted(versions, key=lambda version: labels.get(version.digest, version.digest))
+        page.family("version_ready", "gauge", "1 when a version's worker is loaded and serving.")
+        for report in reports:
+            ready = report.phase is VersionPhase.READY
+            page.sample("version_ready", int(ready), version=labels.get(report.digest, report.digest))
+        page.family("version_crashes_total", "counter", "Deaths of a version's worker.")
+        page.family("version_memory_bytes", "gauge", "Resident memory of a version's worker.")
+        for report in reports:
+            label = labels.get(report.digest, report.digest)
+            page.sample("version_crashes_total", report.crashes, version=label)
+            page.sample("version_memory_bytes", report.memory_bytes, version=label)
+        page.single("table_number", "gauge", "Number of the routing table that is obeyed.", table.number)
+        if contact_age_s is not None:
+            text = "Seconds since the control plane last answered."
+            page.single("control_plane_contact_age_seconds", "gauge", text, contact_age_s)
+        page.single("ticks_waiting", "gauge", "Counts that the control plane has not taken yet.", ticks_waiting)
+        page.single("journal_ok", "gauge", "0 while the journal cannot be written.", int(journal_ok))
+        fronts = self._fronts.values()
+        page.single("connections", "gauge", "Open connections of callers.", sum(f.connections for f in fronts))
+        page.single("requests_in_flight", "gauge", "Requests at workers now.", sum(f.in_flight for f in fronts))
+        page.family("process_cpu_seconds_total", "counter", "Processor time by process.")
+        page.family("process_memory_bytes", "gauge", "Resident memory by process.")
+        uses = [("supervisor", cpu_s, memory_bytes), *((f"front-{i}", f.cpu_s, f.memory_bytes) for i, f in self._fronts.items())]
+        for process, cpu, memory in uses:
+            page.sample("process_cpu_seconds_total", cpu, process=process)
+            page.sample("process_memory_bytes", memory, process=process)
+        return page.text()
+
+
+class _Page:
+    """Families with their samples, each family in one piece as the format asks."""
+
+    def __init__(self) -> None:
+        self._heads: dict[str, str] = {}
+        self._samples: dict[str, list[str]] = {}
+
+    def family(self, name: str, kind: str, text: str) -> None:
+        full = f"modelkeep_gateway_{name}"
+        self._heads[name] = f"# HELP {full} {text}\n# TYPE {full} {kind}\n"
+        self._samples[name] = []
+
+    def sample(self, name: str, value: float, **labels: Any) -> None:
+        family = max((head for head in self._heads if name.startswith(head)), key=len)
+        inner = ",".join(f'{key}="{_escaped(str(text))}"' for key, text in labels.items())
+        number = repr(value) if isinstance(value, float) else str(value)
+        self._samples[family].append(f"modelkeep_gateway_{name}{{{inner}}} {number}\n" if inner else
+                                     f"modelkeep_gateway_{name} {number}\n")  # fmt: skip
+
+    def single(self, name: str, kind: str, text: str, value: float) -> None:
+        self.family(name, kind, text)
+        self.sample(name, value)
+
+    def totals(self, name: str, text: str, by_endpoint: Mapping[str, int]) -> None:
+        self.family(name, "counter", text)
+        for endpoint, number in sorted(by_endpoint.items()):
+            self.sample(name, number, endpoint=endpoint)
+
+    def text(self) -> str:
+        return "".join(head + "".join(self._samples[name]) for name, head in self._heads.items())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,85 @@
+"""Which table a gateway should obey next: pure functions over tables, used by the supervisor for every move.
+
+Traffic is moved here in only three ways: towards what the control plane wants (as far as versions are ready and epochs
+allow), back by a rollback, and to the stable versions alone after an unclean stop. Nothing here reads a clock or a disk.
+"""
+
+from collections.abc import Collection, Iterable
+
+import msgspec
+
+from modelkeep.core import errors
+from modelkeep.core.routing import Route, RoutingTable, VersionSpec, rolled_back
+from modelkeep.core.values import Digest
+
+
+def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Digest]) -> RoutingTable:
+    """The table to obey now: `desired`, except for routes that are fenced or not ready yet, which stay as they are.
+
+    A route older than the live one is ignored, so that a late control plane cannot undo a rollback. A route whose stable
+    or candidate version is not ready keeps its old form; where there is no old form, the stable version alone serves as
+    soon as it is ready. Endpoints that `desired` no longer names are gone.
+    """
+    current = {route.endpoint: route for route in live.routes}
+    routes: list[Route] = []
+    for wanted in desired.routes:
+        have = current.get(wanted.endpoint)
+        if have is not None and wanted.epoch < have.epoch:
+            routes.append(have)
+        elif wanted.stable in ready and (wanted.candidate is None or wanted.candidate in ready):
+            routes.append(wanted)
+        elif have is not None:
+            routes.append(have)
+        elif wanted.stable in ready:
+            routes.append(msgspec.structs.replace(wanted, candidate_ppm=0))
+    return _table(desired.number, routes, desired.versions, live.versions)
+
+
+def needed(live: RoutingTable, desired: RoutingTable) -> dict[Digest, VersionSpec]:
+    """The versions that have to be loaded: those of the live routes, and those of wanted routes that are not fenced."""
+    current = {route.endpoint: route for route in live.routes}
+    digests: set[Digest] = set()
+    for route in live.routes:
+        digests |= route.digests
+    for wanted in desired.routes:
+        have = current.get(wanted.endpoint)
+        if have is None or wanted.epoch >= have.epoch:
+            digests |= wanted.digests
+    return {spec.digest: spec for spec in (*live.versions, *desired.versions) if spec.digest in digests}
+
+
+def taken_back(live: RoutingTable, endpoint: str) -> tuple[RoutingTable, Route, Digest]:
+    """The table after a rollback of one endpoint, its former route, and the version that was removed.
+
+    Raises:
+        RouteNotFound: no such endpoint here.
+        NoRollbackTarget: nothing to go back to.
+    """
+    route = live.route(endpoint)
+    if route is None:
+        raise errors.RouteNotFound(f"This gateway serves no endpoint {endpoint!r}; see: modelkeep gateway status.")
+    after = rolled_back(route)
+    removed = route.candidate or route.stable
+    routes = [after if other.endpoint == endpoint else other for other in live.routes]
+    return _table(live.number, routes, live.versions, ()), route, removed
+
+
+def stable_only(live: RoutingTable) -> RoutingTable:
+    """The table with no candidate's weight: what a gateway trusts after it was killed, until it is told again."""
+    routes = [msgspec.structs.replace(route, candidate_ppm=0) for route in live.routes]
+    return msgspec.structs.replace(live, routes=tuple(routes))
+
+
+def _table(
+    number: int, routes: Iterable[Route], first: Iterable[VersionSpec], second: Iterable[VersionSpec]
+) -> RoutingTable:
+    """A table that describes exactly the versions its routes name, routes and versions in a fixed order."""
+    kept = tuple(sorted(routes, key=lambda route: route.endpoint))
+    named: set[Digest] = set()
+    for route in kept:
+        named |= route.digests
+    specs: dict[Digest, VersionSpec] = {}
+    for spec in (*first, *second):
+        if spec.digest in named:
+            specs.setdefault(spec.digest, spec)
+    return RoutingTable(number=number, routes=kept, versions=tuple(specs[digest] for digest in sorted(specs)))

@@ -1,0 +1,308 @@
+"""The three ways to ask for a prediction, decoded into columns and encoded back.
+
+    predict      {"inputs": rows or columns}                       {"outputs": in the same form}
+    infer        Open Inference Protocol v2, JSON tensors          tensors, row-major
+    invocations  MLflow's scoring protocol, and CSV                {"predictions": rows}
+
+Numbers that are not finite leave as JSON null: JSON has no other way to say them, and where the signature does not allow
+null the answer is a violation before it gets here. What the columns mean is the runtime's business.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from modelkeep.core import errors
+from modelkeep.core.signature import Field, Signature
+from modelkeep.serving import validation
+from modelkeep.serving.messages import Door
+from modelkeep.serving.validation import Array, Columns, refused
+
+TENSORS_MAX = 5_000
+"""Tensors of one request: as many as a signature has fields."""
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """A decoded request. `as_columns`: the caller sent columns and gets columns."""
+
+    columns: Columns
+    rows: int
+    as_columns: bool = False
+    identity: str = ""
+
+
+class _Tensor(Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any]
+    parameters: dict[str, Any] = {}
+
+
+class _Infer(Struct):
+    inputs: list[_Tensor]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[Any] = []
+
+
+class _Split(Struct):
+    columns: list[str]
+    data: list[list[Any]]
+    index: list[Any] = []
+
+
+_FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+_TENSOR_TYPES: dict[str, tuple[str, str]] = {
+    "BOOL": ("bool", "b"), "BYTES": ("object", "U"),
+    "INT8": ("int8", "iu"), "INT16": ("int16", "iu"), "INT32": ("int32", "iu"), "INT64": ("int64", "iu"),
+    "UINT8": ("uint8", "iu"), "UINT16": ("uint16", "iu"), "UINT32": ("uint32", "iu"), "UINT64": ("uint64", "iu"),
+    "FP16": ("float16", "iuf"), "FP32": ("float32", "iuf"), "FP64": ("float64", "iuf"),
+}  # fmt: skip
+_TYPE_NAMES = {dtype: name for name, (dtype, _) in _TENSOR_TYPES.items()}
+
+
+class Decoder:
+    """Requests for one version, checked against its signature while they are decoded."""
+
+    def __init__(self, signature: Signature | None) -> None:
+        fields = signature.inputs if signature is not None else ()
+        self._signature = signature if fields else None
+        self._fields: Sequence[Field] = fields
+        self._infer = msgspec.json.Decoder(_Infer)
+        rows: Any = list[Any]
+        columns: Any = dict[str, Any]
+        split: Any = _Split
+        if fields:
+            assert signature is not None
+            self._row = validation.row_type(fields)
+            columns = validation.columns_type(fields)
+            rows = list[self._row | validation.tuple_type(fields)] if signature.positional else list[self._row]  # type: ignore[name-defined]
+        self._columns = columns
+        either = rows | columns
+        self._predict = msgspec.json.Decoder(
+            msgspec.defstruct("Predict", [("inputs", either)], forbid_unknown_fields=True, gc=False)
+        )
+        members = [("dataframe_split", split), ("dataframe_records", rows), ("instances", either), ("inputs", either)]
+        optional = [(name, kind | msgspec.UnsetType, msgspec.UNSET) for name, kind in members]
+        self._invocations = msgspec.json.Decoder(
+            msgspec.defstruct("Invocations", [*optional, ("params", dict[str, Any] | None, None)], forbid_unknown_fields=True)
+        )
+
+    def decode(self, door: Door, body: bytes) -> Asked:
+        """The columns of a request.
+
+        Raises:
+            MalformedBody: not JSON (or CSV), or not the protocol's own shape.
+            InvalidInput: breaks the signature, or is no table; names row and field.
+            LimitExceeded: too many rows.
+        """
+        try:
+            match door:
+                case Door.PREDICT:
+                    value = self._typed(self._predict, body, ("inputs",)).inputs
+                    return self._table(value)
+                case Door.INFER:
+                    return self._tensors(body)
+                case Door.INVOCATIONS:
+                    return self._scoring(body)
+                case Door.INVOCATIONS_CSV:
+                    return self._csv(body)
+        except RecursionError as problem:
+            raise errors.MalformedBody("The document is nested too deeply; flatten it.") from problem
+
+    def _typed(self, decoder: msgspec.json.Decoder[Any], body: bytes, members: Sequence[str]) -> Any:
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as problem:
+            path = str(problem).rpartition(" - at `")[2].rstrip("`")
+            for member in members:
+                rest = path.removeprefix(f"$.{member}")
+                if rest != path and rest and self._signature is not None:
+                    raise validation.explained(problem, self._fields, f"$.{member}") from problem
+                if rest != path and self._signature is not None and "field" in str(problem):
+                    raise validation.explained(problem, self._fields, f"$.{member}") from problem
+            raise errors.MalformedBody(f"The body does not have the expected shape: {_plain(problem)}.") from problem
+        except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+            raise errors.MalformedBody(f"The body is not valid JSON: {_plain(problem)}.") from problem
+
+    # ---------------------------------------------------------------------------------------------------- tables
+
+    def _table(self, value: Any) -> Asked:
+        """Rows or columns, already checked where there is a signature."""
+        if self._signature is None:
+            columns = validation.guess_columns(value)
+            return Asked(columns=columns, rows=_rows(columns), as_columns=isinstance(value, dict))
+        fields = self._fields
+        if not isinstance(value, list):
+            return self._from_columns(value)
+        validation.check_rows(len(value))
+        columns = {}
+        if isinstance(value[0], tuple) and all(isinstance(row, tuple) for row in value):
+            for index, field in enumerate(fields):
+                columns[field.name] = validation.to_array(field, [row[index] for row in value])
+        else:
+            for index, field in enumerate(fields):
+                attribute = f"f{index}"
+                values = [row[index] if isinstance(row, tuple) else getattr(row, attribute) for row in value]
+                columns[field.name] = validation.to_array(field, values)
+        return Asked(columns=columns, rows=len(value))
+
+    def _from_columns(self, value: Any) -> Asked:
+        present = [(f, column) for i, f in enumerate(self._fields) if (column := getattr(value, f"f{i}")) is not None]
+        lengths = {len(column) for _, column in present}
+        if len(lengths) > 1:
+            raise refused("The columns have different lengths.")
+        rows = lengths.pop() if lengths else 0
+        validation.check_rows(rows)
+        given = {field.name: column for field, column in present}
+        columns = {f.name: validation.to_array(f, given.get(f.name) or [None] * rows) for f in self._fields}
+        return Asked(columns=columns, rows=rows, as_columns=True)
+
+    def _scoring(self, body: bytes) -> Asked:
+        asked = self._typed(self._invocations, body, _FORMATS)
+        given = [name for name in _FORMATS if getattr(asked, name) is not msgspec.UNSET]
+        if len(given) != 1:
+            raise errors.MalformedBody(f"Send exactly one of {', '.join(_FORMATS)}.")
+        value = getattr(asked, given[0])
+        if not isinstance(value, _Split):
+            return msgspec.structs.replace(self._table(value), as_columns=False)
+        for index, row in enumerate(value.data):
+            if len(row) != len(value.columns):
+                raise refused(f"this row has {len(row)} values for {len(value.columns)} columns.", row=index)
+        if len(set(value.columns)) != len(value.columns):
+            raise refused("A column stands twice.")
+        names = {name: [row[index] for row in value.data] for index, name in enumerate(value.columns)}
+        return self._named(names, strict=True)
+
+    def _named(self, names: dict[str, list[Any]], *, strict: bool) -> Asked:
+        """Plain columns by name: converted by the signature, or guessed."""
+        if self._signature is None:
+            columns = validation.guess_columns(names)
+            return Asked(columns=columns, rows=_rows(columns))
+        try:
+            value = msgspec.convert(names, self._columns, strict=strict)
+        except msgspec.ValidationError as problem:
+            raise validation.explained(problem, self._fields, "$") from problem
+        return msgspec.structs.replace(self._from_columns(value), as_columns=False)
+
+    def _csv(self, body: bytes) -> Asked:
+        try:
+            lines = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
+        except (UnicodeDecodeError, csv.Error) as problem:
+            raise errors.MalformedBody(f"The body is not valid CSV in UTF-8: {problem}.") from problem
+        lines = [line for line in lines if line]
+        if len(lines) < 2:
+            raise refused("There are no rows; send a header line and at least one row.")
+        header, *rows = lines
+        for index, row in enumerate(rows):
+            if len(row) != len(header):
+                raise refused(f"this row has {len(row)} values for {len(header)} columns.", row=index)
+        names: dict[str, list[Any]] = {n: [row[i] or None for row in rows] for i, n in enumerate(header)}
+        if self._signature is None:
+            names = {name: _numbers(column) for name, column in names.items()}
+        return self._named(names, strict=False)
+
+    # --------------------------------------------------------------------------------------------------- tensors
+
+    def _tensors(self, body: bytes) -> Asked:
+        asked = self._typed(self._infer, body, ())
+        if not asked.inputs or len(asked.inputs) > TENSORS_MAX:
+            raise errors.MalformedBody(f"Send 1 to {TENSORS_MAX:,} input tensors.")
+        columns: Columns = {}
+        for tensor in asked.inputs:
+            if tensor.name in columns:
+                raise refused("this tensor stands twice.", field=tensor.name)
+            columns[tensor.name] = _tensor_array(tensor)
+        if self._signature is not None:
+            columns = validation.check_columns(self._signature, columns)
+        elif len({len(array) for array in columns.values()}) != 1:
+            raise refused("The tensors have different numbers of rows.")
+        rows = _rows(columns)
+        validation.check_rows(rows)
+        return Asked(columns=columns, rows=rows, identity=asked.id)
+
+
+def _tensor_array(tensor: _Tensor) -> Array:
+    known = _TENSOR_TYPES.get(tensor.datatype)
+    if known is None:
+        raise refused(f"the datatype {tensor.datatype[:20]!r} is not known.", field=tensor.name)
+    dtype, kinds = known
+    if not tensor.shape or any(length < 0 for length in tensor.shape):
+        raise refused("the shape needs at least the number of rows, and no negative length.", field=tensor.name)
+    size = 1
+    for length in tensor.shape:
+        size *= length
+    try:
+        raw = np.array(tensor.data)
+    except ValueError as problem:
+        raise refused("the data is ragged.", field=tensor.name) from problem
+    if raw.dtype.kind == "O" and "f" in kinds:
+        try:
+            raw = np.array(tensor.data, dtype="float64")
+        except (TypeError, ValueError) as problem:
+            raise refused(f"the data is not {tensor.datatype}.", field=tensor.name) from problem
+    if raw.size != size:
+        raise refused(f"the shape {tensor.shape} asks for {size} values, not {raw.size}.", field=tensor.name)
+    if size and raw.dtype.kind not in kinds:
+        raise refused(f"the data is not {tensor.datatype}.", field=tensor.name)
+    if "f" not in kinds and raw.dtype.kind in "iu" and size:
+        limits = np.iinfo(dtype)
+        if int(raw.min()) < limits.min or int(raw.max()) > limits.max:
+            raise refused(f"a value does not fit {tensor.datatype}.", field=tensor.name)
+    with np.errstate(over="ignore"):
+        return raw.astype(dtype).reshape(tensor.shape)
+
+
+def _numbers(column: list[Any]) -> list[Any]:
+    """A CSV column that no signature describes: numbers where all are, else text."""
+    try:
+        return [None if value is None else float(value) for value in column]
+    except ValueError:
+        return ["" if value is None else value for value in column]
+
+
+def _rows(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
+
+
+def _plain(problem: Exception) -> str:
+    return str(problem).replace("`", "").rstrip(".")[:200]
+
+
+# ------------------------------------------------------------------------------------------------------- answers
+
+
+def encode(door: Door, asked: Asked, outputs: Columns, *, endpoint: str, semver: str) -> bytes:
+    """The body of an answer."""
+    if door is Door.INFER:
+        tensors = [_tensor(name, array) for name, array in outputs.items()]
+        answer = {"model_name": endpoint, "model_version": semver, "outputs": tensors}
+        return _JSON.encode({**answer, "id": asked.identity} if asked.identity else answer)
+    plain = {name: _listed(array) for name, array in outputs.items()}
+    if door is Door.PREDICT and asked.as_columns:
+        return _JSON.encode({"outputs": plain})
+    if len(plain) == 1:
+        rows: Any = next(iter(plain.values()))
+    else:
+        names = list(plain)
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*plain.values(), strict=True)]
+    return _JSON.encode({"outputs" if door is Door.PREDICT else "predictions": rows})
+
+
+_JSON = msgspec.json.Encoder()
+
+
+def _listed(array: Array) -> list[Any]:
+    listed: list[Any] = array.tolist()
+    return listed
+
+
+def _tensor(name: str, array: Array) -> dict[str, Any]:
+    datatype = _TYPE_NAMES.get(array.dtype.name, "BYTES")
+    return {"name": name, "shape": list(array.shape), "datatype": datatype, "data": array.ravel().tolist()}

@@ -1,0 +1,123 @@
+"""The table as a front reads it: endpoint to target, in memory, replaced by one assignment.
+
+A request takes its target once and keeps it, so that a swap in between cannot send it half by one table and half by
+another. Sockets, workers and bytes are not known here.
+"""
+
+from typing import Generic, Protocol, TypeVar
+
+from modelkeep.core.routing import Role, Route, choose
+from modelkeep.core.values import Digest
+from modelkeep.serving.counting import Callers, RouteTally, caller_hash
+from modelkeep.serving.messages import Swap, VersionName
+from modelkeep.serving.options import KEY_MAX_BYTES
+
+
+class Served(Protocol):
+    """What the router asks of a version: its name."""
+
+    digest: Digest
+    semver: str
+
+
+V = TypeVar("V", bound=Served)
+
+
+class Target(Generic[V]):
+    """One endpoint under one epoch, with everything a request needs at hand."""
+
+    __slots__ = ("callers", "candidate", "key_header", "name", "previous", "rollout_header", "route", "stable", "tally")
+
+    def __init__(self, route: Route, versions: dict[Digest, V], callers: tuple[Callers, Callers] | None) -> None:
+        self.name = route.endpoint.encode()
+        self.route = route
+        self.stable = versions[route.stable]
+        self.candidate = versions[route.candidate] if route.candidate is not None else None
+        self.previous = versions[route.previous] if route.previous is not None else None
+        self.key_header = route.key_header.lower().encode() if route.key_header else None
+        self.callers = callers
+        self.tally = RouteTally(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
+        self.rollout_header = b""
+        if route.rollout is not None:
+            name = "".join(c for c in route.rollout if c.isascii() and c.isprintable())
+            self.rollout_header = b"X-Modelkeep-Rollout: %b\r\n" % name.encode()
+
+    def assign(self, headers: dict[bytes, bytes], peer_key: bytes) -> tuple[Role, int]:
+        """The side a caller is on, and the 64 bits that stand for the caller (0 where callers are not counted)."""
+        route = self.route
+        if route.rollout is None and route.candidate_ppm == 0:
+            return Role.STABLE, 0
+        key = headers.get(self.key_header) if self.key_header is not None else None
+        key = key[:KEY_MAX_BYTES] if key else peer_key
+        return choose(route, key), caller_hash(key) if route.rollout is not None else 0
+
+    def pinned(self, semver: str) -> V | None:
+        """The loaded version with this semver, whatever its weight."""
+        for version in (self.stable, self.candidate, self.previous):
+            if version is not None and version.semver == semver:
+                return version
+        return None
+
+
+class Router(Generic[V]):
+    """All targets, and the tallies of former epochs that still have requests under way."""
+
+    def __init__(self) -> None:
+        self.targets: dict[bytes, Target[V]] = {}
+        self.serial = 0
+        self.number = 0
+        self._callers: dict[tuple[str, str], tuple[Callers, Callers]] = {}
+        self._retired: list[RouteTally] = []
+
+    def swap(self, swap: Swap, versions: dict[Digest, V]) -> None:
+        """Obey the new routes from the next request on.
+
+        Args:
+            versions: the served version of every digest that a changed route names.
+        """
+        if swap.serial <= self.serial:
+            return
+        targets = dict(self.targets)
+        for endpoint in swap.removed:
+            gone = targets.pop(endpoint.encode(), None)
+            if gone is not None:
+                self._retired.append(gone.tally)
+        for route in swap.changed:
+            old = targets.get(route.endpoint.encode())
+            target = Target(route, versions, self._book(route))
+            if old is not None:
+                self._retired.append(old.tally)
+            targets[target.name] = target
+        self.targets = targets
+        self.serial = swap.serial
+        self.number = swap.number
+        rollouts = {(t.route.endpoint, t.route.rollout) for t in targets.values() if t.route.rollout is not None}
+        self._callers = {key: book for key, book in self._callers.items() if key in rollouts}
+
+    def _book(self, route: Route) -> tuple[Callers, Callers] | None:
+        if route.rollout is None:
+            return None
+        return self._callers.setdefault((route.endpoint, route.rollout), (Callers(), Callers()))
+
+    def tallies(self) -> list[RouteTally]:
+        """All tallies that may hold counts; retired ones go when their last request is answered and handed over."""
+        live = [target.tally for target in self.targets.values()]
+        retired, self._retired = self._retired, []
+        for tally in retired:
+            if tally.open:
+                self._retired.append(tally)
+        return [*retired, *live]
+
+
+def changes(before: tuple[Route, ...], after: tuple[Route, ...]) -> tuple[tuple[Route, ...], tuple[str, ...]]:
+    """Routes that are new or different, and endpoints that are gone."""
+    old = {route.endpoint: route for route in before}
+    changed = tuple(route for route in after if old.get(route.endpoint) != route)
+    names = {route.endpoint for route in after}
+    return changed, tuple(endpoint for endpoint in old if endpoint not in names)
+
+
+def named(digest: Digest, label: str, semver: str) -> VersionName:
+    """The short form of a version; the label is made safe for a header, whatever a table says."""
+    safe = "".join(c if c.isascii() and c.isprintable() else "?" for c in label)
+    return VersionName(digest=digest, label=safe, semver=semver)

@@ -1,0 +1,121 @@
+"""ONNX models, by ONNX Runtime on the processor. It knows tensors; names and order come from the signature."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from modelkeep.core import errors
+from modelkeep.core.routing import VersionSpec
+from modelkeep.serving.runtimes import Runtime, arrange, matrix
+from modelkeep.serving.validation import Array, Columns
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int16)": "int16",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
+}
+
+
+class OnnxRuntime:
+    """One session."""
+
+    name = "onnx"
+
+    def __init__(self, session: Any, spec: VersionSpec) -> None:
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._fields = spec.signature.outputs if spec.signature is not None else ()
+        self._named = bool(spec.signature is not None and spec.signature.inputs)
+        self._inputs: list[tuple[str, str, list[Any]]] = []
+        for wanted in session.get_inputs():
+            dtype = _DTYPES.get(wanted.type)
+            if dtype is None:
+                raise errors.Invalid(f"The input {wanted.name!r} of {spec.label} is of a kind that is not served: {wanted.type}.")
+            self._inputs.append((wanted.name, dtype, list(wanted.shape)))
+
+    def predict(self, columns: Columns) -> Columns:
+        feeds = self._feeds(columns)
+        results = self._session.run(None, feeds)
+        outputs = {name: _array(result) for name, result in zip(self._outputs, results, strict=True)}
+        return arrange(outputs, self._fields)
+
+    def _feeds(self, columns: Columns) -> dict[str, Array]:
+        names = [name for name, _, _ in self._inputs]
+        if len(self._inputs) == 1 and (names[0] not in columns or len(columns) > 1):
+            if not self._named and len(columns) > 1:
+                raise errors.InvalidInput(
+                    "This version has no signature, so the order of named fields is not known; send rows as lists."
+                )
+            name, dtype, shape = self._inputs[0]
+            return {name: _fitted(name, matrix(columns, dtype), dtype, shape)}
+        if "" in columns and len(columns) == 1 and columns[""].ndim == 2 and columns[""].shape[1] == len(names):
+            whole = columns[""]
+            columns = {name: whole[:, index] for index, name in enumerate(names)}
+        missing = [name for name in names if name not in columns]
+        if missing:
+            raise errors.InvalidInput(f"The model needs an input {missing[0]!r}.", field=missing[0])
+        return {name: _fitted(name, columns[name], dtype, shape) for name, dtype, shape in self._inputs}
+
+
+def _fitted(name: str, array: Array, dtype: str, shape: list[Any]) -> Array:
+    """An array in the type and rank of its input."""
+    if array.dtype.kind == "f" and dtype.startswith(("int", "uint", "bool")) and not np.isfinite(array).all():
+        raise errors.InvalidInput(f"The model cannot take a missing value in {name!r}.", field=name)
+    if dtype == "object" and array.dtype.kind == "O" and any(value is None for value in array.ravel()):
+        raise errors.InvalidInput(f"The model cannot take a missing value in {name!r}.", field=name)
+    try:
+        array = array.astype(dtype, copy=False)
+    except (TypeError, ValueError) as problem:
+        raise errors.InvalidInput(f"The input {name!r} must be {dtype}.", field=name) from problem
+    if array.ndim == 1 and len(shape) == 2:
+        array = array.reshape(-1, 1)
+    if len(shape) != array.ndim:
+        raise errors.InvalidInput(f"The input {name!r} has {array.ndim} axes; the model takes {len(shape)}.", field=name)
+    for have, want in zip(array.shape[1:], shape[1:], strict=True):
+        if isinstance(want, int) and want > 0 and have != want:
+            raise errors.InvalidInput(
+                f"The input {name!r} has rows of shape {list(array.shape[1:])}; the model takes {shape[1:]}.", field=name
+            )
+    return array
+
+
+def _array(result: Any) -> Array:
+    """An output as an array. Maps of class to probability become rows in the order of the classes."""
+    if isinstance(result, np.ndarray):
+        return result
+    if isinstance(result, list) and result and isinstance(result[0], dict):
+        return np.array([list(row.values()) for row in result], dtype="float32")
+    return np.array(result, dtype=object)
+
+
+def load(spec: VersionSpec, files: Mapping[str, bytes], folder: Path, path: str, threads: int) -> Runtime:
+    """Load a session. Weights in files beside the model are found in the version's folder alone.
+
+    Raises:
+        Invalid: ONNX Runtime cannot read it, or it takes something that is not a tensor.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_mem_pattern = False  # the number of rows changes with every request
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads belong to others
+    alone = len(spec.files) == 1 or not any(name.endswith((".data", ".bin", ".weight")) for name in files)
+    source: bytes | str = files[path] if alone else str(folder / path)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # noqa: BLE001 - the library raises many kinds, and each means the same
+        raise errors.Invalid(f"ONNX Runtime cannot load {path!r} of {spec.label}: {str(problem)[:200]}") from problem
+    return OnnxRuntime(session, spec)

@@ -1,0 +1,681 @@
+"""The supervisor: the one process of a gateway that decides what is obeyed, and keeps all the others running.
+
+It takes tables from the control plane, obeys them as far as versions are ready (forward moves are journaled before they
+count), rolls back at once on a local command, a crashing candidate or a lost lease (memory first, journal after), and
+reports. Everything it needs to serve and to roll back is on this machine. HTTP is the fronts' business, models are the
+workers', and judging a rollout is the control plane's.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from modelkeep import telemetry
+from modelkeep.core import errors, values
+from modelkeep.core.observation import (
+    GatewayReply,
+    GatewayReport,
+    LocalRollback,
+    RouteState,
+    VersionPhase,
+)
+from modelkeep.core.routing import Role, Route, RoutingTable, VersionSpec, rolled_back
+from modelkeep.core.values import Digest
+from modelkeep.serving import messages, moves
+from modelkeep.serving.cache import Cache
+from modelkeep.serving.control import ControlServer, RunFolder
+from modelkeep.serving.counting import Ledger
+from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
+from modelkeep.serving.link import Link
+from modelkeep.serving.metrics import Metrics
+from modelkeep.serving.options import GatewayOptions
+from modelkeep.serving.router import changes, named
+from modelkeep.serving.units import FrontUnit, VersionUnit
+
+LINK_WAIT_MAX_S = 5.0
+"""Between two tries to reach a control plane that is away."""
+LEASE_CHECK_S = 0.1
+CONNECT_WAIT_S = 2.0
+"""For all fronts to reach a worker that is ready, before its version may get weight."""
+LAST_REPORT_S = 2.0
+"""For the last report when stopping."""
+LOADS_AT_ONCE = 2
+"""Loading is arithmetic: more at once only make each later."""
+REMOVAL_GRACE_S = 0.5
+"""Between a version's last route and the word to stop, for pinned requests under way."""
+
+log = telemetry.Log("gateway.supervisor")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Supervisor:
+    """A running gateway. All methods run on its one event loop; disk and network are waited for in threads."""
+
+    def __init__(self, options: GatewayOptions, name: str, listeners: list[socket.socket], url: str) -> None:
+        self.options = options
+        self.name = name
+        self.url = url
+        self._cache = Cache(options.data / "cache")
+        self._journal = Journal(DiskFile(options.data / "journal.jsonl"), str(options.data / "journal.jsonl"))
+        replayed = self._journal.open()
+        self._live = replayed.table
+        self._serial = replayed.serial
+        self._pending: tuple[LocalRollback, ...] = replayed.pending
+        self._known = replayed.known
+        self.unclean = not replayed.clean
+        if self.unclean:
+            self._live = moves.stable_only(self._live)
+            if self._live != replayed.table:
+                self._serial += 1
+        self._desired = self._live
+        self._accepted = 0
+        """The number of the newest table from the control plane; 0 until it spoke, so that it repeats itself."""
+        opened = Record(kind=RecordKind.OPENED, at=_now())
+        self._journal.append(opened, self._snapshot("start")) if self._known else self._journal.append(opened)
+        self._journal_ok = True
+        self._journal_thread = ThreadPoolExecutor(1, "journal")
+        self._link_threads = ThreadPoolExecutor(2, "link")
+        self._link = Link(options) if options.server is not None else None
+        self._units: dict[Digest, VersionUnit] = {}
+        self._leaving: set[Digest] = set()
+        self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._unit_number = 0
+        self._fronts = [FrontUnit(self, index, listener) for index, listener in enumerate(listeners)]
+        self._acks: dict[int, asyncio.Future[None]] = {}
+        now = _now()
+        self._ledger = Ledger(now, int(now.timestamp() * 1000))
+        self._metrics = Metrics()
+        self._labels: dict[Digest, str] = {spec.digest: spec.label for spec in self._live.versions}
+        self._sides: dict[tuple[str, int, int], tuple[str, str]] = {}
+        self._contact = time.monotonic()
+        self._contacted = False
+        self._dirty = asyncio.Event()
+        self._report_now = asyncio.Event()
+        self._reload = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._started = time.monotonic()
+        self.stopped = asyncio.Event()
+        self._stopping = False
+        self._draining = False
+        self._run_folder = RunFolder(options.data)
+        self._control = ControlServer(self._run_folder.control, self._command)
+
+    # ------------------------------------------------------------------------------------------- start and stop
+
+    async def start(self) -> None:
+        """Start everything; returns before versions are loaded."""
+        if self.unclean:
+            log.warning("The last run did not end cleanly; candidates get weight again when the control plane says so.")
+        self._remember(self._live)
+        for front in self._fronts:
+            front.start()
+        self._require()
+        await self._control.start()
+        self._spawn(self._advance())
+        self._spawn(self._tick())
+        self._spawn(self._watch_lease())
+        if self._link is not None:
+            self._spawn(self._poll(self._link))
+            self._spawn(self._report(self._link))
+        log.info("The gateway runs.", url=self.url, data=str(self.options.data), table=self._live.number)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("A part of the supervisor failed.", error=repr(task.exception()))
+            self.stopped.set()  # half a supervisor is worse than a restart
+
+    async def stop(self) -> None:
+        """Drain and end: callers first, then workers, then the journal. Leaves nothing running and nothing behind."""
+        if self._stopping:
+            return
+        self._stopping = True
+        options = self.options
+        self._drain()
+        if options.shutdown_delay_s:
+            await asyncio.sleep(options.shutdown_delay_s)
+        await asyncio.gather(*(front.stop(grace_s=options.drain_s) for front in self._fronts))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._last_report()
+        if self._link is not None:
+            self._link.close()
+        await asyncio.gather(*(unit.stop(grace_s=options.drain_s) for unit in self._units.values()))
+        await self._control.stop()
+        await self._write(Record(kind=RecordKind.CLOSED, at=_now()))
+        self._journal_thread.shutdown(wait=True)
+        self._link_threads.shutdown(wait=False, cancel_futures=True)
+        self._journal.close()
+        self._run_folder.remove()
+        log.info("The gateway has stopped.")
+
+    def _drain(self) -> None:
+        self._draining = True
+        for front in self._fronts:
+            front.send(messages.Drain(close=False))
+
+    async def _last_report(self) -> None:
+        self._ledger.close(_now())
+        if self._link is not None and (self._ledger.waiting or self._pending):
+            with contextlib.suppress(errors.ModelkeepError, TimeoutError):
+                async with asyncio.timeout(LAST_REPORT_S):
+                    await self._send_report(self._link)
+
+    # ------------------------------------------------------------------------------------------------- moves
+
+    def accept(self, table: RoutingTable) -> None:
+        """Take a table from the control plane as what is wanted."""
+        if table.number < self._accepted and not self._reload:
+            return
+        self._accepted = table.number
+        self._desired = table
+        self._known = True
+        self._require()
+        for unit in self._units.values():
+            unit.retry()
+        self._dirty.set()
+
+    def _require(self) -> None:
+        """Have a unit for every version that is needed, and let go of the others."""
+        wanted = moves.needed(self._live, self._desired)
+        stable = {route.stable for route in (*self._live.routes, *self._desired.routes)}
+        for digest, spec in wanted.items():
+            if digest not in self._units and digest not in self._leaving and not self._stopping:
+                self._add_unit(spec)
+        for digest, unit in list(self._units.items()):
+            unit.is_stable = digest in stable
+            if digest not in wanted:
+                del self._units[digest]
+                self._leaving.add(digest)
+                self._spawn(self._let_go(unit))
+
+    def _add_unit(self, spec: VersionSpec) -> None:
+        self._unit_number += 1
+        path = self._run_folder.path / f"w-{self._unit_number}.sock"
+        self._labels[spec.digest] = spec.label
+        unit = VersionUnit(self, spec, self._cache, self._fetch, path, self._loads)
+        self._units[spec.digest] = unit
+        unit.start()
+
+    def _fetch(self, digest: Digest) -> Any:
+        if self._link is None:
+            raise errors.ServerUnavailable("This gateway has no control plane to fetch files from; set --server.")
+        return self._link.blob(digest)
+
+    async def _let_go(self, unit: VersionUnit) -> None:
+        await asyncio.sleep(REMOVAL_GRACE_S)
+        await unit.stop(grace_s=self.options.drain_s)
+        digest = unit.spec.digest
+        for front in self._fronts:
+            front.send(messages.WorkerDown(digest=digest, failed=True))
+        self._leaving.discard(digest)
+        self._require()
+        if digest not in self._units:
+            label = self._labels.pop(digest, "")
+            self._metrics.forget(other for other in self._labels.values() if other != label)
+        await asyncio.to_thread(self._cache.sweep, list(self._units))
+
+    async def _advance(self) -> None:
+        """Move towards what is wanted: INTENT durable, then swap everywhere, then APPLIED."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            before = self._live
+            ready = {digest for digest, unit in self._units.items() if unit.phase is VersionPhase.READY}
+            after = moves.next_table(before, self._desired, ready)
+            if after == before:
+                continue
+            if not await self._reached(after):
+                self._dirty.set()
+                continue
+            serial = self._serial + 1
+            intent = Record(kind=RecordKind.INTENT, at=_now(), serial=serial, table=after, cause="control plane")
+            if not await self._write(intent):
+                await asyncio.sleep(1.0)  # a full disk stops forward moves, and only those
+                self._dirty.set()
+                continue
+            if self._live is not before:  # a rollback came first
+                self._dirty.set()
+                continue
+            changed, removed = changes(before.routes, after.routes)
+            self._live, self._serial = after, serial
+            self._remember(after)
+            await self._swap(serial, after.number, changed, removed, after)
+            await self._write(Record(kind=RecordKind.APPLIED, at=_now(), serial=serial))
+            await self._compact()
+            self._ledger.close(_now())
+            self._require()
+            self._report_now.set()
+            log.info("A new routing table is obeyed.", table=after.number, serial=serial, changed=len(changed))
+
+    async def _reached(self, table: RoutingTable) -> bool:
+        """Wait until every front has a connection to every version with weight. False: something changed meanwhile."""
+        digests = {digest for route in table.routes for digest in (route.stable, route.candidate) if digest is not None}
+        until = time.monotonic() + CONNECT_WAIT_S
+        while time.monotonic() < until:
+            ready = {digest for digest, unit in self._units.items() if unit.phase is VersionPhase.READY}
+            wanted = digests & ready
+            if all(not front.alive or wanted <= front.connected for front in self._fronts):
+                return True
+            await asyncio.sleep(0.005)
+        return True  # a front that cannot connect is no reason to hold the others; its requests wait or go to stable
+
+    async def _swap(
+        self, serial: int, number: int, changed: tuple[Route, ...], removed: tuple[str, ...], table: RoutingTable
+    ) -> None:
+        """Tell all fronts and wait until all obey; one that does not in time is replaced."""
+        message = self._swap_message(serial, number, changed, removed, table)
+        for front in self._fronts:
+            front.send(message)
+        await self._acknowledged(serial)
+
+    def _swap_message(
+        self, serial: int, number: int, changed: tuple[Route, ...], removed: tuple[str, ...], table: RoutingTable
+    ) -> messages.Swap:
+        digests: set[Digest] = set()
+        for route in changed:
+            digests |= route.digests
+        names = tuple(named(spec.digest, spec.label, spec.semver) for spec in table.versions if spec.digest in digests)
+        return messages.Swap(serial=serial, number=number, changed=changed, removed=removed, versions=names)
+
+    async def _acknowledged(self, serial: int) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._acks[serial] = future
+        self._check_acks()
+        try:
+            async with asyncio.timeout(self.options.ack_timeout_s):
+                await future
+        except TimeoutError:
+            for front in self._fronts:
+                if front.alive and front.acked < serial:
+                    log.error("A front does not confirm its table and is replaced.", front=front.index)
+                    front.kill()
+        finally:
+            self._acks.pop(serial, None)
+
+    def _check_acks(self) -> None:
+        for serial, future in self._acks.items():
+            done = all(not front.alive or front.acked >= serial for front in self._fronts)
+            if done and not future.done():
+                future.set_result(None)
+
+    async def rollback(self, endpoint: str, cause: str, actor: str, received: float) -> dict[str, Any]:
+        """Take an endpoint back: fronts first, journal after. Needs nothing but this machine's memory.
+
+        Args:
+            received: monotonic seconds when the wish arrived; the time taken is counted from there.
+
+        Raises:
+            RouteNotFound, NoRollbackTarget.
+        """
+        route = self._live.route(endpoint)
+        if route is None:
+            raise errors.RouteNotFound(
+                f"This gateway serves no endpoint {values.printable(endpoint)!r}; see: modelkeep gateway status."
+            )
+        after = rolled_back(route)
+        unit = self._units.get(after.stable)
+        if after.stable != route.stable and (unit is None or unit.phase is not VersionPhase.READY):
+            raise errors.NoRollbackTarget("The former version is not loaded here any more; roll back in the registry.")
+        self._serial += 1
+        serial = self._serial
+        message = self._swap_message(serial, self._live.number, (after,), (), self._live)
+        for front in self._fronts:
+            front.send(message)
+        self._live, _, removed = moves.taken_back(self._live, endpoint)
+        table = self._live
+        self._remember(table)
+        await self._acknowledged(serial)
+        swapped_ms = (time.monotonic() - received) * 1000
+        sent = max((front.last_sent.get(removed, 0.0) for front in self._fronts), default=0.0)
+        last_sent_ms = max(0.0, (sent - received) * 1000)
+        record = LocalRollback(
+            endpoint=endpoint,
+            epoch=after.epoch,
+            rollout=route.rollout,
+            cause=cause,
+            actor=actor,
+            at=_now(),
+            took_ms=swapped_ms,
+            stable=after.stable,
+            removed=removed,
+        )
+        self._pending = (*self._pending, record)
+        self._report_now.set()
+        self._metrics.rollbacks[endpoint] = self._metrics.rollbacks.get(endpoint, 0) + 1
+        entry = Record(kind=RecordKind.ROLLBACK, at=_now(), serial=serial, table=table, cause=cause, rollback=record)
+        journaled = await self._write(entry)
+        if not journaled:
+            log.error("A ROLLBACK WAS MADE BUT COULD NOT BE WRITTEN DOWN; free the disk.", endpoint=endpoint)
+        self._ledger.close(_now())
+        self._require()
+        self._dirty.set()
+        answers, gone = self._labels.get(after.stable, after.stable), self._labels.get(removed, removed)
+        log.warning("An endpoint was taken back.", endpoint=endpoint, cause=cause, actor=actor, took_ms=swapped_ms)
+        return {
+            "endpoint": endpoint,
+            "stable": after.stable,
+            "version": answers,
+            "removed": removed,
+            "removed_version": gone,
+            "took_ms": swapped_ms,
+            "last_sent_ms": last_sent_ms,
+            "fronts": len(self._fronts),
+            "journaled": journaled,
+            "epoch": {"term": after.epoch.term, "seq": after.epoch.seq},
+        }
+
+    async def _automatic(self, route: Route, cause: str) -> None:
+        if self._live.route(route.endpoint) is route and route.candidate is not None:
+            await self.rollback(route.endpoint, cause, "gateway", time.monotonic())
+
+    # ------------------------------------------------------------------------------------------------ journal
+
+    async def _write(self, *records: Record) -> bool:
+        """Make records durable, in the order of the calls. False when the disk refuses; then it is made up for later."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._journal_thread, self._append, records)
+        except OSError as problem:
+            if self._journal_ok:
+                log.error("The journal cannot be written; forward moves wait.", error=str(problem))
+            self._journal_ok = False
+            return False
+        return True
+
+    def _append(self, records: tuple[Record, ...]) -> None:
+        if not self._journal_ok:
+            self._journal.append(self._snapshot("made up for"))
+            self._journal_ok = True
+        self._journal.append(*records)
+
+    async def _compact(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._journal_thread, self._journal.compact, lambda: self._snapshot("compacted"))
+        except OSError as problem:
+            log.error("The journal cannot be compacted.", error=str(problem))
+
+    def _snapshot(self, cause: str) -> Record:
+        return Record(
+            kind=RecordKind.SNAPSHOT,
+            at=_now(),
+            serial=self._serial,
+            table=self._live,
+            cause=cause,
+            pending=self._pending,
+        )
+
+    # ---------------------------------------------------------------------------------- what units call back for
+
+    def version_changed(self, unit: VersionUnit) -> None:
+        """A version became ready (its fronts connect), or it did not and never will."""
+        digest = unit.spec.digest
+        if unit.phase is VersionPhase.READY:
+            name = named(digest, unit.spec.label, unit.spec.semver)
+            for front in self._fronts:
+                front.send(messages.WorkerUp(version=name, path=str(unit.path)))
+        elif unit.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
+            for front in self._fronts:
+                front.connected.discard(digest)
+                front.send(messages.WorkerDown(digest=digest, failed=unit.phase is VersionPhase.FAILED))
+        if unit.phase is VersionPhase.FAILED:
+            cause = "candidate crashed" if unit.report().crashes else "candidate could not be loaded"
+            for route in self._live.routes:
+                if route.candidate == digest and route.candidate_ppm > 0:
+                    self._spawn(self._automatic(route, cause))
+        self._dirty.set()
+        self._report_now.set()
+
+    def version_crashed(self, unit: VersionUnit) -> None:
+        """Count the crash on every side that the version serves."""
+        digest = unit.spec.digest
+        for route in self._live.routes:
+            for role, other in ((Role.STABLE, route.stable), (Role.CANDIDATE, route.candidate)):
+                if other == digest:
+                    self._ledger.crashed(route.endpoint, route.rollout, route.epoch, route.candidate_ppm, role)
+
+    def front_hello(self, unit: FrontUnit) -> list[messages.ToFront]:
+        """The whole table and all workers, for a front that was just started."""
+        table = self._live
+        swap = self._swap_message(max(self._serial, 1), table.number, table.routes, (), table)
+        hello = messages.Hello(options=self.options, index=unit.index, swap=swap, known=self._known)
+        said: list[messages.ToFront] = [hello]
+        for digest, version in self._units.items():
+            if version.phase is VersionPhase.READY:
+                name = named(digest, version.spec.label, version.spec.semver)
+                said.append(messages.WorkerUp(version=name, path=str(version.path)))
+            elif version.phase is VersionPhase.FAILED:
+                said.append(messages.WorkerDown(digest=digest, failed=True))
+        if self._draining:
+            said.append(messages.Drain(close=False))
+        return said
+
+    def front_said(self, unit: FrontUnit, message: messages.FromFront) -> None:
+        """Counts, confirmations and wishes of a front."""
+        match message:
+            case messages.Swapped(serial=serial, last_sent=last_sent):
+                unit.acked = max(unit.acked, serial)
+                unit.last_sent = last_sent
+                self._check_acks()
+            case messages.FrontCounts():
+                self._counted(unit, message)
+            case messages.Connected(digest=digest):
+                unit.connected.add(digest)
+            case messages.WantPage(number=number):
+                unit.send(messages.Page(number=number, text=self._page()))
+            case messages.Drained():
+                unit.drained = True
+
+    def _remember(self, table: RoutingTable) -> None:
+        """Keep the versions' names by endpoint and epoch, for counts that come in late."""
+        labels = {spec.digest: spec.label for spec in table.versions}
+        if len(self._sides) > 10_000 + len(table.routes):
+            self._sides.clear()
+        for route in table.routes:
+            candidate = labels.get(route.candidate, "") if route.candidate is not None else ""
+            self._sides[route.endpoint, route.epoch.term, route.epoch.seq] = (labels.get(route.stable, ""), candidate)
+
+    def _counted(self, unit: FrontUnit, counts: messages.FrontCounts) -> None:
+        unit.collected.set()
+        labels: dict[tuple[str, str], str] = {}
+        for route in counts.routes:
+            self._ledger.add(route)
+            stable, candidate = self._sides.get((route.endpoint, route.epoch.term, route.epoch.seq), ("", ""))
+            labels[route.endpoint, "stable"], labels[route.endpoint, "candidate"] = stable, candidate
+        self._metrics.add(unit.index, counts, labels)
+
+    # --------------------------------------------------------------------------------------------- the clocks
+
+    async def _tick(self) -> None:
+        """Close a tick about once a second, with what all fronts have counted until then."""
+        while True:
+            await asyncio.sleep(self.options.tick_s)
+            for front in self._fronts:
+                front.collected.clear()
+                front.send(messages.Collect())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.options.tick_s / 4):
+                    for front in self._fronts:
+                        if front.alive:
+                            await front.collected.wait()
+            rollouts = []
+            for route in self._live.routes:
+                if route.rollout is not None:
+                    rollouts.append((route.endpoint, route.rollout))
+                    self._ledger.touch(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
+            self._ledger.close(_now())
+            self._ledger.forget(rollouts)
+            if not self._journal_ok:
+                await self._write()
+
+    async def _watch_lease(self) -> None:
+        """Take candidates back whose controller has been silent for longer than their lease."""
+        while True:
+            await asyncio.sleep(LEASE_CHECK_S)
+            silent_s = time.monotonic() - self._contact
+            for route in self._live.routes:
+                if 0 < route.lease_s < silent_s and route.candidate_ppm > 0:
+                    await self._automatic(route, "lease lost")
+
+    async def _poll(self, link: Link) -> None:
+        """Ask for the table, for ever, with back-off and jitter while nobody answers."""
+        wait_s = self.options.backoff_first_s
+        while True:
+            try:
+                table = await self._in_link_thread(lambda: link.table(0 if self._reload else self._accepted))
+            except errors.ModelkeepError as problem:
+                log.warning("No table was to be had.", error=problem.message, code=problem.code)
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+                wait_s = min(wait_s * 2, LINK_WAIT_MAX_S)
+                continue
+            wait_s = self.options.backoff_first_s
+            self._heard_from_control_plane()
+            if table is not None:
+                self.accept(table)
+                self._reload = False
+
+    async def _report(self, link: Link) -> None:
+        """Report about once a second, and at once when something happened."""
+        wait_s = self.options.report_every_s
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s * random.uniform(0.9, 1.1)):
+                    await self._report_now.wait()
+            self._report_now.clear()
+            try:
+                await self._send_report(link)
+                wait_s = self.options.report_every_s
+            except errors.ModelkeepError as problem:
+                log.debug("A report was not taken.", error=problem.message, code=problem.code)
+                await asyncio.sleep(min(wait_s, 0.2))  # "at once" must not become a storm
+                wait_s = min(wait_s * 2, LINK_WAIT_MAX_S)
+
+    async def _send_report(self, link: Link) -> None:
+        report = self._make_report()
+        reply: GatewayReply = await self._in_link_thread(lambda: link.report(report))
+        self._heard_from_control_plane()
+        self._ledger.taken(reply.taken)
+        taken = min(reply.rollbacks_taken, len(report.rollbacks))
+        if taken:
+            self._pending = self._pending[taken:]
+            await self._write(Record(kind=RecordKind.TAKEN, at=_now(), taken=taken))
+
+    async def _in_link_thread(self, call: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._link_threads, call)
+
+    def _heard_from_control_plane(self) -> None:
+        self._contact = time.monotonic()
+        self._contacted = True
+
+    def _make_report(self) -> GatewayReport:
+        return GatewayReport(
+            gateway=self.name,
+            table=self._accepted or self._live.number,
+            url=self.url,
+            sent_at=_now(),
+            routes=tuple(
+                RouteState(
+                    endpoint=route.endpoint,
+                    epoch=route.epoch,
+                    stable=route.stable,
+                    candidate=route.candidate,
+                    candidate_ppm=route.candidate_ppm,
+                    previous=route.previous,
+                )
+                for route in self._live.routes
+            ),
+            versions=tuple(unit.report() for unit in self._units.values()),
+            ticks=self._ledger.to_send(),
+            rollbacks=self._pending,
+        )
+
+    # ----------------------------------------------------------------------------------------- the local door
+
+    async def _command(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        received = time.monotonic()
+        match command:
+            case "status":
+                return self.status()
+            case "rollback":
+                endpoint, actor = str(arguments.get("endpoint", "")), str(arguments.get("actor") or "local")
+                reason = values.check_text(str(arguments.get("reason") or "local command"), "reason")
+                return await self.rollback(endpoint, reason, values.check_text(actor, "actor", maximum=200), received)
+            case "drain":
+                self._drain()
+                return {"draining": True}
+            case "reload":
+                self._reload = True
+                self._accepted = 0
+                return {"reloading": self._link is not None}
+            case _:
+                raise errors.Invalid(f"{values.printable(command)[:40]!r} is no command of a gateway.")
+
+    def status(self) -> dict[str, Any]:
+        """How the gateway stands, for a person."""
+        labels = self._labels
+        use = telemetry.process_use()
+        routes = [
+            {
+                "endpoint": route.endpoint,
+                "epoch": {"term": route.epoch.term, "seq": route.epoch.seq},
+                "stable": labels.get(route.stable, route.stable),
+                "candidate": labels.get(route.candidate, route.candidate) if route.candidate else None,
+                "candidate_ppm": route.candidate_ppm,
+                "previous": labels.get(route.previous, route.previous) if route.previous else None,
+                "rollout": route.rollout,
+            }
+            for route in self._live.routes
+        ]
+        versions = [
+            {**msgspec.to_builtins(unit.report()), "version": unit.spec.label, "pid": unit.pid}
+            for unit in self._units.values()
+        ]
+        return {
+            "gateway": self.name,
+            "url": self.url,
+            "pid": os.getpid(),
+            "table": self._live.number,
+            "serial": self._serial,
+            "draining": self._draining,
+            "uptime_s": time.monotonic() - self._started,
+            "memory_bytes": use.memory_bytes,
+            "contact_age_s": time.monotonic() - self._contact if self._contacted else None,
+            "journal_ok": self._journal_ok,
+            "rollbacks_waiting": len(self._pending),
+            "ticks_waiting": self._ledger.waiting,
+            "fronts": [{"pid": front.pid, "starts": front.starts, "alive": front.alive} for front in self._fronts],
+            "routes": routes,
+            "versions": versions,
+        }
+
+    def _page(self) -> str:
+        use = telemetry.process_use()
+        return self._metrics.render(
+            self._live,
+            [unit.report() for unit in self._units.values()],
+            self._labels,
+            contact_age_s=time.monotonic() - self._contact if self._contacted else None,
+            ticks_waiting=self._ledger.waiting,
+            journal_ok=self._journal_ok,
+            cpu_s=use.cpu_s,
+            memory_bytes=use.memory_bytes,
+        )

@@ -1,0 +1,132 @@
+"""A front's side of a version: the one connection to its worker, the requests on it, and those that wait for it.
+
+Frames go out as they come, many requests at once; answers find their request by id. When the connection ends, every
+request on it is handed back to its owner, who decides what happens to it. No HTTP and no routing here.
+"""
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from modelkeep.core.errors import ModelkeepError
+from modelkeep.core.values import Digest
+from modelkeep.serving import frames
+from modelkeep.serving.messages import Door
+
+PREFIX = struct.Struct("!dBB")
+"""Before a request's body: deadline (monotonic seconds), door, length of the endpoint's name; then the name."""
+_JOIN_MAX_BYTES = 64 * 1024
+"""Bodies up to this size are joined to their head: one buffer is cheaper than two writes."""
+
+
+class Waiting(Protocol):
+    """A request as the upstream sees it."""
+
+    deadline: float
+    door: Door
+    endpoint: bytes
+    body: bytes
+    identity: int
+    sent: float
+
+
+class ServedVersion:
+    """One version as a front sees it."""
+
+    __slots__ = (
+        "bytes_in_flight", "connecting", "digest", "failed", "in_flight", "label", "last_sent", "ok_head", "parked",
+        "path", "semver", "upstream", "version_header", "warm_left",
+    )  # fmt: skip
+
+    def __init__(self, digest: Digest, label: str, semver: str) -> None:
+        self.digest = digest
+        self.label = label
+        self.semver = semver
+        self.version_header = b"X-Modelkeep-Version: %b\r\n" % label.encode()
+        self.ok_head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + self.version_header
+        self.upstream: Upstream | None = None
+        self.connecting = False
+        self.path: str | None = None
+        self.failed = False
+        self.parked: deque[Any] = deque()
+        self.in_flight = 0
+        self.bytes_in_flight = 0
+        self.last_sent = 0.0
+        self.warm_left = 0
+
+
+class Upstream(asyncio.Protocol):
+    """One connection to one worker."""
+
+    __slots__ = ("_answered", "_lost", "_next", "_reader", "_transport", "pending", "version")
+
+    def __init__(
+        self,
+        version: ServedVersion,
+        answered: Callable[[Any, int, bytes], None],
+        lost: Callable[["Upstream", list[Any]], None],
+    ) -> None:
+        self.version = version
+        self.pending: dict[int, Any] = {}
+        self._answered = answered
+        self._lost = lost
+        self._next = 0
+        self._reader = frames.FrameReader()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        waiting, self.pending = list(self.pending.values()), {}
+        for call in waiting:
+            self.version.in_flight -= 1
+            self.version.bytes_in_flight -= len(call.body)
+        self._lost(self, waiting)
+
+    def send(self, call: Waiting, now: float) -> None:
+        """Send a request to the worker; its answer, or the loss of it, comes back by a call."""
+        identity = self._next = (self._next + 1) & 0xFFFFFFFF
+        call.identity = identity
+        call.sent = now
+        self.pending[identity] = call
+        body, name = call.body, call.endpoint
+        length = PREFIX.size + len(name) + len(body)
+        head = frames.HEADER.pack(length, identity, 1) + PREFIX.pack(call.deadline, call.door, len(name)) + name
+        version = self.version
+        version.in_flight += 1
+        version.bytes_in_flight += len(body)
+        version.last_sent = now
+        assert self._transport is not None
+        if len(body) <= _JOIN_MAX_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
+
+    def drop(self, call: Waiting) -> None:
+        """Stop waiting for a request; a late answer to it is ignored."""
+        if self.pending.pop(call.identity, None) is not None:
+            self.version.in_flight -= 1
+            self.version.bytes_in_flight -= len(call.body)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            answers = self._reader.feed(data)
+        except ModelkeepError:  # a worker that sends garbage is as good as dead
+            self.close()
+            return
+        pending, version = self.pending, self.version
+        for identity, kind, payload in answers:
+            call = pending.pop(identity, None)
+            if call is not None:
+                version.in_flight -= 1
+                version.bytes_in_flight -= len(call.body)
+                self._answered(call, kind, payload)
+
+    def close(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()

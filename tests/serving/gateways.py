@@ -1,0 +1,163 @@
+"""Real gateways for tests and benchmarks: started as processes, asked over HTTP, stopped by their pid."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modelkeep.serving import control
+from tests.serving.control_plane import until
+
+
+class Answer:
+    """Status, headers and body of one answer."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self.body = response.read()
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def version(self) -> str | None:
+        return self.headers.get("x-modelkeep-version")
+
+
+class Gateway:
+    """One gateway process."""
+
+    def __init__(self, data: Path, server: str | None, *, options: str = "", fronts: int = 1) -> None:
+        self.data = data
+        self._options = options
+        arguments = [f"data=Path({str(data)!r})", "port=PORT", f"fronts={fronts}", "log_level='WARNING'"]
+        if server is not None:
+            arguments.append(f"server={server!r}")
+        self._program = (
+            "from pathlib import Path\n"
+            "from modelkeep import telemetry\n"
+            "from modelkeep.serving.main import run_gateway\n"
+            "from modelkeep.serving.options import GatewayOptions\n"
+            "telemetry.configure(level='WARNING')\n"
+            f"run_gateway(GatewayOptions({', '.join(arguments)}{', ' + options if options else ''}), "
+            "on_start=lambda url: print(url, flush=True))\n"
+        )
+        self.process: subprocess.Popen[str] | None = None
+        self.port = 0
+
+    def start(self) -> "Gateway":
+        log = open(self.data.parent / f"{self.data.name}.log", "a")  # noqa: SIM115 - the child's
+        program = self._program.replace("PORT", str(self.port))
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        log.close()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise AssertionError(f"the gateway did not start: {self.log()}")
+        self.port = int(line.rpartition(":")[2])
+        return self
+
+    def log(self) -> str:
+        return (self.data.parent / f"{self.data.name}.log").read_text()
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self._wait()
+
+    def kill(self) -> None:
+        """kill -9 of the supervisor."""
+        assert self.process is not None
+        self.process.kill()
+        self._wait()
+
+    def _wait(self) -> int:
+        assert self.process is not None
+        try:
+            return self.process.wait(30)
+        finally:
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self.process = None
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+            self._wait()
+
+    def status(self) -> dict[str, Any]:
+        return control.call(self.data, "status")
+
+    def version(self, label: str) -> dict[str, Any]:
+        return next((v for v in self.status()["versions"] if v["version"] == label), {"phase": "absent", "pid": 0})
+
+    def wait_ready(self, label: str) -> None:
+        until(lambda: self.version(label)["phase"] == "ready", f"{label} is ready; log: {self.log()[-2000:]}")
+
+    def wait_route(self, endpoint: str, **wanted: Any) -> None:
+        """Until the live route has these values."""
+
+        def so() -> bool:
+            routes = {route["endpoint"]: route for route in self.status()["routes"]}
+            return endpoint in routes and all(routes[endpoint][key] == value for key, value in wanted.items())
+
+        until(so, f"route {endpoint} has {wanted}; status {self.status()['routes']}; log: {self.log()[-2000:]}")
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, *, timeout_s: float = 30
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        try:
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+            connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
+            return Answer(connection.getresponse())
+        finally:
+            connection.close()
+
+    def predict(self, inputs: Any, *, endpoint: str = "churn", **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.request("POST", f"/endpoints/{endpoint}/predict", {"inputs": inputs}, named)
+
+
+@contextlib.contextmanager
+def running(data: Path, server: str | None, *, options: str = "", fronts: int = 1) -> Iterator[Gateway]:
+    """A gateway that is gone afterwards."""
+    gateway = Gateway(data, server, options=options, fronts=fronts).start()
+    try:
+        yield gateway
+    finally:
+        gateway.close()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie has)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def kill(pid: int) -> None:
+    """kill -9."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def wait_gone(*pids: int) -> None:
+    until(lambda: all(gone(pid) for pid in pids), f"processes {pids} are gone")
+    time.sleep(0)
