@@ -194,6 +194,7 @@ def parse_yaml(text: str | bytes) -> Any:
 
 _YAML_TEXT = "tag:yaml.org,2002:str"
 _YAML_MERGE = "tag:yaml.org,2002:merge"
+_YAML_BREAKS = re.compile("[\x85\u2028\u2029]")
 
 
 def _check_yaml(root: Any, yaml: Any) -> None:
@@ -233,6 +234,11 @@ def render_yaml(value: object) -> str:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+        def represent_text(self, data: str) -> Any:
+            quoted = '"' if _YAML_BREAKS.search(data) else None  # any other style would read back as a space
+            return self.represent_scalar(_YAML_TEXT, data, style=quoted)
+
+    Plain.add_representer(str, Plain.represent_text)
     return yaml.dump(builtins(value), Dumper=Plain, sort_keys=False, allow_unicode=True, width=100)
 
 

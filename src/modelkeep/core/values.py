@@ -73,7 +73,7 @@ def check_name(text: str, what: str) -> str:
     if not _NAME.fullmatch(text):
         shown = printable(text)[:60]
         raise errors.InvalidName(
-            f"{shown!r} cannot be the name of a {what}: use 1 to {NAME_MAX} ASCII letters, digits, '.', '_' "
+            f"{shown!r} cannot be the {what} name: use 1 to {NAME_MAX} ASCII letters, digits, '.', '_' "
             "or '-', beginning with a letter or a digit.",
             field=what,
         )
