@@ -17,7 +17,8 @@ needs no change elsewhere.
       Invalid       InvalidName InvalidReference InvalidSemver InvalidFilter InvalidMetadata InvalidManifest
       InvalidMetric
                     InvalidSignature InvalidPolicy InvalidTransition InvalidPlan InvalidInput InvalidTime
-                    InvalidSetting MalformedBody LimitExceeded SemverTooLow
+                    InvalidSetting MalformedBody SemverTooLow
+        LimitExceeded  BodyTooLarge
       Denied        NotAllowed SelfApproval Tombstoned
         NotAuthenticated  TokenExpired
         GateFailed        PolicyDenied NoRollbackTarget

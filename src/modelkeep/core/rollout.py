@@ -260,6 +260,7 @@ class Rollout(Struct, frozen=True, kw_only=True):
     candidate_counts: SideCounts = field(default_factory=SideCounts)
     stable_counts: SideCounts = field(default_factory=SideCounts)
     ticks: int = 0
+    taken: dict[str, int] = {}
     notes: tuple[str, ...] = ()
     judgement: Judgement | None = None
 
@@ -507,7 +508,7 @@ def _take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
     evidence, candidate, stable = rollout.evidence, rollout.candidate_counts, rollout.stable_counts
     notes, taken = rollout.notes, 0
     for tick in ticks:
-        if tick.rollout != rollout.id or tick.epoch.term != rollout.epoch.term:
+        if not counts_for(rollout, tick):
             continue
         evidence = tests.update(evidence, tick)
         candidate = candidate.plus(tick.candidate)
@@ -522,6 +523,23 @@ def _take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
         notes=notes[:NOTES_MAX],
         ticks=rollout.ticks + taken,
     )
+
+
+def counts_for(rollout: Rollout, tick: Tick) -> bool:
+    """Whether a tick is evidence of this rollout: of its own, and with a share for the candidate."""
+    return tick.rollout == rollout.id and tick.candidate_ppm > 0
+
+
+def replay(rollout: Rollout, ticks: Sequence[Tick]) -> Evidence:
+    """The evidence that the stored ticks amount to, recomputed from nothing.
+
+    Args:
+        ticks: all ticks of the rollout, in the order of their arrival; as many as were taken in are used.
+    """
+    tests, evidence = Tests.of(rollout.plan), Evidence()
+    for tick in [tick for tick in ticks if counts_for(rollout, tick)][: rollout.ticks]:
+        evidence = tests.update(evidence, tick)
+    return evidence
 
 
 class Tests(Struct, frozen=True, kw_only=True):
@@ -588,11 +606,12 @@ def judge(rollout: Rollout) -> Judgement:
             verdict=Verdict.HOLD, why="the candidate has had no request yet", p_value=against.p_value
         )
     evidence = rollout.evidence
-    if evidence.low_rate.holds(plan.beta):
-        why = f"fewer than {plan.pass_rate:.2%} of first requests fail, shown at {1 - plan.beta:.0%}: {seen}"
+    beta = plan.beta / 2  # either proof may let it advance, so each has half of the error
+    if evidence.low_rate.holds(beta):
+        why = f"fewer than {plan.pass_rate:.2%} of first requests fail, shown at {1 - beta:.1%}: {seen}"
         return Judgement(verdict=Verdict.ADVANCE, why=why, passed="low_rate", p_value=against.p_value)
-    if evidence.no_worse.holds(plan.beta):
-        why = f"odds of failing below {plan.pass_odds:g} times stable's, shown at {1 - plan.beta:.0%}: {seen}"
+    if evidence.no_worse.holds(beta):
+        why = f"odds of failing below {plan.pass_odds:g} times stable's, shown at {1 - beta:.1%}: {seen}"
         return Judgement(verdict=Verdict.ADVANCE, why=why, passed="no_worse", p_value=against.p_value)
     why = f"not enough evidence yet from {c.new_callers} new callers of the candidate: {seen}"
     return Judgement(

@@ -1,0 +1,27 @@
+"""The house: all services of the control plane in one frozen value, as the faces use them.
+
+It is built in `wiring`, which alone knows the adapters; nothing in here constructs anything.
+"""
+
+from dataclasses import dataclass
+
+from modelkeep.ports import BlobStore
+from modelkeep.service.access import Access
+from modelkeep.service.act import Desk
+from modelkeep.service.audit import Audit
+from modelkeep.service.catalog import Catalog
+from modelkeep.service.promotion import Promotions
+from modelkeep.service.rollout import Rollouts
+
+
+@dataclass(frozen=True)
+class House:
+    """The services, the desk that opens acts on the store, and the blobs that streams go to."""
+
+    desk: Desk
+    blobs: BlobStore
+    access: Access
+    audit: Audit
+    catalog: Catalog
+    promotions: Promotions
+    rollouts: Rollouts

@@ -1,0 +1,1 @@
+"""The request's face: routes, decoding, answers. It decides nothing that a service could decide."""

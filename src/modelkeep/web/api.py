@@ -1,0 +1,440 @@
+"""The JSON verbs: each takes an act and a decoded call, calls one service method, and returns its shape.
+
+No decision is made here and no SQL, file or status code appears; the rows that bind these functions to
+addresses are in `app`. Bytes in and out are in `bytes_io`.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from modelkeep import __version__
+from modelkeep.core import codec, values
+from modelkeep.core.access import Verb
+from modelkeep.core.values import ModelName, Ref, parse_model_name, parse_ref
+from modelkeep.service.act import Act
+from modelkeep.web.operations import Call
+
+
+class Done(Struct, frozen=True):
+    """The answer of a write that has nothing else to say."""
+
+    done: bool = True
+
+
+DONE = Done()
+
+
+def _ref(call: Call) -> Ref:
+    return parse_ref(call.query.ref)
+
+
+def _model(text: str | None) -> ModelName | None:
+    return parse_model_name(text) if text is not None else None
+
+
+def _moment(text: str | None) -> datetime | None:
+    return codec.parse_time(text) if text is not None else None
+
+
+def _words(text: str | None) -> tuple[str, ...] | None:
+    """Comma-separated words; None stays None, which means all."""
+    if text is None:
+        return None
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# - catalog
+
+
+def list_models(act: Act, call: Call) -> Any:
+    q = call.query
+    return call.house.catalog.list_models(
+        act,
+        limit=q.limit,
+        page_token=q.page_token,
+        project=q.project,
+        filter_text=q.filter,
+        order_text=q.order,
+    )
+
+
+def create_model(act: Act, call: Call) -> Any:
+    b = call.body
+    name = ModelName(values.check_name(b.project, "project"), values.check_name(b.name, "model"))
+    return call.house.catalog.create_model(
+        act, name, description=b.description, owner=b.owner, tags=b.tags, stages=b.stages
+    )
+
+
+def get_model(act: Act, call: Call) -> Any:
+    return call.house.catalog.get_model(act, call.model)
+
+
+def change_model(act: Act, call: Call) -> Any:
+    return call.house.catalog.change_model(act, call.model, call.body)
+
+
+def delete_model(act: Act, call: Call) -> Any:
+    call.house.catalog.delete_model(act, call.model)
+    return DONE
+
+
+def set_stages(act: Act, call: Call) -> Any:
+    return call.house.promotions.set_stages(act, call.model, call.body)
+
+
+def list_versions(act: Act, call: Call) -> Any:
+    q = call.query
+    return call.house.catalog.list_versions(act, call.model, limit=q.limit, page_token=q.page_token)
+
+
+def search_versions(act: Act, call: Call) -> Any:
+    q = call.query
+    return call.house.catalog.search_versions(
+        act,
+        limit=q.limit,
+        page_token=q.page_token,
+        project=q.project,
+        filter_text=q.filter,
+        order_text=q.order,
+    )
+
+
+def get_version(act: Act, call: Call) -> Any:
+    ref = _ref(call)
+    if call.query.at is not None:
+        ref = Ref(model=ref.model, selector=ref.selector, at=_moment(call.query.at))
+    return call.house.catalog.get_version(act, ref)
+
+
+def change_version(act: Act, call: Call) -> Any:
+    return call.house.catalog.change_version(act, _ref(call), call.body)
+
+
+def delete_version(act: Act, call: Call) -> Any:
+    call.house.catalog.delete_version(act, _ref(call))
+    return DONE
+
+
+def set_alias(act: Act, call: Call) -> Any:
+    b = call.body
+    return call.house.catalog.set_alias(
+        act, call.model, call.path["alias"], parse_ref(b.ref), expect=b.expect, protected=b.protected
+    )
+
+
+def delete_alias(act: Act, call: Call) -> Any:
+    call.house.catalog.delete_alias(act, call.model, call.path["alias"])
+    return DONE
+
+
+def begin_draft(act: Act, call: Call) -> Any:
+    return call.house.catalog.begin_draft(act, call.model, call.body)
+
+
+def get_draft(act: Act, call: Call) -> Any:
+    return call.house.catalog.get_draft(act, call.path["id"])
+
+
+def cancel_draft(act: Act, call: Call) -> Any:
+    call.house.catalog.cancel_draft(act, call.path["id"])
+    return DONE
+
+
+def finalize_draft(act: Act, call: Call) -> Any:
+    return call.house.catalog.finalize(act, call.path["id"])
+
+
+def list_files(act: Act, call: Call) -> Any:
+    return call.house.catalog.manifest(act, _ref(call))
+
+
+def compare(act: Act, call: Call) -> Any:
+    q = call.query
+    refs = _words(q.refs)
+    return call.house.catalog.compare(
+        act,
+        call.model,
+        metrics=_words(q.metrics),
+        refs=tuple(parse_ref(text) for text in refs) if refs is not None else None,
+    )
+
+
+def best(act: Act, call: Call) -> Any:
+    q = call.query
+    return call.house.catalog.best(
+        act, call.model, q.metric, direction=q.direction, filter_text=q.filter, split=q.split
+    )
+
+
+def diff(act: Act, call: Call) -> Any:
+    return call.house.catalog.diff(act, parse_ref(call.query.a), parse_ref(call.query.b))
+
+
+def verify_version(call: Call) -> Any:
+    return call.house.catalog.verify(call.house.desk, call.context, _ref(call))
+
+
+def fsck(call: Call) -> Any:
+    return call.house.catalog.fsck(call.house.desk, call.context)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# promotion
+
+
+def history(act: Act, call: Call) -> Any:
+    return call.house.promotions.history(act, call.model, stage=call.query.stage, limit=call.query.limit)
+
+
+def whatwas(act: Act, call: Call) -> Any:
+    ref = _ref(call)
+    return call.house.promotions.whatwas(act, ref, _moment(call.query.at) or ref.at or act.now)
+
+
+def gate(call: Call) -> Any:
+    """Hash the files first, outside any transaction, then ask the gates."""
+    house, ref = call.house, parse_ref(call.query.ref)
+    verified = house.catalog.files_verified(house.desk, call.context, ref, Verb.READ)
+    return house.desk.read(call.context, house.promotions.gate, ref, call.query.to, files_verified=verified)
+
+
+def promote(call: Call) -> Any:
+    """Hash the files first, outside any transaction, then decide and move in one act."""
+    house, b = call.house, call.body
+    ref = parse_ref(b.ref)
+    verified = house.catalog.files_verified(house.desk, call.context, ref, Verb.READ)
+    return house.desk.do(
+        call.context,
+        house.promotions.promote,
+        ref,
+        b.to,
+        b.reason,
+        request=b.request,
+        ticket=b.ticket,
+        files_verified=verified,
+    )
+
+
+def open_request(call: Call) -> Any:
+    house, b = call.house, call.body
+    ref = parse_ref(b.ref)
+    verified = house.catalog.files_verified(house.desk, call.context, ref, Verb.READ)
+    return house.desk.do(
+        call.context,
+        house.promotions.open_request,
+        ref,
+        b.to,
+        b.reason,
+        ticket=b.ticket,
+        files_verified=verified,
+    )
+
+
+def review(call: Call) -> Any:
+    house, b = call.house, call.body
+    request = house.desk.read(call.context, house.promotions.get_request, call.path["id"])
+    ref = Ref(model=request.model, selector=values.Numbered(request.number))
+    verified = house.catalog.files_verified(house.desk, call.context, ref, Verb.READ)
+    return house.desk.do(
+        call.context,
+        house.promotions.review,
+        request.id,
+        b.vote,
+        comment=b.comment,
+        checks=b.checks,
+        waive=b.waive,
+        files_verified=verified,
+    )
+
+
+def rollback(act: Act, call: Call) -> Any:
+    b = call.body
+    to = parse_ref(b.to) if b.to is not None else None
+    return call.house.promotions.rollback(
+        act, parse_model_name(b.model), b.reason, to=to, stage=b.stage, incident=b.incident
+    )
+
+
+def clear_version(act: Act, call: Call) -> Any:
+    return call.house.promotions.clear(act, _ref(call), call.body.reason)
+
+
+def list_requests(act: Act, call: Call) -> Any:
+    q = call.query
+    return call.house.promotions.list_requests(
+        act, model=_model(q.model), state=q.state, limit=q.limit, page_token=q.page_token
+    )
+
+
+def get_request(act: Act, call: Call) -> Any:
+    return call.house.promotions.get_request(act, call.path["id"])
+
+
+def withdraw(act: Act, call: Call) -> Any:
+    return call.house.promotions.withdraw(act, call.path["id"], call.body.reason)
+
+
+def get_policy(act: Act, call: Call) -> Any:
+    return call.house.promotions.get_policy(act, call.query.scope)
+
+
+def set_policy(act: Act, call: Call) -> Any:
+    return call.house.promotions.set_policy(act, call.query.scope, call.body)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# - rollout
+
+
+def put_endpoint(act: Act, call: Call) -> Any:
+    b = call.body
+    return call.house.rollouts.put_endpoint(
+        act,
+        call.path["name"],
+        parse_model_name(b.model),
+        stage=b.stage,
+        key_header=b.key_header,
+        slow_ms=b.slow_ms,
+        lease_s=b.lease_s,
+        plan=b.plan,
+    )
+
+
+def get_endpoint(act: Act, call: Call) -> Any:
+    return call.house.rollouts.get_endpoint(act, call.path["name"])
+
+
+def list_endpoints(act: Act, call: Call) -> Any:
+    return call.house.rollouts.list_endpoints(act, limit=call.query.limit, page_token=call.query.page_token)
+
+
+def delete_endpoint(act: Act, call: Call) -> Any:
+    call.house.rollouts.delete_endpoint(act, call.path["name"])
+    return DONE
+
+
+def rollout_status(act: Act, call: Call) -> Any:
+    return call.house.rollouts.status(act, call.path["name"])
+
+
+def rollout_abort(act: Act, call: Call) -> Any:
+    return call.house.rollouts.abort(act, call.path["name"], call.body.reason)
+
+
+def rollout_pause(act: Act, call: Call) -> Any:
+    return call.house.rollouts.pause(act, call.path["name"], call.body.reason)
+
+
+def rollout_resume(act: Act, call: Call) -> Any:
+    return call.house.rollouts.resume(act, call.path["name"], call.body.reason)
+
+
+def rollout_step(act: Act, call: Call) -> Any:
+    return call.house.rollouts.step(act, call.path["name"], call.body.reason)
+
+
+def list_rollouts(act: Act, call: Call) -> Any:
+    q = call.query
+    return call.house.rollouts.list_rollouts(
+        act, endpoint=q.endpoint, model=_model(q.model), limit=q.limit, page_token=q.page_token
+    )
+
+
+def get_rollout(act: Act, call: Call) -> Any:
+    return call.house.rollouts.get_rollout(act, call.path["id"])
+
+
+def explain_rollout(act: Act, call: Call) -> Any:
+    return call.house.rollouts.explain(act, call.path["id"])
+
+
+def gateway_report(act: Act, call: Call) -> Any:
+    return call.house.rollouts.report(act, call.body)
+
+
+# -------------------------------------------------------------------------------------------------- audit,
+# access, self
+
+
+def list_events(act: Act, call: Call) -> Any:
+    q = call.query
+    return call.house.audit.log(
+        act,
+        after=q.after,
+        limit=q.limit,
+        model=_model(q.model),
+        kind=q.kind,
+        subject=q.subject,
+        newest=q.newest,
+    )
+
+
+def verify_audit(call: Call) -> Any:
+    return call.house.audit.verify(call.house.desk, call.context)
+
+
+def whoami(act: Act, call: Call) -> Any:
+    return call.house.access.whoami(act)
+
+
+def list_principals(act: Act, call: Call) -> Any:
+    return call.house.access.list_principals(act, limit=call.query.limit, page_token=call.query.page_token)
+
+
+def create_principal(act: Act, call: Call) -> Any:
+    return call.house.access.create_principal(act, call.body.name, call.body.kind)
+
+
+def disable_principal(act: Act, call: Call) -> Any:
+    return call.house.access.disable_principal(act, call.path["name"])
+
+
+def list_tokens(act: Act, call: Call) -> Any:
+    return call.house.access.list_tokens(act, limit=call.query.limit, page_token=call.query.page_token)
+
+
+def create_token(act: Act, call: Call) -> Any:
+    b = call.body
+    return call.house.access.create_token(
+        act, label=b.label, principal=b.principal, expires_s=b.expires_s, verbs=b.verbs, project=b.project
+    )
+
+
+def revoke_token(act: Act, call: Call) -> Any:
+    return call.house.access.revoke_token(act, call.path["id"])
+
+
+def list_grants(act: Act, call: Call) -> Any:
+    return call.house.access.list_grants(act, limit=call.query.limit, page_token=call.query.page_token)
+
+
+def add_grant(act: Act, call: Call) -> Any:
+    b = call.body
+    return call.house.access.add_grant(
+        act, principal=b.principal, role=b.role, project=b.project, model=b.model, effect=b.effect
+    )
+
+
+def remove_grant(act: Act, call: Call) -> Any:
+    call.house.access.remove_grant(act, call.path["id"])
+    return DONE
+
+
+class Health(Struct, frozen=True):
+    """The server is alive; `version` is its release."""
+
+    status: str
+    version: str = __version__
+
+
+def health(act: Act, call: Call) -> Health:
+    return Health("ok")
+
+
+def ready(act: Act, call: Call) -> Health:
+    """Ready when the store answers, which opening this act has just shown."""
+    return Health("ready")

@@ -1,0 +1,282 @@
+"""The application: every route on one page, and what stands around them.
+
+Around the routes: the host allow-list and the cross-origin rule (a page of another origin must not act with a
+browser's reach to this machine), and one canonical error for everything that has no route. Nothing else is
+wrapped around a request.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from modelkeep.core import codec, compare, errors
+from modelkeep.core.access import Grant, Principal, TokenInfo
+from modelkeep.core.catalog import (
+    Draft,
+    DraftSpec,
+    Manifest,
+    ModelChange,
+    ModelVersion,
+    RegisteredModel,
+    StageGraph,
+)
+from modelkeep.core.observation import GatewayReply, GatewayReport
+from modelkeep.core.promotion import PromotionRequest
+from modelkeep.core.rollout import Endpoint, Rollout
+from modelkeep.core.routing import RoutingTable
+from modelkeep.service import access, audit, catalog, promotion, rollout
+from modelkeep.service.house import House
+from modelkeep.web import api, bytes_io, openapi, shapes
+from modelkeep.web.operations import Dispatcher, Mode, Operation, Receive, Scope, Send, problem
+
+V1 = "/api/v1"
+MODEL = V1 + "/models/{project}/{model}"
+ENDPOINT = V1 + "/endpoints/{name}"
+READ, WRITE, SLOW, TASK, STREAM = Mode.READ, Mode.WRITE, Mode.SLOW, Mode.TASK, Mode.STREAM
+
+
+def _row(
+    name: str, method: str, path: str, mode: Mode, handler: Any, summary: str, answer: Any, **more: Any
+) -> Operation:
+    return Operation(
+        name=name,
+        method=method,
+        path=path,
+        mode=mode,
+        handler=handler,
+        summary=summary,
+        answer=answer,
+        **more,
+    )
+
+
+# fmt: off
+OPERATIONS: tuple[Operation, ...] = (
+    # the versions and models of the catalog; the hottest reads first, because rows are tried in order
+    _row("get_version", "GET", V1 + "/version", READ, api.get_version, "One version by reference",
+         ModelVersion, query=shapes.RefAtQuery),
+    _row("get_model", "GET", MODEL, READ, api.get_model, "One registered model", RegisteredModel),
+    _row("list_models", "GET", V1 + "/models", READ, api.list_models, "Registered models",
+         catalog.ModelPage, query=shapes.SearchQuery),
+    _row("create_model", "POST", V1 + "/models", WRITE, api.create_model, "Register a model's name",
+         RegisteredModel, body=shapes.NewModel, status=201),
+    _row("change_model", "PATCH", MODEL, WRITE, api.change_model, "Change description, owner or tags",
+         RegisteredModel, body=ModelChange),
+    _row("delete_model", "DELETE", MODEL, WRITE, api.delete_model, "Delete a model", api.Done),
+    _row("set_stages", "PUT", MODEL + "/stages", WRITE, api.set_stages, "Set a model's stage graph",
+         RegisteredModel, body=StageGraph),
+    _row("list_versions", "GET", MODEL + "/versions", READ, api.list_versions, "Versions of a model, newest first",
+         catalog.VersionPage, query=shapes.ListQuery),
+    _row("search_versions", "GET", V1 + "/versions", SLOW, api.search_versions, "Versions that a filter selects",
+         catalog.VersionPage, query=shapes.SearchQuery),
+    _row("change_version", "PATCH", V1 + "/version", WRITE, api.change_version, "Change description or tags",
+         ModelVersion, query=shapes.RefQuery, body=ModelChange),
+    _row("delete_version", "DELETE", V1 + "/version", WRITE, api.delete_version, "Delete a version",
+         api.Done, query=shapes.RefQuery),
+    _row("set_alias", "PUT", MODEL + "/aliases/{alias}", WRITE, api.set_alias, "Point an alias at a version",
+         RegisteredModel, body=shapes.NewAlias),
+    _row("delete_alias", "DELETE", MODEL + "/aliases/{alias}", WRITE, api.delete_alias, "Delete an alias", api.Done),
+    _row("compare", "GET", MODEL + "/compare", SLOW, api.compare, "Versions side by side",
+         compare.Comparison, query=shapes.CompareQuery),
+    _row("best", "GET", MODEL + "/best", SLOW, api.best, "The best version by a metric",
+         compare.Best, query=shapes.BestQuery),
+    _row("diff", "GET", V1 + "/diff", READ, api.diff, "What changed from one version to another",
+         compare.VersionDiff, query=shapes.DiffQuery),
+    # registration: announce, send bytes, finalize
+    _row("begin_draft", "POST", MODEL + "/drafts", WRITE, api.begin_draft, "Announce a version",
+         Draft, body=DraftSpec, status=201),
+    _row("get_draft", "GET", V1 + "/drafts/{id}", READ, api.get_draft, "How far a registration is", Draft),
+    _row("cancel_draft", "DELETE", V1 + "/drafts/{id}", WRITE, api.cancel_draft, "Give up a registration", api.Done),
+    _row("upload_file", "PUT", V1 + "/drafts/{id}/file", STREAM, bytes_io.upload, "Send the bytes of a file",
+         catalog.UploadPlan, query=shapes.UploadQuery),
+    _row("finalize_draft", "POST", V1 + "/drafts/{id}/finalize", WRITE, api.finalize_draft, "Make the version",
+         catalog.Registration),
+    _row("list_files", "GET", V1 + "/version/files", READ, api.list_files, "The files of a version",
+         Manifest, query=shapes.RefQuery),
+    _row("download_file", "GET", V1 + "/version/file", STREAM, bytes_io.download, "The bytes of a file",
+         bytes, query=shapes.FileQuery),
+    _row("verify_version", "POST", V1 + "/version/verify", TASK, api.verify_version, "Hash a version's bytes again",
+         catalog.VerifyReport, query=shapes.RefQuery),
+    _row("fsck", "POST", V1 + "/fsck", TASK, api.fsck, "Hash everything again, find what dangles",
+         catalog.FsckReport),
+    # promotion
+    _row("gate", "GET", V1 + "/gate", TASK, api.gate, "Whether a version may enter a stage, and why",
+         promotion.GateReport, query=shapes.GateQuery),
+    _row("promote", "POST", V1 + "/promotions", TASK, api.promote, "Move a version to a stage",
+         promotion.Promotion, body=shapes.NewPromotion, status=201),
+    _row("rollback", "POST", V1 + "/rollbacks", WRITE, api.rollback, "Take a model back",
+         promotion.Rollback, body=shapes.NewRollback, status=201),
+    _row("clear_version", "POST", V1 + "/version/clear", WRITE, api.clear_version, "Let a taken-back version return",
+         ModelVersion, query=shapes.RefQuery, body=shapes.Because),
+    _row("open_request", "POST", V1 + "/requests", TASK, api.open_request, "Ask for a promotion",
+         PromotionRequest, body=shapes.NewRequest, status=201),
+    _row("list_requests", "GET", V1 + "/requests", READ, api.list_requests, "Promotion requests",
+         promotion.RequestPage, query=shapes.RequestsQuery),
+    _row("get_request", "GET", V1 + "/requests/{id}", READ, api.get_request, "One promotion request",
+         PromotionRequest),
+    _row("review", "POST", V1 + "/requests/{id}/reviews", TASK, api.review, "Approve, reject or comment",
+         PromotionRequest, body=shapes.NewReview),
+    _row("withdraw", "POST", V1 + "/requests/{id}/withdrawal", WRITE, api.withdraw, "Withdraw a request",
+         PromotionRequest, body=shapes.Because),
+    _row("history", "GET", MODEL + "/history", READ, api.history, "Who was in which stage, and what happened",
+         promotion.History, query=shapes.HistoryQuery),
+    _row("whatwas", "GET", V1 + "/whatwas", READ, api.whatwas, "What was in a stage at a moment, and why",
+         promotion.WhatWas, query=shapes.RefAtQuery),
+    _row("get_policy", "GET", V1 + "/policy", READ, api.get_policy, "The policy that holds",
+         promotion.PolicyRecord, query=shapes.ScopeQuery),
+    _row("set_policy", "PUT", V1 + "/policy", WRITE, api.set_policy, "Set a policy (YAML or JSON)",
+         promotion.PolicyRecord, query=shapes.ScopeQuery, body=bytes, raw=True),
+    # rollout
+    _row("list_endpoints", "GET", V1 + "/endpoints", READ, api.list_endpoints, "Endpoints",
+         rollout.EndpointPage, query=shapes.ListQuery),
+    _row("get_endpoint", "GET", ENDPOINT, READ, api.get_endpoint, "One endpoint", Endpoint),
+    _row("put_endpoint", "PUT", ENDPOINT, WRITE, api.put_endpoint, "Create or change an endpoint",
+         Endpoint, body=shapes.NewEndpoint),
+    _row("delete_endpoint", "DELETE", ENDPOINT, WRITE, api.delete_endpoint, "Delete an endpoint", api.Done),
+    _row("rollout_status", "GET", ENDPOINT + "/rollout", READ, api.rollout_status, "How an endpoint's traffic stands",
+         rollout.RolloutStatus),
+    _row("rollout_abort", "POST", ENDPOINT + "/rollout/abort", WRITE, api.rollout_abort, "Give traffic back to stable",
+         Rollout, body=shapes.Because),
+    _row("rollout_pause", "POST", ENDPOINT + "/rollout/pause", WRITE, api.rollout_pause, "Stay at this step",
+         Rollout, body=shapes.Because),
+    _row("rollout_resume", "POST", ENDPOINT + "/rollout/resume", WRITE, api.rollout_resume, "Go on", Rollout,
+         body=shapes.Because),
+    _row("rollout_step", "POST", ENDPOINT + "/rollout/step", WRITE, api.rollout_step, "Go to the next step now",
+         Rollout, body=shapes.Because),
+    _row("list_rollouts", "GET", V1 + "/rollouts", READ, api.list_rollouts, "Rollouts, newest first",
+         rollout.RolloutPage, query=shapes.RolloutsQuery),
+    _row("get_rollout", "GET", V1 + "/rollouts/{id}", READ, api.get_rollout, "One rollout", Rollout),
+    _row("explain_rollout", "GET", V1 + "/rollouts/{id}/explanation", SLOW, api.explain_rollout,
+         "Recompute a rollout's evidence from its counts", rollout.Explanation),
+    _row("gateway_table", "GET", V1 + "/gateway/table", STREAM, bytes_io.gateway_table, "The routing table, when newer",
+         RoutingTable, query=shapes.TableQuery),
+    _row("gateway_report", "POST", V1 + "/gateway/reports", WRITE, api.gateway_report, "What a gateway saw",
+         GatewayReply, body=GatewayReport),
+    _row("gateway_blob", "GET", V1 + "/gateway/blobs/{digest}", STREAM, bytes_io.gateway_blob, "Bytes for a gateway",
+         bytes),
+    # audit and access
+    _row("list_events", "GET", V1 + "/audit/events", READ, api.list_events, "The audit log",
+         audit.EventPage, query=shapes.EventsQuery),
+    _row("verify_audit", "GET", V1 + "/audit/verification", TASK, api.verify_audit, "Walk the chain of all events",
+         audit.Verification),
+    _row("export_audit", "GET", V1 + "/audit/export", STREAM, bytes_io.export_audit, "The audit log as lines",
+         bytes, query=shapes.ExportQuery),
+    _row("whoami", "GET", V1 + "/whoami", READ, api.whoami, "Who you are, and what you may do", access.WhoAmI),
+    _row("list_principals", "GET", V1 + "/principals", READ, api.list_principals, "People and programs",
+         access.PrincipalPage, query=shapes.ListQuery),
+    _row("create_principal", "POST", V1 + "/principals", WRITE, api.create_principal, "Add a person or program",
+         Principal, body=shapes.NewPrincipal, status=201),
+    _row("disable_principal", "POST", V1 + "/principals/{name}/disable", WRITE, api.disable_principal,
+         "Shut a person or program out", Principal),
+    _row("list_tokens", "GET", V1 + "/tokens", READ, api.list_tokens, "Tokens, without their secrets",
+         access.TokenPage, query=shapes.ListQuery),
+    _row("create_token", "POST", V1 + "/tokens", WRITE, api.create_token, "Make a token; its secret is shown once",
+         access.NewToken, body=shapes.NewTokenBody, status=201),
+    _row("revoke_token", "DELETE", V1 + "/tokens/{id}", WRITE, api.revoke_token, "Revoke a token", TokenInfo),
+    _row("list_grants", "GET", V1 + "/grants", READ, api.list_grants, "Who holds which role where",
+         access.GrantPage, query=shapes.ListQuery),
+    _row("add_grant", "POST", V1 + "/grants", WRITE, api.add_grant, "Give or deny a role", Grant,
+         body=shapes.NewGrant, status=201),
+    _row("remove_grant", "DELETE", V1 + "/grants/{id}", WRITE, api.remove_grant, "Remove a grant", api.Done),
+    # the server itself
+    _row("health", "GET", "/health", READ, api.health, "Alive", api.Health, open=True),
+    _row("ready", "GET", "/ready", READ, api.ready, "Alive, and the store answers", api.Health, open=True),
+    _row("metrics", "GET", "/metrics", STREAM, openapi.metrics, "Prometheus metrics of the server", bytes, open=True),
+    _row("openapi", "GET", "/openapi.json", STREAM, openapi.document, "This document", bytes, open=True),
+)
+# fmt: on
+
+
+def create_app(house: House, *, hosts: tuple[str, ...] = ()) -> "Guarded":
+    """The ASGI application.
+
+    Args:
+        hosts: names, besides this machine's loopback names, under which the server may be addressed; `*` for
+        any.
+    """
+    dispatcher = Dispatcher(house)
+    dispatcher.openapi = codec.encode(openapi.build(OPERATIONS))
+    routes = [Route(row.path, dispatcher.bind(row), methods=[row.method]) for row in OPERATIONS]
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        dispatcher.committed.start()
+        yield
+        dispatcher.close()
+
+    return Guarded(Starlette(routes=routes, lifespan=lifespan), hosts)
+
+
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+class Guarded:
+    """What every request passes: a known host, no other origin, and a canonical error where there is no
+    route.
+    """
+
+    def __init__(self, app: Starlette, hosts: tuple[str, ...]) -> None:
+        self.app = app
+        self.any_host = "*" in hosts
+        self.hosts = frozenset(_LOOPBACK + hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refused = self._refused(scope)
+        if refused is not None:
+            await problem(send, refused, None)
+            return
+        await self.app(scope, receive, _canonical(send, scope))
+
+    def _refused(self, scope: Scope) -> errors.ModelkeepError | None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if not self.any_host and name.lower() not in self.hosts and scope["path"] != "/health":
+            return errors.NotAllowed(
+                f"This server does not answer to the host name {name[:100]!r}; start it with --host-name to allow it."
+            )
+        if scope["method"] in _UNSAFE and _is_foreign(headers, host):
+            return errors.NotAllowed("A page of another origin may not change anything here.")
+        return None
+
+
+def _is_foreign(headers: dict[bytes, bytes], host: str) -> bool:
+    """Whether a browser says that another site sends this request; programs that are no browsers say nothing."""
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin")
+    return origin is not None and urlsplit(origin.decode("latin-1")).netloc != host
+
+
+def _canonical(send: Send, scope: Scope) -> Send:
+    """Turn the router's own plain 404 and 405 into our one error shape."""
+    swallow = False
+
+    async def wrapped(message: Any) -> None:
+        nonlocal swallow
+        if message["type"] == "http.response.start" and message["status"] in (404, 405):
+            plain = any(k == b"content-type" and v.startswith(b"text/plain") for k, v in message["headers"])
+            if plain:
+                swallow = True
+                shown = scope["path"][:200]
+                await problem(
+                    send,
+                    errors.RouteNotFound(
+                        f"There is no {scope['method']} {shown!r}; GET /openapi.json lists all operations."
+                    ),
+                    None,
+                )
+                return
+        if not swallow:
+            await send(message)
+
+    return wrapped

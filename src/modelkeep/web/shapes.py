@@ -1,0 +1,264 @@
+"""The shapes of requests: query parameters and bodies, one struct each.
+
+Answers have no shapes of their own: what a service returns is what goes over the wire. Unknown fields are
+refused, so that a misspelt option is told and not ignored.
+"""
+
+from typing import Annotated
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from modelkeep.core import values
+from modelkeep.core.access import Effect, PrincipalKind, Role, Verb
+from modelkeep.core.catalog import StageGraph
+from modelkeep.core.promotion import RequestState, Vote
+from modelkeep.core.rollout import CANARY, Plan
+
+Limit = Annotated[int, Meta(ge=1, le=values.PAGE_MAX, description="Rows of a page.")]
+Token = Annotated[
+    str, Meta(max_length=2_000, description="Where the next page begins, from the page before.")
+]
+RefText = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=values.REFERENCE_MAX,
+        description="A reference, like churn:2.1.0 or churn#production.",
+    ),
+]
+NameText = Annotated[str, Meta(min_length=1, max_length=300)]
+Reason = Annotated[str, Meta(max_length=values.TEXT_MAX, description="Why; people read it later.")]
+Tags = dict[
+    Annotated[str, Meta(max_length=values.TAG_KEY_MAX)], Annotated[str, Meta(max_length=values.TAG_VALUE_MAX)]
+]
+
+
+class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request's shape."""
+
+
+class ListQuery(Shape):
+    """A page of a list."""
+
+    limit: Limit = values.PAGE_DEFAULT
+    page_token: Token | None = None
+
+
+class SearchQuery(ListQuery):
+    """A page of what a filter selects."""
+
+    filter: Annotated[str, Meta(max_length=4_096)] | None = None
+    order: Annotated[str, Meta(max_length=1_000)] | None = None
+    project: NameText | None = None
+
+
+class RefQuery(Shape):
+    """The version meant."""
+
+    ref: RefText
+
+
+class RefAtQuery(Shape):
+    """The version meant, at a moment."""
+
+    ref: RefText
+    at: Annotated[str, Meta(max_length=60)] | None = None
+
+
+class FileQuery(Shape):
+    """A file of a version."""
+
+    ref: RefText
+    path: Annotated[str, Meta(min_length=1, max_length=values.PATH_MAX)]
+
+
+class UploadQuery(Shape):
+    """Where the bytes of an announced file go."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=values.PATH_MAX)]
+    offset: Annotated[int, Meta(ge=0, le=2**50)] = 0
+
+
+class CompareQuery(Shape):
+    """What to compare: metrics and versions, comma-separated; all when left out."""
+
+    metrics: Annotated[str, Meta(max_length=4_000)] | None = None
+    refs: Annotated[str, Meta(max_length=16_000)] | None = None
+
+
+class BestQuery(Shape):
+    """By which metric, and among which versions."""
+
+    metric: NameText
+    direction: Annotated[str, Meta(pattern="^(higher|lower)$")] | None = None
+    filter: Annotated[str, Meta(max_length=4_096)] | None = None
+    split: NameText | None = None
+
+
+class DiffQuery(Shape):
+    """The two versions to set against each other."""
+
+    a: RefText
+    b: RefText
+
+
+class GateQuery(Shape):
+    """A version and the stage it would enter."""
+
+    ref: RefText
+    to: NameText
+
+
+class RequestsQuery(ListQuery):
+    """Which promotion requests."""
+
+    model: NameText | None = None
+    state: RequestState | None = None
+
+
+class RolloutsQuery(ListQuery):
+    """Which rollouts."""
+
+    endpoint: NameText | None = None
+    model: NameText | None = None
+
+
+class ScopeQuery(Shape):
+    """A model, a project (`project/`), or the installation when left out."""
+
+    scope: NameText | None = None
+
+
+class HistoryQuery(Shape):
+    """Which stage's history."""
+
+    stage: NameText | None = None
+    limit: Limit = values.PAGE_DEFAULT
+
+
+class EventsQuery(Shape):
+    """Which events: those after a sequence, oldest first, or the newest first with `newest`."""
+
+    after: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    limit: Limit = values.PAGE_DEFAULT
+    model: NameText | None = None
+    kind: NameText | None = None
+    subject: NameText | None = None
+    newest: bool = False
+
+
+class ExportQuery(Shape):
+    """In which form, from which event on."""
+
+    format: Annotated[str, Meta(pattern="^(jsonl|csv)$")] = "jsonl"
+    after: Annotated[int, Meta(ge=0, le=2**62)] = 0
+
+
+class TableQuery(Shape):
+    """A gateway's question: anything newer than this?"""
+
+    after: Annotated[int, Meta(ge=-1, le=2**62)] = -1
+    wait_s: Annotated[float, Meta(ge=0, le=60)] = 0
+
+
+class NewModel(Shape):
+    """A model to register."""
+
+    name: NameText
+    project: NameText = values.DEFAULT_PROJECT
+    description: Annotated[str, Meta(max_length=values.TEXT_MAX)] = ""
+    owner: NameText | None = None
+    tags: Tags = {}
+    stages: StageGraph | None = None
+
+
+class NewAlias(Shape):
+    """Where an alias shall point. `expect` is the number it must point to now (null: nowhere), left out:
+    whatever.
+    """
+
+    ref: RefText
+    expect: int | None | UnsetType = UNSET
+    protected: bool | None = None
+
+
+class NewPromotion(Shape):
+    """A version and the stage it shall enter."""
+
+    ref: RefText
+    to: NameText
+    reason: Reason
+    request: NameText | None = None
+    ticket: Annotated[str, Meta(max_length=500)] | None = None
+
+
+class NewRequest(Shape):
+    """A promotion to be reviewed."""
+
+    ref: RefText
+    to: NameText
+    reason: Reason
+    ticket: Annotated[str, Meta(max_length=500)] | None = None
+
+
+class NewRollback(Shape):
+    """A model to take back, to its last healthy version or to a named one."""
+
+    model: NameText
+    reason: Reason
+    to: RefText | None = None
+    stage: NameText = "production"
+    incident: Annotated[str, Meta(max_length=500)] | None = None
+
+
+class NewReview(Shape):
+    """A reviewer's word: a vote, ticked items of checklists, gates taken upon oneself."""
+
+    vote: Vote
+    comment: Annotated[str, Meta(max_length=values.TEXT_MAX)] = ""
+    checks: dict[Annotated[str, Meta(max_length=500)], Annotated[str, Meta(max_length=2_000)]] = {}
+    waive: tuple[Annotated[str, Meta(max_length=300)], ...] = ()
+
+
+class Because(Shape):
+    """Why."""
+
+    reason: Reason
+
+
+class NewEndpoint(Shape):
+    """An endpoint to create or change."""
+
+    model: NameText
+    stage: NameText = "production"
+    key_header: Annotated[str, Meta(max_length=100)] | None = None
+    slow_ms: Annotated[float, Meta(gt=0, le=3_600_000)] = 250.0
+    lease_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    plan: Plan = CANARY
+
+
+class NewPrincipal(Shape):
+    """A person or program."""
+
+    name: NameText
+    kind: PrincipalKind = PrincipalKind.USER
+
+
+class NewTokenBody(Shape):
+    """A token to make, for oneself when no principal is named."""
+
+    label: Annotated[str, Meta(max_length=200)]
+    principal: NameText | None = None
+    expires_s: Annotated[float, Meta(gt=0, le=366 * 86_400)] | None = None
+    verbs: tuple[Verb, ...] | None = None
+    project: NameText | None = None
+
+
+class NewGrant(Shape):
+    """A role to give or to deny, on a model, a project, or everywhere."""
+
+    principal: NameText
+    role: Role
+    project: NameText | None = None
+    model: NameText | None = None
+    effect: Effect = Effect.ALLOW

@@ -1,0 +1,151 @@
+"""Building the house: the only file that knows every adapter. Read top to bottom, it says what runs on what.
+
+It starts no server and reads no environment; settings come in, a house goes out.
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from modelkeep.core import errors, policy
+from modelkeep.ports import BlobStore
+from modelkeep.service.access import Access, AuthMode
+from modelkeep.service.act import Desk
+from modelkeep.service.audit import Audit
+from modelkeep.service.catalog import Catalog
+from modelkeep.service.house import House
+from modelkeep.service.promotion import Promotions
+from modelkeep.service.rollout import Rollouts
+from modelkeep.settings import Settings
+from modelkeep.store.database import Database
+
+
+@contextmanager
+def open_house(settings: Settings) -> Iterator[House]:
+    """The whole control plane over its state, until the block ends.
+
+    Raises:
+        FolderInUse: another server works on the data folder.
+        SchemaTooNew: the database was written by a newer release.
+        StoreUnavailable, BlobsUnavailable, ExtraMissing, InvalidSetting: what cannot be opened, and why.
+    """
+    folder = settings.folder
+    make_private(folder)
+    with _alone(folder):
+        database = Database.open(settings.database_url)
+        try:
+            blobs = open_blobs(settings)
+            try:
+                yield _assemble(settings, database, blobs)
+            finally:
+                blobs.close()
+        finally:
+            database.close()
+
+
+def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House:
+    desk = Desk(database)
+    mode = AuthMode(settings.auth)
+    rollouts = Rollouts()
+    catalog = Catalog(blobs)
+    promotions = Promotions(
+        catalog=catalog,
+        rollouts=rollouts,
+        default_policy=policy.ALONE if mode is AuthMode.LOCAL else policy.TEAM,
+    )
+    rollouts.promotions = promotions
+    return House(
+        desk=desk,
+        blobs=blobs,
+        access=Access(desk, mode, _key(settings.folder / "keys" / "token.key"), settings.user),
+        audit=Audit(),
+        catalog=catalog,
+        promotions=promotions,
+        rollouts=rollouts,
+    )
+
+
+def open_blobs(settings: Settings) -> BlobStore:
+    """The blob store that the settings name: a folder, or a bucket."""
+    place = settings.blobs_place
+    if not place.startswith("s3://"):
+        from modelkeep.adapters.blobs_folder import FolderBlobs
+
+        return FolderBlobs(Path(place))
+    from modelkeep.adapters.blobs_s3 import S3Blobs
+
+    address = urlsplit(place)
+    return S3Blobs(
+        address.netloc,
+        settings.folder / "spool",
+        prefix=address.path,
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        access_key_id=settings.s3_access_key_id,
+        secret_access_key=settings.s3_secret_access_key,
+    )
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can look into.
+
+    Raises:
+        InvalidSetting: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as problem:
+        raise errors.InvalidSetting(
+            f"The folder {folder} cannot be made: {problem.strerror}. Name another with --data.", field="data"
+        ) from problem
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the data folder. The kernel lets go of the lock when the process ends, however it ends."""
+    descriptor = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.FolderInUse(
+                f"Another server works on {folder}; stop it, or name another folder with --data.",
+                folder=str(folder),
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _key(path: Path) -> bytes:
+    """The installation's secret, made at the first start: 32 random bytes in a file that only its owner
+    reads.
+    """
+    make_private(path.parent)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        key = path.read_bytes()
+        if len(key) < 32:
+            raise errors.InvalidSetting(f"{path} is damaged; restore it from a backup.") from None
+        return key
+    with os.fdopen(descriptor, "wb") as file:
+        key = secrets.token_bytes(32)
+        file.write(key)
+        file.flush()
+        os.fsync(file.fileno())
+    return key
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a small secret beside its place and move it there whole, readable by its owner only."""
+    make_private(path.parent)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    os.replace(beside, path)
