@@ -382,6 +382,7 @@ def test_of_sixteen_who_race_for_a_slot_one_gets_it(database: Database) -> None:
 
 # ----------------------------------------------------------------------------------------------- constraints
 
+VERSION_FILE = {"version_id": "x", "path": "", "digest": "", "size_bytes": 0, "media_type": ""}
 WRONG_ROWS = [
     ("unique", insert(schema.settings), {"key": "a", "value": "", "updated_at": ""}),
     ("not_null", insert(schema.settings), {"key": "b", "value": None, "updated_at": ""}),

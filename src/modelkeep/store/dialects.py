@@ -11,8 +11,10 @@ makes sense.
 
 import hashlib
 import os
+import random
 import shutil
 import sqlite3
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -181,13 +183,27 @@ class Sqlite:
             f"journal_size_limit = {WAL_KEPT_BYTES}",
         ):
             connection.execute(f"pragma {pragma}")
-        if connection.execute("pragma journal_mode = wal").fetchone() != ("wal",):
+        if writing:
+            self._use_wal(connection)
+        else:
+            connection.execute("pragma query_only = on")
+
+    def _use_wal(self, connection: sqlite3.Connection) -> None:
+        """Switch a new file to its write-ahead mode, which stays with it; the switch does not wait."""
+        deadline = time.monotonic() + BUSY_S
+        mode = ""
+        while not mode:
+            try:
+                (mode,) = connection.execute("pragma journal_mode = wal").fetchone()
+            except sqlite3.OperationalError as problem:
+                if problem.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > deadline:
+                    raise
+                time.sleep(random.uniform(0.001, 0.02))
+        if mode != "wal":
             raise errors.StoreUnavailable(
                 f"The database {self.path} is not on a local disk, which SQLite needs; move it to one.",
                 path=str(self.path),
             )
-        if not writing:
-            connection.execute("pragma query_only = on")
 
     def begin_read(self, connection: Connection) -> None:
         connection.execute("begin")
