@@ -1,7 +1,8 @@
 """What a process says about itself: log lines as JSON with their context, and its own use of the machine.
 
-One line is one event, for a machine to search and a person to read: `at`, `level`, `part`, `message`, then the context
-(such as a request id) and the facts. It does not count requests and knows no metric format; whoever serves does.
+One line is one event, for a machine to search and a person to read: `at`, `level`, `part`, `message`, then
+the context (such as a request id) and the facts. It does not count requests and knows no metric format;
+whoever serves does.
 """
 
 import contextlib
@@ -30,7 +31,9 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "at": datetime.fromtimestamp(record.created, UTC)
+            .isoformat(timespec="milliseconds")
+            .replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "part": record.name.removeprefix("modelkeep."),
             "message": record.getMessage()[:VALUE_MAX],
@@ -38,7 +41,11 @@ class JsonFormatter(logging.Formatter):
         line.update(_context.get({}))
         for key, value in vars(record).items():
             if key not in _STANDARD and not key.startswith("_"):
-                line[key] = value if value is None or isinstance(value, bool | int | float) else str(value)[:VALUE_MAX]
+                line[key] = (
+                    value
+                    if value is None or isinstance(value, bool | int | float)
+                    else str(value)[:VALUE_MAX]
+                )
         if record.exc_info:
             line["stack"] = self.formatException(record.exc_info)[-VALUE_MAX:]
         return json.dumps(line, ensure_ascii=False)
@@ -59,8 +66,12 @@ class Log:
     def warning(self, message: str, **facts: Any) -> None:
         self._write(logging.WARNING, message, facts)
 
-    def error(self, message: str, *, exc_info: bool = False, **facts: Any) -> None:
-        self._write(logging.ERROR, message, facts, exc_info=exc_info)
+    def error(self, message: str, **facts: Any) -> None:
+        self._write(logging.ERROR, message, facts)
+
+    def failure(self, message: str, **facts: Any) -> None:
+        """An error with the stack of the exception at hand."""
+        self._write(logging.ERROR, message, facts, exc_info=True)
 
     def _write(self, level: int, message: str, facts: dict[str, Any], *, exc_info: bool = False) -> None:
         if self._logger.isEnabledFor(level):
@@ -69,7 +80,8 @@ class Log:
 
 
 def configure(*, level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Send every log line of this process to one stream (stderr unless told); calling it again replaces that."""
+    """Send every log line of this process to one stream (stderr unless told); calling it again replaces
+    that."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()

@@ -1,5 +1,6 @@
-"""A control plane small enough to read in a minute, for tests and benchmarks of the gateway: it hands out one table,
-takes reports as the real one does (each tick and rollback once), and serves files by digest. It decides nothing."""
+"""A control plane small enough to read in a minute, for tests and benchmarks of the gateway: it hands out one
+table, takes reports as the real one does (each tick and rollback once), and serves files by digest. It
+decides nothing."""
 
 import json
 import threading
@@ -50,7 +51,7 @@ class FakeControlPlane:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, *_: Any) -> None:
                 pass
 
             def do_GET(self) -> None:
@@ -114,7 +115,9 @@ class FakeControlPlane:
         elif parts.path.startswith("/api/v1/gateway/blobs/"):
             data = self.blobs.get(parts.path.rpartition("/")[2])
             if data is None:
-                self._send(handler, 404, json.dumps({"code": "BLOB_NOT_FOUND", "detail": "No such file."}).encode())
+                self._send(
+                    handler, 404, json.dumps({"code": "BLOB_NOT_FOUND", "detail": "No such file."}).encode()
+                )
             else:
                 self._send(handler, 200, data)
         else:
@@ -141,7 +144,9 @@ class FakeControlPlane:
             self._send(handler, 500, b"{}")
             return
         taken = tuple((endpoint, rollout, number) for (endpoint, rollout), number in marks.items())
-        self._send(handler, 200, codec.encode(GatewayReply(taken=taken, rollbacks_taken=len(report.rollbacks))))
+        self._send(
+            handler, 200, codec.encode(GatewayReply(taken=taken, rollbacks_taken=len(report.rollbacks)))
+        )
 
     @staticmethod
     def _send(handler: BaseHTTPRequestHandler, status: int, body: bytes) -> None:

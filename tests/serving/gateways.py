@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,9 @@ class Gateway:
         return control.call(self.data, "status")
 
     def version(self, label: str) -> dict[str, Any]:
-        return next((v for v in self.status()["versions"] if v["version"] == label), {"phase": "absent", "pid": 0})
+        return next(
+            (v for v in self.status()["versions"] if v["version"] == label), {"phase": "absent", "pid": 0}
+        )
 
     def wait_ready(self, label: str) -> None:
         until(lambda: self.version(label)["phase"] == "ready", f"{label} is ready; log: {self.log()[-2000:]}")
@@ -116,10 +117,18 @@ class Gateway:
             routes = {route["endpoint"]: route for route in self.status()["routes"]}
             return endpoint in routes and all(routes[endpoint][key] == value for key, value in wanted.items())
 
-        until(so, f"route {endpoint} has {wanted}; status {self.status()['routes']}; log: {self.log()[-2000:]}")
+        until(
+            so, f"route {endpoint} has {wanted}; status {self.status()['routes']}; log: {self.log()[-2000:]}"
+        )
 
     def request(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, *, timeout_s: float = 30
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        *,
+        timeout_s: float = 30,
     ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
@@ -156,8 +165,3 @@ def gone(pid: int) -> bool:
 def kill(pid: int) -> None:
     """kill -9."""
     os.kill(pid, signal.SIGKILL)
-
-
-def wait_gone(*pids: int) -> None:
-    until(lambda: all(gone(pid) for pid in pids), f"processes {pids} are gone")
-    time.sleep(0)

@@ -1,5 +1,5 @@
-"""Small real models for the gateway's tests: ONNX graphs, scikit-learn pipelines by skops and joblib, and a few that
-misbehave on purpose."""
+"""Small real models for the gateway's tests: ONNX graphs, scikit-learn pipelines by skops and joblib, and a
+few that misbehave on purpose."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ def spec(
     )
     return VersionSpec(
         model=model,
-        number=int(semver.split(".")[0]),
+        number=int(semver.split(".", maxsplit=1)[0]),
         semver=semver,
         digest=manifest_digest(manifest),
         files=manifest.files,
@@ -68,10 +68,10 @@ def linear_onnx(slope: float = 1.0) -> bytes:
 def classifier_skops() -> bytes:
     """A scaled logistic regression, fitted on a frame's column names, as skops."""
     import pandas as pd
-    from skops import io as skops
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from skops import io as skops
 
     random = np.random.default_rng(7)
     frame = pd.DataFrame({"age": random.uniform(18, 90, 200), "income": random.normal(50, 10, 200)})

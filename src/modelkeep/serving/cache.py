@@ -1,7 +1,8 @@
-"""The gateway's own copy of versions: files by digest, hashed while they are written, and one read-only folder a version.
+"""The gateway's own copy of versions: files by digest, hashed while they are written, and one read-only
+folder a version.
 
-With the files here a gateway starts and serves while the control plane is away. A file that no longer has its digest is
-thrown out, never served. Where the files come from is the link's business.
+With the files here a gateway starts and serves while the control plane is away. A file that no longer has its
+digest is thrown out, never served. Where the files come from is the link's business.
 """
 
 import hashlib
@@ -68,7 +69,9 @@ class Cache:
             os.rename(beside, folder)
         except OSError as problem:
             shutil.rmtree(beside, ignore_errors=True)
-            raise errors.StorageFull(f"The files of {spec.label} cannot be kept: {problem.strerror}.") from problem
+            raise errors.StorageFull(
+                f"The files of {spec.label} cannot be kept: {problem.strerror}."
+            ) from problem
         return folder
 
     def _blob(self, entry: FileEntry, fetch: Fetch) -> Path:
@@ -90,7 +93,7 @@ class Cache:
         if size != entry.size_bytes or hasher.hexdigest() != blob.name:
             part.unlink()
             raise errors.DigestMismatch(
-                f"The file {entry.path!r} arrived with other bytes than its manifest names; run: modelkeep fsck.",
+                f"The file {entry.path!r} arrived with other bytes than its manifest names.",
                 path=entry.path,
             )
         part.chmod(0o400)
@@ -129,10 +132,12 @@ def verify(spec: VersionSpec, folder: Path) -> dict[str, bytes]:
         try:
             data = (folder / entry.path).read_bytes()
         except OSError as problem:
-            raise errors.DigestMismatch(f"The file {entry.path!r} cannot be read: {problem.strerror}.") from problem
+            raise errors.DigestMismatch(
+                f"The file {entry.path!r} cannot be read: {problem.strerror}."
+            ) from problem
         if "sha256:" + hashlib.sha256(data).hexdigest() != entry.digest:
             raise errors.DigestMismatch(
-                f"The file {entry.path!r} of {spec.label} was changed on this machine's disk; it is not loaded.",
+                f"The file {entry.path!r} of {spec.label} was changed on this machine; it is not loaded.",
                 path=entry.path,
             )
         contents[entry.path] = data

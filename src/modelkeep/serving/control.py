@@ -1,7 +1,8 @@
 """The local door of a gateway: a unix socket for its owner, which works with the control plane stopped.
 
-One command, one line of JSON each way. Commands: `status`, `rollback` (endpoint, actor, reason), `drain`, `reload`.
-`call` is the client's side, for the command line. What the commands do is the supervisor's business.
+One command, one line of JSON each way. Commands: `status`, `rollback` (endpoint, actor, reason), `drain`,
+`reload`. `call` is the client's side, for the command line. What the commands do is the supervisor's
+business.
 """
 
 import asyncio
@@ -28,8 +29,8 @@ Handler = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class RunFolder:
-    """The private folder of a running gateway's sockets: in its data folder, or in a temporary one when the path would
-    be too long for a socket. Whatever a killed gateway left is removed at the next start."""
+    """The private folder of a running gateway's sockets: in its data folder, or in a temporary one when the
+    path would be too long for a socket. Whatever a killed gateway left is removed at the next start."""
 
     def __init__(self, data: Path) -> None:
         self._data = data
@@ -66,7 +67,9 @@ class ControlServer:
         """Begin to listen."""
         before = os.umask(0o177)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=CONTROL_LINE_MAX_BYTES)
+            self._server = await asyncio.start_unix_server(
+                self._serve, str(self._path), limit=CONTROL_LINE_MAX_BYTES
+            )
         finally:
             os.umask(before)
 
@@ -121,7 +124,9 @@ def call(data_folder: Path, command: str, **arguments: Any) -> dict[str, Any]:
                 data += chunk
         reply = codec.decode(bytes(data), dict)
     except (OSError, errors.MalformedBody) as problem:
-        raise errors.GatewayUnavailable(f"The gateway on {data_folder} does not answer; is it still running?") from problem
+        raise errors.GatewayUnavailable(
+            f"The gateway on {data_folder} does not answer; is it still running?"
+        ) from problem
     if "error" in reply:
         error = reply["error"]
         raise errors.from_code(error["code"], error["detail"], error.get("details") or {})
@@ -142,7 +147,9 @@ def lock_folder(data: Path) -> int:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(data / "gateway.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as problem:
-        raise errors.InvalidSetting(f"The folder {data} cannot be used: {problem.strerror}; choose another.") from problem
+        raise errors.InvalidSetting(
+            f"The folder {data} cannot be used: {problem.strerror}; choose another."
+        ) from problem
     if stat.S_IMODE(os.fstat(fd).st_mode) != 0o600:
         with contextlib.suppress(OSError):
             os.fchmod(fd, 0o600)

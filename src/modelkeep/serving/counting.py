@@ -1,8 +1,9 @@
 """Counting what callers met, per endpoint, epoch and side, the way `core/observation.py` means it.
 
-The fronts count and remember which callers they saw; the supervisor is the one ledger, so that a caller who reaches two
-fronts is new only once. A request belongs to the epoch and side it was assigned under, however late it is answered; an
-answer that arrives after a swap is therefore reported in a later tick of the former epoch. Nothing here judges.
+The fronts count and remember which callers they saw; the supervisor is the one ledger, so that a caller who
+reaches two fronts is new only once. A request belongs to the epoch and side it was assigned under, however
+late it is answered; an answer that arrives after a swap is therefore reported in a later tick of the former
+epoch. Nothing here judges.
 """
 
 import hashlib
@@ -32,11 +33,12 @@ def caller_hash(key: bytes) -> int:
 
 
 class SideTally:
-    """What one front saw on one side of one route since it was last asked. Plain integers: this is the hot path."""
+    """What one front saw on one side of one route since it was last asked. Plain integers: this is the hot
+    path."""
 
     __slots__ = (
-        "buckets", "crashes", "duration_ms_max", "duration_ms_sum", "errors", "first_error", "first_slow", "new",
-        "new_failed", "refused", "requests", "schema_violations", "slow",
+        "buckets", "crashes", "duration_ms_max", "duration_ms_sum", "errors", "first_error", "first_slow",
+        "new", "new_failed", "refused", "requests", "schema_violations", "slow",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -97,9 +99,19 @@ class Callers:
 
 
 class RouteTally:
-    """What one front counts for one endpoint under one epoch. `open` requests are assigned and not answered yet."""
+    """What one front counts for one endpoint under one epoch. `open` requests are assigned and not answered
+    yet."""
 
-    __slots__ = ("candidate", "candidate_ppm", "endpoint", "epoch", "errors_seen", "open", "rollout", "stable")
+    __slots__ = (
+        "candidate",
+        "candidate_ppm",
+        "endpoint",
+        "epoch",
+        "errors_seen",
+        "open",
+        "rollout",
+        "stable",
+    )
 
     def __init__(self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int) -> None:
         self.endpoint = endpoint
@@ -207,9 +219,11 @@ _RolloutKey = tuple[str, str | None]
 
 
 class Ledger:
-    """The supervisor's one account: dedupes callers over fronts, closes ticks, keeps them until they are taken.
+    """The supervisor's one account: dedupes callers over fronts, closes ticks, keeps them until they are
+    taken.
 
-    Tick numbers begin at `first_number` (the start's time in milliseconds), so that they also rise over restarts.
+    Tick numbers begin at `first_number` (the start's time in milliseconds), so that they also rise over
+    restarts.
     """
 
     def __init__(self, now: datetime, first_number: int, *, callers_max: int = CALLERS_TRACKED_MAX) -> None:
@@ -238,7 +252,9 @@ class Ledger:
             if len(tick.errors_seen) < ERRORS_SEEN_MAX and text not in tick.errors_seen:
                 tick.errors_seen = (*tick.errors_seen, text)
 
-    def crashed(self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int, role: Role) -> None:
+    def crashed(
+        self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int, role: Role
+    ) -> None:
         """Count the death of a worker on the side it served."""
         tick = self._tick(endpoint, rollout, epoch, candidate_ppm)
         if role is Role.CANDIDATE:
@@ -282,7 +298,8 @@ class Ledger:
             self._merge()
 
     def _merge(self) -> None:
-        """Join unsent ticks of the same endpoint, rollout and epoch; the joined one carries the last number."""
+        """Join unsent ticks of the same endpoint, rollout and epoch; the joined one carries the last
+        number."""
         kept = self._waiting[: self._sent]
         joined: dict[_TickKey, Tick] = {}
         for tick in self._waiting[self._sent :]:
@@ -291,7 +308,8 @@ class Ledger:
         self._waiting = [*kept, *sorted(joined.values(), key=lambda tick: (tick.ended_at, tick.number))]
 
     def to_send(self) -> tuple[Tick, ...]:
-        """The oldest ticks that fit one report. From now on they stay as they are, so that a repeat is a repeat."""
+        """The oldest ticks that fit one report. From now on they stay as they are, so that a repeat is a
+        repeat."""
         batch = tuple(self._waiting[:TICKS_PER_REPORT_MAX])
         self._sent = max(self._sent, len(batch))
         return batch

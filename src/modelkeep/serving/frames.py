@@ -1,7 +1,8 @@
 """Frames between the gateway's processes: `[u32 length][u32 id][u8 kind][payload]` over a stream socket.
 
-One connection carries many requests at once; the id pairs an answer with its request. A frame that claims more than
-the cap ends the connection, because nothing after it can be trusted. What a payload means is not known here.
+One connection carries many requests at once; the id pairs an answer with its request. A frame that claims
+more than the cap ends the connection, because nothing after it can be trusted. What a payload means is not
+known here.
 """
 
 import struct
@@ -79,7 +80,9 @@ class FrameReader:
         while end - at >= HEADER_BYTES:
             length, identity, kind = HEADER.unpack_from(data, at)
             if length > self._maximum:
-                raise errors.LimitExceeded(f"A frame claims {length:,} bytes; at most {self._maximum:,} are accepted.")
+                raise errors.LimitExceeded(
+                    f"A frame claims {length:,} bytes; at most {self._maximum:,} are accepted."
+                )
             if kind not in _KINDS:
                 raise errors.Invalid(f"A frame has the unknown kind {kind}; the stream is out of step.")
             stop = at + HEADER_BYTES + length

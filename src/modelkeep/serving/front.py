@@ -1,15 +1,15 @@
 """A front: the process that speaks HTTP to callers, decides each caller's side, and counts what they meet.
 
-It forwards bodies as they are; decoding and checking them is the worker's business, so that a poisonous request can hurt
-one version's process only. The stable version never suffers from the candidate: whatever goes wrong on the candidate
-(dead, full, too slow, an error of its own) is counted against it and tried once more on the stable version.
-A front holds no state that its supervisor could not give it again, and dies with it.
+It forwards bodies as they are; decoding and checking them is the worker's business, so that a poisonous
+request can hurt one version's process only. The stable version never suffers from the candidate: whatever
+goes wrong on the candidate (dead, full, too slow, an error of its own) is counted against it and tried once
+more on the stable version. A front holds no state that its supervisor could not give it again, and dies with
+it.
 """
 
 import asyncio
 import gc
 import os
-import re
 import signal
 import socket
 import sys
@@ -22,10 +22,12 @@ from modelkeep.core import codec, errors
 from modelkeep.core.routing import Role
 from modelkeep.core.values import Digest
 from modelkeep.serving import frames, messages
+from modelkeep.serving.answers import Answers
 from modelkeep.serving.counting import count
-from modelkeep.serving.http import STATUS_LINES, HttpConnection, Request
+from modelkeep.serving.http import HttpConnection, Request
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import GatewayOptions
+from modelkeep.serving.pages import Pages
 from modelkeep.serving.processes import die_with_parent, new_loop
 from modelkeep.serving.router import Router, Target
 from modelkeep.serving.upstream import ServedVersion, Upstream
@@ -33,10 +35,8 @@ from modelkeep.serving.upstream import ServedVersion, Upstream
 _SWEEP_S = 0.1
 _CONNECTION_SWEEP_EVERY = 5
 _RECONNECT_S = 0.1
-_PAGE_TIMEOUT_S = 3.0
 _CANDIDATE_SHARE = 0.5
 """Of a request's time, what the candidate may use before the request goes to the stable version."""
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _DOORS = {b"predict": Door.PREDICT, b"invocations": Door.INVOCATIONS}
 _JSON_TYPES = (b"application/json", b"application/vnd.api+json")
 
@@ -47,11 +47,13 @@ class Call:
     """One prediction request on its way."""
 
     __slots__ = (
-        "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "identity", "parked_until",
-        "request_id", "role", "sent", "target", "tries", "version",
+        "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "identity",
+        "parked_until", "request_id", "role", "sent", "target", "tries", "version",
     )  # fmt: skip
 
-    def __init__(self, connection: HttpConnection, request: Request, door: Door, target: Target[ServedVersion]) -> None:
+    def __init__(
+        self, connection: HttpConnection, request: Request, door: Door, target: Target[ServedVersion]
+    ) -> None:
         self.connection = connection
         self.door = door
         self.target = target
@@ -76,28 +78,22 @@ class Front:
 
     def __init__(self, channel: "Channel", hello: messages.Hello) -> None:
         self.options: GatewayOptions = hello.options
-        self.date = b""
+        self.answers = Answers()
         self.draining = False
         self._channel = channel
-        self._known = hello.known
-        self._ready = True
         self._versions: dict[Digest, ServedVersion] = {}
         self._router: Router[ServedVersion] = Router()
         self._connections: set[HttpConnection] = set()
-        self._statuses: dict[int, int] = {}
         self._retries: dict[str, int] = {}
         self._shed: dict[str, int] = {}
-        self._pages: dict[int, tuple[HttpConnection, float]] = {}
-        self._page_number = 0
-        self._id_prefix = os.urandom(6).hex().encode()
-        self._id_number = 0
+        self._pages = Pages(self.answers, self._router, self._ask_metrics, known=hello.known)
         self._sweeps = 0
         self._server: asyncio.Server | None = None
         self._loop = asyncio.get_running_loop()
         self._sweep()
         self.obey(hello.swap)
 
-    # ------------------------------------------------------------------------------ what the supervisor asks for
+    # --------------------------------------------------------------------------- what the supervisor asks for
 
     def receive(self, message: messages.ToFront) -> None:
         """Do what the supervisor says."""
@@ -111,9 +107,9 @@ class Front:
             case messages.Collect():
                 self._report()
             case messages.Page(number=number, text=text):
-                self._answer_page(number, text)
+                self._pages.metrics(number, text)
             case messages.Drain(close=close):
-                self._ready = False
+                self._pages.draining = True
                 if close:
                     self._begin_drain()
             case messages.Hello():
@@ -124,7 +120,7 @@ class Front:
         for name in swap.versions:
             self._version(name)
         self._router.swap(swap, self._versions)
-        self._known = self._known or swap.number > 0
+        self._pages.known = self._pages.known or swap.number > 0
         last_sent = {v.digest: v.last_sent for v in self._versions.values() if v.last_sent}
         self._report()
         self._channel.send(messages.Swapped(serial=swap.serial, last_sent=last_sent))
@@ -136,7 +132,7 @@ class Front:
         self._channel.send(
             messages.FrontCounts(
                 routes=routes,
-                statuses=self._statuses,
+                statuses=self.answers.statuses,
                 retries=self._retries,
                 shed=self._shed,
                 connections=len(self._connections),
@@ -145,12 +141,12 @@ class Front:
                 memory_bytes=use.memory_bytes,
             )
         )
-        self._statuses, self._retries, self._shed = {}, {}, {}
+        self.answers.statuses, self._retries, self._shed = {}, {}, {}
 
     def _version(self, name: messages.VersionName) -> ServedVersion:
         version = self._versions.get(name.digest)
         if version is None:
-            version = self._versions[name.digest] = ServedVersion(name.digest, name.label, name.semver)
+            version = self._versions[name.digest] = ServedVersion(name)
         return version
 
     def _version_up(self, name: messages.VersionName, path: str) -> None:
@@ -178,9 +174,10 @@ class Front:
         """Reach a worker; try again for as long as the supervisor says that it is there."""
         try:
             while version.path is not None and version.upstream is None:
-                upstream = Upstream(version, self._answered, self._lost)
                 try:
-                    await self._loop.create_unix_connection(lambda u=upstream: u, version.path)
+                    _, upstream = await self._loop.create_unix_connection(
+                        lambda: Upstream(version, self._answered, self._lost), version.path
+                    )
                 except OSError:
                     await asyncio.sleep(_RECONNECT_S)
                     continue
@@ -192,7 +189,7 @@ class Front:
         finally:
             version.connecting = False
 
-    # ----------------------------------------------------------------------------------- what a connection asks for
+    # ----------------------------------------------------------------------------- what a connection asks for
 
     def opened(self, connection: HttpConnection) -> bool:
         """Count a new connection in; False when there is no room."""
@@ -225,21 +222,21 @@ class Front:
                 if length == 7 and parts[4] == b"versions":
                     self._predict(connection, request, parts[3], Door.INFER, parts[5])
                     return
-            self._page(connection, request, parts)
-        except Exception:
-            log.error("A request could not be handled.", exc_info=True, path=path.decode("latin-1"))
-            self._problem(connection, 500, "INTERNAL", "The gateway failed; its log says why.", self._make_id(request))
+            self._pages.page(connection, request, parts)
+        except Exception:  # noqa: BLE001 - the caller is owed an answer whatever happened
+            log.failure("A request could not be handled.", path=path.decode("latin-1"))
+            detail = "The gateway failed; its log says why."
+            self.answers.problem(connection, 500, "INTERNAL", detail, self.answers.request_id(request))
 
     def _predict(
         self, connection: HttpConnection, request: Request, endpoint: bytes, door: Door, semver: bytes | None
     ) -> None:
         headers = request.headers
-        request_id = headers.get(b"x-request-id")
-        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
-            self._id_number += 1
-            request_id = b"%b%08x" % (self._id_prefix, self._id_number)
+        request_id = self.answers.request_id(request)
+        problem = self.answers.problem
         if request.method != b"POST":
-            self._problem(connection, 405, "METHOD", "Predictions are asked for by POST.", request_id, b"Allow: POST\r\n")
+            detail = "Predictions are asked for by POST."
+            problem(connection, 405, "METHOD", detail, request_id, b"Allow: POST\r\n")
             return
         content_type = headers.get(b"content-type")
         if content_type is not None and content_type != b"application/json":
@@ -247,15 +244,15 @@ class Front:
             if kind == b"text/csv" and door is Door.INVOCATIONS:
                 door = Door.INVOCATIONS_CSV
             elif kind not in _JSON_TYPES and not kind.endswith(b"+json"):
-                self._problem(connection, 415, "MALFORMED_BODY", "Send the body as application/json.", request_id)
+                problem(connection, 415, "MALFORMED_BODY", "Send the body as application/json.", request_id)
                 return
         target = self._router.targets.get(endpoint)
         if target is None:
-            name = endpoint.decode("utf-8", "replace")[:80]
-            self._problem(connection, 404, "ENDPOINT_NOT_FOUND", f"There is no endpoint {name!r} here.", request_id)
+            detail = f"There is no endpoint {endpoint.decode('utf-8', 'replace')[:80]!r} here."
+            problem(connection, 404, "ENDPOINT_NOT_FOUND", detail, request_id)
             return
         if not request.body:
-            self._problem(connection, 400, "MALFORMED_BODY", "The body is empty; send inputs as JSON.", request_id)
+            problem(connection, 400, "MALFORMED_BODY", "The body is empty; send inputs as JSON.", request_id)
             return
         call = Call(connection, request, door, target)
         call.request_id = request_id
@@ -270,12 +267,12 @@ class Front:
             pinned = target.pinned(semver.decode("latin-1"))
             if pinned is None:
                 detail = "This endpoint has not loaded that version; ask for one that its route names."
-                self._problem(connection, 404, "VERSION_NOT_FOUND", detail, request_id)
+                problem(connection, 404, "VERSION_NOT_FOUND", detail, request_id)
                 return
             call.version = pinned
         self._dispatch(call, now)
 
-    # ------------------------------------------------------------------------------------------- a request's way
+    # ---------------------------------------------------------------------------------------- a request's way
 
     def _dispatch(self, call: Call, now: float) -> None:
         version = call.version
@@ -298,7 +295,8 @@ class Front:
         upstream.send(call, now)
 
     def _no_worker(self, call: Call) -> None:
-        """The version has no process just now: the candidate's requests go to stable, the stable one's wait."""
+        """The version has no process just now: the candidate's requests go to stable, the stable one's
+        wait."""
         version = call.version
         waits_for_stable = call.role is not None and version is call.target.stable
         room = len(version.parked) < self.options.queue_max
@@ -321,7 +319,9 @@ class Front:
         now = time.monotonic()
         for call in calls:
             if call.role is Role.CANDIDATE and not call.counted:
-                self._failed(call, 503, "WORKER_UNAVAILABLE", "The worker died with the request.", now - call.sent)
+                self._failed(
+                    call, 503, "WORKER_UNAVAILABLE", "The worker died with the request.", now - call.sent
+                )
             else:
                 self._no_worker(call)
         if version.path is not None and not version.connecting:
@@ -334,7 +334,7 @@ class Front:
         if kind == frames.Kind.ANSWER:
             if not call.counted:
                 self._count(call, elapsed_s, failed=False, refused=False)
-            self._statuses[200] = self._statuses.get(200, 0) + 1
+            self.answers.count(200)
             call.connection.answer(
                 b"%bContent-Length: %d\r\nX-Request-Id: %b\r\n%b"
                 % (call.version.ok_head, len(payload), call.request_id, call.target.rollout_header),
@@ -353,7 +353,9 @@ class Front:
             return
         violation = kind == frames.Kind.VIOLATION
         text = payload.decode("utf-8", "replace")
-        self._failed(call, 500, "OUTPUT_INVALID" if violation else "MODEL_FAILED", text, elapsed_s, violation=violation)
+        self._failed(
+            call, 500, "OUTPUT_INVALID" if violation else "MODEL_FAILED", text, elapsed_s, violation=violation
+        )
 
     def _failed(
         self, call: Call, status: int, code: str, detail: str, elapsed_s: float, *, violation: bool = False
@@ -374,7 +376,9 @@ class Front:
                 return
         self._refuse(call, status, code, detail, {})
 
-    def _count(self, call: Call, elapsed_s: float, *, failed: bool, refused: bool, violation: bool = False) -> None:
+    def _count(
+        self, call: Call, elapsed_s: float, *, failed: bool, refused: bool, violation: bool = False
+    ) -> None:
         """Count a call on the side it was assigned to: once, whatever happens to it later."""
         role = call.role
         if role is None:
@@ -402,119 +406,7 @@ class Front:
 
     def _refuse(self, call: Call, status: int, code: str, detail: str, details: dict[str, Any]) -> None:
         extra = call.version.version_header + call.target.rollout_header
-        self._problem(call.connection, status, code, detail, call.request_id, extra, details)
-
-    # --------------------------------------------------------------------------------------------- other pages
-
-    def _page(self, connection: HttpConnection, request: Request, parts: list[bytes]) -> None:
-        request_id = self._make_id(request)
-        if request.method not in (b"GET", b"HEAD"):
-            known = parts[1:2] in ([b"health"], [b"ready"], [b"metrics"], [b"endpoints"], [b"v2"])
-            status, code = (405, "METHOD") if known else (404, "NOT_FOUND")
-            self._problem(connection, status, code, "This is read by GET.", request_id, b"Allow: GET, HEAD\r\n")
-            return
-        match parts[1:]:
-            case [b"health"] | [b"v2", b"health", b"live"]:
-                self._json(connection, 200, {"status": "alive", "live": True}, request_id)
-            case [b"ready"] | [b"v2", b"health", b"ready"]:
-                waiting = self._not_ready()
-                ready = not waiting
-                body = {"ready": ready, "waiting_for": waiting}
-                self._json(connection, 200 if ready else 503, body, request_id)
-            case [b"metrics"]:
-                self._page_number += 1
-                self._pages[self._page_number] = (connection, time.monotonic() + _PAGE_TIMEOUT_S)
-                self._report()
-                self._channel.send(messages.WantPage(number=self._page_number))
-            case [b"endpoints"]:
-                routes = [self._described(target) for _, target in sorted(self._router.targets.items())]
-                self._json(connection, 200, {"table": self._router.number, "endpoints": routes}, request_id)
-            case [b"v2"]:
-                body = {"name": "modelkeep", "version": "2", "extensions": []}
-                self._json(connection, 200, body, request_id)
-            case [b"v2", b"models", name, *rest]:
-                self._model_page(connection, name, rest, request_id)
-            case _:
-                self._problem(connection, 404, "NOT_FOUND", "There is nothing here.", request_id)
-
-    def _model_page(self, connection: HttpConnection, name: bytes, rest: list[bytes], request_id: bytes) -> None:
-        target = self._router.targets.get(name)
-        version = target.stable if target is not None else None
-        if target is not None and len(rest) >= 2 and rest[0] == b"versions":
-            version = target.pinned(rest[1].decode("latin-1"))
-            rest = rest[2:]
-        if target is None or version is None or rest not in ([], [b"ready"]):
-            self._problem(connection, 404, "ENDPOINT_NOT_FOUND", "There is no such endpoint here.", request_id)
-            return
-        ready = version.upstream is not None
-        if rest:
-            self._json(connection, 200 if ready else 503, {"name": target.route.endpoint, "ready": ready}, request_id)
-            return
-        versions = [v.semver for v in (target.stable, target.candidate, target.previous) if v is not None]
-        body = {"name": target.route.endpoint, "versions": versions, "platform": "modelkeep", "inputs": [], "outputs": []}
-        self._json(connection, 200, body, request_id)
-
-    def _described(self, target: Target[ServedVersion]) -> dict[str, Any]:
-        route = target.route
-        named = {v.digest: v for v in (target.stable, target.candidate) if v is not None}
-        versions = [
-            {"version": named[arm.digest].label, "digest": arm.digest, "weight_ppm": arm.weight_ppm,
-             "ready": named[arm.digest].upstream is not None}
-            for arm in route.arms
-        ]  # fmt: skip
-        epoch = {"term": route.epoch.term, "seq": route.epoch.seq}
-        return {"endpoint": route.endpoint, "epoch": epoch, "rollout": route.rollout, "versions": versions}
-
-    def _not_ready(self) -> list[str]:
-        if not self._ready:
-            return ["the gateway is draining"]
-        if not self._known:
-            return ["the first routing table"]
-        targets = self._router.targets.values()
-        return [t.route.endpoint for t in targets if t.stable.upstream is None][:100]
-
-    def _answer_page(self, number: int, text: str) -> None:
-        found = self._pages.pop(number, None)
-        if found is not None:
-            body = text.encode()
-            head = b"%bContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: %d\r\n"
-            found[0].answer(head % (STATUS_LINES[200], len(body)), body)
-
-    def _make_id(self, request: Request) -> bytes:
-        given = request.headers.get(b"x-request-id")
-        if given is not None and _REQUEST_ID.fullmatch(given):
-            return given
-        self._id_number += 1
-        return b"%b%08x" % (self._id_prefix, self._id_number)
-
-    def _json(self, connection: HttpConnection, status: int, body: Any, request_id: bytes) -> None:
-        self._statuses[status] = self._statuses.get(status, 0) + 1
-        data = codec.encode(body)
-        connection.answer(
-            b"%bContent-Type: application/json\r\nContent-Length: %d\r\nX-Request-Id: %b\r\n"
-            % (STATUS_LINES[status], len(data), request_id),
-            data,
-        )
-
-    def _problem(
-        self,
-        connection: HttpConnection,
-        status: int,
-        code: str,
-        detail: str,
-        request_id: bytes,
-        extra: bytes = b"",
-        details: dict[str, Any] | None = None,
-    ) -> None:
-        self._statuses[status] = self._statuses.get(status, 0) + 1
-        connection.answer(*_problem(status, code, detail, request_id, extra, details or {}))
-
-    def refusal(self, status: int, code: str, detail: str) -> bytes:
-        """A whole answer to what was no request."""
-        self._statuses[status] = self._statuses.get(status, 0) + 1
-        self._id_number += 1
-        head, body = _problem(status, code, detail, b"%b%08x" % (self._id_prefix, self._id_number), b"", {})
-        return b"%bDate: %b\r\nConnection: close\r\n\r\n%b" % (head, self.date, body)
+        self.answers.problem(call.connection, status, code, detail, call.request_id, extra, details)
 
     # ---------------------------------------------------------------------------------------------- the clock
 
@@ -524,7 +416,7 @@ class Front:
         now = time.monotonic()
         self._sweeps += 1
         if self._sweeps % _CONNECTION_SWEEP_EVERY == 1:
-            self.date = formatdate(usegmt=True).encode()
+            self.answers.date = formatdate(usegmt=True).encode()
             for connection in list(self._connections):
                 connection.sweep(now)
         for version in list(self._versions.values()):
@@ -532,7 +424,9 @@ class Front:
                 late = [call for call in version.upstream.pending.values() if now > call.deadline]
                 for call in late:
                     version.upstream.drop(call)
-                    self._failed(call, 504, "TIMED_OUT", "The version did not answer in time.", now - call.sent)
+                    self._failed(
+                        call, 504, "TIMED_OUT", "The version did not answer in time.", now - call.sent
+                    )
             if version.parked and version.parked[0].parked_until < now:
                 waiting = list(version.parked)
                 version.parked.clear()
@@ -540,18 +434,21 @@ class Front:
                 for call in waiting:
                     if call.parked_until < now:
                         self._unavailable(call)
-        for number, (connection, until) in list(self._pages.items()):
-            if now > until:
-                del self._pages[number]
-                self._problem(connection, 503, "TIMED_OUT", "The metrics are not to be had just now.", b"-")
+        self._pages.sweep(now)
         if self.draining and not self._connections:
             self._report()
             self._channel.send(messages.Drained())
             self._channel.finish()
 
+    def _ask_metrics(self, number: int) -> None:
+        self._report()
+        self._channel.send(messages.WantPage(number=number))
+
     async def listen(self, listener: socket.socket) -> None:
         """Take connections from now on."""
-        self._server = await self._loop.create_server(lambda: HttpConnection(self), sock=listener, backlog=2048)
+        self._server = await self._loop.create_server(
+            lambda: HttpConnection(self), sock=listener, backlog=2048
+        )
 
     def _begin_drain(self) -> None:
         self.draining = True
@@ -559,20 +456,6 @@ class Front:
             self._server.close()
         for connection in list(self._connections):
             connection.close_if_idle()
-
-
-def _problem(
-    status: int, code: str, detail: str, request_id: bytes, extra: bytes, details: dict[str, Any]
-) -> tuple[bytes, bytes]:
-    """RFC 9457. Whatever may come right by itself says when to try again."""
-    title = STATUS_LINES[status][13:-2].decode()
-    problem = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
-    body = codec.encode({**problem, "request_id": request_id.decode("latin-1"), **({"details": details} if details else {})})
-    retry = b"Retry-After: 1\r\n" if status in (429, 503) else b""
-    head = b"%bContent-Type: application/problem+json\r\nContent-Length: %d\r\nX-Request-Id: %b\r\n%b%b" % (
-        STATUS_LINES[status], len(body), request_id, retry, extra,
-    )  # fmt: skip
-    return head, body
 
 
 class Channel(asyncio.Protocol):
@@ -626,7 +509,8 @@ async def _serve(channel_fd: int, listener_fd: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run a front. Arguments: the parent's pid, and the descriptors of the channel and of the listening socket."""
+    """Run a front. Arguments: the parent's pid, and the descriptors of the channel and of the listening
+    socket."""
     parent, channel_fd, listener_fd = (int(argument) for argument in arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

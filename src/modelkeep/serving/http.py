@@ -1,8 +1,9 @@
 """HTTP/1.1 on one connection, strictly: bytes in, whole requests out, answers back in order.
 
-It refuses whatever two readers could understand differently (a length and chunks together, two lengths, two hosts,
-odd line ends), and whatever would make it wait or hold memory for nothing: long heads, large or slow bodies, deep
-pipelines, callers who do not read. One request per connection is worked on at a time. It knows no route and no model.
+It refuses whatever two readers could understand differently (a length and chunks together, two lengths, two
+hosts, odd line ends), and whatever would make it wait or hold memory for nothing: long heads, large or slow
+bodies, deep pipelines, callers who do not read. One request per connection is worked on at a time. It knows
+no route and no model.
 """
 
 import asyncio
@@ -37,8 +38,8 @@ _ONCE = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"expect"}
 )
 _LINGER_S = 2.0
-"""After a refusal in the middle of a body, go on reading and discarding this long, so that the answer is not lost to a
-reset."""
+"""After a refusal in the middle of a body, go on reading and discarding this long, so that the answer is not
+lost to a reset."""
 
 
 class Request:
@@ -55,12 +56,23 @@ class Request:
         self.received = 0.0
 
 
+class Writes(Protocol):
+    """Who words the answers that the connection itself has to give."""
+
+    date: bytes
+
+    def refusal(self, status: int, code: str, detail: str) -> bytes:
+        """A whole answer (headers and body) to what was no valid request; the connection closes after it."""
+
+
 class Application(Protocol):
     """What a connection asks of the one who answers."""
 
     options: GatewayOptions
-    date: bytes
     draining: bool
+
+    @property
+    def answers(self) -> Writes: ...
 
     def opened(self, connection: "HttpConnection") -> bool:
         """Whether there is room for one more connection."""
@@ -70,11 +82,8 @@ class Application(Protocol):
     def handle(self, connection: "HttpConnection", request: Request) -> None:
         """Answer, now or later, by exactly one call of `connection.answer`."""
 
-    def refusal(self, status: int, code: str, detail: str) -> bytes:
-        """A whole answer (headers and body) to what was no valid request; the connection closes after it."""
 
-
-class _Refused(Exception):  # noqa: N818 - not an error of the product: it carries an answer out of the parser's callbacks
+class _Refused(Exception):
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(detail)
         self.status, self.code, self.detail = status, code, detail
@@ -84,9 +93,9 @@ class HttpConnection(asyncio.Protocol):
     """One connection. The parser calls the `on_...` methods; the loop calls the rest."""
 
     __slots__ = (
-        "_app", "_began", "_body", "_body_bytes", "_body_max", "_closing", "_current", "_head_bytes", "_headers_done",
-        "_linger", "_parser", "_paused_reading", "_queue", "_raw_head_bytes", "_refusal", "_request", "_since",
-        "_transport", "_write_paused", "peer", "peer_key",
+        "_app", "_began", "_body", "_body_bytes", "_body_max", "_closing", "_current", "_head_bytes",
+        "_headers_done", "_linger", "_parser", "_paused_reading", "_queue", "_raw_head_bytes", "_refusal",
+        "_request", "_since", "_transport", "_write_paused", "peer", "peer_key",
     )  # fmt: skip
 
     def __init__(self, app: Application) -> None:
@@ -111,7 +120,7 @@ class HttpConnection(asyncio.Protocol):
         self.peer = ""
         self.peer_key = b""
 
-    # ------------------------------------------------------------------------------------------ called by the loop
+    # ------------------------------------------------------------------------------------- called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
@@ -119,7 +128,9 @@ class HttpConnection(asyncio.Protocol):
         self.peer = peer[0] if isinstance(peer, tuple) else ""
         self.peer_key = self.peer.encode()
         if not self._app.opened(self):
-            self._refuse(503, "OVERLOADED", "This gateway has no room for another connection; try again soon.")
+            self._refuse(
+                503, "OVERLOADED", "This gateway has no room for another connection; try again soon."
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -150,7 +161,9 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
             if head_open and self._request is not None and not self._headers_done:
-                self._raw_head_bytes += len(data)  # all of it is head; the parser keeps an unfinished line to itself
+                self._raw_head_bytes += len(
+                    data
+                )  # all of it is head; the parser keeps an unfinished line to itself
                 if self._raw_head_bytes > HEAD_MAX_BYTES:
                     raise self._head_too_large()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, _Refused) as problem:
@@ -159,7 +172,7 @@ class HttpConnection(asyncio.Protocol):
             )
             self._refuse(refusal.status, refusal.code, refusal.detail)
 
-    # ---------------------------------------------------------------------------------------- called by the parser
+    # ----------------------------------------------------------------------------------- called by the parser
 
     def on_message_begin(self) -> None:
         self._request = Request()
@@ -210,7 +223,9 @@ class HttpConnection(asyncio.Protocol):
             if length is not None:
                 raise self._malformed("Content-Length and Transfer-Encoding stand together.")
             if version == "1.0" or chunked.lower() != b"chunked":
-                raise self._no(501, "MALFORMED_REQUEST", "Of transfer encodings only 'chunked' is understood.")
+                raise self._no(
+                    501, "MALFORMED_REQUEST", "Of transfer encodings only 'chunked' is understood."
+                )
         if version == "1.1" and b"host" not in headers:
             raise self._malformed("The header Host is missing.")
         if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
@@ -254,10 +269,11 @@ class HttpConnection(asyncio.Protocol):
         if len(self._queue) >= PIPELINE_PAUSE:
             self._pause_reading()
 
-    # ------------------------------------------------------------------------------------ called by the application
+    # ------------------------------------------------------------------------------ called by the application
 
     def answer(self, head: bytes, body: bytes) -> None:
-        """Send the answer to the request at hand. `head` is status line and headers without the empty line."""
+        """Send the answer to the request at hand. `head` is status line and headers without the empty
+        line."""
         request = self._current
         self._current = None
         transport = self._transport
@@ -267,12 +283,12 @@ class HttpConnection(asyncio.Protocol):
         if request.method == b"HEAD":
             body = b""
         if request.keep_alive and not self._app.draining and not (self._closing and not self._queue):
-            transport.write(b"%bDate: %b\r\n\r\n%b" % (head, self._app.date, body))
+            transport.write(b"%bDate: %b\r\n\r\n%b" % (head, self._app.answers.date, body))
             if self._queue or self._paused_reading:
                 self._next()
                 self._maybe_resume_reading()
             return
-        transport.write(b"%bDate: %b\r\nConnection: close\r\n\r\n%b" % (head, self._app.date, body))
+        transport.write(b"%bDate: %b\r\nConnection: close\r\n\r\n%b" % (head, self._app.answers.date, body))
         self._queue.clear()
         self._closing = True
         transport.close()
@@ -296,13 +312,20 @@ class HttpConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """When draining: close at once what waits for nothing; the rest closes with its answer."""
-        if self._transport is not None and self._current is None and not self._queue and self._request is None:
+        if (
+            self._transport is not None
+            and self._current is None
+            and not self._queue
+            and self._request is None
+        ):
             self._transport.close()
 
-    # -------------------------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------------------------- inside
 
     def _next(self) -> None:
-        while self._queue and self._current is None and not self._write_paused and self._transport is not None:
+        while (
+            self._queue and self._current is None and not self._write_paused and self._transport is not None
+        ):
             request = self._current = self._queue.popleft()
             self._app.handle(self, request)
 
@@ -327,7 +350,7 @@ class HttpConnection(asyncio.Protocol):
         self._request = None
         self._body = []
         if self._current is None and not self._queue:
-            transport.write(self._app.refusal(status, code, detail))
+            transport.write(self._app.answers.refusal(status, code, detail))
         self._queue.clear()
         if self._current is None:
             self._linger = time.monotonic() + _LINGER_S
@@ -345,9 +368,13 @@ class HttpConnection(asyncio.Protocol):
         return self._no(400, "MALFORMED_REQUEST", detail)
 
     def _too_large(self) -> _Refused:
-        return self._no(413, "LIMIT_EXCEEDED", f"The body is larger than {self._body_max:,} bytes; send fewer rows.")
+        return self._no(
+            413, "LIMIT_EXCEEDED", f"The body is larger than {self._body_max:,} bytes; send fewer rows."
+        )
 
     def _head_too_large(self) -> _Refused:
         return self._no(
-            431, "LIMIT_EXCEEDED", f"The head is larger than {HEAD_MAX_BYTES:,} bytes or has over {HEADERS_MAX} headers."
+            431,
+            "LIMIT_EXCEEDED",
+            f"The head is larger than {HEAD_MAX_BYTES:,} bytes or has over {HEADERS_MAX} headers.",
         )

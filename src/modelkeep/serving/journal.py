@@ -1,21 +1,22 @@
-"""The gateway's local journal: what table it obeyed, when and why, so that it can go on without asking anyone.
+"""The gateway's local journal: what table it obeyed, when and why, so that it can go on without asking
+anyone.
 
-Hash-chained JSON lines, each `<sha256 of the line before and this body> <body>`. A forward move is two records: INTENT,
-durable before any front swaps, and APPLIED after all have. A rollback is one record, written after the swap, because
-nothing may stand between a rollback and its effect. Every record that changes the table carries it whole, so the live
-table is the last one that counts, whatever came between.
+Hash-chained JSON lines, each `<sha256 of the line before and this body> <body>`. A forward move is two
+records: INTENT, durable before any front swaps, and APPLIED after all have. A rollback is one record, written
+after the swap, because nothing may stand between a rollback and its effect. Every record that changes the
+table carries it whole, so the live table is the last one that counts, whatever came between.
 
     kind       counts when                            written
     opened     never                                  at start
     intent     its APPLIED follows                    before the swap
     applied    with its INTENT                        after the swap
     rollback   at once                                after the swap
-    snapshot   at once                                when the file is compacted, or a failed write is made up for
+    snapshot   at once                                at start, on compaction, after a failed write
     taken      never (drops reported rollbacks)       when the control plane has taken rollbacks over
     closed     never (says that the stop was clean)   at the end
 
-A torn last line is the trace of a crash and is cut. Damage anywhere else is not, and is refused. This file does not
-decide what to obey; `moves.py` and the supervisor do.
+A torn last line is the trace of a crash and is cut. Damage anywhere else is not, and is refused. This file
+does not decide what to obey; `moves.py` and the supervisor do.
 """
 
 import hashlib
@@ -66,7 +67,8 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Replayed(Struct, frozen=True, kw_only=True):
-    """What a journal says: the live table, the rollbacks not yet taken over, and whether the last stop was clean."""
+    """What a journal says: the live table, the rollbacks not yet taken over, and whether the last stop was
+    clean."""
 
     table: RoutingTable = EMPTY_TABLE
     serial: int = 0
@@ -106,12 +108,14 @@ def replay(records: list[Record]) -> Replayed:
 
 
 class JournalFile(Protocol):
-    """The few things a journal asks of a disk; the tests put one in its place that tears writes at any byte."""
+    """The few things a journal asks of a disk; the tests put one in its place that tears writes at any
+    byte."""
 
     def read(self) -> bytes: ...
 
     def append(self, data: bytes) -> None:
-        """Write at the end and make it durable. Raises OSError; some of the bytes may then stand in the file."""
+        """Write at the end and make it durable. Raises OSError; some of the bytes may then stand in the
+        file."""
 
     def truncate(self, size: int) -> None: ...
 
@@ -173,7 +177,8 @@ def _sync_folder(path: Path) -> None:
 
 
 class Journal:
-    """An open journal: one writer, in the order of its calls. Not thread-safe; the supervisor gives it one thread."""
+    """An open journal: one writer, in the order of its calls. Not thread-safe; the supervisor gives it one
+    thread."""
 
     def __init__(self, file: JournalFile, name: str = "journal") -> None:
         self._file = file
@@ -208,8 +213,8 @@ class Journal:
             if record is None:
                 if 0 <= end < len(data) - 1:
                     raise errors.JournalDamaged(
-                        f"Line {number} of {self._name} is not what was written. Move the file away and start again: "
-                        "the gateway then takes its table from the control plane.",
+                        f"Line {number} of {self._name} is not what was written. Move the file away and "
+                        "start again: the gateway then takes its table from the control plane.",
                         line=number,
                     )
                 break

@@ -1,11 +1,12 @@
-"""The gateway's connection to its control plane: the table in, reports out, files on demand. Plain HTTP with time limits.
+"""The gateway's connection to its control plane: the table in, reports out, files on demand. Plain HTTP with
+time limits.
 
     GET  {server}/api/v1/gateway/table?after=N&wait_s=20   200 RoutingTable, or 204 when nothing newer came
     POST {server}/api/v1/gateway/reports                   GatewayReport in, GatewayReply out
     GET  {server}/api/v1/gateway/blobs/{digest}            the bytes
 
-All calls here block and belong in threads. Nothing in the data plane waits for them: when the control plane is away, the
-gateway serves on. What a table means is not decided here.
+All calls here block and belong in threads. Nothing in the data plane waits for them: when the control plane
+is away, the gateway serves on. What a table means is not decided here.
 """
 
 import contextlib
@@ -35,13 +36,16 @@ log = telemetry.Log("gateway.link")
 
 
 class Link:
-    """The three calls. Each kind has a connection of its own, kept open, so that a long poll delays no report."""
+    """The three calls. Each kind has a connection of its own, kept open, so that a long poll delays no
+    report."""
 
     def __init__(self, options: GatewayOptions) -> None:
         assert options.server is not None
         parts = urlsplit(options.server if "//" in options.server else f"http://{options.server}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise errors.InvalidSetting(f"{options.server!r} is not the address of a server; write http://HOST:PORT.")
+            raise errors.InvalidSetting(
+                f"{options.server!r} is not the address of a server; write http://HOST:PORT."
+            )
         self._secure = parts.scheme == "https"
         self._host, self._port, self._prefix = parts.hostname, parts.port, parts.path.rstrip("/")
         self._token_file: Path | None = options.token_file
@@ -69,7 +73,9 @@ class Link:
         Raises:
             ServerUnavailable, or what the server said.
         """
-        _, data = self._call("report", "POST", "/api/v1/gateway/reports", codec.encode(report), CALL_TIMEOUT_S)
+        _, data = self._call(
+            "report", "POST", "/api/v1/gateway/reports", codec.encode(report), CALL_TIMEOUT_S
+        )
         return codec.decode_untrusted(data, GatewayReply)
 
     def blob(self, digest: Digest) -> Iterator[bytes]:
@@ -81,7 +87,9 @@ class Link:
         connection = self._connect(CALL_TIMEOUT_S)
         try:
             with _unavailable():
-                connection.request("GET", f"{self._prefix}/api/v1/gateway/blobs/{digest}", headers=self._headers())
+                connection.request(
+                    "GET", f"{self._prefix}/api/v1/gateway/blobs/{digest}", headers=self._headers()
+                )
                 response = connection.getresponse()
                 if response.status != 200:
                     raise _said(response.status, response.read(codec.JSON_MAX_BYTES))
@@ -90,16 +98,23 @@ class Link:
         finally:
             self._drop(connection)
 
-    def close(self) -> None:
-        """End all calls under way, from another thread."""
+    def interrupt(self) -> None:
+        """End all calls under way, from another thread; they fail and may be made again."""
         with self._lock:
-            self._closed = True
             for connection in self._open:
                 if connection.sock is not None:
                     with contextlib.suppress(OSError):
                         connection.sock.shutdown(socket.SHUT_RDWR)
 
-    def _call(self, kind: str, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
+    def close(self) -> None:
+        """End all calls under way, and make no more."""
+        with self._lock:
+            self._closed = True
+        self.interrupt()
+
+    def _call(
+        self, kind: str, method: str, path: str, body: bytes | None, timeout_s: float
+    ) -> tuple[int, bytes]:
         connection = self._kept.pop(kind, None) or self._connect(timeout_s)
         try:
             with _unavailable():
@@ -141,7 +156,9 @@ class Link:
                 with open(self._token_file, "rb") as file:  # each time: tokens are renewed under our feet
                     headers["Authorization"] = f"Bearer {file.read(TOKEN_MAX_BYTES).decode('ascii').strip()}"
             except (OSError, UnicodeDecodeError) as problem:
-                raise errors.NotAuthenticated(f"The token file {self._token_file} cannot be read: {problem}.") from problem
+                raise errors.NotAuthenticated(
+                    f"The token file {self._token_file} cannot be read: {problem}."
+                ) from problem
         return headers
 
 
@@ -151,7 +168,7 @@ def _unavailable() -> Iterator[None]:
         yield
     except (OSError, http.client.HTTPException) as problem:
         raise errors.ServerUnavailable(
-            f"The control plane does not answer ({type(problem).__name__}); the gateway serves on and tries again."
+            f"The control plane does not answer ({type(problem).__name__}); the gateway serves on."
         ) from problem
 
 

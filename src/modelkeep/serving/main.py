@@ -1,7 +1,8 @@
-"""The entry to a gateway: takes folder and port, runs a supervisor until it is told to stop, and leaves nothing behind.
+"""The entry to a gateway: takes folder and port, runs a supervisor until it is told to stop, and leaves
+nothing behind.
 
-`run_gateway` is what the command line calls; `python -m modelkeep.serving.main` is the same without it. Environment
-variables are not read here.
+`run_gateway` is what the command line calls; `python -m modelkeep.serving.main` is the same without it.
+Environment variables are not read here.
 """
 
 import argparse
@@ -85,8 +86,8 @@ def gateway_name(options: GatewayOptions) -> str:
 
 
 def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
-    """One bound socket per front, all on one port. The supervisor keeps them open, so that a front that dies and is
-    replaced refuses nobody.
+    """One bound socket per front, all on one port. The supervisor keeps them open, so that a front that dies
+    and is replaced refuses nobody.
 
     Raises:
         PortInUse: somebody listens there already.
@@ -95,7 +96,9 @@ def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listeners: list[socket.socket] = []
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:  # without REUSEPORT it meets any other listener
+        with socket.socket(
+            family, socket.SOCK_STREAM
+        ) as probe:  # without REUSEPORT it meets any other listener
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen(1)
@@ -112,7 +115,8 @@ def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
             listener.close()
         if problem.errno == errno.EADDRINUSE:
             raise errors.PortInUse(
-                f"Port {port} on {host} is taken; stop what listens there or choose another with --port.", port=port
+                f"Port {port} on {host} is taken; stop what listens there or choose another with --port.",
+                port=port,
             ) from problem
         raise errors.InvalidSetting(f"Cannot listen on {host} port {port}: {problem.strerror}.") from problem
     return listeners
@@ -122,7 +126,9 @@ def _require_libraries() -> None:
     try:
         import httptools  # noqa: F401 - only whether it is there
     except ImportError as problem:
-        raise errors.ExtraMissing("The gateway needs its own libraries; install modelkeep[gateway].") from problem
+        raise errors.ExtraMissing(
+            "The gateway needs its own libraries; install modelkeep[gateway]."
+        ) from problem
 
 
 def main(arguments: list[str] | None = None) -> int:

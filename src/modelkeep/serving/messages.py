@@ -1,7 +1,7 @@
 """What the supervisor, the fronts and the workers say to each other over their private channels. Shapes only.
 
-A channel is a socket pair made before the child is started, so there is no name to find and no permission to set; its
-end of file is how each side learns that the other is gone.
+A channel is a socket pair made before the child is started, so there is no name to find and no permission to
+set; its end of file is how each side learns that the other is gone.
 """
 
 from enum import IntEnum
@@ -26,17 +26,27 @@ class Door(IntEnum):
     INVOCATIONS_CSV = 3
 
 
+class TensorInfo(Struct, frozen=True, kw_only=True):
+    """A field in the words of the Open Inference Protocol; the first axis is the rows."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
 class VersionName(Struct, frozen=True, kw_only=True):
     """What a front has to know of a version."""
 
     digest: Digest
     label: str
     semver: str
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
 
 
 class Swap(Struct, frozen=True, kw_only=True, tag=True):
-    """Obey these routes from now on, and confirm. Routes that are neither changed nor removed stand; `versions` names
-    those of the changed routes."""
+    """Obey these routes from now on, and confirm. Routes that are neither changed nor removed stand;
+    `versions` names those of the changed routes."""
 
     serial: int
     number: int
@@ -46,7 +56,8 @@ class Swap(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag=True):
-    """The first message to a front. `known`: a table was obeyed before, so having no route is not having no answer."""
+    """The first message to a front. `known`: a table was obeyed before, so having no route is not having no
+    answer."""
 
     options: GatewayOptions
     index: int
@@ -89,8 +100,8 @@ ToFront = Hello | Swap | WorkerUp | WorkerDown | Collect | Drain | Page
 
 
 class Swapped(Struct, frozen=True, kw_only=True, tag=True):
-    """The table is obeyed. `last_sent` tells, for each version with traffic, when (monotonic seconds) this front last
-    sent it a request: the proof that after a rollback nothing more went there."""
+    """The table is obeyed. `last_sent` tells, for each version with traffic, when (monotonic seconds) this
+    front last sent it a request: the proof that after a rollback nothing more went there."""
 
     serial: int
     last_sent: dict[Digest, float]

@@ -1,7 +1,8 @@
-"""The gateway's metrics page: what all fronts counted, added up by the supervisor, in Prometheus' text format.
+"""The gateway's metrics page: what all fronts counted, added up by the supervisor, in Prometheus' text
+format.
 
-Labels are endpoints and versions of the table and a few fixed words, never anything a caller sent, so that the page
-cannot grow with traffic. Counters of versions that are gone go with them. Nothing is judged here.
+Labels are endpoints and versions of the table and a few fixed words, never anything a caller sent, so that
+the page cannot grow with traffic. Counters of versions that are gone go with them. Nothing is judged here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from modelkeep.core.observation import VersionPhase, VersionReport
 from modelkeep.core.routing import RoutingTable
+from modelkeep.core.values import Digest
 from modelkeep.serving.counting import BUCKETS_MS, SideDelta
 from modelkeep.serving.messages import FrontCounts
 
@@ -30,7 +32,8 @@ class Metrics:
         self.crashes: dict[str, int] = {}
 
     def add(self, front: int, counts: FrontCounts, labels: Mapping[tuple[str, str], str]) -> None:
-        """Take in what one front counted. `labels` names the version of each (endpoint, side) under the counts' epoch."""
+        """Take in what one front counted. `labels` names the version of each (endpoint, side) under the
+        counts' epoch."""
         self._fronts[front] = counts
         for status, number in counts.statuses.items():
             self._statuses[status] = self._statuses.get(status, 0) + number
@@ -66,7 +69,7 @@ class Metrics:
         self,
         table: RoutingTable,
         versions: Iterable[VersionReport],
-        labels: Mapping[str, str],
+        labels: Mapping[Digest, str],
         *,
         contact_age_s: float | None,
         ticks_waiting: int,
@@ -80,17 +83,29 @@ class Metrics:
         for (endpoint, label, outcome), number in sorted(self._outcomes.items()):
             page.sample("requests_total", number, endpoint=endpoint, version=label, outcome=outcome)
         name = "request_duration_seconds"
-        page.family(name, "histogram", "Time from sending a request to its version until the answer, queue included.")
+        page.family(
+            name, "histogram", "Time from sending a request to its version until the answer, queue included."
+        )
         for (endpoint, label), buckets in sorted(self._buckets.items()):
             total = 0
-            for bound, number in zip((*(f"{ms / 1000:g}" for ms in BUCKETS_MS), "+Inf"), buckets, strict=True):
+            for bound, number in zip(
+                (*(f"{ms / 1000:g}" for ms in BUCKETS_MS), "+Inf"), buckets, strict=True
+            ):
                 total += number
                 page.sample(f"{name}_bucket", total, endpoint=endpoint, version=label, le=bound)
-            page.sample(f"{name}_sum", self._sums_ms[endpoint, label] / 1000, endpoint=endpoint, version=label)
+            page.sample(
+                f"{name}_sum", self._sums_ms[endpoint, label] / 1000, endpoint=endpoint, version=label
+            )
             page.sample(f"{name}_count", total, endpoint=endpoint, version=label)
-        page.totals("retries_total", "Requests that the candidate failed and the stable version got.", self._retries)
+        page.totals(
+            "retries_total", "Requests that the candidate failed and the stable version got.", self._retries
+        )
         page.totals("shed_total", "Requests turned away because too many were waiting.", self._shed)
-        page.totals("rollbacks_total", "Rollbacks that this gateway made by itself or on a local command.", self.rollbacks)
+        page.totals(
+            "rollbacks_total",
+            "Rollbacks that this gateway made by itself or on a local command.",
+            self.rollbacks,
+        )
         page.family("http_responses_total", "counter", "Answers by HTTP status, all pages together.")
         for status, number in sorted(self._statuses.items()):
             page.sample("http_responses_total", number, status=str(status))
@@ -98,7 +113,9 @@ class Metrics:
         for route in table.routes:
             for arm in route.arms:
                 label = labels.get(arm.digest, arm.digest)
-                page.sample("route_weight_ratio", arm.weight_ppm / 1e6, endpoint=route.endpoint, version=label)
+                page.sample(
+                    "route_weight_ratio", arm.weight_ppm / 1e6, endpoint=route.endpoint, version=label
+                )
         reports = sorted(versions, key=lambda version: labels.get(version.digest, version.digest))
         page.family("version_ready", "gauge", "1 when a version's worker is loaded and serving.")
         for report in reports:
@@ -114,14 +131,23 @@ class Metrics:
         if contact_age_s is not None:
             text = "Seconds since the control plane last answered."
             page.single("control_plane_contact_age_seconds", "gauge", text, contact_age_s)
-        page.single("ticks_waiting", "gauge", "Counts that the control plane has not taken yet.", ticks_waiting)
+        page.single(
+            "ticks_waiting", "gauge", "Counts that the control plane has not taken yet.", ticks_waiting
+        )
         page.single("journal_ok", "gauge", "0 while the journal cannot be written.", int(journal_ok))
         fronts = self._fronts.values()
-        page.single("connections", "gauge", "Open connections of callers.", sum(f.connections for f in fronts))
-        page.single("requests_in_flight", "gauge", "Requests at workers now.", sum(f.in_flight for f in fronts))
+        page.single(
+            "connections", "gauge", "Open connections of callers.", sum(f.connections for f in fronts)
+        )
+        page.single(
+            "requests_in_flight", "gauge", "Requests at workers now.", sum(f.in_flight for f in fronts)
+        )
         page.family("process_cpu_seconds_total", "counter", "Processor time by process.")
         page.family("process_memory_bytes", "gauge", "Resident memory by process.")
-        uses = [("supervisor", cpu_s, memory_bytes), *((f"front-{i}", f.cpu_s, f.memory_bytes) for i, f in self._fronts.items())]
+        uses = [
+            ("supervisor", cpu_s, memory_bytes),
+            *((f"front-{i}", f.cpu_s, f.memory_bytes) for i, f in self._fronts.items()),
+        ]
         for process, cpu, memory in uses:
             page.sample("process_cpu_seconds_total", cpu, process=process)
             page.sample("process_memory_bytes", memory, process=process)
@@ -143,9 +169,8 @@ class _Page:
     def sample(self, name: str, value: float, **labels: Any) -> None:
         family = max((head for head in self._heads if name.startswith(head)), key=len)
         inner = ",".join(f'{key}="{_escaped(str(text))}"' for key, text in labels.items())
-        number = repr(value) if isinstance(value, float) else str(value)
-        self._samples[family].append(f"modelkeep_gateway_{name}{{{inner}}} {number}\n" if inner else
-                                     f"modelkeep_gateway_{name} {number}\n")  # fmt: skip
+        braces = f"{{{inner}}}" if labels else ""
+        self._samples[family].append(f"modelkeep_gateway_{name}{braces} {value}\n")
 
     def single(self, name: str, kind: str, text: str, value: float) -> None:
         self.family(name, kind, text)

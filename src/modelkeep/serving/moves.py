@@ -1,7 +1,8 @@
 """Which table a gateway should obey next: pure functions over tables, used by the supervisor for every move.
 
-Traffic is moved here in only three ways: towards what the control plane wants (as far as versions are ready and epochs
-allow), back by a rollback, and to the stable versions alone after an unclean stop. Nothing here reads a clock or a disk.
+Traffic is moved here in only three ways: towards what the control plane wants (as far as versions are ready
+and epochs allow), back by a rollback, and to the stable versions alone after an unclean stop. Nothing here
+reads a clock or a disk.
 """
 
 from collections.abc import Collection, Iterable
@@ -14,11 +15,12 @@ from modelkeep.core.values import Digest
 
 
 def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Digest]) -> RoutingTable:
-    """The table to obey now: `desired`, except for routes that are fenced or not ready yet, which stay as they are.
+    """The table to obey now: `desired`, except for routes that are fenced or not ready yet, which stay as
+    they are.
 
-    A route older than the live one is ignored, so that a late control plane cannot undo a rollback. A route whose stable
-    or candidate version is not ready keeps its old form; where there is no old form, the stable version alone serves as
-    soon as it is ready. Endpoints that `desired` no longer names are gone.
+    A route older than the live one is ignored, so that a late control plane cannot undo a rollback. A route
+    whose stable or candidate version is not ready keeps its old form; where there is no old form, the stable
+    version alone serves as soon as it is ready. Endpoints that `desired` no longer names are gone.
     """
     current = {route.endpoint: route for route in live.routes}
     routes: list[Route] = []
@@ -36,7 +38,8 @@ def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Dige
 
 
 def needed(live: RoutingTable, desired: RoutingTable) -> dict[Digest, VersionSpec]:
-    """The versions that have to be loaded: those of the live routes, and those of wanted routes that are not fenced."""
+    """The versions that have to be loaded: those of the live routes, and those of wanted routes that are not
+    fenced."""
     current = {route.endpoint: route for route in live.routes}
     digests: set[Digest] = set()
     for route in live.routes:
@@ -57,7 +60,9 @@ def taken_back(live: RoutingTable, endpoint: str) -> tuple[RoutingTable, Route, 
     """
     route = live.route(endpoint)
     if route is None:
-        raise errors.RouteNotFound(f"This gateway serves no endpoint {endpoint!r}; see: modelkeep gateway status.")
+        raise errors.RouteNotFound(
+            f"This gateway serves no endpoint {endpoint!r}; see: modelkeep gateway status."
+        )
     after = rolled_back(route)
     removed = route.candidate or route.stable
     routes = [after if other.endpoint == endpoint else other for other in live.routes]
@@ -65,7 +70,8 @@ def taken_back(live: RoutingTable, endpoint: str) -> tuple[RoutingTable, Route, 
 
 
 def stable_only(live: RoutingTable) -> RoutingTable:
-    """The table with no candidate's weight: what a gateway trusts after it was killed, until it is told again."""
+    """The table with no candidate's weight: what a gateway trusts after it was killed, until it is told
+    again."""
     routes = [msgspec.structs.replace(route, candidate_ppm=0) for route in live.routes]
     return msgspec.structs.replace(live, routes=tuple(routes))
 

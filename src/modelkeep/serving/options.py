@@ -40,9 +40,10 @@ UNIX_PATH_MAX = 100
 class GatewayOptions(Struct, frozen=True, kw_only=True):
     """Everything that can be set about a gateway.
 
-    `data` is its folder (journal, cache, sockets). `server` is the control plane's address (None: serve what the
-    journal holds). `token_file` holds the bearer token. `name` is what the control plane calls this gateway (None: an
-    id made once and kept in the folder). `url` is the address that callers reach it by (None: host and port).
+    `data` is its folder (journal, cache, sockets). `server` is the control plane's address (None: serve what
+    the journal holds). `token_file` holds the bearer token. `name` is what the control plane calls this
+    gateway (None: an id made once and kept in the folder). `url` is the address that callers reach it by
+    (None: host and port).
     """
 
     data: Path

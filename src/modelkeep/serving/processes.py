@@ -1,7 +1,7 @@
 """Children: how the supervisor starts fronts and workers, speaks with them, and makes sure that they end.
 
-A child has a socket pair to its parent and three guards against outliving it: the kernel's parent-death signal, the end
-of file on the channel, and its parent's own stop. What children are for is not known here.
+A child has a socket pair to its parent and three guards against outliving it: the kernel's parent-death
+signal, the end of file on the channel, and its parent's own stop. What children are for is not known here.
 """
 
 import asyncio
@@ -50,7 +50,8 @@ def die_with_parent(parent: int) -> None:
 
 
 def give_up_privileges(memory_bytes: int) -> None:
-    """What a process that runs foreign models can do without: new privileges, core files, unbounded memory."""
+    """What a process that runs foreign models can do without: new privileges, core files, unbounded
+    memory."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_bytes:
@@ -63,8 +64,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 class BackOff:
-    """How long to wait before the next start: doubling with jitter, forgotten after a healthy time; and when a child
-    crashes too often to be tried for traffic."""
+    """How long to wait before the next start: doubling with jitter, forgotten after a healthy time; and when
+    a child crashes too often to be tried for traffic."""
 
     def __init__(self, options: GatewayOptions) -> None:
         self._options = options
@@ -73,7 +74,8 @@ class BackOff:
         self.total = 0
 
     def crashed(self, now: float, up_s: float) -> float:
-        """Take note of a crash after `up_s` seconds of life. Returns the seconds to wait before the next start."""
+        """Take note of a crash after `up_s` seconds of life. Returns the seconds to wait before the next
+        start."""
         options = self._options
         if up_s >= options.healthy_after_s:
             self._next = options.backoff_first_s
@@ -130,7 +132,7 @@ class Child(asyncio.Protocol):
         kept = {key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ}
         output = write_end if keep_output else None
         try:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - a spawn takes a millisecond
                 [sys.executable, "-P", "-m", module, str(os.getpid()), str(theirs.fileno()),
                  *(str(descriptor) for descriptor in extra_fds)],
                 pass_fds=(theirs.fileno(), *extra_fds),

@@ -4,8 +4,9 @@
     infer        Open Inference Protocol v2, JSON tensors          tensors, row-major
     invocations  MLflow's scoring protocol, and CSV                {"predictions": rows}
 
-Numbers that are not finite leave as JSON null: JSON has no other way to say them, and where the signature does not allow
-null the answer is a violation before it gets here. What the columns mean is the runtime's business.
+Numbers that are not finite leave as JSON null: JSON has no other way to say them, and where the signature
+does not allow null the answer is a violation before it gets here. What the columns mean is the runtime's
+business.
 """
 
 import csv
@@ -61,7 +62,8 @@ _FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _TENSOR_TYPES: dict[str, tuple[str, str]] = {
     "BOOL": ("bool", "b"), "BYTES": ("object", "U"),
     "INT8": ("int8", "iu"), "INT16": ("int16", "iu"), "INT32": ("int32", "iu"), "INT64": ("int64", "iu"),
-    "UINT8": ("uint8", "iu"), "UINT16": ("uint16", "iu"), "UINT32": ("uint32", "iu"), "UINT64": ("uint64", "iu"),
+    "UINT8": ("uint8", "iu"), "UINT16": ("uint16", "iu"), "UINT32": ("uint32", "iu"),
+    "UINT64": ("uint64", "iu"),
     "FP16": ("float16", "iuf"), "FP32": ("float32", "iuf"), "FP64": ("float64", "iuf"),
 }  # fmt: skip
 _TYPE_NAMES = {dtype: name for name, (dtype, _) in _TENSOR_TYPES.items()}
@@ -80,18 +82,28 @@ class Decoder:
         split: Any = _Split
         if fields:
             assert signature is not None
-            self._row = validation.row_type(fields)
+            row: Any = validation.row_type(fields)
             columns = validation.columns_type(fields)
-            rows = list[self._row | validation.tuple_type(fields)] if signature.positional else list[self._row]  # type: ignore[name-defined]
+            either_row = row | validation.tuple_type(fields) if signature.positional else row
+            rows = list[either_row]  # type: ignore[valid-type]  # made from data
         self._columns = columns
         either = rows | columns
         self._predict = msgspec.json.Decoder(
             msgspec.defstruct("Predict", [("inputs", either)], forbid_unknown_fields=True, gc=False)
         )
-        members = [("dataframe_split", split), ("dataframe_records", rows), ("instances", either), ("inputs", either)]
+        members = [
+            ("dataframe_split", split),
+            ("dataframe_records", rows),
+            ("instances", either),
+            ("inputs", either),
+        ]
         optional = [(name, kind | msgspec.UnsetType, msgspec.UNSET) for name, kind in members]
         self._invocations = msgspec.json.Decoder(
-            msgspec.defstruct("Invocations", [*optional, ("params", dict[str, Any] | None, None)], forbid_unknown_fields=True)
+            msgspec.defstruct(
+                "Invocations",
+                [*optional, ("params", dict[str, Any] | None, None)],
+                forbid_unknown_fields=True,
+            )
         )
 
     def decode(self, door: Door, body: bytes) -> Asked:
@@ -127,11 +139,13 @@ class Decoder:
                     raise validation.explained(problem, self._fields, f"$.{member}") from problem
                 if rest != path and self._signature is not None and "field" in str(problem):
                     raise validation.explained(problem, self._fields, f"$.{member}") from problem
-            raise errors.MalformedBody(f"The body does not have the expected shape: {_plain(problem)}.") from problem
+            raise errors.MalformedBody(
+                f"The body does not have the expected shape: {_plain(problem)}."
+            ) from problem
         except (msgspec.DecodeError, UnicodeDecodeError) as problem:
             raise errors.MalformedBody(f"The body is not valid JSON: {_plain(problem)}.") from problem
 
-    # ---------------------------------------------------------------------------------------------------- tables
+    # ------------------------------------------------------------------------------------------------- tables
 
     def _table(self, value: Any) -> Asked:
         """Rows or columns, already checked where there is a signature."""
@@ -154,7 +168,9 @@ class Decoder:
         return Asked(columns=columns, rows=len(value))
 
     def _from_columns(self, value: Any) -> Asked:
-        present = [(f, column) for i, f in enumerate(self._fields) if (column := getattr(value, f"f{i}")) is not None]
+        present = [
+            (f, column) for i, f in enumerate(self._fields) if (column := getattr(value, f"f{i}")) is not None
+        ]
         lengths = {len(column) for _, column in present}
         if len(lengths) > 1:
             raise refused("The columns have different lengths.")
@@ -208,7 +224,7 @@ class Decoder:
             names = {name: _numbers(column) for name, column in names.items()}
         return self._named(names, strict=False)
 
-    # --------------------------------------------------------------------------------------------------- tensors
+    # ------------------------------------------------------------------------------------------------ tensors
 
     def _tensors(self, body: bytes) -> Asked:
         asked = self._typed(self._infer, body, ())
@@ -234,7 +250,9 @@ def _tensor_array(tensor: _Tensor) -> Array:
         raise refused(f"the datatype {tensor.datatype[:20]!r} is not known.", field=tensor.name)
     dtype, kinds = known
     if not tensor.shape or any(length < 0 for length in tensor.shape):
-        raise refused("the shape needs at least the number of rows, and no negative length.", field=tensor.name)
+        raise refused(
+            "the shape needs at least the number of rows, and no negative length.", field=tensor.name
+        )
     size = 1
     for length in tensor.shape:
         size *= length
@@ -275,7 +293,7 @@ def _plain(problem: Exception) -> str:
     return str(problem).replace("`", "").rstrip(".")[:200]
 
 
-# ------------------------------------------------------------------------------------------------------- answers
+# ---------------------------------------------------------------------------------------------------- answers
 
 
 def encode(door: Door, asked: Asked, outputs: Columns, *, endpoint: str, semver: str) -> bytes:

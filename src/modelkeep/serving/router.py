@@ -1,15 +1,17 @@
 """The table as a front reads it: endpoint to target, in memory, replaced by one assignment.
 
-A request takes its target once and keeps it, so that a swap in between cannot send it half by one table and half by
-another. Sockets, workers and bytes are not known here.
+A request takes its target once and keeps it, so that a swap in between cannot send it half by one table and
+half by another. Sockets, workers and bytes are not known here.
 """
 
+from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
-from modelkeep.core.routing import Role, Route, choose
+from modelkeep.core.routing import Role, Route, VersionSpec, choose
+from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Digest
 from modelkeep.serving.counting import Callers, RouteTally, caller_hash
-from modelkeep.serving.messages import Swap, VersionName
+from modelkeep.serving.messages import Swap, TensorInfo, VersionName
 from modelkeep.serving.options import KEY_MAX_BYTES
 
 
@@ -26,9 +28,21 @@ V = TypeVar("V", bound=Served)
 class Target(Generic[V]):
     """One endpoint under one epoch, with everything a request needs at hand."""
 
-    __slots__ = ("callers", "candidate", "key_header", "name", "previous", "rollout_header", "route", "stable", "tally")
+    __slots__ = (
+        "callers",
+        "candidate",
+        "key_header",
+        "name",
+        "previous",
+        "rollout_header",
+        "route",
+        "stable",
+        "tally",
+    )
 
-    def __init__(self, route: Route, versions: dict[Digest, V], callers: tuple[Callers, Callers] | None) -> None:
+    def __init__(
+        self, route: Route, versions: dict[Digest, V], callers: tuple[Callers, Callers] | None
+    ) -> None:
         self.name = route.endpoint.encode()
         self.route = route
         self.stable = versions[route.stable]
@@ -43,7 +57,8 @@ class Target(Generic[V]):
             self.rollout_header = b"X-Modelkeep-Rollout: %b\r\n" % name.encode()
 
     def assign(self, headers: dict[bytes, bytes], peer_key: bytes) -> tuple[Role, int]:
-        """The side a caller is on, and the 64 bits that stand for the caller (0 where callers are not counted)."""
+        """The side a caller is on, and the 64 bits that stand for the caller (0 where callers are not
+        counted)."""
         route = self.route
         if route.rollout is None and route.candidate_ppm == 0:
             return Role.STABLE, 0
@@ -91,7 +106,9 @@ class Router(Generic[V]):
         self.targets = targets
         self.serial = swap.serial
         self.number = swap.number
-        rollouts = {(t.route.endpoint, t.route.rollout) for t in targets.values() if t.route.rollout is not None}
+        rollouts = {
+            (t.route.endpoint, t.route.rollout) for t in targets.values() if t.route.rollout is not None
+        }
         self._callers = {key: book for key, book in self._callers.items() if key in rollouts}
 
     def _book(self, route: Route) -> tuple[Callers, Callers] | None:
@@ -100,7 +117,8 @@ class Router(Generic[V]):
         return self._callers.setdefault((route.endpoint, route.rollout), (Callers(), Callers()))
 
     def tallies(self) -> list[RouteTally]:
-        """All tallies that may hold counts; retired ones go when their last request is answered and handed over."""
+        """All tallies that may hold counts; retired ones go when their last request is answered and handed
+        over."""
         live = [target.tally for target in self.targets.values()]
         retired, self._retired = self._retired, []
         for tally in retired:
@@ -117,7 +135,29 @@ def changes(before: tuple[Route, ...], after: tuple[Route, ...]) -> tuple[tuple[
     return changed, tuple(endpoint for endpoint in old if endpoint not in names)
 
 
-def named(digest: Digest, label: str, semver: str) -> VersionName:
-    """The short form of a version; the label is made safe for a header, whatever a table says."""
-    safe = "".join(c if c.isascii() and c.isprintable() else "?" for c in label)
-    return VersionName(digest=digest, label=safe, semver=semver)
+def named(spec: VersionSpec) -> VersionName:
+    """What fronts have to know of a version; the label is made safe for a header, whatever a table says."""
+    signature = spec.signature or Signature()
+    return VersionName(
+        digest=spec.digest,
+        label="".join(c if c.isascii() and c.isprintable() else "?" for c in spec.label),
+        semver=spec.semver,
+        inputs=tuple(_tensor(field) for field in signature.inputs),
+        outputs=tuple(_tensor(field) for field in signature.outputs),
+    )
+
+
+_OPEN_INFERENCE: Mapping[DataType, str] = {
+    DataType.BOOL: "BOOL",
+    DataType.INT32: "INT32",
+    DataType.INT64: "INT64",
+    DataType.FLOAT32: "FP32",
+    DataType.FLOAT64: "FP64",
+    DataType.STRING: "BYTES",
+    DataType.DATETIME: "BYTES",
+    DataType.BYTES: "BYTES",
+}
+
+
+def _tensor(field: Field) -> TensorInfo:
+    return TensorInfo(name=field.name, datatype=_OPEN_INFERENCE[field.type], shape=(-1, *field.dimensions))

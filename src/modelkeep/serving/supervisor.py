@@ -1,19 +1,17 @@
 """The supervisor: the one process of a gateway that decides what is obeyed, and keeps all the others running.
 
-It takes tables from the control plane, obeys them as far as versions are ready (forward moves are journaled before they
-count), rolls back at once on a local command, a crashing candidate or a lost lease (memory first, journal after), and
-reports. Everything it needs to serve and to roll back is on this machine. HTTP is the fronts' business, models are the
-workers', and judging a rollout is the control plane's.
+It takes tables from the control plane, obeys them as far as versions are ready (forward moves are journaled
+before they count), rolls back at once on a local command, a crashing candidate or a lost lease (memory first,
+journal after), and reports. Everything it needs to serve and to roll back is on this machine. HTTP is the
+fronts' business, models are the workers', and judging a rollout is the control plane's.
 """
 
 import asyncio
 import contextlib
 import os
-import random
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,22 +30,19 @@ from modelkeep.core.routing import Role, Route, RoutingTable, VersionSpec, rolle
 from modelkeep.core.values import Digest
 from modelkeep.serving import messages, moves
 from modelkeep.serving.cache import Cache
+from modelkeep.serving.contact import Contact
 from modelkeep.serving.control import ControlServer, RunFolder
 from modelkeep.serving.counting import Ledger
 from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
-from modelkeep.serving.link import Link
 from modelkeep.serving.metrics import Metrics
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.router import changes, named
+from modelkeep.serving.scribe import Scribe
 from modelkeep.serving.units import FrontUnit, VersionUnit
 
-LINK_WAIT_MAX_S = 5.0
-"""Between two tries to reach a control plane that is away."""
 LEASE_CHECK_S = 0.1
 CONNECT_WAIT_S = 2.0
 """For all fronts to reach a worker that is ready, before its version may get weight."""
-LAST_REPORT_S = 2.0
-"""For the last report when stopping."""
 LOADS_AT_ONCE = 2
 """Loading is arithmetic: more at once only make each later."""
 REMOVAL_GRACE_S = 0.5
@@ -61,15 +56,16 @@ def _now() -> datetime:
 
 
 class Supervisor:
-    """A running gateway. All methods run on its one event loop; disk and network are waited for in threads."""
+    """A running gateway. All methods run on its one event loop; disk and network are waited for in
+    threads."""
 
     def __init__(self, options: GatewayOptions, name: str, listeners: list[socket.socket], url: str) -> None:
         self.options = options
         self.name = name
         self.url = url
         self._cache = Cache(options.data / "cache")
-        self._journal = Journal(DiskFile(options.data / "journal.jsonl"), str(options.data / "journal.jsonl"))
-        replayed = self._journal.open()
+        journal = Journal(DiskFile(options.data / "journal.jsonl"), str(options.data / "journal.jsonl"))
+        replayed = journal.open()
         self._live = replayed.table
         self._serial = replayed.serial
         self._pending: tuple[LocalRollback, ...] = replayed.pending
@@ -80,14 +76,10 @@ class Supervisor:
             if self._live != replayed.table:
                 self._serial += 1
         self._desired = self._live
-        self._accepted = 0
-        """The number of the newest table from the control plane; 0 until it spoke, so that it repeats itself."""
         opened = Record(kind=RecordKind.OPENED, at=_now())
-        self._journal.append(opened, self._snapshot("start")) if self._known else self._journal.append(opened)
-        self._journal_ok = True
-        self._journal_thread = ThreadPoolExecutor(1, "journal")
-        self._link_threads = ThreadPoolExecutor(2, "link")
-        self._link = Link(options) if options.server is not None else None
+        journal.append(*([opened, self._snapshot("start")] if self._known else [opened]))
+        self._scribe = Scribe(journal, self._snapshot)
+        self._contact = Contact(options, self)
         self._units: dict[Digest, VersionUnit] = {}
         self._leaving: set[Digest] = set()
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
@@ -99,11 +91,7 @@ class Supervisor:
         self._metrics = Metrics()
         self._labels: dict[Digest, str] = {spec.digest: spec.label for spec in self._live.versions}
         self._sides: dict[tuple[str, int, int], tuple[str, str]] = {}
-        self._contact = time.monotonic()
-        self._contacted = False
         self._dirty = asyncio.Event()
-        self._report_now = asyncio.Event()
-        self._reload = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._started = time.monotonic()
         self.stopped = asyncio.Event()
@@ -112,12 +100,14 @@ class Supervisor:
         self._run_folder = RunFolder(options.data)
         self._control = ControlServer(self._run_folder.control, self._command)
 
-    # ------------------------------------------------------------------------------------------- start and stop
+    # ----------------------------------------------------------------------------------------- start and stop
 
     async def start(self) -> None:
         """Start everything; returns before versions are loaded."""
         if self.unclean:
-            log.warning("The last run did not end cleanly; candidates get weight again when the control plane says so.")
+            log.warning(
+                "The last run did not end cleanly; candidates have no weight until the control plane says so."
+            )
         self._remember(self._live)
         for front in self._fronts:
             front.start()
@@ -126,9 +116,8 @@ class Supervisor:
         self._spawn(self._advance())
         self._spawn(self._tick())
         self._spawn(self._watch_lease())
-        if self._link is not None:
-            self._spawn(self._poll(self._link))
-            self._spawn(self._report(self._link))
+        self._spawn(self._contact.poll())
+        self._spawn(self._contact.report())
         log.info("The gateway runs.", url=self.url, data=str(self.options.data), table=self._live.number)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -143,7 +132,8 @@ class Supervisor:
             self.stopped.set()  # half a supervisor is worse than a restart
 
     async def stop(self) -> None:
-        """Drain and end: callers first, then workers, then the journal. Leaves nothing running and nothing behind."""
+        """Drain and end: callers first, then workers, then the journal. Leaves nothing running and nothing
+        behind."""
         if self._stopping:
             return
         self._stopping = True
@@ -155,15 +145,13 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._last_report()
-        if self._link is not None:
-            self._link.close()
+        self._ledger.close(_now())
+        await self._contact.last_report()
+        self._contact.close()
         await asyncio.gather(*(unit.stop(grace_s=options.drain_s) for unit in self._units.values()))
         await self._control.stop()
-        await self._write(Record(kind=RecordKind.CLOSED, at=_now()))
-        self._journal_thread.shutdown(wait=True)
-        self._link_threads.shutdown(wait=False, cancel_futures=True)
-        self._journal.close()
+        await self._scribe.write(Record(kind=RecordKind.CLOSED, at=_now()))
+        self._scribe.close()
         self._run_folder.remove()
         log.info("The gateway has stopped.")
 
@@ -172,20 +160,10 @@ class Supervisor:
         for front in self._fronts:
             front.send(messages.Drain(close=False))
 
-    async def _last_report(self) -> None:
-        self._ledger.close(_now())
-        if self._link is not None and (self._ledger.waiting or self._pending):
-            with contextlib.suppress(errors.ModelkeepError, TimeoutError):
-                async with asyncio.timeout(LAST_REPORT_S):
-                    await self._send_report(self._link)
-
     # ------------------------------------------------------------------------------------------------- moves
 
     def accept(self, table: RoutingTable) -> None:
         """Take a table from the control plane as what is wanted."""
-        if table.number < self._accepted and not self._reload:
-            return
-        self._accepted = table.number
         self._desired = table
         self._known = True
         self._require()
@@ -211,14 +189,9 @@ class Supervisor:
         self._unit_number += 1
         path = self._run_folder.path / f"w-{self._unit_number}.sock"
         self._labels[spec.digest] = spec.label
-        unit = VersionUnit(self, spec, self._cache, self._fetch, path, self._loads)
+        unit = VersionUnit(self, spec, self._cache, self._contact.fetch, path, self._loads)
         self._units[spec.digest] = unit
         unit.start()
-
-    def _fetch(self, digest: Digest) -> Any:
-        if self._link is None:
-            raise errors.ServerUnavailable("This gateway has no control plane to fetch files from; set --server.")
-        return self._link.blob(digest)
 
     async def _let_go(self, unit: VersionUnit) -> None:
         await asyncio.sleep(REMOVAL_GRACE_S)
@@ -247,8 +220,10 @@ class Supervisor:
                 self._dirty.set()
                 continue
             serial = self._serial + 1
-            intent = Record(kind=RecordKind.INTENT, at=_now(), serial=serial, table=after, cause="control plane")
-            if not await self._write(intent):
+            intent = Record(
+                kind=RecordKind.INTENT, at=_now(), serial=serial, table=after, cause="control plane"
+            )
+            if not await self._scribe.write(intent):
                 await asyncio.sleep(1.0)  # a full disk stops forward moves, and only those
                 self._dirty.set()
                 continue
@@ -259,16 +234,24 @@ class Supervisor:
             self._live, self._serial = after, serial
             self._remember(after)
             await self._swap(serial, after.number, changed, removed, after)
-            await self._write(Record(kind=RecordKind.APPLIED, at=_now(), serial=serial))
-            await self._compact()
+            await self._scribe.write(Record(kind=RecordKind.APPLIED, at=_now(), serial=serial))
+            await self._scribe.compact()
             self._ledger.close(_now())
             self._require()
-            self._report_now.set()
-            log.info("A new routing table is obeyed.", table=after.number, serial=serial, changed=len(changed))
+            self._contact.hurry()
+            log.info(
+                "A new routing table is obeyed.", table=after.number, serial=serial, changed=len(changed)
+            )
 
     async def _reached(self, table: RoutingTable) -> bool:
-        """Wait until every front has a connection to every version with weight. False: something changed meanwhile."""
-        digests = {digest for route in table.routes for digest in (route.stable, route.candidate) if digest is not None}
+        """Wait until every front has a connection to every version with weight. False: something changed
+        meanwhile."""
+        digests = {
+            digest
+            for route in table.routes
+            for digest in (route.stable, route.candidate)
+            if digest is not None
+        }
         until = time.monotonic() + CONNECT_WAIT_S
         while time.monotonic() < until:
             ready = {digest for digest, unit in self._units.items() if unit.phase is VersionPhase.READY}
@@ -276,10 +259,15 @@ class Supervisor:
             if all(not front.alive or wanted <= front.connected for front in self._fronts):
                 return True
             await asyncio.sleep(0.005)
-        return True  # a front that cannot connect is no reason to hold the others; its requests wait or go to stable
+        return True  # a front that cannot connect holds up no other: its requests wait, or go to stable
 
     async def _swap(
-        self, serial: int, number: int, changed: tuple[Route, ...], removed: tuple[str, ...], table: RoutingTable
+        self,
+        serial: int,
+        number: int,
+        changed: tuple[Route, ...],
+        removed: tuple[str, ...],
+        table: RoutingTable,
     ) -> None:
         """Tell all fronts and wait until all obey; one that does not in time is replaced."""
         message = self._swap_message(serial, number, changed, removed, table)
@@ -288,12 +276,17 @@ class Supervisor:
         await self._acknowledged(serial)
 
     def _swap_message(
-        self, serial: int, number: int, changed: tuple[Route, ...], removed: tuple[str, ...], table: RoutingTable
+        self,
+        serial: int,
+        number: int,
+        changed: tuple[Route, ...],
+        removed: tuple[str, ...],
+        table: RoutingTable,
     ) -> messages.Swap:
         digests: set[Digest] = set()
         for route in changed:
             digests |= route.digests
-        names = tuple(named(spec.digest, spec.label, spec.semver) for spec in table.versions if spec.digest in digests)
+        names = tuple(named(spec) for spec in table.versions if spec.digest in digests)
         return messages.Swap(serial=serial, number=number, changed=changed, removed=removed, versions=names)
 
     async def _acknowledged(self, serial: int) -> None:
@@ -328,13 +321,16 @@ class Supervisor:
         """
         route = self._live.route(endpoint)
         if route is None:
+            name = values.printable(endpoint)[:80]
             raise errors.RouteNotFound(
-                f"This gateway serves no endpoint {values.printable(endpoint)!r}; see: modelkeep gateway status."
+                f"This gateway serves no endpoint {name!r}; see: modelkeep gateway status."
             )
         after = rolled_back(route)
         unit = self._units.get(after.stable)
         if after.stable != route.stable and (unit is None or unit.phase is not VersionPhase.READY):
-            raise errors.NoRollbackTarget("The former version is not loaded here any more; roll back in the registry.")
+            raise errors.NoRollbackTarget(
+                "The former version is not loaded here any more; roll back in the registry."
+            )
         self._serial += 1
         serial = self._serial
         message = self._swap_message(serial, self._live.number, (after,), (), self._live)
@@ -359,17 +355,21 @@ class Supervisor:
             removed=removed,
         )
         self._pending = (*self._pending, record)
-        self._report_now.set()
+        self._contact.hurry()
         self._metrics.rollbacks[endpoint] = self._metrics.rollbacks.get(endpoint, 0) + 1
-        entry = Record(kind=RecordKind.ROLLBACK, at=_now(), serial=serial, table=table, cause=cause, rollback=record)
-        journaled = await self._write(entry)
+        entry = Record(
+            kind=RecordKind.ROLLBACK, at=_now(), serial=serial, table=table, cause=cause, rollback=record
+        )
+        journaled = await self._scribe.write(entry)
         if not journaled:
             log.error("A ROLLBACK WAS MADE BUT COULD NOT BE WRITTEN DOWN; free the disk.", endpoint=endpoint)
         self._ledger.close(_now())
         self._require()
         self._dirty.set()
         answers, gone = self._labels.get(after.stable, after.stable), self._labels.get(removed, removed)
-        log.warning("An endpoint was taken back.", endpoint=endpoint, cause=cause, actor=actor, took_ms=swapped_ms)
+        log.warning(
+            "An endpoint was taken back.", endpoint=endpoint, cause=cause, actor=actor, took_ms=swapped_ms
+        )
         return {
             "endpoint": endpoint,
             "stable": after.stable,
@@ -389,31 +389,6 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------------ journal
 
-    async def _write(self, *records: Record) -> bool:
-        """Make records durable, in the order of the calls. False when the disk refuses; then it is made up for later."""
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._journal_thread, self._append, records)
-        except OSError as problem:
-            if self._journal_ok:
-                log.error("The journal cannot be written; forward moves wait.", error=str(problem))
-            self._journal_ok = False
-            return False
-        return True
-
-    def _append(self, records: tuple[Record, ...]) -> None:
-        if not self._journal_ok:
-            self._journal.append(self._snapshot("made up for"))
-            self._journal_ok = True
-        self._journal.append(*records)
-
-    async def _compact(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._journal_thread, self._journal.compact, lambda: self._snapshot("compacted"))
-        except OSError as problem:
-            log.error("The journal cannot be compacted.", error=str(problem))
-
     def _snapshot(self, cause: str) -> Record:
         return Record(
             kind=RecordKind.SNAPSHOT,
@@ -424,13 +399,13 @@ class Supervisor:
             pending=self._pending,
         )
 
-    # ---------------------------------------------------------------------------------- what units call back for
+    # ------------------------------------------------------------------------------- what units call back for
 
     def version_changed(self, unit: VersionUnit) -> None:
         """A version became ready (its fronts connect), or it did not and never will."""
         digest = unit.spec.digest
         if unit.phase is VersionPhase.READY:
-            name = named(digest, unit.spec.label, unit.spec.semver)
+            name = named(unit.spec)
             for front in self._fronts:
                 front.send(messages.WorkerUp(version=name, path=str(unit.path)))
         elif unit.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
@@ -443,7 +418,7 @@ class Supervisor:
                 if route.candidate == digest and route.candidate_ppm > 0:
                     self._spawn(self._automatic(route, cause))
         self._dirty.set()
-        self._report_now.set()
+        self._contact.hurry()
 
     def version_crashed(self, unit: VersionUnit) -> None:
         """Count the crash on every side that the version serves."""
@@ -451,7 +426,9 @@ class Supervisor:
         for route in self._live.routes:
             for role, other in ((Role.STABLE, route.stable), (Role.CANDIDATE, route.candidate)):
                 if other == digest:
-                    self._ledger.crashed(route.endpoint, route.rollout, route.epoch, route.candidate_ppm, role)
+                    self._ledger.crashed(
+                        route.endpoint, route.rollout, route.epoch, route.candidate_ppm, role
+                    )
 
     def front_hello(self, unit: FrontUnit) -> list[messages.ToFront]:
         """The whole table and all workers, for a front that was just started."""
@@ -461,7 +438,7 @@ class Supervisor:
         said: list[messages.ToFront] = [hello]
         for digest, version in self._units.items():
             if version.phase is VersionPhase.READY:
-                name = named(digest, version.spec.label, version.spec.semver)
+                name = named(version.spec)
                 said.append(messages.WorkerUp(version=name, path=str(version.path)))
             elif version.phase is VersionPhase.FAILED:
                 said.append(messages.WorkerDown(digest=digest, failed=True))
@@ -483,7 +460,7 @@ class Supervisor:
             case messages.WantPage(number=number):
                 unit.send(messages.Page(number=number, text=self._page()))
             case messages.Drained():
-                unit.drained = True
+                unit.drained.set()
 
     def _remember(self, table: RoutingTable) -> None:
         """Keep the versions' names by endpoint and epoch, for counts that come in late."""
@@ -492,7 +469,10 @@ class Supervisor:
             self._sides.clear()
         for route in table.routes:
             candidate = labels.get(route.candidate, "") if route.candidate is not None else ""
-            self._sides[route.endpoint, route.epoch.term, route.epoch.seq] = (labels.get(route.stable, ""), candidate)
+            self._sides[route.endpoint, route.epoch.term, route.epoch.seq] = (
+                labels.get(route.stable, ""),
+                candidate,
+            )
 
     def _counted(self, unit: FrontUnit, counts: messages.FrontCounts) -> None:
         unit.collected.set()
@@ -524,72 +504,30 @@ class Supervisor:
                     self._ledger.touch(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
             self._ledger.close(_now())
             self._ledger.forget(rollouts)
-            if not self._journal_ok:
-                await self._write()
+            await self._scribe.make_up()
 
     async def _watch_lease(self) -> None:
         """Take candidates back whose controller has been silent for longer than their lease."""
         while True:
             await asyncio.sleep(LEASE_CHECK_S)
-            silent_s = time.monotonic() - self._contact
+            silent_s = self._contact.silent_s
             for route in self._live.routes:
                 if 0 < route.lease_s < silent_s and route.candidate_ppm > 0:
                     await self._automatic(route, "lease lost")
 
-    async def _poll(self, link: Link) -> None:
-        """Ask for the table, for ever, with back-off and jitter while nobody answers."""
-        wait_s = self.options.backoff_first_s
-        while True:
-            try:
-                table = await self._in_link_thread(lambda: link.table(0 if self._reload else self._accepted))
-            except errors.ModelkeepError as problem:
-                log.warning("No table was to be had.", error=problem.message, code=problem.code)
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
-                wait_s = min(wait_s * 2, LINK_WAIT_MAX_S)
-                continue
-            wait_s = self.options.backoff_first_s
-            self._heard_from_control_plane()
-            if table is not None:
-                self.accept(table)
-                self._reload = False
-
-    async def _report(self, link: Link) -> None:
-        """Report about once a second, and at once when something happened."""
-        wait_s = self.options.report_every_s
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s * random.uniform(0.9, 1.1)):
-                    await self._report_now.wait()
-            self._report_now.clear()
-            try:
-                await self._send_report(link)
-                wait_s = self.options.report_every_s
-            except errors.ModelkeepError as problem:
-                log.debug("A report was not taken.", error=problem.message, code=problem.code)
-                await asyncio.sleep(min(wait_s, 0.2))  # "at once" must not become a storm
-                wait_s = min(wait_s * 2, LINK_WAIT_MAX_S)
-
-    async def _send_report(self, link: Link) -> None:
-        report = self._make_report()
-        reply: GatewayReply = await self._in_link_thread(lambda: link.report(report))
-        self._heard_from_control_plane()
+    async def taken(self, report: GatewayReport, reply: GatewayReply) -> None:
+        """The control plane has this much of a report: it need not be sent again."""
         self._ledger.taken(reply.taken)
-        taken = min(reply.rollbacks_taken, len(report.rollbacks))
-        if taken:
-            self._pending = self._pending[taken:]
-            await self._write(Record(kind=RecordKind.TAKEN, at=_now(), taken=taken))
+        rollbacks = min(reply.rollbacks_taken, len(report.rollbacks))
+        if rollbacks:
+            self._pending = self._pending[rollbacks:]
+            await self._scribe.write(Record(kind=RecordKind.TAKEN, at=_now(), taken=rollbacks))
 
-    async def _in_link_thread(self, call: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._link_threads, call)
-
-    def _heard_from_control_plane(self) -> None:
-        self._contact = time.monotonic()
-        self._contacted = True
-
-    def _make_report(self) -> GatewayReport:
+    def make_report(self) -> GatewayReport:
+        """What there is to tell the control plane."""
         return GatewayReport(
             gateway=self.name,
-            table=self._accepted or self._live.number,
+            table=self._contact.after or self._live.number,
             url=self.url,
             sent_at=_now(),
             routes=tuple(
@@ -618,14 +556,14 @@ class Supervisor:
             case "rollback":
                 endpoint, actor = str(arguments.get("endpoint", "")), str(arguments.get("actor") or "local")
                 reason = values.check_text(str(arguments.get("reason") or "local command"), "reason")
-                return await self.rollback(endpoint, reason, values.check_text(actor, "actor", maximum=200), received)
+                return await self.rollback(
+                    endpoint, reason, values.check_text(actor, "actor", maximum=200), received
+                )
             case "drain":
                 self._drain()
                 return {"draining": True}
             case "reload":
-                self._reload = True
-                self._accepted = 0
-                return {"reloading": self._link is not None}
+                return {"reloading": self._contact.reload()}
             case _:
                 raise errors.Invalid(f"{values.printable(command)[:40]!r} is no command of a gateway.")
 
@@ -658,11 +596,13 @@ class Supervisor:
             "draining": self._draining,
             "uptime_s": time.monotonic() - self._started,
             "memory_bytes": use.memory_bytes,
-            "contact_age_s": time.monotonic() - self._contact if self._contacted else None,
-            "journal_ok": self._journal_ok,
+            "contact_age_s": self._contact.age_s,
+            "journal_ok": self._scribe.ok,
             "rollbacks_waiting": len(self._pending),
             "ticks_waiting": self._ledger.waiting,
-            "fronts": [{"pid": front.pid, "starts": front.starts, "alive": front.alive} for front in self._fronts],
+            "fronts": [
+                {"pid": front.pid, "starts": front.starts, "alive": front.alive} for front in self._fronts
+            ],
             "routes": routes,
             "versions": versions,
         }
@@ -673,9 +613,9 @@ class Supervisor:
             self._live,
             [unit.report() for unit in self._units.values()],
             self._labels,
-            contact_age_s=time.monotonic() - self._contact if self._contacted else None,
+            contact_age_s=self._contact.age_s,
             ticks_waiting=self._ledger.waiting,
-            journal_ok=self._journal_ok,
+            journal_ok=self._scribe.ok,
             cpu_s=use.cpu_s,
             memory_bytes=use.memory_bytes,
         )

@@ -1,7 +1,8 @@
-"""The supervisor's two kinds of unit: a version that is fetched, started, watched and restarted, and a front likewise.
+"""The supervisor's two kinds of unit: a version that is fetched, started, watched and restarted, and a front
+likewise.
 
-A unit keeps its process alive and says what phase it is in; it calls back when something changed. It moves no traffic
-and writes no journal: what a change means is for the supervisor.
+A unit keeps its process alive and says what phase it is in; it calls back when something changed. It moves no
+traffic and writes no journal: what a change means is for the supervisor.
 """
 
 import asyncio
@@ -10,7 +11,6 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,7 +55,13 @@ class VersionUnit:
     """One version on this gateway, from fetching its files to the end of its last process."""
 
     def __init__(
-        self, owner: Owner, spec: VersionSpec, cache: Cache, fetch: Fetch, path: Path, loads: asyncio.Semaphore
+        self,
+        owner: Owner,
+        spec: VersionSpec,
+        cache: Cache,
+        fetch: Fetch,
+        path: Path,
+        loads: asyncio.Semaphore,
     ) -> None:
         self.spec = spec
         self.phase = VersionPhase.FETCHING
@@ -74,7 +80,7 @@ class VersionUnit:
         self._exit_code = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.stopping = False
+        self._stop = asyncio.Event()
 
     def start(self) -> None:
         """Begin."""
@@ -109,16 +115,23 @@ class VersionUnit:
     async def _run(self) -> None:
         folder = await self._fetched()
         refetched = False
-        while not self.stopping:
+        while not self._stop.is_set():
             if self.phase is not VersionPhase.FAILED:
-                self._set(VersionPhase.RESTARTING if self._backoff.total else VersionPhase.STARTING, self.error)
+                self._set(
+                    VersionPhase.RESTARTING if self._backoff.total else VersionPhase.STARTING, self.error
+                )
             async with self._loads:
                 outcome = await self._load(folder)
             if isinstance(outcome, messages.Loaded):
-                log.info("A version is loaded.", version=self.spec.label, runtime=outcome.runtime, took_s=outcome.took_s)
+                log.info(
+                    "A version is loaded.",
+                    version=self.spec.label,
+                    runtime=outcome.runtime,
+                    took_s=outcome.took_s,
+                )
                 self._set(VersionPhase.READY)
                 await self._watch()
-                if self.stopping:
+                if self._stop.is_set():
                     break
                 await self._after_crash()
             elif outcome is None:  # killed from outside while it was loading
@@ -156,7 +169,11 @@ class VersionUnit:
         threads = options.worker_threads or os.cpu_count() or 1
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         try:
-            environment = {**dict.fromkeys(names, str(threads)), "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+            environment = {
+                **dict.fromkeys(names, str(threads)),
+                "HOME": str(folder),
+                "PYTHONDONTWRITEBYTECODE": "1",
+            }
             await child.start("modelkeep.serving.worker", keep_output=True, environment=environment)
         except OSError as problem:
             return messages.LoadFailed(code="UNAVAILABLE", error=f"No process could be started: {problem}.")
@@ -221,7 +238,9 @@ class VersionUnit:
         wait_s = self._backoff.crashed(now, now - child.started if child is not None else 0.0)
         output = child.output[-ERROR_TEXT_MAX:] if child is not None else ""
         text = f"The worker died with {self._exit_code}. {output}".strip()
-        log.error("A worker died.", version=self.spec.label, code=self._exit_code, output=output, again_in_s=wait_s)
+        log.error(
+            "A worker died.", version=self.spec.label, code=self._exit_code, output=output, again_in_s=wait_s
+        )
         self._set(VersionPhase.FAILED if self._backoff.looping else VersionPhase.RESTARTING, text)
         self._owner.version_crashed(self)
         await self._pause(wait_s)
@@ -233,9 +252,10 @@ class VersionUnit:
         await self._pause(self._owner.options.backoff_max_s)
 
     async def _pause(self, wait_s: float) -> None:
-        """Wait before the next start; a failed version that nothing depends on waits until it is asked for again."""
+        """Wait before the next start; a failed version that nothing depends on waits until it is asked for
+        again."""
         self._wake.clear()
-        while not self.stopping:
+        while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
@@ -245,7 +265,7 @@ class VersionUnit:
 
     async def stop(self, *, grace_s: float) -> None:
         """Let the worker finish what it has, then end it and forget the version."""
-        self.stopping = True
+        self._stop.set()
         self._set(VersionPhase.DRAINING)
         self._wake.set()
         child = self._child
@@ -275,7 +295,7 @@ class FrontUnit:
         self.last_sent: dict[Digest, float] = {}
         self.connected: set[Digest] = set()
         self.collected = asyncio.Event()
-        self.drained = False
+        self.drained = asyncio.Event()
         self._owner = owner
         self._listener = listener
         self._child: Child | None = None
@@ -307,7 +327,7 @@ class FrontUnit:
 
     async def _run(self) -> None:
         wait_s = 0.05
-        while not self.drained:
+        while not self.drained.is_set():
             self._ended = asyncio.Event()
             self.connected.clear()
             self.acked = -1
@@ -334,7 +354,7 @@ class FrontUnit:
                         await self._ended.wait()
                 if child.exited():
                     child.end()
-            if self.drained:
+            if self.drained.is_set():
                 return
             wait_s = 0.05 if time.monotonic() - started > 10 else min(wait_s * 2, 5.0)
             log.error("A front died and is replaced.", front=self.index)
@@ -349,7 +369,7 @@ class FrontUnit:
 
     async def stop(self, *, grace_s: float) -> None:
         """Let the front answer what it has, then end it."""
-        self.drained = True
+        self.drained.set()
         self.send(messages.Drain(close=True))
         self._listener.close()
         if self._child is not None:

@@ -1,7 +1,8 @@
-"""A front's side of a version: the one connection to its worker, the requests on it, and those that wait for it.
+"""A front's side of a version: the one connection to its worker, the requests on it, and those that wait for
+it.
 
-Frames go out as they come, many requests at once; answers find their request by id. When the connection ends, every
-request on it is handed back to its owner, who decides what happens to it. No HTTP and no routing here.
+Frames go out as they come, many requests at once; answers find their request by id. When the connection ends,
+every request on it is handed back to its owner, who decides what happens to it. No HTTP and no routing here.
 """
 
 import asyncio
@@ -13,10 +14,11 @@ from typing import Any, Protocol, cast
 from modelkeep.core.errors import ModelkeepError
 from modelkeep.core.values import Digest
 from modelkeep.serving import frames
-from modelkeep.serving.messages import Door
+from modelkeep.serving.messages import Door, VersionName
 
 PREFIX = struct.Struct("!dBB")
-"""Before a request's body: deadline (monotonic seconds), door, length of the endpoint's name; then the name."""
+"""Before a request's body: deadline (monotonic seconds), door, length of the endpoint's name; then the
+name."""
 _JOIN_MAX_BYTES = 64 * 1024
 """Bodies up to this size are joined to their head: one buffer is cheaper than two writes."""
 
@@ -36,14 +38,16 @@ class ServedVersion:
     """One version as a front sees it."""
 
     __slots__ = (
-        "bytes_in_flight", "connecting", "digest", "failed", "in_flight", "label", "last_sent", "ok_head", "parked",
-        "path", "semver", "upstream", "version_header", "warm_left",
+        "bytes_in_flight", "connecting", "digest", "failed", "in_flight", "label", "last_sent",
+        "name", "ok_head",
+        "parked", "path", "semver", "upstream", "version_header", "warm_left",
     )  # fmt: skip
 
-    def __init__(self, digest: Digest, label: str, semver: str) -> None:
-        self.digest = digest
-        self.label = label
-        self.semver = semver
+    def __init__(self, name: VersionName) -> None:
+        self.name = name
+        self.digest: Digest = name.digest
+        self.label = label = name.label
+        self.semver = name.semver
         self.version_header = b"X-Modelkeep-Version: %b\r\n" % label.encode()
         self.ok_head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + self.version_header
         self.upstream: Upstream | None = None
@@ -95,7 +99,9 @@ class Upstream(asyncio.Protocol):
         self.pending[identity] = call
         body, name = call.body, call.endpoint
         length = PREFIX.size + len(name) + len(body)
-        head = frames.HEADER.pack(length, identity, 1) + PREFIX.pack(call.deadline, call.door, len(name)) + name
+        head = (
+            frames.HEADER.pack(length, identity, 1) + PREFIX.pack(call.deadline, call.door, len(name)) + name
+        )
         version = self.version
         version.in_flight += 1
         version.bytes_in_flight += len(body)

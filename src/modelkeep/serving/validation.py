@@ -1,8 +1,10 @@
-"""A signature as a gatekeeper: what comes in is what the version promised to take, what goes out is what it promised.
+"""A signature as a gatekeeper: what comes in is what the version promised to take, what goes out is what it
+promised.
 
-Inputs that arrive as JSON rows or columns are checked by the decoder itself: the signature becomes decoder types, so
-that decoding and checking are one pass. Tensors are checked as whole arrays. A refusal names the row and the field.
-Without a signature nothing is enforced here but that rows are rectangular and hold one kind of value per column.
+Inputs that arrive as JSON rows or columns are checked by the decoder itself: the signature becomes decoder
+types, so that decoding and checking are one pass. Tensors are checked as whole arrays. A refusal names the
+row and the field. Without a signature nothing is enforced here but that rows are rectangular and hold one
+kind of value per column.
 """
 
 import math
@@ -58,12 +60,14 @@ def refused(detail: str, *, row: int | None = None, field: str | None = None) ->
     """A refusal that names the place."""
     details = {key: value for key, value in (("row", row), ("field", field)) if value is not None}
     place = ", ".join(
-        part for part in (f"row {row}" if row is not None else "", f"field {field!r}" if field else "") if part
+        part
+        for part in (f"row {row}" if row is not None else "", f"field {field!r}" if field else "")
+        if part
     )
     return errors.InvalidInput(f"In {place}: {detail}" if place else detail, **details)
 
 
-# ------------------------------------------------------------------------------------------------ decoder types
+# ---------------------------------------------------------------------------------------------- decoder types
 
 
 def value_type(field: Field) -> Any:
@@ -77,7 +81,7 @@ def value_type(field: Field) -> Any:
         if bounds:
             kind = Annotated[kind, msgspec.Meta(**bounds)]
     for length in reversed(field.dimensions):
-        kind = list[kind]  # type: ignore[valid-type]  # the types are made from data
+        kind = list[kind]
         if length >= 0:
             kind = Annotated[kind, msgspec.Meta(min_length=length, max_length=length)]
     return Optional[kind] if field.nullable else kind  # noqa: UP045 - a value, not an annotation
@@ -145,7 +149,7 @@ def _naive(value: datetime | None) -> datetime | None:
     return value.astimezone(UTC).replace(tzinfo=None) if value is not None and value.tzinfo else value
 
 
-# ----------------------------------------------------------------------------------------------------- the errors
+# ------------------------------------------------------------------------------------------------- the errors
 
 _PLACE = re.compile(r"^(?P<text>.*?)(?: - at `(?P<path>\$.*)`)?$", re.DOTALL)
 _NAMED = re.compile(r"Object (?:missing required|contains unknown) field `(?P<field>.*)`")
@@ -178,7 +182,9 @@ def explained(problem: msgspec.ValidationError, fields: Sequence[Field], prefix:
     categories = next((f.categories for f in fields if f.name == field and f.categories is not None), None)
     if categories is not None and "Invalid" in text:
         shown = ", ".join(repr(category) for category in categories[:_CATEGORIES_SHOWN])
-        more = f" and {len(categories) - _CATEGORIES_SHOWN} more" if len(categories) > _CATEGORIES_SHOWN else ""
+        more = (
+            f" and {len(categories) - _CATEGORIES_SHOWN} more" if len(categories) > _CATEGORIES_SHOWN else ""
+        )
         text = f"{text}; known are {shown}{more}"
     text = text.replace("`", "")
     return refused(f"{text[:1].lower()}{text[1:]}.", row=row, field=field)
@@ -195,10 +201,12 @@ def check_rows(count: int) -> None:
     if count == 0:
         raise refused("There are no rows; send at least one.")
     if count > ROWS_MAX:
-        raise errors.LimitExceeded(f"There are {count:,} rows; send at most {ROWS_MAX:,} at a time.", limit=ROWS_MAX)
+        raise errors.LimitExceeded(
+            f"There are {count:,} rows; send at most {ROWS_MAX:,} at a time.", limit=ROWS_MAX
+        )
 
 
-# ------------------------------------------------------------------------------------------------- without types
+# ---------------------------------------------------------------------------------------------- without types
 
 
 def guess_array(values: Sequence[Any], name: str) -> Array:
@@ -216,7 +224,11 @@ def guess_array(values: Sequence[Any], name: str) -> Array:
     if array.dtype.kind not in _PLAIN_KINDS:
         raise refused("the values are of different kinds, or no plain values.", field=name or None)
     if array.dtype.kind == "U":
-        flat = values if array.ndim == 1 else [cell for row in values for cell in (row if isinstance(row, list) else [row])]
+        flat = (
+            values
+            if array.ndim == 1
+            else [cell for row in values for cell in (row if isinstance(row, list) else [row])]
+        )
         if not all(isinstance(value, str) for value in flat):
             raise refused("text and numbers are mixed; send columns by name.", field=name or None)
         return array.astype(object)
@@ -249,11 +261,12 @@ def guess_columns(value: Any) -> Columns:
     return {name: guess_array([row[name] for row in value], name) for name in names}
 
 
-# ------------------------------------------------------------------------------------------------------ whole arrays
+# ----------------------------------------------------------------------------------------------- whole arrays
 
 
 def check_columns(signature: Signature, columns: Columns) -> Columns:
-    """Arrays against the input side: names, types, shapes, ranges, categories. Returns them in the signature's order.
+    """Arrays against the input side: names, types, shapes, ranges, categories. Returns them in the
+    signature's order.
 
     Raises:
         InvalidInput: names the first bad row and its field.
@@ -288,7 +301,9 @@ def check_columns(signature: Signature, columns: Columns) -> Columns:
 
 def _split(fields: Sequence[Field], matrix: Array, name: str) -> Columns:
     if matrix.ndim != 2 or matrix.shape[1] != len(fields):
-        raise refused(f"the shape must be [rows, {len(fields)}], not {list(matrix.shape)}.", field=name or None)
+        raise refused(
+            f"the shape must be [rows, {len(fields)}], not {list(matrix.shape)}.", field=name or None
+        )
     return {field.name: matrix[:, index] for index, field in enumerate(fields)}
 
 
@@ -297,7 +312,11 @@ def _cast(field: Field, array: Array) -> Array:
     if field.type is DataType.DATETIME and array.dtype.kind == "O":
         return to_array(field, [msgspec.convert(value, datetime, strict=False) for value in array])
     if field.type in _NUMBERS or field.type is DataType.BOOL:
-        return array if array.dtype.kind == "f" and field.type in _INTEGERS else array.astype(DTYPES[field.type], copy=False)
+        return (
+            array
+            if array.dtype.kind == "f" and field.type in _INTEGERS
+            else array.astype(DTYPES[field.type], copy=False)
+        )
     return array
 
 
@@ -319,15 +338,16 @@ _KINDS: Mapping[DataType, str] = {
 
 
 def _wrong(field: Field, array: Array) -> tuple[int | None, str] | None:
-    """The first thing in an array that its field does not allow, as (row, sentence); None when there is none."""
+    """The first thing in an array that its field does not allow, as (row, sentence); None when there is
+    none."""
     array = _scalar_shape(field, array)
     shape, wanted = array.shape[1:], field.dimensions
     if len(shape) != len(wanted) or any(w >= 0 and s != w for s, w in zip(shape, wanted, strict=True)):
         return None, f"a row's shape must be {list(wanted)}, not {list(shape)}."
     kind = array.dtype.kind
-    if kind not in _KINDS[field.type]:
-        if not (field.nullable and field.type in _INTEGERS and kind == "f"):
-            return None, f"the values must be {field.type}, not {array.dtype}."
+    holes = field.nullable and field.type in _INTEGERS and kind == "f"  # missing integers are NaN
+    if kind not in _KINDS[field.type] and not holes:
+        return None, f"the values must be {field.type}, not {array.dtype}."
     if kind == "f":
         bad = np.isinf(array) if field.nullable else ~np.isfinite(array)
         if bad.any():
@@ -341,8 +361,12 @@ def _wrong(field: Field, array: Array) -> tuple[int | None, str] | None:
     if kind == "O":
         text = bytes if field.type is DataType.BYTES else str
         for index, value in enumerate(array.ravel()):
-            if not (isinstance(value, text) or (value is None and field.nullable) or isinstance(value, datetime)):
-                return index // max(1, array[0].size if array.ndim > 1 else 1), f"the value is no {field.type}."
+            if not (
+                isinstance(value, text) or (value is None and field.nullable) or isinstance(value, datetime)
+            ):
+                return index // max(
+                    1, array[0].size if array.ndim > 1 else 1
+                ), f"the value is no {field.type}."
     if field.categories is not None:
         known = set(field.categories)
         for index, value in enumerate(array.tolist()):

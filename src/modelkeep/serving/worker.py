@@ -1,10 +1,13 @@
-"""A worker: the process of one model version. It loads verified files, then answers frames in the order they come.
+"""A worker: the process of one model version. It loads verified files, then answers frames in the order they
+come.
 
-One thread, on purpose: a model is asked one thing at a time, and a request that hangs or kills it hurts this version's
-process only. Queues are bounded by the fronts, deadlines travel with the requests, and what has expired in the queue is
-not computed. It trusts nothing it is sent and knows no route, no weight and no other version.
+One thread, on purpose: a model is asked one thing at a time, and a request that hangs or kills it hurts this
+version's process only. Queues are bounded by the fronts, deadlines travel with the requests, and what has
+expired in the queue is not computed. It trusts nothing it is sent and knows no route, no weight and no other
+version.
 """
 
+import contextlib
 import faulthandler
 import os
 import selectors
@@ -28,14 +31,15 @@ from modelkeep.serving.messages import Door
 from modelkeep.serving.options import ERROR_TEXT_MAX, FRAME_MAX_BYTES
 from modelkeep.serving.processes import die_with_parent, give_up_privileges
 from modelkeep.serving.upstream import PREFIX
-from modelkeep.serving.validation import Columns
 
 READ_BYTES = 256 * 1024
 """Taken from one front at a time, so that none starves the others."""
 FLUSH_S = 0.0005
-"""Answers wait for each other no longer than this: many small ones share a write, a slow one waits for none."""
+"""Answers wait for each other no longer than this: many small ones share a write, a slow one waits for
+none."""
 QUIET_S = 0.3
-"""After the word to stop, go when nothing has come for this long: what was sent before the swap has then arrived."""
+"""After the word to stop, go when nothing has come for this long: what was sent before the swap has then
+arrived."""
 _STATUSES = ((errors.MalformedBody, 400), (errors.LimitExceeded, 413))
 
 log = telemetry.Log("gateway.worker")
@@ -52,7 +56,8 @@ class Service:
         self._inputs = spec.signature.inputs if spec.signature is not None else ()
 
     def answer(self, payload: bytes) -> tuple[Kind, bytes]:
-        """Answer one request frame. Never raises: whatever the model does is the version's fault, not the worker's."""
+        """Answer one request frame. Never raises: whatever the model does is the version's fault, not the
+        worker's."""
         deadline, number, length = PREFIX.unpack_from(payload)
         start = PREFIX.size + length
         if time.monotonic() > deadline:
@@ -94,9 +99,9 @@ class Service:
             log.info("The made-up row was not to the model's liking.", error=str(problem)[:ERROR_TEXT_MAX])
             return False
         shapes = [_without_ranges(field) for field in self._outputs]
-        problem = validation.output_problem(shapes, outputs, 1)
-        if problem is not None:
-            raise errors.Invalid(f"The outputs do not fit the signature: {problem}")
+        misfit = validation.output_problem(shapes, outputs, 1)
+        if misfit is not None:
+            raise errors.Invalid(f"The outputs do not fit the signature: {misfit}")
         return True
 
 
@@ -113,7 +118,13 @@ def _made_up(field: Field) -> validation.Array:
         value = False
     else:
         low, high = field.minimum, field.maximum
-        value = (low + high) / 2 if low is not None and high is not None else low if low is not None else min(high or 0, 0)
+        value = (
+            (low + high) / 2
+            if low is not None and high is not None
+            else low
+            if low is not None
+            else min(high or 0, 0)
+        )
         value = int(value) if field.type in (DataType.INT32, DataType.INT64) else value
     shape = (1, *(max(1, length) for length in field.dimensions))
     return np.full(shape, value, dtype=validation.DTYPES[field.type])
@@ -125,7 +136,9 @@ def _without_ranges(field: Field) -> Field:
 
 def _refusal(refusal: errors.ModelkeepError) -> bytes:
     status = next((status for kind, status in _STATUSES if isinstance(refusal, kind)), 422)
-    details = {key: value for key, value in refusal.details.items() if key not in ("status", "code", "detail")}
+    details = {
+        key: value for key, value in refusal.details.items() if key not in ("status", "code", "detail")
+    }
     return codec.encode({"status": status, "code": refusal.code, "detail": refusal.message, **details})
 
 
@@ -182,10 +195,8 @@ class Worker:
                     raise errors.Invalid("A worker loads one version in its life.")
 
     def _say(self, message: messages.FromWorker) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # a supervisor that does not read pongs does not need them
             self._channel.sendall(messages.pack(message))
-        except BlockingIOError:
-            pass  # a supervisor that does not read pongs does not need them
 
     def _on_listener(self) -> None:
         try:
@@ -223,7 +234,10 @@ class Worker:
                 self._flush(peer)
         except BlockingIOError:
             return
-        except (OSError, errors.ModelkeepError):  # the front is gone, or out of step: it comes back if it lives
+        except (
+            OSError,
+            errors.ModelkeepError,
+        ):  # the front is gone, or out of step: it comes back if it lives
             self._selector.unregister(peer.sock)
             peer.sock.close()
 

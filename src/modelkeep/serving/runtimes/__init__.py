@@ -1,4 +1,5 @@
-"""What a runtime is, and which one loads which file. Each library of models is imported by its own file here alone."""
+"""What a runtime is, and which one loads which file. Each library of models is imported by its own file here
+alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -87,7 +88,8 @@ def choose(spec: VersionSpec) -> tuple[str, str]:
 
 
 def arrange(outputs: Columns, fields: Sequence[Field]) -> Columns:
-    """Outputs under the names of the signature: by name where all are known, else by position when the counts agree.
+    """Outputs under the names of the signature: by name where all are known, else by position when the counts
+    agree.
 
     What does not fit either way stays as it is, and is found to be a violation by the check that follows.
     """
@@ -97,7 +99,9 @@ def arrange(outputs: Columns, fields: Sequence[Field]) -> Columns:
     if all(name in outputs for name in names):
         return {name: _flat(field, outputs[name]) for name, field in zip(names, fields, strict=True)}
     if len(fields) <= len(outputs) and (len(fields) == len(outputs) or len(fields) == 1):
-        return {field.name: _flat(field, array) for field, array in zip(fields, outputs.values(), strict=False)}
+        return {
+            field.name: _flat(field, array) for field, array in zip(fields, outputs.values(), strict=False)
+        }
     return outputs
 
 
@@ -118,4 +122,6 @@ def matrix(columns: Columns, dtype: str) -> Array:
             return only if only.ndim > 1 else only.reshape(-1, 1)
         return np.column_stack([array.astype(dtype, copy=False) for array in arrays])
     except (TypeError, ValueError) as problem:
-        raise errors.InvalidInput(f"The model takes numbers ({dtype}); a field holds something else.") from problem
+        raise errors.InvalidInput(
+            f"The model takes numbers ({dtype}); a field holds something else."
+        ) from problem

@@ -1,4 +1,5 @@
-"""ONNX models, by ONNX Runtime on the processor. It knows tensors; names and order come from the signature."""
+"""ONNX models, by ONNX Runtime on the processor. It knows tensors; names and order come from the
+signature."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,9 @@ class OnnxRuntime:
         for wanted in session.get_inputs():
             dtype = _DTYPES.get(wanted.type)
             if dtype is None:
-                raise errors.Invalid(f"The input {wanted.name!r} of {spec.label} is of a kind that is not served: {wanted.type}.")
+                raise errors.Invalid(
+                    f"The input {wanted.name!r} of {spec.label} is of a kind not served: {wanted.type}."
+                )
             self._inputs.append((wanted.name, dtype, list(wanted.shape)))
 
     def predict(self, columns: Columns) -> Columns:
@@ -55,11 +58,16 @@ class OnnxRuntime:
         if len(self._inputs) == 1 and (names[0] not in columns or len(columns) > 1):
             if not self._named and len(columns) > 1:
                 raise errors.InvalidInput(
-                    "This version has no signature, so the order of named fields is not known; send rows as lists."
+                    "Without a signature the order of named fields is not known; send rows as lists."
                 )
             name, dtype, shape = self._inputs[0]
             return {name: _fitted(name, matrix(columns, dtype), dtype, shape)}
-        if "" in columns and len(columns) == 1 and columns[""].ndim == 2 and columns[""].shape[1] == len(names):
+        if (
+            "" in columns
+            and len(columns) == 1
+            and columns[""].ndim == 2
+            and columns[""].shape[1] == len(names)
+        ):
             whole = columns[""]
             columns = {name: whole[:, index] for index, name in enumerate(names)}
         missing = [name for name in names if name not in columns]
@@ -81,11 +89,14 @@ def _fitted(name: str, array: Array, dtype: str, shape: list[Any]) -> Array:
     if array.ndim == 1 and len(shape) == 2:
         array = array.reshape(-1, 1)
     if len(shape) != array.ndim:
-        raise errors.InvalidInput(f"The input {name!r} has {array.ndim} axes; the model takes {len(shape)}.", field=name)
+        raise errors.InvalidInput(
+            f"The input {name!r} has {array.ndim} axes; the model takes {len(shape)}.", field=name
+        )
     for have, want in zip(array.shape[1:], shape[1:], strict=True):
         if isinstance(want, int) and want > 0 and have != want:
             raise errors.InvalidInput(
-                f"The input {name!r} has rows of shape {list(array.shape[1:])}; the model takes {shape[1:]}.", field=name
+                f"The input {name!r} has rows of shape {list(array.shape[1:])}; the model takes {shape[1:]}.",
+                field=name,
             )
     return array
 
@@ -116,6 +127,8 @@ def load(spec: VersionSpec, files: Mapping[str, bytes], folder: Path, path: str,
     source: bytes | str = files[path] if alone else str(folder / path)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as problem:  # noqa: BLE001 - the library raises many kinds, and each means the same
-        raise errors.Invalid(f"ONNX Runtime cannot load {path!r} of {spec.label}: {str(problem)[:200]}") from problem
+    except Exception as problem:
+        raise errors.Invalid(
+            f"ONNX Runtime cannot load {path!r} of {spec.label}: {str(problem)[:200]}"
+        ) from problem
     return OnnxRuntime(session, spec)

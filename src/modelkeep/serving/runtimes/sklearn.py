@@ -1,8 +1,9 @@
 """scikit-learn models: skops files with an allow-list of types, joblib files only from this registry.
 
-A skops file is read without running anything until every type in it is known to be harmless: those that skops itself
-trusts, and classes of scikit-learn and numpy. A joblib or pickle file runs code when it is loaded; it is accepted because
-its bytes are, digest for digest, what an authorised person registered, and it runs in a worker process of its own.
+A skops file is read without running anything until every type in it is known to be harmless: those that skops
+itself trusts, and classes of scikit-learn and numpy. A joblib or pickle file runs code when it is loaded; it
+is accepted because its bytes are, digest for digest, what an authorised person registered, and it runs in a
+worker process of its own.
 """
 
 import importlib
@@ -49,8 +50,8 @@ class SklearnRuntime:
             return arrange(self._outputs(table), self._fields)
 
     def _outputs(self, table: Any) -> Columns:
-        """`predict` for every output, but `predict_proba` for those that are called a probability or a score: the
-        positive class of two, or one value per class where the field has a shape."""
+        """`predict` for every output, but `predict_proba` for those that are called a probability or a score:
+        the positive class of two, or one value per class where the field has a shape."""
         model = self._model
         outputs: Columns = {}
         for field in self._fields:
@@ -65,7 +66,11 @@ class SklearnRuntime:
     def _table(self, columns: Columns) -> Any:
         names = self._names
         whole = columns.get("") if len(columns) == 1 else None
-        if whole is not None and self._width is not None and (whole.ndim != 2 or whole.shape[1] != self._width):
+        if (
+            whole is not None
+            and self._width is not None
+            and (whole.ndim != 2 or whole.shape[1] != self._width)
+        ):
             raise errors.InvalidInput(f"The model takes rows of {self._width} values.")
         if names is not None and whole is None and set(names) <= set(columns):
             columns = {name: columns[name] for name in names}
@@ -99,16 +104,20 @@ def load(spec: VersionSpec, files: Mapping[str, bytes], path: str, *, trusted: b
     """
     data = files[path]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # another minor version of the library: the digest says it is what was tested
+        warnings.simplefilter(
+            "ignore"
+        )  # another minor version of the library: the digest says it is what was tested
         try:
             model = _unpickled(data) if trusted else _skops(data, spec)
         except errors.ModelkeepError:
             raise
-        except Exception as problem:  # noqa: BLE001 - a foreign file may raise anything
+        except Exception as problem:
             text = f"{type(problem).__name__}: {str(problem)[:200]}"
             raise errors.Invalid(f"{path!r} of {spec.label} cannot be loaded: {text}.") from problem
     if not hasattr(model, "predict"):
-        raise errors.Invalid(f"{path!r} of {spec.label} holds a {type(model).__name__}, which predicts nothing.")
+        raise errors.Invalid(
+            f"{path!r} of {spec.label} holds a {type(model).__name__}, which predicts nothing."
+        )
     return SklearnRuntime(model, spec)
 
 
@@ -133,7 +142,8 @@ def _skops(data: bytes, spec: VersionSpec) -> Any:
 
 
 def _harmless(name: str) -> bool:
-    """Whether a name is a class of scikit-learn or numpy, and not merely something that can be found under them."""
+    """Whether a name is a class of scikit-learn or numpy, and not merely something that can be found under
+    them."""
     module, _, attribute = name.rpartition(".")
     if module.partition(".")[0] not in _TRUSTED_ROOTS:
         return False

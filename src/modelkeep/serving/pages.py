@@ -1,0 +1,136 @@
+"""A front's pages that predict nothing: health, readiness, metrics, the list of endpoints, Open Inference
+metadata.
+
+They read the router and ask the supervisor for metrics; they change nothing.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from modelkeep.serving.answers import Answered, Answers
+from modelkeep.serving.http import STATUS_LINES, Request
+from modelkeep.serving.router import Router, Target
+from modelkeep.serving.upstream import ServedVersion
+
+METRICS_TIMEOUT_S = 3.0
+"""For the supervisor to add up the counts of all fronts."""
+WAITING_SHOWN = 100
+"""Endpoints that `/ready` names."""
+_PLACES = frozenset({b"health", b"ready", b"metrics", b"endpoints", b"v2"})
+
+
+class Pages:
+    """All pages of one front. `known`: a table was obeyed, so having no route is not the same as not
+    knowing."""
+
+    def __init__(
+        self,
+        answers: Answers,
+        router: Router[ServedVersion],
+        ask_metrics: Callable[[int], None],
+        *,
+        known: bool,
+    ) -> None:
+        self.known = known
+        self.draining = False
+        self._answers = answers
+        self._router = router
+        self._ask_metrics = ask_metrics
+        self._asked: dict[int, tuple[Answered, bytes, float]] = {}
+        self._number = 0
+
+    def page(self, connection: Answered, request: Request, parts: list[bytes]) -> None:
+        """Answer a request for a page; `parts` is its path cut at the slashes."""
+        answers = self._answers
+        request_id = answers.request_id(request)
+        if request.method not in (b"GET", b"HEAD"):
+            status, code = (405, "METHOD") if parts[1:2] and parts[1] in _PLACES else (404, "NOT_FOUND")
+            detail = "This is read by GET." if status == 405 else "There is nothing here."
+            answers.problem(connection, status, code, detail, request_id, b"Allow: GET, HEAD\r\n")
+            return
+        match parts[1:]:
+            case [b"health"] | [b"v2", b"health", b"live"]:
+                answers.json(connection, 200, {"status": "alive", "live": True}, request_id)
+            case [b"ready"] | [b"v2", b"health", b"ready"]:
+                waiting = self._not_ready()
+                body = {"ready": not waiting, "waiting_for": waiting}
+                answers.json(connection, 503 if waiting else 200, body, request_id)
+            case [b"metrics"]:
+                self._number += 1
+                self._asked[self._number] = (connection, request_id, time.monotonic() + METRICS_TIMEOUT_S)
+                self._ask_metrics(self._number)
+            case [b"endpoints"]:
+                routes = [_described(target) for _, target in sorted(self._router.targets.items())]
+                body = {"table": self._router.number, "endpoints": routes}
+                answers.json(connection, 200, body, request_id)
+            case [b"v2"]:
+                body = {"name": "modelkeep", "version": "2", "extensions": []}
+                answers.json(connection, 200, body, request_id)
+            case [b"v2", b"models", name, *rest]:
+                self._model(connection, name, rest, request_id)
+            case _:
+                answers.problem(connection, 404, "NOT_FOUND", "There is nothing here.", request_id)
+
+    def _model(self, connection: Answered, name: bytes, rest: list[bytes], request_id: bytes) -> None:
+        """Open Inference: a model's (our endpoint's) or one of its versions' metadata and readiness."""
+        target = self._router.targets.get(name)
+        version = target.stable if target is not None else None
+        if target is not None and len(rest) >= 2 and rest[0] == b"versions":
+            version = target.pinned(rest[1].decode("latin-1"))
+            rest = rest[2:]
+        if target is None or version is None or rest not in ([], [b"ready"]):
+            detail = "There is no such endpoint or version here."
+            self._answers.problem(connection, 404, "ENDPOINT_NOT_FOUND", detail, request_id)
+            return
+        endpoint, ready = target.route.endpoint, version.upstream is not None
+        if rest:
+            self._answers.json(
+                connection, 200 if ready else 503, {"name": endpoint, "ready": ready}, request_id
+            )
+            return
+        versions = [v.semver for v in (target.stable, target.candidate, target.previous) if v is not None]
+        tensors = {"inputs": version.name.inputs, "outputs": version.name.outputs}
+        body = {"name": endpoint, "versions": versions, "platform": "modelkeep", **tensors}
+        self._answers.json(connection, 200, body, request_id)
+
+    def _not_ready(self) -> list[str]:
+        if self.draining:
+            return ["the gateway is draining"]
+        if not self.known:
+            return ["the first routing table"]
+        targets = self._router.targets.values()
+        return [target.route.endpoint for target in targets if target.stable.upstream is None][:WAITING_SHOWN]
+
+    def metrics(self, number: int, text: str) -> None:
+        """The supervisor's answer to a wish for metrics."""
+        asked = self._asked.pop(number, None)
+        if asked is not None:
+            self._answers.count(200)
+            body = text.encode()
+            head = b"%bContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: %d\r\n"
+            asked[0].answer(head % (STATUS_LINES[200], len(body)) + b"X-Request-Id: %b\r\n" % asked[1], body)
+
+    def sweep(self, now: float) -> None:
+        """Give up on metrics that do not come."""
+        for number, (connection, request_id, until) in list(self._asked.items()):
+            if now > until:
+                del self._asked[number]
+                detail = "The metrics are not to be had just now."
+                self._answers.problem(connection, 503, "TIMED_OUT", detail, request_id)
+
+
+def _described(target: Target[ServedVersion]) -> dict[str, Any]:
+    route = target.route
+    named = {v.digest: v for v in (target.stable, target.candidate) if v is not None}
+    versions = [
+        {
+            "version": named[arm.digest].label,
+            "digest": arm.digest,
+            "weight_ppm": arm.weight_ppm,
+            "ready": named[arm.digest].upstream is not None,
+        }
+        for arm in route.arms
+    ]
+    epoch = {"term": route.epoch.term, "seq": route.epoch.seq}
+    return {"endpoint": route.endpoint, "epoch": epoch, "rollout": route.rollout, "versions": versions}
