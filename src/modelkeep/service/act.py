@@ -1,9 +1,9 @@
 """An act: one unit of work, from authorisation to commit, and the desk that opens acts.
 
-A service method takes an `Act` first and does everything through it: reads and writes go to `act.tx`, the one `now` is
-`act.now`, and a change is only a change together with its event (`act.record`). The desk runs a method inside the
-store's writer (many waiting acts share one fsync, each in its own savepoint) or inside a read snapshot. Nothing here
-knows what the methods do.
+A service method takes an `Act` first and does everything through it: reads and writes go to `act.tx`, the one
+`now` is `act.now`, and a change is only a change together with its event (`act.record`). The desk runs a
+method inside the store's writer (many waiting acts share one fsync, each in its own savepoint) or inside a
+read snapshot. Nothing here knows what the methods do.
 """
 
 import secrets
@@ -44,7 +44,8 @@ SYSTEM_CONTEXT = Context(caller=SYSTEM_CALLER)
 
 
 class Act:
-    """One unit of work. Made by the desk, used by one service method and whatever it calls, then forgotten."""
+    """One unit of work. Made by the desk, used by one service method and whatever it calls, then forgotten.
+    """
 
     def __init__(self, tx: Transaction, context: Context, now: datetime) -> None:
         self.tx = tx
@@ -62,7 +63,8 @@ class Act:
         return access.allowed(self.caller, verb, scope)
 
     def authorise(self, verb: Verb, scope: ModelName | str | None) -> None:
-        """Go on only when the caller may do this there. Hiding what may not be seen is done before, by `readable`.
+        """Go on only when the caller may do this there. Hiding what may not be seen is done before, by
+        `readable`.
 
         Raises:
             NotAllowed: names the permission that is missing.
@@ -139,7 +141,8 @@ class Desk:
     ) -> Future[T]:
         """Run a method as one durable transaction; the future is done after the commit.
 
-        The future raises whatever the method raised, with nothing changed, or StoreUnavailable, StorageFull, Overloaded.
+        The future raises whatever the method raised, with nothing changed, or StoreUnavailable, StorageFull,
+        Overloaded.
         """
 
         def job(tx: Transaction) -> T:
