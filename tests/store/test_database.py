@@ -497,6 +497,21 @@ def test_postgres_without_its_driver_says_what_to_install(monkeypatch: pytest.Mo
         Database.open("postgresql://127.0.0.1/x")
 
 
+def test_a_sqlite_that_is_too_old_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python brings a SQLite without strict tables the error says which one is needed."""
+    monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 36, 0))
+    with pytest.raises(errors.StoreUnavailable, match=r"3\.37"):
+        Database.open(f"sqlite:///{tmp_path / 'store.db'}")
+
+
+@pytest.mark.external
+def test_a_postgres_that_is_too_old_is_named(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that cannot say what became of a commit is refused at the start, not at the first fault."""
+    monkeypatch.setattr("modelkeep.store.dialects.POSTGRES_MIN", 99)
+    with pytest.raises(errors.StoreUnavailable, match="older than Postgres 99"):
+        Database.open(postgres_url)
+
+
 def test_a_postgres_that_is_not_there_is_named() -> None:
     """The error names the place, not the password."""
     with pytest.raises(errors.StoreUnavailable, match=r"127\.0\.0\.1:9/") as raised:

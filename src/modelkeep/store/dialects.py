@@ -34,10 +34,12 @@ STATEMENT_S = 30.0
 """How long one statement may run on Postgres before the server gives it up."""
 CONNECT_S = 5
 """How long a connection to Postgres may take to come about."""
+SQLITE_MIN = (3, 37)
+"""The first SQLite with strict tables."""
+POSTGRES_MIN = 13
+"""The first Postgres that can be asked what became of a transaction."""
 CACHE_KIB = 8 * 1024
 """Pages of SQLite that one connection keeps; the operating system's cache stands behind it."""
-MAPPED_BYTES = 256 * 1024 * 1024
-"""How much of an SQLite file is read through memory mapping, which saves a copy of each page."""
 WAL_KEPT_BYTES = 64 * 1024 * 1024
 """What is left of SQLite's write-ahead file after a burst."""
 DISK_RESERVE_BYTES = 1024 * 1024
@@ -92,7 +94,8 @@ class Lost(Exception):
 class Dialect(Protocol):
     """One of the two databases.
 
-    `reads_block` says that a read waits for a network and does not belong on an event loop.
+    `reads_block` says that a read waits for a network and does not belong on an event loop; `renew_savepoint`
+    moves the savepoint `job` forward, in as few exchanges as the driver allows.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Dialect(Protocol):
     compiler: Compiler
     statements: Statements
     failures: tuple[type[Exception], ...]
+    renew_savepoint: tuple[str, ...]
 
     def connect(self, *, writing: bool) -> Connection: ...
     def begin_read(self, connection: Connection) -> None: ...
@@ -136,8 +140,13 @@ class Sqlite:
     name = "sqlite"
     reads_block = False
     failures: tuple[type[Exception], ...] = (sqlite3.Error,)
+    renew_savepoint: tuple[str, ...] = ("release savepoint job", "savepoint job")
 
     def __init__(self, url: str) -> None:
+        if sqlite3.sqlite_version_info < SQLITE_MIN:
+            raise errors.StoreUnavailable(
+                f"Python was built with SQLite {sqlite3.sqlite_version}; use one with SQLite 3.37 or newer."
+            )
         self.url = url
         self.path = Path(url.removeprefix("sqlite:///"))
         self.compiler: Compiler = sqlite_compiler(paramstyle="qmark")
@@ -179,7 +188,7 @@ class Sqlite:
             "foreign_keys = on",
             "trusted_schema = off",
             f"cache_size = -{CACHE_KIB}",
-            f"mmap_size = {MAPPED_BYTES}",
+            "mmap_size = 0",  # a bad disk would end the process instead of a read, for a tenth of the time
             f"journal_size_limit = {WAL_KEPT_BYTES}",
         ):
             connection.execute(f"pragma {pragma}")
@@ -289,6 +298,7 @@ class Postgres:
 
     name = "postgresql"
     reads_block = True
+    renew_savepoint: tuple[str, ...] = ("release savepoint job; savepoint job",)
 
     def __init__(self, url: str) -> None:
         try:
@@ -335,6 +345,11 @@ class Postgres:
             )
         except self._psycopg.OperationalError as problem:
             raise self._unreachable(problem) from problem
+        if connection.info.server_version < POSTGRES_MIN * 10_000:
+            connection.close()
+            raise errors.StoreUnavailable(
+                f"The database {self._place} is older than Postgres {POSTGRES_MIN}; upgrade the server."
+            )
         return cast(Connection, connection)
 
     def begin_read(self, connection: Connection) -> None:

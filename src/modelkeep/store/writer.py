@@ -4,8 +4,8 @@ once.
 Why: a durable commit costs a disk flush, and one flush can carry many jobs; with one writer no job ever waits
 for a lock of another job of this process, and the chain of events needs one writer anyway.
 
-    waiting jobs -> begin -> savepoint, job, release -> savepoint, job, release -> ... -> commit -> answers
-                                        | an error: back to the savepoint, the others go on
+    waiting jobs -> begin -> job -> savepoint -> job -> savepoint -> job -> ... -> commit -> answers
+                                                  | an error: back to the savepoint, the others go on
 
 A job may be run more than once (the group is repeated when the database asks for it), so it changes nothing
 but the database; and it waits for nothing, for everybody waits for it. Nobody is answered before the commit.
@@ -51,10 +51,6 @@ FATE_S = 5.0
 
 _log = logging.getLogger("modelkeep.store")
 
-_SAVE = "savepoint job"
-_RELEASE = "release savepoint job"
-_BACK = "rollback to savepoint job"
-
 
 @dataclass(slots=True)
 class _Job:
@@ -70,6 +66,83 @@ class _Job:
             self.future.set_result(self.value)
         else:
             self.future.set_exception(self.error)
+
+
+class _Turn:
+    """One transaction of the writer, in which jobs run one after the other, each undone alone when it fails.
+
+    While nothing was kept yet a failing job is undone by beginning anew: a job that comes alone, as most do,
+    needs no savepoint, and on Postgres no exchanges for one.
+    """
+
+    def __init__(self, dialect: Dialect, connection: Connection, seen: list[str] | None) -> None:
+        self._dialect = dialect
+        self._connection = connection
+        self._kept = False  # changes of a former job are in the transaction
+        self._saved = False  # there is a savepoint
+        self._fresh = False  # and nothing has happened since
+        self.ticket = self._begin()
+        self._tx = Transaction(dialect, connection, writing=True, seen=seen)
+
+    def run(self, job: _Job) -> None:
+        """Run a job and note what came of it.
+
+        Raises:
+            Lost: the transaction is gone, with everything that ran in it.
+        """
+        job.value = job.error = None
+        if self._kept and not self._fresh:
+            self._step(*(self._dialect.renew_savepoint if self._saved else ("savepoint job",)))
+            self._saved = self._fresh = True
+        mark = self._tx.events.mark()
+        try:
+            try:
+                job.value = job.act(self._tx)
+            except Kept as kept:
+                job.error = kept.error
+            self._tx.check_whole()
+            self._kept, self._fresh = True, False
+        except Lost:
+            raise
+        except BaseException as problem:  # noqa: BLE001  (whatever a job raises is its caller's)
+            job.error = problem
+            self._undo()
+            self._tx.undone(mark)
+
+    def _undo(self) -> None:
+        if self._kept:
+            self._step("rollback to savepoint job")
+        else:
+            self._step("rollback")
+            self.ticket = self._begin()
+
+    def flush(self) -> int | None:
+        """Finish before the commit: the number of the last event, if there are events."""
+        return self._tx.events.flush()
+
+    def _begin(self) -> str | None:
+        try:
+            return self._dialect.begin_write(self._connection)
+        except self._dialect.failures as problem:
+            raise lost(self._dialect, problem) from problem
+
+    def _step(self, *texts: str) -> None:
+        try:
+            for text in texts:
+                self._connection.execute(text)
+        except self._dialect.failures as problem:
+            raise lost(self._dialect, problem) from problem
+
+
+def lost(dialect: Dialect, problem: Exception) -> Lost:
+    """What a failure between jobs means: the whole transaction is gone."""
+    translated = dialect.translate(problem)
+    if isinstance(translated, Lost):
+        return translated
+    broken = errors.StoreUnavailable(
+        f"The database did not go on ({problem}); nothing was changed. Try again."
+    )
+    return Lost(broken, again=False)
 
 
 class Writer:
@@ -178,71 +251,36 @@ class Writer:
 
     def _try(self, group: list[_Job]) -> int | None:
         """Run the group in one transaction; the number of its last event, if there are events."""
-        connection = self._connected()
-        try:
-            ticket = self._dialect.begin_write(connection)
-        except self._dialect.failures as problem:
-            raise self._lost(problem) from problem
-        tx = Transaction(self._dialect, connection, writing=True, seen=self._seen())
+        turn = _Turn(self._dialect, self._connected(), self._seen())
         for job in group:
-            self._run(connection, tx, job)
+            turn.run(job)
         deadline = time.monotonic() + GROUP_S
         while len(group) < GROUP_JOBS_MAX and time.monotonic() < deadline:
             following = self._take(wait=False)
             if following is None:
                 break
             group.append(following)
-            self._run(connection, tx, following)
-        last = tx.events.flush()
-        self._commit(connection, ticket)
+            turn.run(following)
+        last = turn.flush()
+        try:
+            self._connected().execute("commit")
+        except self._dialect.failures as problem:
+            self._settle(turn.ticket, lost(self._dialect, problem))
         return last
 
-    def _run(self, connection: Connection, tx: Transaction, job: _Job) -> None:
-        job.value = job.error = None
-        mark = tx.events.mark()
-        self._step(connection, _SAVE)
-        try:
-            try:
-                job.value = job.act(tx)
-            except Kept as kept:
-                job.error = kept.error
-            tx.check_whole()
-        except Lost:
-            raise
-        except BaseException as problem:  # noqa: BLE001  (whatever a job raises is its caller's)
-            job.error = problem
-            self._step(connection, _BACK)
-            tx.undone(mark)
-        self._step(connection, _RELEASE)
-
-    def _step(self, connection: Connection, text: str) -> None:
-        try:
-            connection.execute(text)
-        except self._dialect.failures as problem:
-            raise self._lost(problem) from problem
-
-    def _commit(self, connection: Connection, ticket: str | None) -> None:
-        try:
-            connection.execute("commit")
-        except self._dialect.failures as problem:
-            lost = self._lost(problem)
-            if ticket is None or self._dialect.usable(connection):
-                raise lost from problem  # the database itself said that nothing was kept
-            # The answer was lost on the way, not the commit: ask what became of it.
-            self._drop_connection()
-            match self._fate(ticket):
-                case True:
-                    return
-                case False:
-                    raise lost from problem
-                case None:
-                    raise Lost(
-                        errors.StoreUnavailable(
-                            f"{lost.error.message} Whether the change was kept is unknown: look first.",
-                            unknown=True,
-                        ),
-                        again=False,
-                    ) from problem
+    def _settle(self, ticket: str | None, said: Lost) -> None:
+        """A commit failed: return if it was carried out all the same, raise Lost if not or if nobody
+        knows."""
+        if ticket is None or self._dialect.usable(self._connected()):
+            raise said  # the database itself said that nothing was kept
+        # The answer was lost on the way, not necessarily the commit: ask what became of it.
+        self._drop_connection()
+        fate = self._fate(ticket)
+        if fate is False:
+            raise said
+        if fate is None:
+            unknown = f"{said.error.message} Whether the change was kept is unknown: look first."
+            raise Lost(errors.StoreUnavailable(unknown, unknown=True), again=False)
 
     def _fate(self, ticket: str) -> bool | None:
         deadline = time.monotonic() + FATE_S
@@ -251,15 +289,6 @@ class Writer:
             if fate is not None or time.monotonic() > deadline:
                 return fate
             time.sleep(random.uniform(0.05, 0.2))
-
-    def _lost(self, problem: Exception) -> Lost:
-        translated = self._dialect.translate(problem)
-        if isinstance(translated, Lost):
-            return translated
-        broken = errors.StoreUnavailable(
-            f"The database did not go on ({problem}); nothing was changed. Try again."
-        )
-        return Lost(broken, again=False)
 
     def _connected(self) -> Connection:
         if self._connection is None:
