@@ -1,0 +1,515 @@
+"""Rows of versions: one read at a time by whatever names it, written once, labelled, removed.
+
+What never changes of a version is one document; what is said about it later (description, tags, aliases,
+stage, tombstone) stands beside it and is laid over it when it is read. Models are in `models`, lists and
+searches in `search`. Whether something may be done, and the event that belongs to it, are the service's part.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+from sqlalchemy import and_, bindparam, delete, func, literal, or_, select, update
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.types import Text
+
+from modelkeep.core import codec, errors, registration, semver, values
+from modelkeep.core.catalog import ModelVersion
+from modelkeep.core.semver import Range, SemVer
+from modelkeep.core.values import Digest, ModelName
+from modelkeep.store.models import get_model, put_tags, texts
+from modelkeep.store.schema import (
+    aliases,
+    models,
+    occupancy,
+    stage_intervals,
+    version_files,
+    version_metrics,
+    version_params,
+    version_tags,
+    versions,
+)
+from modelkeep.store.statements import Row, Statement, insert, json_text, one_of
+from modelkeep.store.transaction import Transaction
+
+__all__ = ["Found", "FoundVersion", "Moment", "get_model", "get_version"]
+
+RANGE_BATCH = 50
+"""Versions looked at in one statement when a range names pre-releases, of which only some count."""
+
+
+class first_stage(ColumnElement[str]):  # noqa: N801  (it reads as a function of SQL)
+    """The stage in which a model's versions begin, out of its stage graph."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(first_stage, "sqlite")
+def _first_stage_sqlite(_: first_stage, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_extract({compiler.process(models.c.stages, **kw)}, '$.stages[0].name')"
+
+
+@compiles(first_stage, "postgresql")
+def _first_stage_postgresql(_: first_stage, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({compiler.process(models.c.stages, **kw)}::json -> 'stages' -> 0 ->> 'name')"
+
+
+STAGE = func.coalesce(occupancy.c.stage, first_stage())
+"""Where a version stands; it needs `JOINED`."""
+JOINED = models.join(versions, versions.c.model_id == models.c.id).outerjoin(
+    occupancy,
+    and_(occupancy.c.model_id == versions.c.model_id, occupancy.c.number == versions.c.number),
+)
+READY = and_(versions.c.status == "ready", models.c.deleted_at.is_(None))
+"""What everybody sees: finalized, and not deleted."""
+
+
+class FoundVersion(NamedTuple):
+    """A version's own row, in the order of `VERSION`."""
+
+    id: str
+    model_id: str
+    number: int
+    document: str
+    description: str
+    tombstone: str | None
+    stage: str
+    created_at: str
+
+
+VERSION = (
+    versions.c.id,
+    versions.c.model_id,
+    versions.c.number,
+    versions.c.document,
+    versions.c.description,
+    versions.c.tombstone,
+    STAGE,
+    versions.c.created_at,
+)
+
+_NAMED = and_(models.c.project == bindparam("project"), models.c.name == bindparam("name"))
+_EXISTED = and_(
+    versions.c.from_sequence <= bindparam("sequence"),
+    or_(versions.c.to_sequence.is_(None), versions.c.to_sequence > bindparam("sequence")),
+)
+
+
+class Found(NamedTuple):
+    """One way to name a version, as two statements: now, and at a moment of the past."""
+
+    now: Statement
+    then: Statement
+
+
+def _found(condition: ColumnElement[bool], *order: Any) -> Found:
+    def build(seen: ColumnElement[bool]) -> Statement:
+        return select(*VERSION).select_from(JOINED).where(_NAMED, seen, condition).order_by(*order).limit(1)
+
+    return Found(build(READY), build(_EXISTED))
+
+
+_highest = versions.c.semver_key.desc()
+_last = versions.c.number.desc()
+BY_NUMBER = _found(versions.c.number == bindparam("number"))
+BY_SEMVER = _found(versions.c.semver_key == bindparam("key"))
+BY_DIGEST = _found(versions.c.digest == bindparam("digest"), _highest)
+LATEST = _found(versions.c.prerelease == 0, _highest)
+NEWEST = _found(versions.c.number > 0, _last)
+_IN_STAGE = _found(occupancy.c.stage == bindparam("stage"), _last)
+_IN_NO_STAGE = _found(occupancy.c.number.is_(None), _last)
+_ALIASED = (
+    select(*VERSION)
+    .select_from(
+        JOINED.join(aliases, and_(aliases.c.model_id == models.c.id, aliases.c.number == versions.c.number))
+    )
+    .where(_NAMED, READY, aliases.c.alias == bindparam("alias"))
+)
+_SEMVERS = (
+    select(versions.c.semver, versions.c.semver_key)
+    .select_from(models.join(versions, versions.c.model_id == models.c.id))
+    .where(
+        _NAMED,
+        versions.c.semver_key >= bindparam("low"),
+        versions.c.semver_key < bindparam("high"),
+        or_(versions.c.prerelease == 0, bindparam("prereleases") == 1),
+    )
+    .order_by(_highest)
+    .limit(bindparam("limit"))
+)
+_SEMVERS_NOW = _SEMVERS.where(READY)
+_SEMVERS_THEN = _SEMVERS.where(_EXISTED)
+_GIVEN = (
+    select(versions.c.semver)
+    .where(
+        versions.c.model_id == bindparam("model_id"),
+        versions.c.semver_key >= bindparam("low"),
+        versions.c.semver_key < bindparam("high"),
+    )
+    .order_by(_highest)
+    .limit(1)
+)
+_SAME_BYTES = (
+    select(*VERSION)
+    .select_from(JOINED)
+    .where(versions.c.digest == bindparam("digest"), versions.c.model_id == bindparam("model_id"), READY)
+    .order_by(_highest)
+    .limit(100)
+)
+
+_LABELS = (
+    select(version_tags.c.key, version_tags.c.value)
+    .where(version_tags.c.version_id == bindparam("version_id"))
+    .union_all(
+        select(aliases.c.alias, literal(None, Text())).where(
+            aliases.c.model_id == bindparam("model_id"), aliases.c.number == bindparam("number")
+        )
+    )
+)
+_TAGS_OF = select(version_tags.c.version_id, version_tags.c.key, version_tags.c.value).where(
+    one_of(version_tags.c.version_id, "ids")
+)
+_ALIASES_OF = (
+    select(versions.c.id, aliases.c.alias)
+    .join(aliases, and_(aliases.c.model_id == versions.c.model_id, aliases.c.number == versions.c.number))
+    .where(one_of(versions.c.id, "ids"))
+)
+
+# A digest of the past is found with the events up to a number, not with today's labels.
+_STAGE_THEN = (
+    select(stage_intervals.c.stage)
+    .where(
+        stage_intervals.c.model_id == bindparam("model_id"),
+        stage_intervals.c.number == bindparam("number"),
+        stage_intervals.c.from_sequence <= bindparam("sequence"),
+        or_(stage_intervals.c.to_sequence.is_(None), stage_intervals.c.to_sequence > bindparam("sequence")),
+    )
+    .order_by(stage_intervals.c.from_sequence.desc())
+    .limit(1)
+)
+_OCCUPANT_THEN = (
+    select(stage_intervals.c.number)
+    .select_from(models.join(stage_intervals, stage_intervals.c.model_id == models.c.id))
+    .where(
+        _NAMED,
+        stage_intervals.c.stage == bindparam("stage"),
+        stage_intervals.c.from_sequence <= bindparam("sequence"),
+        or_(stage_intervals.c.to_sequence.is_(None), stage_intervals.c.to_sequence > bindparam("sequence")),
+    )
+    .order_by(stage_intervals.c.number.desc())
+    .limit(1)
+)
+_IN_NO_STAGE_THEN = (
+    select(versions.c.number)
+    .select_from(models.join(versions, versions.c.model_id == models.c.id))
+    .where(
+        _NAMED,
+        _EXISTED,
+        ~select(stage_intervals.c.number)
+        .where(
+            stage_intervals.c.model_id == versions.c.model_id,
+            stage_intervals.c.number == versions.c.number,
+            stage_intervals.c.from_sequence <= bindparam("sequence"),
+            or_(
+                stage_intervals.c.to_sequence.is_(None),
+                stage_intervals.c.to_sequence > bindparam("sequence"),
+            ),
+        )
+        .exists(),
+    )
+    .order_by(_last)
+    .limit(1)
+)
+
+_INSERT = insert(versions)
+_INSERT_FILE = insert(version_files)
+_INSERT_METRIC = insert(version_metrics)
+_INSERT_PARAM = insert(version_params)
+_DESCRIBE = (
+    update(versions)
+    .where(versions.c.id == bindparam("which"))
+    .values(description=bindparam("description"), updated_at=bindparam("now"))
+)
+_SET_TOMBSTONE = (
+    update(versions)
+    .where(versions.c.model_id == bindparam("model_id"), versions.c.number == bindparam("which"))
+    .values(tombstone=bindparam("tombstone"), updated_at=bindparam("now"))
+)
+_MARK_DELETED = (
+    update(versions)
+    .where(versions.c.id == bindparam("which"))
+    .values(status="deleted", to_sequence=bindparam("sequence"), updated_at=bindparam("now"))
+)
+_FORGET = tuple(
+    delete(table).where(table.c.version_id == bindparam("which"))
+    for table in (version_files, version_metrics, version_params, version_tags)
+)
+_LEAVE_STAGE = delete(occupancy).where(
+    occupancy.c.model_id == bindparam("model_id"), occupancy.c.number == bindparam("which")
+)
+_END_STAY = (
+    update(stage_intervals)
+    .where(
+        stage_intervals.c.model_id == bindparam("model_id"),
+        stage_intervals.c.number == bindparam("which"),
+        stage_intervals.c.to_sequence.is_(None),
+    )
+    .values(to_at=bindparam("now"), to_sequence=bindparam("sequence"))
+)
+_NUMBERS_OF = (
+    select(versions.c.number)
+    .where(
+        versions.c.model_id == bindparam("model_id"),
+        versions.c.status == "ready",
+        versions.c.number > bindparam("after"),
+    )
+    .order_by(versions.c.number)
+    .limit(bindparam("limit"))
+)
+
+
+class Moment(NamedTuple):
+    """A moment of the past as the log has it: the state after its event with this number."""
+
+    sequence: int
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def get_version(tx: Transaction, model: ModelName, number: int) -> ModelVersion:
+    """A version by its number.
+
+    Raises:
+        VersionNotFound: it is not there, or no more.
+    """
+    version = find(tx, BY_NUMBER, model, number=number)
+    if version is None:
+        raise errors.VersionNotFound(f"{model} has no version number {number}.", model=str(model))
+    return version
+
+
+def find(tx: Transaction, by: Found, model: ModelName, **which: Any) -> ModelVersion | None:
+    """The version that a condition names now: two statements, the second for its labels."""
+    row = tx.one(by.now, project=model.project, name=model.name, **which)
+    return _labelled(tx, FoundVersion(*row)) if row else None
+
+
+def find_then(
+    tx: Transaction, by: Found, model: ModelName, moment: Moment, **which: Any
+) -> ModelVersion | None:
+    """The version that a condition named at a moment, in the stage in which it was; deleted ones included.
+
+    Its aliases are left out, since today's are not those of then: `service` fills them in from the events.
+    """
+    row = tx.one(by.then, project=model.project, name=model.name, sequence=moment.sequence, **which)
+    if row is None:
+        return None
+    found = FoundVersion(*row)
+    stage = tx.one(
+        _STAGE_THEN, model_id=found.model_id, number=found.number, sequence=moment.sequence
+    ) or tx.one(_FIRST_STAGE, which=found.model_id)
+    assert stage is not None, "the version's model is there"
+    return replace(_labelled(tx, found), stage=stage[0], aliases=())
+
+
+_FIRST_STAGE = select(first_stage()).select_from(models).where(models.c.id == bindparam("which"))
+
+
+def find_aliased(tx: Transaction, model: ModelName, alias: str) -> ModelVersion | None:
+    """The version an alias points to."""
+    row = tx.one(_ALIASED, project=model.project, name=model.name, alias=alias)
+    return _labelled(tx, FoundVersion(*row)) if row else None
+
+
+def find_staged(
+    tx: Transaction, model: ModelName, stage: str, *, initial: bool, moment: Moment | None = None
+) -> ModelVersion | None:
+    """The occupant of a stage; of several in one that is not exclusive, the one registered last.
+
+    Args:
+        initial: whether it is the stage in which versions begin, where they stand without having moved.
+    """
+    if moment is None:
+        found = find(tx, _IN_STAGE, model, stage=stage)
+        return found or (find(tx, _IN_NO_STAGE, model) if initial else None)
+    named = {"project": model.project, "name": model.name, "sequence": moment.sequence}
+    number = tx.one(_OCCUPANT_THEN, stage=stage, **named) or (
+        tx.one(_IN_NO_STAGE_THEN, **named) if initial else None
+    )
+    return find_then(tx, BY_NUMBER, model, moment, number=number[0]) if number else None
+
+
+def find_in_range(
+    tx: Transaction, model: ModelName, within: Range, moment: Moment | None = None
+) -> ModelVersion | None:
+    """The highest version of a range."""
+    low, high = registration.span_of(within)
+    prereleases = any(bound.version.pre for bound in within.bounds)
+    while True:
+        rows = _semvers(tx, model, low, high, RANGE_BATCH if prereleases else 1, moment, prereleases)
+        for text, key in rows:
+            if within.contains(semver.parse(text)):
+                if moment is None:
+                    return find(tx, BY_SEMVER, model, key=key)
+                return find_then(tx, BY_SEMVER, model, moment, key=key)
+        if len(rows) < RANGE_BATCH:
+            return None
+        high = rows[-1][1]
+
+
+def list_semvers(tx: Transaction, model: ModelName, *, limit: int, moment: Moment | None = None) -> list[str]:
+    """The highest versions of a model, the highest first."""
+    return [text for text, _ in _semvers(tx, model, "", "~", limit, moment, prereleases=True)]
+
+
+def _semvers(
+    tx: Transaction,
+    model: ModelName,
+    low: str,
+    high: str,
+    limit: int,
+    moment: Moment | None,
+    prereleases: bool,
+) -> list[Row]:
+    named: dict[str, Any] = {"project": model.project, "name": model.name, "low": low, "high": high}
+    named |= {"limit": limit, "prereleases": int(prereleases)}
+    if moment is None:
+        return tx.all(_SEMVERS_NOW, **named)
+    return tx.all(_SEMVERS_THEN, sequence=moment.sequence, **named)
+
+
+def given_semvers(tx: Transaction, model_id: str, spans: Iterable[tuple[str, str]]) -> list[SemVer]:
+    """Of each span of sort keys, the highest version the model ever had, deleted ones included."""
+    rows = (tx.one(_GIVEN, model_id=model_id, low=low, high=high) for low, high in spans)
+    return [semver.parse(row[0]) for row in rows if row is not None]
+
+
+def find_same_bytes(tx: Transaction, model_id: str, digest: Digest) -> list[ModelVersion]:
+    """The versions of a model with this content, the highest first."""
+    return load(tx, tx.all(_SAME_BYTES, model_id=model_id, digest=digest))
+
+
+def numbers_of(tx: Transaction, model_id: str, after: int = 0, limit: int = values.PAGE_MAX) -> list[int]:
+    """The numbers of a model's versions, the first ones first."""
+    return [row[0] for row in tx.all(_NUMBERS_OF, model_id=model_id, after=after, limit=limit)]
+
+
+def load(tx: Transaction, rows: Sequence[Row]) -> list[ModelVersion]:
+    """Versions out of rows of `VERSION`: two statements for the labels of all of them."""
+    if not rows:
+        return []
+    ids = [row[0] for row in rows]
+    tags: dict[str, dict[str, str]] = {}
+    for version_id, key, value in tx.all(_TAGS_OF, ids=ids):
+        tags.setdefault(version_id, {})[key] = value
+    pointers: dict[str, list[str]] = {}
+    for version_id, alias in tx.all(_ALIASES_OF, ids=ids):
+        pointers.setdefault(version_id, []).append(alias)
+    return [
+        _laid_over(found, tags.get(found.id, {}), pointers.get(found.id, []))
+        for found in (FoundVersion(*row) for row in rows)
+    ]
+
+
+def _labelled(tx: Transaction, found: FoundVersion) -> ModelVersion:
+    tags: dict[str, str] = {}
+    pointers: list[str] = []
+    rows = tx.all(_LABELS, version_id=found.id, model_id=found.model_id, number=found.number)
+    for name, value in rows:
+        if value is None:
+            pointers.append(name)
+        else:
+            tags[name] = value
+    return _laid_over(found, tags, pointers)
+
+
+def _laid_over(found: FoundVersion, tags: dict[str, str], pointers: list[str]) -> ModelVersion:
+    return replace(
+        codec.decode(found.document, ModelVersion),
+        description=found.description,
+        tombstone=found.tombstone,
+        stage=found.stage,
+        tags=dict(sorted(tags.items())) if len(tags) > 1 else tags,
+        aliases=tuple(sorted(pointers)),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence: int) -> None:
+    """Write a version that is ready, under the number of its registration's event."""
+    moment = codec.format_time(version.created_at)
+    parsed = semver.parse(version.semver)
+    framework = (version.metadata.get("model") or {}).get("framework")
+    tx.run(
+        _INSERT,
+        id=version.id,
+        model_id=model_id,
+        number=version.number,
+        semver=version.semver,
+        semver_key=semver.sort_key(parsed),
+        prerelease=int(not parsed.is_release),
+        digest=version.digest,
+        size_bytes=version.size_bytes,
+        status="ready",
+        document=json_text(replace(version, description="", tags={}, aliases=(), tombstone=None)),
+        parent=version.parent,
+        framework=framework if isinstance(framework, str) else None,
+        from_sequence=sequence,
+        to_sequence=None,
+        description=version.description,
+        tombstone=version.tombstone,
+        created_at=moment,
+        created_by=version.created_by,
+        updated_at=moment,
+    )
+    owner = {"version_id": version.id}
+    tx.many(
+        _INSERT_FILE,
+        [
+            {
+                **owner,
+                "path": f.path,
+                "digest": f.digest,
+                "size_bytes": f.size_bytes,
+                "media_type": f.media_type,
+            }
+            for f in version.files
+        ],
+    )
+    metrics = registration.searchable(version.metrics)
+    tx.many(_INSERT_METRIC, [{**owner, "name": name, "value": value} for name, value in metrics.items()])
+    tx.many(_INSERT_PARAM, [{**owner, **texts(key, value)} for key, value in version.params.items()])
+    put_tags(tx, version_tags, version.id, version.tags)
+
+
+def describe(tx: Transaction, version_id: str, description: str, now: datetime) -> None:
+    """Write a version's description, and that its labels changed."""
+    tx.run(_DESCRIBE, which=version_id, description=description, now=codec.format_time(now))
+
+
+def set_tombstone(tx: Transaction, model_id: str, number: int, reason: str | None, now: datetime) -> None:
+    """Mark a version as taken back, with the reason; None clears it."""
+    tx.run(_SET_TOMBSTONE, model_id=model_id, which=number, tombstone=reason, now=codec.format_time(now))
+
+
+def remove_version(
+    tx: Transaction, model_id: str, version: ModelVersion, sequence: int, now: datetime
+) -> None:
+    """Take a version away from every read of the present, and let go of its files.
+
+    Its row stays: the past can still be asked, and neither number nor semver is given again. Its aliases are
+    removed before, one event each.
+    """
+    moment = codec.format_time(now)
+    tx.run(_MARK_DELETED, which=version.id, sequence=sequence, now=moment)
+    for statement in _FORGET:
+        tx.run(statement, which=version.id)
+    tx.run(_LEAVE_STAGE, model_id=model_id, which=version.number)
+    tx.run(_END_STAY, model_id=model_id, which=version.number, now=moment, sequence=sequence)

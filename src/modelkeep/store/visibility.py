@@ -1,0 +1,95 @@
+"""What a caller may see, as a condition of a query: lists and searches leave out the rest before they cut
+pages.
+
+It says the same as `core.access.allowed`, model by model, which a test proves; roles and verbs stay the
+core's.
+"""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+from sqlalchemy import and_, false, not_, or_, true
+from sqlalchemy.sql.elements import ColumnElement
+
+from modelkeep.core.access import ROLE_VERBS, Caller, Effect, Grant, Verb
+from modelkeep.core.values import ModelName
+from modelkeep.store.schema import models
+from modelkeep.store.statements import one_of
+
+
+class Scopes(Struct, frozen=True, kw_only=True):
+    """Models, projects, or everything."""
+
+    everything: bool = False
+    projects: frozenset[str] = frozenset()
+    models: frozenset[ModelName] = frozenset()
+
+    def __contains__(self, model: object) -> bool:
+        return self.everything or (
+            isinstance(model, ModelName) and (model in self.models or model.project in self.projects)
+        )
+
+
+class Visible(Struct, frozen=True, kw_only=True):
+    """What is allowed, less what is denied, within one project where the caller's token is bound to one."""
+
+    allowed: Scopes = Scopes()
+    denied: Scopes = Scopes()
+    project: str | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is hidden, so that no condition is needed."""
+        nothing_denied = self.denied == Scopes()
+        return self.allowed.everything and nothing_denied and self.project is None
+
+    def __contains__(self, model: object) -> bool:
+        inside = self.project is None or (isinstance(model, ModelName) and model.project == self.project)
+        return inside and model in self.allowed and model not in self.denied
+
+
+def visible_to(caller: Caller, verb: Verb = Verb.READ) -> Visible:
+    """The models on which the caller may do this."""
+    if caller.verbs is not None and verb not in caller.verbs:
+        return Visible()
+    if caller.owner:
+        return Visible(allowed=Scopes(everything=True), project=caller.project)
+    giving = [grant for grant in caller.grants if verb in ROLE_VERBS[grant.role]]
+    return Visible(
+        allowed=_scopes(grant for grant in giving if grant.effect is Effect.ALLOW),
+        denied=_scopes(grant for grant in giving if grant.effect is Effect.DENY),
+        project=caller.project,
+    )
+
+
+def _scopes(grants: Iterable[Grant]) -> Scopes:
+    found = list(grants)
+    return Scopes(
+        everything=any(grant.project is None for grant in found),
+        projects=frozenset(g.project for g in found if g.project is not None and g.model is None),
+        models=frozenset(
+            ModelName(g.project, g.model) for g in found if g.project is not None and g.model is not None
+        ),
+    )
+
+
+def condition(visible: Visible) -> tuple[ColumnElement[bool], dict[str, list[str]]]:
+    """The condition on the table `models`, and the values that its binds need when the statement is run."""
+    binds: dict[str, list[str]] = {}
+    inside = models.c.project == visible.project if visible.project is not None else true()
+    allowed = _within(visible.allowed, "allowed", binds)
+    denied = _within(visible.denied, "denied", binds)
+    return and_(inside, allowed, not_(denied)), binds
+
+
+def _within(scopes: Scopes, name: str, binds: dict[str, list[str]]) -> ColumnElement[bool]:
+    if scopes.everything:
+        return true()
+    parts: list[ColumnElement[bool]] = []
+    if scopes.projects:
+        binds[f"{name}_projects"] = sorted(scopes.projects)
+        parts.append(one_of(models.c.project, f"{name}_projects"))
+    if scopes.models:
+        binds[f"{name}_models"] = sorted(f"{model.project}/{model.name}" for model in scopes.models)
+        parts.append(one_of(models.c.project + "/" + models.c.name, f"{name}_models"))
+    return or_(*parts) if parts else false()
