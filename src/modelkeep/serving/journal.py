@@ -193,6 +193,7 @@ class Journal:
 
         Raises:
             JournalDamaged: a line before the last one is not what was written.
+            SchemaTooNew: a line is what was written, by a release that says more than this one understands.
         """
         data = self._file.read()
         records, self._size, self._hash = self._parse(data)
@@ -278,5 +279,7 @@ def _read_line(chain: str, line: bytes) -> Record | None:
         return None
     try:
         return codec.decode(body, Record)
-    except errors.MalformedBody:
-        return None
+    except errors.MalformedBody as problem:
+        raise errors.SchemaTooNew(
+            "The gateway's journal was written by a newer release; start that one, or move the journal away."
+        ) from problem

@@ -1,0 +1,179 @@
+"""Counting: callers once per rollout whatever front they reach, ticks numbered and sent until taken, nothing
+lost."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelkeep.core.observation import TICKS_PER_REPORT_MAX, SideCounts, Tick
+from modelkeep.core.routing import Epoch, Role
+from modelkeep.serving import counting
+from modelkeep.serving.counting import BUCKETS_MS, Callers, Ledger, RouteTally, count
+
+NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
+EVENTS = st.lists(
+    st.tuples(
+        st.integers(0, 2),  # front
+        st.integers(0, 7),  # caller
+        st.booleans(),  # failed
+        st.booleans(),  # slow
+        st.booleans(),  # then collect
+    ),
+    max_size=60,
+)
+
+
+def record(
+    tally: RouteTally, callers: Callers, caller: int, *, failed: bool = False, slow: bool = False
+) -> None:
+    """One answered request of the candidate."""
+    count(tally.candidate, callers, caller, 2.0, failed=failed, refused=False, violation=False, slow=slow)
+
+
+@pytest.mark.req("S6")
+@given(events=EVENTS)
+def test_a_caller_is_new_and_first_failing_once_over_all_fronts(
+    events: list[tuple[int, int, bool, bool, bool]],
+) -> None:
+    """However requests spread over fronts and ticks, sums over a rollout count each caller once."""
+    ledger = Ledger(NOW, 1)
+    tallies = [RouteTally("e", "ro", Epoch(1, 1), 500_000) for _ in range(3)]
+    books = [Callers() for _ in range(3)]
+    for front, caller, failed, slow, collect in events:
+        record(tallies[front], books[front], caller, failed=failed, slow=slow)
+        if collect:
+            for tally in tallies:
+                if (counts := tally.collect()) is not None:
+                    ledger.add(counts)
+            ledger.close(NOW)
+    for tally in tallies:
+        if (counts := tally.collect()) is not None:
+            ledger.add(counts)
+    ledger.close(NOW)
+    total = SideCounts()
+    for tick in ledger.to_send():
+        total = total.plus(tick.candidate)
+    assert total.requests == len(events)
+    assert total.errors == sum(failed for _, _, failed, _, _ in events)
+    assert total.new_callers == len({caller for _, caller, _, _, _ in events})
+    assert total.callers_first_error == len({caller for _, caller, failed, _, _ in events if failed})
+    assert total.callers_first_slow == len({caller for _, caller, _, slow, _ in events if slow})
+    assert total.new_callers_failed <= min(total.new_callers, total.callers_first_error)
+
+
+@given(callers=st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=60))
+def test_on_one_front_the_first_request_of_a_caller_decides(callers: list[tuple[int, bool]]) -> None:
+    """`new_callers_failed` are those whose very first request failed."""
+    tally, book, ledger = RouteTally("e", "ro", Epoch(1, 1), 1), Callers(), Ledger(NOW, 1)
+    first: dict[int, bool] = {}
+    for caller, failed in callers:
+        record(tally, book, caller, failed=failed)
+        first.setdefault(caller, failed)
+    if (counts := tally.collect()) is not None:
+        ledger.add(counts)
+    ledger.close(NOW)
+    assert sum(tick.candidate.new_callers_failed for tick in ledger.to_send()) == sum(first.values())
+
+
+def test_past_the_bound_callers_are_no_longer_new() -> None:
+    """A full book counts requests and errors on, and no new or first-time caller: power is lost, validity is
+    not."""
+    book, tally = Callers(maximum=3), RouteTally("e", "ro", Epoch(1, 1), 1)
+    for caller in range(5):
+        record(tally, book, caller, failed=True)
+    assert (tally.candidate.requests, tally.candidate.errors) == (5, 5)
+    assert tally.candidate.new_failed == [0, 1, 2]
+    assert tally.candidate.first_error == [0, 1, 2]
+
+
+def test_refusals_and_violations_are_told_apart() -> None:
+    """The caller's fault is refused and no error; a violation is an error and named as such."""
+    tally = RouteTally("e", None, Epoch(1, 1), 0)
+    count(tally.stable, None, 0, 0.4, failed=False, refused=True, violation=False, slow=False)
+    count(tally.stable, None, 0, 99_999.0, failed=True, refused=False, violation=True, slow=True)
+    side = tally.stable
+    assert (side.requests, side.refused, side.errors, side.schema_violations, side.slow) == (2, 1, 1, 1, 1)
+    assert (side.buckets[0], side.buckets[-1], sum(side.buckets)) == (1, 1, 2)
+    assert side.duration_ms_max == 99_999.0
+    assert len(side.buckets) == len(BUCKETS_MS) + 1
+
+
+def test_few_different_error_texts_are_kept() -> None:
+    """What a person wants to read first: at most three, shortened, none twice."""
+    tally = RouteTally("e", "ro", Epoch(1, 1), 1)
+    for text in ("a", "a", "b" * 5_000, "c", "d"):
+        tally.note_error(text)
+    assert tally.errors_seen == ["a", "b" * 300, "c"]
+
+
+def _ticks(ledger: Ledger, number: int, rollout: str | None = "ro") -> None:
+    for index in range(number):
+        ledger.crashed("e", rollout, Epoch(1, 1), 1, Role.CANDIDATE)
+        ledger.close(NOW + timedelta(seconds=index))
+
+
+def test_ticks_are_numbered_and_sent_until_they_are_taken() -> None:
+    """Numbers rise by one from the start's own number; a lost answer has the same ticks sent again."""
+    ledger = Ledger(NOW, 1000)
+    _ticks(ledger, 3)
+    first = ledger.to_send()
+    assert [tick.number for tick in first] == [1000, 1001, 1002]
+    assert ledger.to_send() == first
+    ledger.taken([("e", "ro", 1001)])
+    assert ledger.to_send() == first[2:]
+    ledger.taken([("e", "ro", 1002), ("other", None, 5)])
+    assert ledger.waiting == 0
+
+
+@pytest.mark.req("S6")
+def test_while_the_control_plane_is_away_ticks_merge_and_none_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory is bounded, the sums are kept, and what went out once is never merged into something new."""
+    monkeypatch.setattr(counting, "TICKS_KEPT_MAX", 50)
+    ledger = Ledger(NOW, 1)
+    _ticks(ledger, 5)
+    sent = ledger.to_send()
+    _ticks(ledger, 500)
+    assert ledger.waiting <= 5 + 51
+    again = ledger.to_send()
+    assert again[:5] == sent
+    got: list[Tick] = []
+    while batch := ledger.to_send():
+        assert len(batch) <= TICKS_PER_REPORT_MAX
+        got += batch
+        ledger.taken([("e", "ro", batch[-1].number)])
+    assert sum(tick.candidate.crashes for tick in got) == 505
+    numbers = [tick.number for tick in got]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_rollout_without_traffic_has_ticks_too() -> None:
+    """ "Nothing came" is reported, so that silence can be told from absence; epochs are never mixed."""
+    ledger = Ledger(NOW, 1)
+    ledger.touch("e", "ro", Epoch(1, 2), 7)
+    ledger.touch("e", "ro", Epoch(1, 1), 3)
+    ledger.close(NOW + timedelta(seconds=1))
+    ticks = ledger.to_send()
+    assert [(tick.epoch.seq, tick.candidate_ppm, tick.stable.requests) for tick in ticks] == [
+        (1, 3, 0),
+        (2, 7, 0),
+    ]
+    assert [tick.number for tick in ticks] == [1, 2]
+    assert all(tick.ended_at - tick.started_at == timedelta(seconds=1) for tick in ticks)
+
+
+def test_callers_of_a_past_rollout_are_forgotten() -> None:
+    """A book is dropped with its rollout; the next one starts afresh."""
+    ledger, tally = Ledger(NOW, 1), RouteTally("e", "ro", Epoch(1, 1), 1)
+    record(tally, Callers(), 1)
+    counts = tally.collect()
+    assert counts is not None
+    ledger.add(counts)
+    ledger.add(counts)
+    ledger.forget([("e", "ro_2")])
+    ledger.add(counts)
+    ledger.close(NOW)
+    assert ledger.to_send()[0].candidate.new_callers == 2

@@ -1,0 +1,125 @@
+"""Moves between tables: forward as far as versions are ready and epochs allow, back at once, stable after a
+crash."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelkeep.core import errors
+from modelkeep.core.routing import EMPTY_TABLE, Epoch, Route, RoutingTable, VersionSpec, check_table
+from modelkeep.core.values import Digest
+from modelkeep.serving import moves
+
+DIGESTS = [Digest(f"sha256:{letter * 64}") for letter in "abcd"]
+ENDPOINTS = ["one", "two", "three"]
+EPOCHS = st.builds(Epoch, st.integers(1, 3), st.integers(0, 3))
+
+
+@st.composite
+def routes(draw: st.DrawFn, endpoint: str) -> Route:
+    """Any route of an endpoint."""
+    candidate = draw(st.none() | st.sampled_from(DIGESTS))
+    return Route(
+        endpoint=endpoint,
+        epoch=draw(EPOCHS),
+        stable=draw(st.sampled_from(DIGESTS)),
+        candidate=candidate,
+        candidate_ppm=draw(st.integers(0, 1_000_000)) if candidate else 0,
+        previous=draw(st.none() | st.sampled_from(DIGESTS)),
+    )
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> RoutingTable:
+    """Any table of up to three endpoints."""
+    chosen = tuple(draw(routes(name)) for name in ENDPOINTS if draw(st.booleans()))
+    named = set().union(*(route.digests for route in chosen)) if chosen else set()
+    specs = tuple(VersionSpec(model="m", number=1, semver="1.0.0", digest=d, files=()) for d in sorted(named))
+    return RoutingTable(number=draw(st.integers(1, 9)), routes=chosen, versions=specs)
+
+
+READY = st.sets(st.sampled_from(DIGESTS))
+
+
+@pytest.mark.req("S1", "S7")
+@given(live=tables(), desired=tables(), ready=READY)
+def test_a_move_forward_obeys_fencing_and_readiness(
+    live: RoutingTable, desired: RoutingTable, ready: set[Digest]
+) -> None:
+    """No route goes back in its epoch, and none gives weight to a version that is not ready."""
+    after = check_table(moves.next_table(live, desired, ready))
+    assert {route.endpoint for route in after.routes} <= {route.endpoint for route in desired.routes}
+    for route in after.routes:
+        have, want = live.route(route.endpoint), desired.route(route.endpoint)
+        assert want is not None
+        if route == have:
+            continue
+        assert have is None or route.epoch >= have.epoch
+        assert route.stable in ready
+        if route.candidate_ppm:
+            assert route.candidate in ready
+            assert route == want
+
+
+@given(live=tables(), desired=tables())
+def test_a_move_ends_where_it_wants_when_all_is_ready(live: RoutingTable, desired: RoutingTable) -> None:
+    """With everything ready, routes that are not fenced are as wanted; going on changes nothing more."""
+    after = moves.next_table(live, desired, DIGESTS)
+    for want in desired.routes:
+        have = live.route(want.endpoint)
+        fenced = have is not None and want.epoch < have.epoch
+        assert after.route(want.endpoint) == (have if fenced else want)
+    assert moves.next_table(after, desired, DIGESTS) == after
+
+
+@given(live=tables(), desired=tables(), ready=READY)
+def test_everything_that_is_obeyed_or_wanted_is_kept_loaded(
+    live: RoutingTable, desired: RoutingTable, ready: set[Digest]
+) -> None:
+    """The versions to load cover every route before and after the move."""
+    needed = moves.needed(live, desired)
+    for table in (live, moves.next_table(live, desired, ready)):
+        for route in table.routes:
+            assert route.digests <= set(needed)
+
+
+@pytest.mark.req("S7")
+@given(live=tables(), late=tables())
+def test_nothing_late_undoes_a_rollback(live: RoutingTable, late: RoutingTable) -> None:
+    """A table of the same age as the one before the rollback leaves the rolled-back route alone."""
+    for route in live.routes:
+        try:
+            after, former, removed = moves.taken_back(live, route.endpoint)
+        except errors.NoRollbackTarget:
+            assert route.candidate is None
+            assert route.previous is None
+            continue
+        assert former == route
+        rolled = after.route(route.endpoint)
+        assert rolled is not None
+        assert rolled.candidate is None
+        assert removed == (route.candidate or route.stable)
+        same_age = msgspec.structs.replace(live, number=99)
+        assert moves.next_table(after, same_age, DIGESTS).route(route.endpoint) == rolled
+        others = [other for other in after.routes if other.endpoint != route.endpoint]
+        assert others == sorted(
+            (other for other in live.routes if other.endpoint != route.endpoint), key=lambda r: r.endpoint
+        )
+
+
+def test_an_unknown_endpoint_cannot_be_taken_back() -> None:
+    """The refusal says where to look."""
+    with pytest.raises(errors.RouteNotFound, match="gateway status"):
+        moves.taken_back(EMPTY_TABLE, "nothing")
+
+
+@given(live=tables())
+def test_after_a_crash_nobody_has_weight_but_the_stable_versions(live: RoutingTable) -> None:
+    """Stable-only changes weights and nothing else, so that the same table from the control plane restores
+    it."""
+    after = moves.stable_only(live)
+    assert all(route.candidate_ppm == 0 for route in after.routes)
+    assert moves.next_table(after, live, DIGESTS).routes == tuple(
+        sorted(live.routes, key=lambda r: r.endpoint)
+    )

@@ -1,0 +1,147 @@
+"""The router of a front: swaps whole, assigns by key, pins by version, and loses no count over a swap."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelkeep.core.routing import Epoch, Role, Route, VersionSpec, choose
+from modelkeep.core.signature import DataType, Field, Signature
+from modelkeep.core.values import Digest
+from modelkeep.serving.counting import caller_hash, count
+from modelkeep.serving.messages import Swap
+from modelkeep.serving.router import Router, changes, named
+
+STABLE, CANDIDATE, PREVIOUS = (Digest(f"sha256:{letter * 64}") for letter in "abc")
+
+
+class Version:
+    """What a router needs of a version."""
+
+    def __init__(self, digest: Digest, semver: str) -> None:
+        self.digest = digest
+        self.semver = semver
+
+
+VERSIONS = {
+    STABLE: Version(STABLE, "1.0.0"),
+    CANDIDATE: Version(CANDIDATE, "2.0.0"),
+    PREVIOUS: Version(PREVIOUS, "0.9.0"),
+}
+
+
+def route(**changed: Any) -> Route:
+    """A canary at half, changed as asked."""
+    fields: dict[str, Any] = {
+        "endpoint": "churn", "epoch": Epoch(1, 1), "stable": STABLE, "candidate": CANDIDATE, "previous": PREVIOUS,
+        "candidate_ppm": 500_000, "salt": "s", "rollout": "ro_1", "key_header": "X-User",
+    }  # fmt: skip
+    return Route(**{**fields, **changed})
+
+
+def swap(serial: int, *changed: Route, removed: tuple[str, ...] = ()) -> Swap:
+    """A swap of these routes."""
+    return Swap(serial=serial, number=serial, changed=changed, removed=removed, versions=())
+
+
+def router(*swaps: Swap) -> Router[Version]:
+    """A router that obeyed these swaps."""
+    made: Router[Version] = Router()
+    for each in swaps:
+        made.swap(each, VERSIONS)
+    return made
+
+
+@pytest.mark.req("S3")
+@given(key=st.binary(min_size=1, max_size=40), ppm=st.integers(0, 1_000_000))
+def test_a_request_goes_where_the_core_says(key: bytes, ppm: int) -> None:
+    """The key header decides, whatever its case in the route; two fronts with one table agree."""
+    wanted = route(candidate_ppm=ppm)
+    for made in (router(swap(1, wanted)), router(swap(1, route()), swap(2, wanted))):
+        role, caller = made.targets[b"churn"].assign({b"x-user": key}, b"10.0.0.1")
+        assert role is choose(wanted, key)
+        assert caller == caller_hash(key)
+
+
+def test_without_its_header_a_caller_is_its_address() -> None:
+    """A missing or empty header falls back to the address; so does a route that names none."""
+    target = router(swap(1, route())).targets[b"churn"]
+    for headers in ({}, {b"x-user": b""}):
+        assert target.assign(headers, b"10.0.0.1") == (choose(route(), b"10.0.0.1"), caller_hash(b"10.0.0.1"))
+    plain = router(swap(1, route(key_header=None))).targets[b"churn"]
+    assert plain.assign({b"x-user": b"me"}, b"10.0.0.1")[1] == caller_hash(b"10.0.0.1")
+
+
+def test_without_a_rollout_nobody_is_hashed() -> None:
+    """A route without candidate and rollout costs no hash: everybody is on stable, counted as requests
+    only."""
+    quiet = route(candidate=None, candidate_ppm=0, rollout=None)
+    assert router(swap(1, quiet)).targets[b"churn"].assign({b"x-user": b"me"}, b"") == (Role.STABLE, 0)
+
+
+def test_an_older_swap_changes_nothing() -> None:
+    """Swaps that arrive out of order or twice are ignored."""
+    made = router(swap(5, route(candidate_ppm=1)))
+    made.swap(swap(4, route(candidate_ppm=999_999)), VERSIONS)
+    made.swap(swap(5, removed=("churn",)), VERSIONS)
+    assert made.targets[b"churn"].route.candidate_ppm == 1
+
+
+def test_a_pinned_version_is_one_that_the_route_has_loaded() -> None:
+    """Stable, candidate and previous can be asked for by version; others cannot."""
+    target = router(swap(1, route())).targets[b"churn"]
+    assert [target.pinned(text) for text in ("1.0.0", "2.0.0", "0.9.0", "3.0.0")] == [
+        VERSIONS[STABLE], VERSIONS[CANDIDATE], VERSIONS[PREVIOUS], None,
+    ]  # fmt: skip
+
+
+@pytest.mark.req("S6")
+def test_a_late_answer_is_counted_under_the_epoch_it_was_sent_under() -> None:
+    """After a swap the former epoch's tally stays until its last request is answered and handed over."""
+    made = router(swap(1, route()))
+    old = made.targets[b"churn"]
+    old.tally.open += 1
+    made.swap(swap(2, route(epoch=Epoch(1, 2), candidate_ppm=900_000)), VERSIONS)
+    assert old.tally in made.tallies()
+    count(old.tally.candidate, None, 0, 1.0, failed=False, refused=False, violation=False, slow=False)
+    old.tally.open -= 1
+    handed_over = [counts for tally in made.tallies() if (counts := tally.collect())]
+    assert [(c.epoch, c.candidate_ppm, c.candidate.counts.requests) for c in handed_over] == [
+        (Epoch(1, 1), 500_000, 1)
+    ]
+    assert old.tally not in made.tallies()
+
+
+def test_callers_are_remembered_for_a_rollout_and_forgotten_after_it() -> None:
+    """Raising the weight keeps the rollout's callers; the end of the rollout frees them."""
+    made = router(swap(1, route()))
+    books = made.targets[b"churn"].callers
+    made.swap(swap(2, route(epoch=Epoch(1, 2), candidate_ppm=900_000)), VERSIONS)
+    assert made.targets[b"churn"].callers is books
+    made.swap(swap(3, route(epoch=Epoch(1, 3), rollout="ro_2")), VERSIONS)
+    assert made.targets[b"churn"].callers is not books
+
+
+def test_only_what_changed_is_sent() -> None:
+    """The difference of two tables is the new, the changed and the gone."""
+    same, before, gone = route(endpoint="same"), route(endpoint="x"), route(endpoint="gone")
+    after, new = route(endpoint="x", candidate_ppm=1), route(endpoint="new")
+    assert changes((same, before, gone), (same, after, new)) == ((after, new), ("gone",))
+
+
+def test_a_versions_name_is_safe_in_a_header() -> None:
+    """Whatever a table calls a version, no line break reaches a header; tensors are named in the protocol's
+    words."""
+    fields = (Field(name="img", type=DataType.FLOAT32, shape=(3, -1)),)
+    spec = VersionSpec(
+        model="a\r\nX: y",
+        number=1,
+        semver="1.0.0",
+        digest=STABLE,
+        files=(),
+        signature=Signature(inputs=fields),
+    )
+    name = named(spec)
+    assert name.label == "a??X: y:1.0.0"
+    assert (name.inputs[0].datatype, name.inputs[0].shape) == ("FP32", (-1, 3, -1))
