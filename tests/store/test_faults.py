@@ -213,6 +213,25 @@ print("verified")
 """
 
 
+@pytest.mark.journey
+@pytest.mark.req("G8")
+@pytest.mark.parametrize("when", ["10", "12..14", "11..19+4"])
+def test_a_flush_that_fails_keeps_nothing(tmp_path: Path, when: str) -> None:
+    """When the disk cannot flush a commit its writers are told, nothing of it is kept, and the next ones go on."""
+    if shutil.which("strace") is None:
+        missing("strace, which makes flushes fail", "apt-get install strace")
+    fault = f"inject=fsync,fdatasync:error=EIO:when={when}"
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    tracer = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e", fault]
+    command = [*tracer, *WRITES, url, "p", "1", "40"]
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    said = done.stdout.splitlines()
+    acknowledged = [line for line in said if not line.startswith("error")]
+    assert {line for line in said if line.startswith("error")} == {"error STORE_UNAVAILABLE"}
+    with Database.open(url) as database:
+        assert check_against(database, acknowledged) == len(acknowledged) >= 30
+
+
 # -------------------------------------------------------------------------- Postgres, one exchange at a time
 
 

@@ -13,9 +13,9 @@ This file does not know what jobs do.
 
 What an answer means:
 - a result, or an error wrapped in `Kept`: the changes are on disk;
-- any other error: this job changed nothing. Two exceptions can be told by no database. Where SQLite fails
-  while flushing and the machine then loses power, the change may still be found afterwards. Where Postgres
-  vanishes during the commit and the number of the transaction cannot be asked for in time, StoreUnavailable
+- any other error: this job changed nothing. Two exceptions can be told by nobody. Where SQLite's flush fails
+  and the process dies before the next commit, which would write over it, the change may be found afterwards.
+  Where Postgres vanishes during the commit and cannot be asked in time what became of it, StoreUnavailable
   says so (`unknown`). Whoever repeats such a write sends an idempotency key.
 """
 
@@ -234,7 +234,7 @@ class Writer:
             self._committed(last)
 
     def _fail(self, group: list[_Job], error: BaseException) -> None:
-        self._drop_connection()
+        self._rewind()
         for job in group:
             job.error = error
 
@@ -243,7 +243,7 @@ class Writer:
             try:
                 return self._try(group)
             except Lost as lost:
-                self._drop_connection()
+                self._rewind()
                 if not lost.again or attempt == TRIES_MAX:
                     raise
                 time.sleep(PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
@@ -298,8 +298,26 @@ class Writer:
                 raise Lost(problem, again=False) from problem
         return self._connection
 
+    def _rewind(self) -> None:
+        """Undo what was not committed, on the connection as long as it lives.
+
+        On SQLite it must not be closed for that: after a failed flush the next one to open the file could
+        take what lies in the write-ahead file for committed; a connection that goes on writes over it.
+        """
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if self._dialect.in_transaction(connection):
+                connection.execute("rollback")
+        except self._dialect.failures:
+            self._drop_connection()
+        else:
+            if not self._dialect.usable(connection):
+                self._drop_connection()
+
     def _drop_connection(self) -> None:
-        """Close the connection, which undoes what was not committed; the next group opens a new one."""
+        """Close the connection; the next group opens a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(*self._dialect.failures):
