@@ -481,9 +481,11 @@ def test_closing_finishes_what_waits(database: Database) -> None:
 # ------------------------------------------------------------------------------------------- addresses, files
 
 
-@pytest.mark.parametrize(
-    "url", ["", "sqlite:", "sqlite://", "sqlite:///", "mysql://x/y", "store.db", "postgresql:x"]
-)
+NO_ADDRESSES = ["", "sqlite:", "sqlite://", "sqlite:///", "mysql://x/y", "store.db", "postgresql:x"]
+NO_ADDRESSES += ["postgresql://h:port/x", "postgresql://h/x?colour=blue"]
+
+
+@pytest.mark.parametrize("url", NO_ADDRESSES)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     """The error says what an address looks like."""
     with pytest.raises(errors.InvalidSetting, match="sqlite:///PATH"):

@@ -217,7 +217,7 @@ print("verified")
 @pytest.mark.req("G8")
 @pytest.mark.parametrize("when", ["10", "12..14", "11..19+4"])
 def test_a_flush_that_fails_keeps_nothing(tmp_path: Path, when: str) -> None:
-    """When the disk cannot flush a commit its writers are told, nothing of it is kept, and the next ones go on."""
+    """When the disk cannot flush a commit its writers are told, nothing of it is kept, the next go on."""
     if shutil.which("strace") is None:
         missing("strace, which makes flushes fail", "apt-get install strace")
     fault = f"inject=fsync,fdatasync:error=EIO:when={when}"

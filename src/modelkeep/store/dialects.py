@@ -128,7 +128,11 @@ def choose(url: str) -> Dialect:
     scheme, separator, rest = url.partition("://")
     if separator and scheme in ("postgresql", "postgres", "postgresql+psycopg"):
         return Postgres(f"postgresql://{rest}")
-    raise errors.InvalidSetting(
+    raise _no_address()
+
+
+def _no_address() -> errors.InvalidSetting:
+    return errors.InvalidSetting(
         "The database address must be sqlite:///PATH or postgresql://USER@HOST:PORT/NAME.", setting="database"
     )
 
@@ -311,8 +315,11 @@ class Postgres:
         self._psycopg = psycopg
         self.failures: tuple[type[Exception], ...] = (psycopg.Error,)
         self.url = url
-        parts = urlsplit(url)
-        self._place = f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
+        try:
+            parts = urlsplit(url)
+            self._place = f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
+        except ValueError as problem:
+            raise _no_address() from problem
         # SQLAlchemy left this constructor untyped.
         self.compiler: Compiler = postgres_compiler(paramstyle="format")  # type: ignore[no-untyped-call]
         self.statements = Statements(self.compiler)
@@ -343,6 +350,8 @@ class Postgres:
                 keepalives_count=3,
                 options=" ".join(f"-c {name}={value}" for name, value in options.items()),
             )
+        except self._psycopg.ProgrammingError as problem:
+            raise _no_address() from problem
         except self._psycopg.OperationalError as problem:
             raise self._unreachable(problem) from problem
         if connection.info.server_version < POSTGRES_MIN * 10_000:
