@@ -45,6 +45,7 @@ class EventKind(StrEnum):
     REQUEST_REVIEWED = "request.reviewed"  # approve | reject | comment, with the digests that were seen
     REQUEST_DISMISSED = "request.approvals_dismissed"  # which approvals no longer count, and why
     REQUEST_CLOSED = "request.closed"  # promoted | rejected | withdrawn | expired
+    PROMOTION_GRANTED = "promotion.granted"  # every gate's verdict, where a rollout has to succeed first
     PROMOTION_DENIED = "promotion.denied"  # every gate's verdict
     POLICY_CHANGED = "policy.changed"  # scope, version, digest
     STAGES_CHANGED = "stages.changed"  # the graph of a model

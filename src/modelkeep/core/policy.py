@@ -7,12 +7,16 @@ answer for ever. Approvals, which are about people rather than about facts, are 
 """
 
 import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import Struct, field
 
 from modelkeep.core import codec, errors, metadata, values
+from modelkeep.core.access import ROLE_VERBS, Role, Verb
 from modelkeep.core.catalog import Direction, Metric, ModelVersion
 from modelkeep.core.values import Digest
 
@@ -22,6 +26,12 @@ CHECKLIST_MAX = 100
 """Items of one checklist."""
 APPROVALS_MAX = 20
 """People whose approval one stage can ask for."""
+EXPIRES_MIN_S = 60.0
+"""The shortest life of a request: long enough to read it."""
+EXPIRES_MAX_S = 366 * 86_400.0
+"""The longest life of a request: what was true a year ago has to be looked at again."""
+SCHEMA = "modelkeep.policy/v1"
+"""The form of the documents that this release reads."""
 
 
 class Outcome(StrEnum):
@@ -101,6 +111,7 @@ class GateResult(Struct, frozen=True, kw_only=True):
 class Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="gate"):
     """A rule. Subclasses are the rows of the gate table; their docstrings are its reference page."""
 
+    waivable: ClassVar[bool] = True
     mode: Mode = Mode.ENFORCE
 
     @property
@@ -109,7 +120,12 @@ class Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fi
         return str(self.__struct_config__.tag)
 
     def examine(self, facts: Facts) -> Finding:
+        """What the rule says of the facts."""
         raise NotImplementedError
+
+    def problem(self) -> str | None:
+        """What is wrong with the rule as it is written, for whoever writes it."""
+        return None
 
 
 class SignatureGate(Gate, frozen=True, tag="signature"):
@@ -129,7 +145,9 @@ class SignatureGate(Gate, frozen=True, tag="signature"):
 
 
 class FilesVerifiedGate(Gate, frozen=True, tag="files_verified"):
-    """The stored bytes were hashed again and are still what was registered."""
+    """The stored bytes were hashed again and are still what was registered. It cannot be waived."""
+
+    waivable: ClassVar[bool] = False
 
     def examine(self, facts: Facts) -> Finding:
         seen = {"digest": facts.version.digest, "verified": facts.files_verified}
@@ -167,15 +185,30 @@ class MetadataGate(Gate, frozen=True, tag="metadata"):
                 fix="register a version whose metadata has these fields",
                 seen=seen,
             )
-        return Finding(outcome=Outcome.PASSED, why=f"{', '.join(self.fields)} are filled in", seen=seen)
+        return Finding(outcome=Outcome.PASSED, why=f"filled in: {', '.join(self.fields)}", seen=seen)
+
+    def problem(self) -> str | None:
+        if not 0 < len(self.fields) <= CHECKLIST_MAX or not all(self.fields):
+            return f"needs 1 to {CHECKLIST_MAX} fields, for example business.owner"
+        return None
 
 
 def _number(value: float) -> str:
     return f"{value:.6g}"
 
 
+def _exact(value: float) -> Decimal:
+    """The number as people write it: 0.94 - 0.93 is 0.01 then, which it is not between binary fractions."""
+    return Decimal(repr(value))
+
+
+def _part(split: str | None, slice_of: str | None) -> str:
+    """How a metric's split and slice are written behind its name."""
+    return (f"@{split}" if split is not None else "") + (f"[{slice_of}]" if slice_of is not None else "")
+
+
 class MetricGate(Gate, frozen=True, tag="metric"):
-    """A metric is at least `min` or at most `max`. A metric that was not measured is inconclusive."""
+    """A metric is at least `min`, at most `max`, or both. One that was not measured is inconclusive."""
 
     name: str
     min: float | None = None
@@ -185,82 +218,134 @@ class MetricGate(Gate, frozen=True, tag="metric"):
 
     @property
     def label(self) -> str:
-        return f"metric:{self.name}"
+        return f"metric:{self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """The metric with its split and slice."""
+        return self.name + _part(self.split, self.slice)
 
     def examine(self, facts: Facts) -> Finding:
         metric = facts.version.metric(self.name, self.split, self.slice)
-        wanted = " and ".join(
-            text
-            for text in (
-                f"at least {_number(self.min)}" if self.min is not None else "",
-                f"at most {_number(self.max)}" if self.max is not None else "",
-            )
-            if text
-        )
+        limits = (("at least", self.min), ("at most", self.max))
+        wanted = " and ".join(f"{word} {_number(limit)}" for word, limit in limits if limit is not None)
         if metric is None:
             return Finding(
                 outcome=Outcome.INCONCLUSIVE,
-                why=f"{self.name} was not measured",
-                fix=f"register the version with the metric {self.name} ({wanted})",
-                seen={"metric": self.name, "value": None},
+                why=f"{self.shown} was not measured",
+                fix=f"register the version with the metric {self.shown} ({wanted})",
+                seen={"metric": self.shown, "value": None},
             )
-        seen = {"metric": self.name, "value": metric.value, "min": self.min, "max": self.max}
-        short = (self.min is not None and metric.value < self.min) or (
-            self.max is not None and metric.value > self.max
-        )
-        if short:
-            why = f"{self.name} is {_number(metric.value)}; {wanted} is required"
-            return Finding(outcome=Outcome.FAILED, why=why, fix=f"reach {self.name} {wanted}", seen=seen)
-        why = f"{self.name} is {_number(metric.value)}; {wanted} is required"
+        seen = {"metric": self.shown, "value": metric.value, "min": self.min, "max": self.max}
+        why = f"{self.shown} is {_number(metric.value)}; {wanted} is required"
+        low = self.min is not None and metric.value < self.min
+        high = self.max is not None and metric.value > self.max
+        if low or high:
+            return Finding(outcome=Outcome.FAILED, why=why, fix=f"reach {self.shown} {wanted}", seen=seen)
         return Finding(outcome=Outcome.PASSED, why=why, seen=seen)
+
+    def problem(self) -> str | None:
+        if not self.name:
+            return "needs the 'name' of a metric"
+        if self.min is None and self.max is None:
+            return "needs 'min' or 'max'"
+        if not all(math.isfinite(limit) for limit in (self.min, self.max) if limit is not None):
+            return "needs limits that are finite numbers"
+        if self.min is not None and self.max is not None and self.min > self.max:
+            return "can never pass, because 'min' is above 'max'"
+        return None
 
 
 class BetterThanGate(Gate, frozen=True, tag="better_than"):
-    """A metric is better than that of the version now in the stage, or not worse by more than `tolerance`.
+    """A metric is not worse than that of the version now in the stage by more than `tolerance`, or, with
+    `by`, better by at least that much.
 
-    Passes when the stage is empty. `by` asks for a gain of at least that much instead.
+    Passes when the stage is empty. Inconclusive when one of the two was not measured, or when they were
+    measured on different data, in different units, or with different ideas of which way is better.
     """
 
     metric: str
     tolerance: float = 0.0
     by: float | None = None
     split: str | None = None
+    slice: str | None = None
 
     @property
     def label(self) -> str:
-        return f"better_than:{self.metric}"
+        return f"better_than:{self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """The metric with its split and slice."""
+        return self.metric + _part(self.split, self.slice)
 
     def examine(self, facts: Facts) -> Finding:
-        if facts.incumbent is None:
+        incumbent = facts.incumbent
+        if incumbent is None:
             return Finding(outcome=Outcome.PASSED, why="the stage is empty, there is nothing to compare with")
-        mine = facts.version.metric(self.metric, self.split)
-        theirs = facts.incumbent.metric(self.metric, self.split)
+        mine = facts.version.metric(self.metric, self.split, self.slice)
+        theirs = incumbent.metric(self.metric, self.split, self.slice)
+        seen = {
+            "incumbent": incumbent.digest,
+            "value": mine.value if mine is not None else None,
+            "theirs": theirs.value if theirs is not None else None,
+        }
         if mine is None or theirs is None:
-            absent = facts.version if mine is None else facts.incumbent
+            absent = facts.version if mine is None else incumbent
             return Finding(
                 outcome=Outcome.INCONCLUSIVE,
-                why=f"{self.metric} was not measured for {absent.reference}",
-                fix=f"measure {self.metric} for both versions on the same data",
-                seen={"incumbent": facts.incumbent.digest},
+                why=f"{self.shown} was not measured for {absent.reference}",
+                fix=f"measure {self.shown} for both versions on the same data",
+                seen=seen,
             )
-        return self._compare(mine, theirs, facts.incumbent)
+        unlike = _unlike(mine, theirs)
+        if unlike is not None:
+            return Finding(
+                outcome=Outcome.INCONCLUSIVE,
+                why=f"{self.shown} cannot be compared with that of {incumbent.semver}: {unlike}",
+                fix=f"measure {self.shown} for both versions on the same data and in the same way",
+                seen=seen | {"unlike": unlike},
+            )
+        return self._compare(mine, theirs, incumbent, seen)
 
-    def _compare(self, mine: Metric, theirs: Metric, incumbent: ModelVersion) -> Finding:
-        sign = 1.0 if mine.better is Direction.HIGHER else -1.0
-        gain = sign * (mine.value - theirs.value)
-        need = self.by if self.by is not None else -self.tolerance
-        seen = {"incumbent": incumbent.digest, "value": mine.value, "theirs": theirs.value, "need": need}
-        why = (
-            f"{self.metric} is {_number(mine.value)} against {_number(theirs.value)} of {incumbent.semver} "
-            f"({'better' if gain > 0 else 'equal' if gain == 0 else 'worse'} by {_number(abs(gain))})"
-        )
+    def _compare(
+        self, mine: Metric, theirs: Metric, incumbent: ModelVersion, seen: Mapping[str, Any]
+    ) -> Finding:
+        sign = 1 if mine.better is Direction.HIGHER else -1
+        gain = sign * (_exact(mine.value) - _exact(theirs.value))
+        need = _exact(self.by) if self.by is not None else -_exact(self.tolerance)
+        how = f"{'better' if gain > 0 else 'worse'} by {_number(float(abs(gain)))}" if gain else "equal"
+        against = f"{_number(theirs.value)} of {incumbent.semver} ({how})"
+        why = f"{self.shown} is {_number(mine.value)} against {against}"
         if gain >= need:
-            return Finding(outcome=Outcome.PASSED, why=why, seen=seen)
-        limit = theirs.value + sign * need
-        word = "at least" if sign > 0 else "at most"
-        return Finding(
-            outcome=Outcome.FAILED, why=why, fix=f"reach {self.metric} {word} {_number(limit)}", seen=seen
-        )
+            return Finding(outcome=Outcome.PASSED, why=why, seen=dict(seen))
+        limit = float(_exact(theirs.value) + sign * need)
+        fix = f"reach {self.shown} {'at least' if sign > 0 else 'at most'} {_number(limit)}"
+        return Finding(outcome=Outcome.FAILED, why=why, fix=fix, seen=dict(seen))
+
+    def problem(self) -> str | None:
+        if not self.metric:
+            return "needs the name of a 'metric'"
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            return "has a 'tolerance' that is not a number from 0 up; use 'by' to ask for a gain"
+        if self.by is not None and not (math.isfinite(self.by) and self.by >= 0):
+            return "has a 'by' that is not a number from 0 up; use 'tolerance' to allow a loss"
+        if self.by is not None and self.tolerance:
+            return "has both 'by' and 'tolerance'; keep one of them"
+        return None
+
+
+def _unlike(mine: Metric, theirs: Metric) -> str | None:
+    """Why two measurements of one name are not measurements of one thing."""
+    if mine.better is not theirs.better:
+        return f"{mine.better} is better here, {theirs.better} there"
+    for what, here, there in (
+        ("unit", mine.unit, theirs.unit),
+        ("data set", mine.dataset, theirs.dataset),
+    ):
+        if here is not None and there is not None and here != there:
+            return f"the {what} is {here} here, {there} there"
+    return None
 
 
 class ChecklistGate(Gate, frozen=True, tag="checklist"):
@@ -276,10 +361,17 @@ class ChecklistGate(Gate, frozen=True, tag="checklist"):
             return Finding(
                 outcome=Outcome.FAILED,
                 why=f"not ticked: {', '.join(open_items)}",
-                fix=f"modelkeep review REQUEST --check {open_items[0]!r}=EVIDENCE",
+                fix=f"vouch for it: modelkeep review REQUEST --check '{open_items[0]}=EVIDENCE'",
                 seen=seen,
             )
-        return Finding(outcome=Outcome.PASSED, why=f"all {len(self.items)} items are ticked", seen=seen)
+        return Finding(outcome=Outcome.PASSED, why=f"ticked: {', '.join(self.items)}", seen=seen)
+
+    def problem(self) -> str | None:
+        if not 0 < len(self.items) <= CHECKLIST_MAX or len(set(self.items)) != len(self.items):
+            return f"needs 1 to {CHECKLIST_MAX} different items"
+        if not all(item.strip() and "=" not in item for item in self.items):
+            return "needs items that are not empty and hold no '='"
+        return None
 
 
 GATES: tuple[type[Gate], ...] = (
@@ -292,6 +384,9 @@ GATES: tuple[type[Gate], ...] = (
 )
 """The gate table: a new gate is a class above and a row here."""
 
+VOTING_ROLES = tuple(sorted(role.value for role in Role if Verb.REVIEW in ROLE_VERBS[role]))
+"""The roles that a policy can ask approvals of; the others may not review at all."""
+
 AnyGate = FilesVerifiedGate | SignatureGate | MetadataGate | MetricGate | BetterThanGate | ChecklistGate
 
 
@@ -301,6 +396,18 @@ class Approvals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     count: int = 0
     roles: tuple[str, ...] = ("approver", "maintainer", "admin")
     expires_s: float = 14 * 86_400.0
+
+    def problem(self) -> str | None:
+        """What is wrong with the numbers and roles, for whoever writes the policy."""
+        if not 0 <= self.count <= APPROVALS_MAX:
+            return f"may ask for 0 to {APPROVALS_MAX} approvals"
+        if not EXPIRES_MIN_S <= self.expires_s <= EXPIRES_MAX_S:
+            return "lets a request live for a minute up to a year (expires_s)"
+        unfit = [role for role in self.roles if role not in VOTING_ROLES]
+        if unfit or (self.count and not self.roles):
+            named = f", not {unfit[0]!r}" if unfit else ""
+            return f"takes approvals of {', '.join(VOTING_ROLES)}{named}"
+        return None
 
 
 class StageRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -314,11 +421,12 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole policy document. A stage that is not named asks for nothing."""
 
     name: str
-    schema: str = "modelkeep.policy/v1"
+    schema: str = SCHEMA
     description: str = ""
     stages: dict[str, StageRules] = {}
 
     def rules(self, stage: str) -> StageRules:
+        """What this stage asks for."""
         return self.stages.get(stage, StageRules())
 
 
@@ -338,50 +446,49 @@ def read_policy(text: str | bytes) -> Policy:
     except errors.MalformedBody as problem:
         known = ", ".join(str(gate.__struct_config__.tag) for gate in GATES)
         raise errors.InvalidPolicy(f"This is not a policy: {problem} The gates are: {known}.") from problem
-    if policy.schema != "modelkeep.policy/v1":
+    if policy.schema != SCHEMA:
         raise errors.InvalidPolicy(
-            f"The policy schema {policy.schema!r} is unknown; write 'modelkeep.policy/v1'."
+            f"The policy schema {values.printable(policy.schema)[:60]!r} is unknown; write {SCHEMA!r}."
         )
     values.check_name(policy.name, "policy")
+    _check_texts(codec.builtins(policy))
     for stage, rules in policy.stages.items():
-        values.check_name(stage, "stage")
+        if values.check_name(stage, "stage") != stage.lower():
+            raise errors.InvalidPolicy(f"Stages are written in lower case: {stage.lower()!r}, not {stage!r}.")
         _check_rules(stage, rules)
     return policy
 
 
+def _check_texts(value: object) -> None:
+    """Every text of a policy is shown to people sooner or later."""
+    match value:
+        case str():
+            values.check_text(value, "policy")
+        case dict():
+            for key, item in value.items():
+                _check_texts(key)
+                _check_texts(item)
+        case list() | tuple():
+            for item in value:
+                _check_texts(item)
+
+
 def _check_rules(stage: str, rules: StageRules) -> None:
     if len(rules.gates) > GATES_MAX:
-        raise errors.InvalidPolicy(f"The stage {stage!r} has more than {GATES_MAX} gates.")
-    if not 0 <= rules.approvals.count <= APPROVALS_MAX:
-        raise errors.InvalidPolicy(f"The stage {stage!r} may ask for 0 to {APPROVALS_MAX} approvals.")
-    if not 60 <= rules.approvals.expires_s <= 366 * 86_400:
-        raise errors.InvalidPolicy(
-            f"Requests for {stage!r} may expire after a minute up to a year (expires_s)."
-        )
+        raise errors.InvalidPolicy(f"The stage {stage!r} has more than {GATES_MAX} gates; merge some.")
+    wrong = rules.approvals.problem()
+    if wrong is not None:
+        raise errors.InvalidPolicy(f"The policy for {stage!r} {wrong}.")
     labels: set[str] = set()
     for gate in rules.gates:
+        wrong = gate.problem()
+        if wrong is not None:
+            raise errors.InvalidPolicy(f"The gate {gate.label!r} for {stage!r} {wrong}.")
         if gate.label in labels:
             raise errors.InvalidPolicy(
                 f"The gate {gate.label!r} stands twice for the stage {stage!r}; merge them."
             )
         labels.add(gate.label)
-        match gate:
-            case MetricGate(min=None, max=None):
-                raise errors.InvalidPolicy(f"The gate {gate.label!r} needs 'min' or 'max'.")
-            case BetterThanGate(tolerance=tolerance) if tolerance < 0:
-                raise errors.InvalidPolicy(
-                    f"The tolerance of {gate.label!r} must not be negative; use 'by' to ask for a gain."
-                )
-            case ChecklistGate(items=items) if not 0 < len(items) <= CHECKLIST_MAX or len(set(items)) != len(
-                items
-            ):
-                raise errors.InvalidPolicy(f"A checklist has 1 to {CHECKLIST_MAX} different items.")
-            case MetadataGate(fields=()):
-                raise errors.InvalidPolicy(
-                    "The gate 'metadata' needs at least one field, for example business.owner."
-                )
-            case _:
-                pass
 
 
 def evaluate(rules: StageRules, facts: Facts) -> tuple[GateResult, ...]:
@@ -392,28 +499,33 @@ def evaluate(rules: StageRules, facts: Facts) -> tuple[GateResult, ...]:
 
 def _answer(gate: Gate, facts: Facts, waiver: Waiver | None) -> GateResult:
     finding = gate.examine(facts)
-    # The evidence is what the gate saw of the world, so that an approval of it falls when the world changes.
+    outcome, why, fix = finding.outcome, finding.why, finding.fix
+    waived = waiver if waiver is not None and gate.waivable and outcome is not Outcome.PASSED else None
+    if waived is not None:
+        outcome, why, fix = Outcome.WAIVED, f"{why}; waived by {waived.by}: {waived.reason}", ""
+    # The evidence is what the gate saw of the world, and who took it upon themselves, so that an approval of
+    # it falls when either changes.
     document = codec.canonical(
-        {"gate": gate.label, "rule": gate, "version": facts.version.digest, "seen": finding.seen}
+        {
+            "gate": gate.label,
+            "rule": gate,
+            "version": facts.version.digest,
+            "seen": finding.seen,
+            "waived": waived,
+        }
     )
-    evidence = Digest("sha256:" + hashlib.sha256(b"modelkeep.evidence.v1\n" + document).hexdigest())
-    outcome, why = finding.outcome, finding.why
-    if waiver is not None and outcome is not Outcome.PASSED:
-        why = f"{why}; waived by {waiver.by}: {waiver.reason}"
-        return GateResult(
-            gate=gate.label,
-            outcome=Outcome.WAIVED,
-            mode=gate.mode,
-            why=why,
-            evidence=evidence,
-            waived_by=waiver.by,
-        )
     return GateResult(
-        gate=gate.label, outcome=outcome, mode=gate.mode, why=why, fix=finding.fix, evidence=evidence
+        gate=gate.label,
+        outcome=outcome,
+        mode=gate.mode,
+        why=why,
+        fix=fix,
+        evidence=Digest("sha256:" + hashlib.sha256(b"modelkeep.evidence.v1\n" + document).hexdigest()),
+        waived_by=waived.by if waived is not None else None,
     )
 
 
-def evidence_digest(results: tuple[GateResult, ...]) -> Digest:
+def evidence_digest(results: Sequence[GateResult]) -> Digest:
     """One digest over everything the gates saw."""
     document = codec.canonical([[result.gate, result.evidence] for result in results])
     return Digest("sha256:" + hashlib.sha256(b"modelkeep.evidence-list.v1\n" + document).hexdigest())

@@ -5,16 +5,25 @@ every gate's answer. It is pure: what it is given is stored with the decision, s
 later. Moving the stage is the service's part; moving traffic is `rollout`'s.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, field, structs
 
-from modelkeep.core import errors, policy
+from modelkeep.core import codec, errors, policy, values
 from modelkeep.core.catalog import ModelVersion, StageGraph
-from modelkeep.core.policy import Facts, GateResult, Policy
+from modelkeep.core.events import Event, EventKind
+from modelkeep.core.policy import Facts, GateResult, Outcome, Policy
 from modelkeep.core.values import Actor, Digest, ModelName
+
+STAGES_MAX = 20
+"""Stages of one model: a reader must be able to keep them in mind."""
+REVIEWS_MAX = 500
+"""Votes and comments on one request: a discussion, not a mailing list."""
+TICKET_MAX = 500
+"""Characters of a ticket or incident: an address."""
 
 
 class RequestState(StrEnum):
@@ -56,7 +65,12 @@ class Approval(Struct, frozen=True, kw_only=True):
 
 
 class PromotionRequest(Struct, frozen=True, kw_only=True):
-    """A reviewable request to move a version to a stage."""
+    """A reviewable request to move a version to a stage.
+
+    `gates` are the answers at the last look, and `seen` what they were about; `approved_by` are the people
+    whose approval counted then. `incumbent` is the number of the version that stood in the stage when the
+    request was made: what to set the version against.
+    """
 
     id: str
     model: ModelName
@@ -73,11 +87,20 @@ class PromotionRequest(Struct, frozen=True, kw_only=True):
     closed_at: datetime | None = None
     closed_by: str | None = None
     closed_why: str | None = None
+    incumbent: int | None = None
     gates: tuple[GateResult, ...] = ()
+    seen: Seen | None = None
     approvals_needed: int = 0
+    approvals_roles: tuple[str, ...] = ()
+    approved_by: tuple[str, ...] = ()
     reviews: tuple[Approval, ...] = ()
     checks: tuple[policy.Check, ...] = ()
     waivers: tuple[policy.Waiver, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """The version that is meant."""
+        return f"{self.model}:{self.semver}"
 
 
 class Granted(Struct, frozen=True, kw_only=True, tag="granted"):
@@ -166,50 +189,66 @@ def roles_disjoint(held: Collection[str], asked: Collection[str]) -> bool:
     return not set(held) & set(asked)
 
 
-def stale(reviews: Sequence[Approval], seen: Seen) -> tuple[tuple[Approval, str], ...]:
-    """Approvals that must be dismissed because something they saw has changed, each with what."""
+def stale(reviews: Sequence[Approval], decision: Decision) -> tuple[tuple[Approval, str], ...]:
+    """Approvals that must be dismissed because something they saw has changed, each with what.
+
+    While an enforced gate could not be measured, the evidence has not changed, it is missing: nothing can be
+    granted then, and the approvals may count again afterwards.
+    """
+    unmeasured = any(result.blocks and result.outcome is Outcome.INCONCLUSIVE for result in decision.gates)
+    now = decision.seen
     found = []
     for approval in reviews:
-        if approval.vote is Vote.APPROVE and approval.dismissed is None and approval.seen != seen:
-            changed = [
-                what
-                for what, before, after in (
-                    ("the version", approval.seen.version, seen.version),
-                    ("the policy", approval.seen.policy, seen.policy),
-                    ("the evidence", approval.seen.evidence, seen.evidence),
-                )
-                if before != after
-            ]
+        if approval.vote is not Vote.APPROVE or approval.dismissed is not None:
+            continue
+        then = approval.seen
+        changed = [
+            what
+            for what, differs in (
+                ("the version", then.version != now.version),
+                ("the policy", then.policy != now.policy),
+                ("the evidence", then.evidence != now.evidence and not unmeasured),
+            )
+            if differs
+        ]
+        if changed:
             found.append((approval, f"{' and '.join(changed)} changed after {approval.by.name} approved"))
     return tuple(found)
 
 
-def check_reviewer(request: PromotionRequest, reviewer: Actor, now: datetime) -> None:
-    """Refuse a vote that could never count.
+def check_reviewer(request: PromotionRequest, reviewer: Actor, vote: Vote, now: datetime) -> None:
+    """Refuse a vote that could never count. Whoever asked may comment, and vouch for items of a checklist.
 
     Raises:
         RequestClosed: the request is no longer open, or has expired.
         SelfApproval: the reviewer made the request.
     """
     check_open(request, now)
-    if reviewer.name == request.requested_by.name:
+    if vote is not Vote.COMMENT and reviewer.name == request.requested_by.name:
         raise errors.SelfApproval(
-            f"{reviewer.name} asked for this promotion and cannot also approve it; ask somebody else to run "
-            f"'modelkeep review {request.id} --approve'.",
+            f"{reviewer.name} asked for this promotion and cannot also decide on it; ask somebody else to "
+            f"run 'modelkeep review {request.id} --{vote}'.",
             request=request.id,
         )
 
 
 def check_open(request: PromotionRequest, now: datetime) -> None:
     """Raises RequestClosed when the request is closed or past its time."""
-    if request.state is not RequestState.OPEN:
+    state = state_at(request, now)
+    if state is not RequestState.OPEN:
         raise errors.RequestClosed(
-            f"The request {request.id} is {request.state}; open a new one.", request=request.id
+            f"The request {request.id} is {state}; open a new one with "
+            f"'modelkeep request {request.reference} --to {request.to} -m WHY'.",
+            request=request.id,
+            state=state,
         )
-    if now >= request.expires_at:
-        raise errors.RequestClosed(
-            f"The request {request.id} has expired; open a new one.", request=request.id
-        )
+
+
+def state_at(request: PromotionRequest, now: datetime) -> RequestState:
+    """The state at a time: an open request ends by itself, also when nobody looks."""
+    if request.state is RequestState.OPEN and now >= request.expires_at:
+        return RequestState.EXPIRED
+    return request.state
 
 
 def expiry(rules_of: Policy, to: str, now: datetime) -> datetime:
@@ -226,13 +265,16 @@ def check_transition(graph: StageGraph, version: ModelVersion, to: str) -> None:
     """
     graph.stage(to)
     if version.stage == to:
-        raise errors.InvalidTransition(f"{version.reference} is already in {to}; there is nothing to do.")
+        raise errors.InvalidTransition(
+            f"{version.reference} is already in {to}; there is nothing to do.", stage=to
+        )
     if (version.stage, to) not in graph.transitions:
         moves = (
             ", ".join(target for source, target in graph.transitions if source == version.stage) or "nowhere"
         )
         raise errors.InvalidTransition(
-            f"{version.reference} cannot move from {version.stage} to {to}; from there it can go to {moves}."
+            f"{version.reference} cannot move from {version.stage} to {to}; from there it can go to {moves}.",
+            stage=version.stage,
         )
     if version.tombstone is not None and graph.stage(to).protected:
         raise errors.Tombstoned(
@@ -242,6 +284,72 @@ def check_transition(graph: StageGraph, version: ModelVersion, to: str) -> None:
         )
 
 
+def check_graph(graph: StageGraph) -> StageGraph:
+    """Refuse a stage graph that could not be kept.
+
+    Raises:
+        InvalidTransition: too many or no stages, a bad or repeated name, a first stage that is exclusive or
+        protected, a move between unknown stages, or a place for the displaced that can itself be full.
+        InvalidName: a name that is none.
+    """
+    names = [spec.name for spec in graph.stages]
+    if not 1 <= len(names) <= STAGES_MAX:
+        raise errors.InvalidTransition(f"A model has 1 to {STAGES_MAX} stages.")
+    for name in names:
+        if values.check_name(name, "stage") != name.lower():
+            raise errors.InvalidTransition(
+                f"Stages are written in lower case: {name.lower()!r}, not {name!r}."
+            )
+    if len(set(names)) != len(names):
+        raise errors.InvalidTransition("A stage stands twice in the graph; keep one.")
+    first = graph.stages[0]
+    if first.exclusive or first.protected:
+        raise errors.InvalidTransition(
+            f"Every version begins in {first.name}, the first stage; make it neither exclusive nor protected."
+        )
+    for source, target in graph.transitions:
+        graph.stage(source)
+        graph.stage(target)
+        if source == target:
+            raise errors.InvalidTransition(f"The move from {source} to {source} is none; remove it.")
+    if len(set(graph.transitions)) != len(graph.transitions):
+        raise errors.InvalidTransition("A move stands twice in the graph; keep one.")
+    if graph.stage(graph.displaced_to).exclusive:
+        raise errors.InvalidTransition(
+            f"{graph.displaced_to} takes in displaced versions and so cannot be exclusive; "
+            "name another stage as 'displaced_to'."
+        )
+    return graph
+
+
+def check_graph_change(
+    before: StageGraph, after: StageGraph, held: dict[str, int], followed: Collection[str]
+) -> None:
+    """Refuse a new graph that does not fit where the model's versions are.
+
+    Args:
+        held: how many versions stand in each stage but the first, by stage.
+        followed: the stages that an endpoint follows.
+
+    Raises:
+        InvalidTransition: names the stage and what to do about it.
+    """
+    if after.initial != before.initial:
+        raise errors.InvalidTransition(f"The first stage is {before.initial}, and it stays the first.")
+    specs = {spec.name: spec for spec in after.stages}
+    for name in sorted({*(stage for stage, count in held.items() if count), *followed}):
+        if name not in specs:
+            what = f"{held[name]} versions are in" if held.get(name) else "an endpoint follows"
+            raise errors.InvalidTransition(f"The stage {name} cannot go while {what} it; move those first.")
+        if name in followed and not specs[name].exclusive:
+            raise errors.InvalidTransition(f"An endpoint follows {name}, so it must stay exclusive.")
+    for name, count in sorted(held.items()):
+        if count > 1 and specs[name].exclusive:
+            raise errors.InvalidTransition(
+                f"The stage {name} cannot be exclusive while {count} versions are in it; move all but one."
+            )
+
+
 class MoveCause(StrEnum):
     """Why a version came to a stage."""
 
@@ -249,6 +357,38 @@ class MoveCause(StrEnum):
     ROLLOUT = "rollout"
     ROLLBACK = "rollback"
     DISPLACED = "displaced"
+
+
+class Displaced(Struct, frozen=True, kw_only=True):
+    """The former occupant of an exclusive stage, and where it went; `first` as in StageMove."""
+
+    number: int
+    semver: str
+    to: str
+    first: bool = False
+
+
+class StageMove(Struct, frozen=True, kw_only=True):
+    """The body of a STAGE_MOVED event: a version left one stage and entered another.
+
+    Together with the event itself it is all that the projections are made from. `first` says that `to` is the
+    stage where versions begin: standing there is not recorded, neither before the first move nor later.
+    `gates`, `approved_by` and `policy` are those of the decision behind the move; a rollback has none, for it
+    asks no gate.
+    """
+
+    from_stage: str = field(name="from")
+    to: str
+    first: bool = False
+    semver: str
+    cause: MoveCause
+    displaced: Displaced | None = None
+    request: str | None = None
+    rollout: str | None = None
+    incident: str | None = None
+    gates: tuple[GateResult, ...] = ()
+    approved_by: tuple[str, ...] = ()
+    policy: Digest | None = None
 
 
 class Interval(Struct, frozen=True, kw_only=True):
@@ -268,6 +408,75 @@ class Interval(Struct, frozen=True, kw_only=True):
     rollout: str | None = None
 
 
+class Stay(NamedTuple):
+    """A stay that an event begins; `kept` is false in the first stage, where standing is not recorded."""
+
+    interval: Interval
+    kept: bool
+
+
+def stays_of(event: Event) -> tuple[Stay, ...]:
+    """The stays that a STAGE_MOVED event begins, the version's own first; each ends the former stay of the
+    same version.
+    """
+    assert event.number is not None, "a move is of a version"
+    move = codec.convert(event.body, StageMove)
+    own = Interval(
+        stage=move.to,
+        number=event.number,
+        semver=move.semver,
+        from_at=event.at,
+        from_sequence=event.sequence,
+        cause=move.cause,
+        actor=event.actor.name,
+        reason=event.reason or "",
+        request=move.request,
+        rollout=move.rollout,
+    )
+    if move.displaced is None:
+        return (Stay(own, not move.first),)
+    other = structs.replace(
+        own,
+        stage=move.displaced.to,
+        number=move.displaced.number,
+        semver=move.displaced.semver,
+        cause=MoveCause.DISPLACED,
+    )
+    return (Stay(own, not move.first), Stay(other, not move.displaced.first))
+
+
+def fold_stays(events: Iterable[Event]) -> dict[str, list[Interval]]:
+    """Every stay of every version, by model, from nothing but the events in their order.
+
+    A version's last stay ends when it is deleted, and those of a model when the model is.
+    """
+    stays: dict[str, list[Interval]] = {}
+    running: dict[str, dict[int, int]] = {}
+
+    def end(model: str, number: int, event: Event) -> None:
+        place = running.get(model, {}).pop(number, None)
+        if place is not None:
+            ended = structs.replace(stays[model][place], to_at=event.at, to_sequence=event.sequence)
+            stays[model][place] = ended
+
+    for event in events:
+        if event.model is None:
+            continue
+        if event.kind is EventKind.STAGE_MOVED:
+            of_model = stays.setdefault(event.model, [])
+            for stay, kept in stays_of(event):
+                end(event.model, stay.number, event)
+                if kept:
+                    running.setdefault(event.model, {})[stay.number] = len(of_model)
+                    of_model.append(stay)
+        elif event.kind is EventKind.VERSION_DELETED and event.number is not None:
+            end(event.model, event.number, event)
+        elif event.kind is EventKind.MODEL_DELETED:
+            for number in list(running.get(event.model, {})):
+                end(event.model, number, event)
+    return stays
+
+
 def rollback_target(
     intervals: Sequence[Interval],
     current: int | None,
@@ -283,6 +492,8 @@ def rollback_target(
 
     Args:
         intervals: the stays in the stage, oldest first.
+        current: the number of the version to be taken back.
+        present: the numbers of the versions that have not been deleted.
 
     Raises:
         NoRollbackTarget: there is none.
@@ -292,6 +503,6 @@ def rollback_target(
         if number != current and number not in tombstoned and number in present:
             return number
     raise errors.NoRollbackTarget(
-        "There is no former version to go back to: none was in this stage before, or all were taken back. "
-        "Name one with --to VERSION, or clear one with 'modelkeep clear VERSION -m WHY'."
+        "There is no former version to go back to: no other was in this stage before, or all were taken "
+        "back. Promote a good one, or clear one with 'modelkeep clear VERSION -m WHY' and name it with --to."
     )

@@ -1,0 +1,178 @@
+"""Policies as people set and read them: one document for a model, a project or the whole installation.
+
+The nearest one holds: a model's own, else its project's, else the installation's, else the one Modelkeep
+begins with. Each change is a new version, kept whole in the audit log. What a policy's gates answer is
+`core.policy`'s business.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from modelkeep.core import errors, policy, values
+from modelkeep.core.access import Verb
+from modelkeep.core.events import EventKind
+from modelkeep.core.policy import Policy
+from modelkeep.core.values import Digest, ModelName
+from modelkeep.service.act import Act
+from modelkeep.store import catalog as catalog_store
+from modelkeep.store import promotion as store
+from modelkeep.store.transaction import Transaction
+
+Scope = ModelName | str | None
+"""A model, a project's name, or None for the installation."""
+
+
+class PolicyRecord(Struct, frozen=True, kw_only=True):
+    """The policy that holds for a scope.
+
+    `scope` is what was asked for and `source` where the policy was set; `version` 0 is the one Modelkeep
+    begins with, which nobody set.
+    """
+
+    scope: str
+    source: str
+    version: int
+    digest: Digest
+    policy: Policy
+    set_at: datetime | None = None
+    set_by: str | None = None
+
+
+class Policies:
+    """Finds the policy that holds, and sets new ones."""
+
+    def __init__(self, default: Policy) -> None:
+        """
+        Args:
+            default: what holds until somebody sets a policy.
+        """
+        self._default = default
+        self._default_digest = policy.policy_digest(default)
+
+    def effective(self, tx: Transaction, scope: Scope) -> PolicyRecord:
+        """The policy that holds for a scope, from the nearest place where one was set."""
+        places: list[Scope] = [scope]
+        if isinstance(scope, ModelName):
+            places.append(scope.project)
+        if scope is not None:
+            places.append(None)
+        keys = [store.scope_key(place) for place in places]
+        found = store.latest_policies(tx, keys)
+        for place, key in zip(places, keys, strict=True):
+            if key in found:
+                return _record(scope, place, found[key])
+        return PolicyRecord(
+            scope=scope_text(scope),
+            source="built in",
+            version=0,
+            digest=self._default_digest,
+            policy=self._default,
+        )
+
+    def get(self, act: Act, scope: str | None) -> PolicyRecord:
+        """The policy that holds for a model, a project (`project/`), or, with None, the installation.
+
+        Raises:
+            ModelNotFound: there is no such model, or it is not to be seen.
+            NotAllowed: the caller sees nothing of that project.
+        """
+        place = read_scope(scope)
+        match place:
+            case ModelName():
+                act.readable(place)
+                catalog_store.get_model(act.tx, place)
+            case str():
+                act.authorise(Verb.READ, place)
+            case _:
+                pass  # what holds for everybody may be known to everybody
+        return self.effective(act.tx, place)
+
+    def set(self, act: Act, scope: str | None, document: bytes) -> PolicyRecord:
+        """Set the policy of a model, a project (`project/`), or, with None, the installation. The one that
+        holds already is left as it is.
+
+        Args:
+            document: YAML or JSON.
+
+        Raises:
+            InvalidPolicy: names the place in the document; for a model also a stage that it does not have.
+            ModelNotFound, NotAllowed: the scope is not the caller's to configure.
+        """
+        place = read_scope(scope)
+        if isinstance(place, ModelName):
+            act.readable(place)
+        act.authorise(Verb.CONFIGURE, place)
+        wanted = policy.read_policy(document)
+        if isinstance(place, ModelName):
+            _check_stages(act, place, wanted)
+        key = store.scope_key(place)
+        former = store.latest_policies(act.tx, [key]).get(key)
+        digest = policy.policy_digest(wanted)
+        if former is not None and former.digest == digest:
+            return _record(place, place, former)
+        stored = store.StoredPolicy(
+            scope=key,
+            version=former.version + 1 if former is not None else 1,
+            digest=digest,
+            policy=wanted,
+            created_at=act.now,
+            created_by=act.by,
+        )
+        store.add_policy(act.tx, stored)
+        change: dict[str, Any] = {"from": former.digest if former is not None else None, "to": digest}
+        act.record(
+            EventKind.POLICY_CHANGED,
+            f"policy/{scope_text(place)}",
+            model=place if isinstance(place, ModelName) else None,
+            scope=scope_text(place),
+            version=stored.version,
+            digest=digest,
+            document=wanted,
+            **change,
+        )
+        return _record(place, place, stored)
+
+
+def read_scope(text: str | None) -> Scope:
+    """Read a scope as people write it. Raises InvalidName."""
+    if text is None:
+        return None
+    if text.endswith("/"):
+        return values.check_name(text.removesuffix("/"), "project")
+    return values.parse_model_name(text)
+
+
+def scope_text(scope: Scope) -> str:
+    """A scope as people read it."""
+    match scope:
+        case None:
+            return "installation"
+        case str():
+            return f"{scope}/"
+        case _:
+            return str(scope)
+
+
+def _record(scope: Scope, source: Scope, stored: store.StoredPolicy) -> PolicyRecord:
+    return PolicyRecord(
+        scope=scope_text(scope),
+        source=scope_text(source),
+        version=stored.version,
+        digest=stored.digest,
+        policy=stored.policy,
+        set_at=stored.created_at,
+        set_by=stored.created_by,
+    )
+
+
+def _check_stages(act: Act, model: ModelName, wanted: Policy) -> None:
+    """A misspelt stage would ask for nothing where something was meant."""
+    graph = catalog_store.get_model(act.tx, model).stages
+    known = [spec.name for spec in graph.stages]
+    for stage in wanted.stages:
+        if stage not in known:
+            raise errors.InvalidPolicy(
+                f"{model} has no stage {stage!r}; its stages are {', '.join(known)}.", stage=stage
+            )

@@ -1,0 +1,532 @@
+"""The promotion column's verbs, as the faces call them: ask the gates, promote, take back, and look back.
+
+Here is what needs stages, requests, policies and rollouts at once; what needs only one of them is in
+`stages`, `requests` and `policies`. Where an endpoint follows a stage, a promotion starts a rollout, and the
+rollout column calls `enter_stage` when it has succeeded: the stage follows the traffic, never the other way.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import assert_never
+
+from msgspec import Struct
+
+from modelkeep.core import codec, errors, promotion, values
+from modelkeep.core.access import Verb
+from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
+from modelkeep.core.events import EventKind
+from modelkeep.core.policy import GateResult, Policy
+from modelkeep.core.promotion import (
+    TICKET_MAX,
+    AwaitingApproval,
+    Granted,
+    Interval,
+    MoveCause,
+    PromotionRequest,
+    Refused,
+    RequestState,
+    StageMove,
+    Vote,
+)
+from modelkeep.core.rollout import Endpoint
+from modelkeep.core.values import ModelName, Ref
+from modelkeep.service import stages
+from modelkeep.service.act import Act
+from modelkeep.service.gates import GateReport, Ruling, report
+from modelkeep.service.policies import Policies, PolicyRecord
+from modelkeep.service.requests import Case, RequestPage, Requests
+from modelkeep.service.rollbacks import PromotionKind, Resolver, Rollback, Rollbacks, RolloutStarter
+from modelkeep.service.stages import Because, History, WhatWas
+from modelkeep.store import catalog as catalog_store
+from modelkeep.store import models as models_store
+from modelkeep.store import promotion as store
+from modelkeep.store.database import Kept
+from modelkeep.store.models import ModelRow
+
+__all__ = [
+    "GateReport",
+    "History",
+    "PolicyRecord",
+    "Promotion",
+    "PromotionKind",
+    "Promotions",
+    "RequestPage",
+    "Rollback",
+    "RolloutStarter",
+    "Ruling",
+    "WhatWas",
+]
+
+NO_CHECKS: Mapping[str, str] = {}
+
+
+class Promotion(Struct, frozen=True, kw_only=True):
+    """A granted promotion. `moved`: the version is in the stage. `rollout`: its traffic has begun to move,
+    and the stage follows when that has succeeded.
+    """
+
+    kind: PromotionKind
+    version: ModelVersion
+    stage: str
+    displaced: int | None = None
+    rollout: str | None = None
+    endpoint: str | None = None
+    request: str | None = None
+    gates: tuple[GateResult, ...] = ()
+    interval: Interval | None = None
+
+
+class Promotions:
+    """Who may move what where, and why."""
+
+    def __init__(self, *, catalog: Resolver, rollouts: RolloutStarter | None, default_policy: Policy) -> None:
+        """
+        Args:
+            rollouts: None where nothing is served, so that every promotion moves its stage at once.
+            default_policy: what holds until somebody sets a policy.
+        """
+        self._catalog = catalog
+        self._rollouts = rollouts
+        self._policies = Policies(default_policy)
+        self._requests = Requests(self._policies)
+        self._rollbacks = Rollbacks(catalog, rollouts)
+
+    # ---------------------------------------------------------------------------------------------- promoting
+
+    def gate(self, act: Act, ref: Ref, to: str, *, files_verified: bool | None = None) -> GateReport:
+        """Whether a version may enter a stage, with every gate's answer; changes nothing.
+
+        Args:
+            files_verified: whether the stored bytes still match, hashed before the act; None when unknown.
+
+        Raises:
+            InvalidTransition: the model has no such stage.
+            whatever resolving the reference raises.
+        """
+        version = self._catalog.resolve(act, ref)
+        model = models_store.get_row(act.tx, version.model)
+        model.stages.stage(to)
+        found = store.open_request(act.tx, model.id, version.number, to)
+        if found is not None and promotion.state_at(found, act.now) is not RequestState.OPEN:
+            found = None
+        case = self._weigh(act, model, version, to, found, files_verified)
+        obstacle = None
+        try:
+            promotion.check_transition(model.stages, version, to)
+        except (errors.InvalidTransition, errors.Tombstoned) as problem:
+            obstacle = problem.message
+        return report(case, obstacle)
+
+    def promote(
+        self,
+        act: Act,
+        ref: Ref,
+        to: str,
+        reason: str,
+        *,
+        request: str | None = None,
+        ticket: str | None = None,
+        files_verified: bool | None = None,
+    ) -> Promotion:
+        """Move a version to a stage, or start the rollout at whose end it moves.
+
+        Args:
+            request: the request that allows it, when several could be meant; the open one is found without.
+            files_verified: as in `gate`.
+
+        Raises:
+            NotAllowed: the caller may not promote.
+            InvalidTransition, Tombstoned: the version cannot go there at all.
+            PolicyDenied: a gate does not hold; recorded, with every gate's answer in the details.
+            ApprovalRequired: people have to agree first; the request is opened, and named in the details.
+            RequestNotFound, RequestClosed, Invalid: the request named is not one for this move.
+            RolloutActive: the endpoint's traffic is already being moved.
+            StageMoved: another process took the stage at the same moment.
+        """
+        values.check_text(reason, "reason", required=True)
+        if ticket is not None:
+            values.check_text(ticket, "ticket", maximum=TICKET_MAX)
+        version = self._catalog.resolve(act, ref)
+        act.authorise(Verb.PROMOTE, version.model)
+        model = models_store.get_row(act.tx, version.model)
+        promotion.check_transition(model.stages, version, to)
+        self._check_leaving(act, model, version, to)
+        asked = (
+            self._requests.open_one(act, model, version, to)
+            if request is None
+            else self._requests.live_for(act, request, version, to)
+        )
+        case = self._weigh(act, model, version, to, asked, files_verified)
+        match case.decision:
+            case Refused():
+                raise self._denied(act, case, reason)
+            case AwaitingApproval():
+                raise self._awaiting(act, case, case.decision, reason, ticket)
+            case Granted():
+                return self._carry_out(act, case, case.decision, reason)
+            case _:
+                assert_never(case.decision)
+
+    def _weigh(
+        self,
+        act: Act,
+        model: ModelRow,
+        version: ModelVersion,
+        to: str,
+        request: PromotionRequest | None,
+        files_verified: bool | None,
+    ) -> Case:
+        return self._requests.weigh(
+            act,
+            model,
+            version,
+            to,
+            requested_by=request.requested_by if request is not None else act.caller.actor,
+            request=request,
+            files_verified=files_verified,
+        )
+
+    def _check_leaving(self, act: Act, model: ModelRow, version: ModelVersion, to: str) -> None:
+        """Refuse to empty a protected stage under an endpoint that serves what stands in it.
+
+        Raises:
+            Protected: names the endpoint and what to do instead.
+        """
+        if self._rollouts is None or version.stage == model.stages.initial:
+            return
+        if not model.stages.stage(version.stage).protected:
+            return
+        endpoint = self._rollouts.following(act, version.model, version.stage)
+        if endpoint is not None:
+            raise errors.Protected(
+                f"The endpoint {endpoint.name} serves what is in {version.stage}, so {version.reference} "
+                f"cannot go to {to} and leave nothing; promote another version instead, or run "
+                f"'modelkeep rollback {version.model} -m WHY'.",
+                endpoint=endpoint.name,
+            )
+
+    def _denied(self, act: Act, case: Case, reason: str) -> Kept:
+        """Record a refusal; what is to be raised for it."""
+        asked = self._requests.refresh(act, case, recorded=True)
+        version, gates = case.version, case.decision.gates
+        act.record(
+            EventKind.PROMOTION_DENIED,
+            version.reference,
+            model=version.model,
+            number=version.number,
+            reason=reason,
+            to=case.to,
+            gates=gates,
+            policy=case.policy.digest,
+            request=asked.id if asked is not None else None,
+        )
+        blocking = [result for result in gates if result.blocks]
+        first, others = blocking[0], len(blocking) - 1
+        more = f" (and {others} more gate{'s' if others > 1 else ''})" if others else ""
+        how = f" {first.fix[0].upper()}{first.fix[1:]};" if first.fix else ""
+        error = errors.PolicyDenied(
+            f"{version.reference} may not enter {case.to}: {first.why}{more}.{how} see "
+            f"'modelkeep gate {version.reference} --to {case.to} --explain'.",
+            version=version.reference,
+            stage=case.to,
+            gates=codec.builtins(gates),
+            policy=case.policy.digest,
+            request=asked.id if asked is not None else None,
+        )
+        return act.keep(error)
+
+    def _awaiting(
+        self, act: Act, case: Case, decision: AwaitingApproval, reason: str, ticket: str | None
+    ) -> Kept:
+        """Open the request, unless it is there; what is to be raised for it."""
+        asked = self._requests.refresh(act, case, recorded=False)
+        if asked is None:
+            asked = self._requests.open(act, case, reason, ticket)
+        who = _any_of(decision.roles)
+        count = f"{decision.missing} approval{'s' if decision.missing > 1 else ''}"
+        version = case.version
+        command = f"modelkeep review {asked.id} --approve"
+        error = errors.ApprovalRequired(
+            f"{version.reference} needs {count} by {who} other than {asked.requested_by.name} before it "
+            f"enters {case.to}; have somebody run '{command}', then promote again.",
+            version=version.reference,
+            stage=case.to,
+            request=asked.id,
+            missing=decision.missing,
+            roles=list(decision.roles),
+            approved_by=list(decision.approved_by),
+            next=command,
+        )
+        return act.keep(error)
+
+    def _carry_out(self, act: Act, case: Case, decision: Granted, reason: str) -> Promotion:
+        version, to = case.version, case.to
+        asked = self._requests.refresh(act, case, recorded=True)
+        because = Because(
+            cause=MoveCause.PROMOTION,
+            reason=reason,
+            request=asked.id if asked is not None else None,
+            gates=decision.gates,
+            approved_by=decision.approved_by,
+            policy=case.policy.digest,
+        )
+        endpoint = self._following(act, version.model, to)
+        if endpoint is not None and endpoint.stable != version.number:
+            return self._begin_rollout(act, case, endpoint, because, asked)
+        moved = stages.move(act, case.model, version, to, because)
+        if asked is not None:
+            self._requests.close(act, asked, RequestState.PROMOTED, reason)
+        return Promotion(
+            kind=PromotionKind.MOVED,
+            version=catalog_store.get_version(act.tx, version.model, version.number),
+            stage=to,
+            displaced=moved.displaced.number if moved.displaced is not None else None,
+            endpoint=endpoint.name if endpoint is not None else None,
+            request=because.request,
+            gates=decision.gates,
+            interval=moved.interval,
+        )
+
+    def _begin_rollout(
+        self,
+        act: Act,
+        case: Case,
+        endpoint: Endpoint,
+        because: Because,
+        asked: PromotionRequest | None,
+    ) -> Promotion:
+        """Start the rollout at whose end the stage moves, and keep the decision for then."""
+        assert self._rollouts is not None, "an endpoint follows the stage"
+        version, to = case.version, case.to
+        rollout = self._rollouts.start(act, endpoint, version, reason=because.reason, request=because.request)
+        act.record(
+            EventKind.PROMOTION_GRANTED,
+            _grant_subject(rollout.id),
+            model=version.model,
+            number=version.number,
+            reason=because.reason,
+            semver=version.semver,
+            to=to,
+            endpoint=endpoint.name,
+            rollout=rollout.id,
+            request=because.request,
+            gates=because.gates,
+            approved_by=because.approved_by,
+            policy=because.policy,
+        )
+        if asked is not None:
+            # A request is used up by the decision it led to: what a rollout shows is new evidence.
+            self._requests.close(act, asked, RequestState.PROMOTED, f"the rollout {rollout.id} was started")
+        return Promotion(
+            kind=PromotionKind.ROLLOUT,
+            version=version,
+            stage=to,
+            rollout=rollout.id,
+            endpoint=endpoint.name,
+            request=because.request,
+            gates=because.gates,
+        )
+
+    def _following(self, act: Act, model: ModelName, stage: str) -> Endpoint | None:
+        return self._rollouts.following(act, model, stage) if self._rollouts is not None else None
+
+    # --------------------------------------------------------------------------- what the rollout column asks
+
+    def enter_stage(
+        self,
+        act: Act,
+        version: ModelVersion,
+        stage: str,
+        *,
+        cause: MoveCause,
+        reason: str,
+        request: str | None,
+        rollout: str | None,
+    ) -> Interval:
+        """Move a version into a stage because traffic went there; one that stands there already stays.
+
+        Raises:
+            StageMoved: another process took the stage at the same moment.
+        """
+        model = models_store.get_row(act.tx, version.model)
+        if version.stage == stage:
+            running = store.running_stay(act.tx, model.id, version.number)
+            if running is not None:
+                return running
+        granted = _grant_of(act, rollout)
+        because = Because(
+            cause=cause,
+            reason=reason,
+            request=request,
+            rollout=rollout,
+            gates=granted.gates if granted is not None else (),
+            approved_by=granted.approved_by if granted is not None else (),
+            policy=granted.policy if granted is not None else None,
+        )
+        return stages.move(act, model, version, stage, because).interval
+
+    def tombstone(self, act: Act, version: ModelVersion, why: str) -> None:
+        """Mark a version as taken back, so that it does not return by itself."""
+        stages.tombstone(act, version, why)
+
+    # -------------------------------------------------------------------------------------------- taking back
+
+    def rollback(
+        self,
+        act: Act,
+        model: ModelName,
+        reason: str,
+        *,
+        to: Ref | None = None,
+        stage: str = stages.PRODUCTION,
+        incident: str | None = None,
+    ) -> Rollback:
+        """Take a model back; see `Rollbacks.rollback`."""
+        return self._rollbacks.rollback(act, model, reason, to=to, stage=stage, incident=incident)
+
+    def clear(self, act: Act, ref: Ref, reason: str) -> ModelVersion:
+        """Let a version that was taken back return.
+
+        Raises:
+            NotAllowed: the caller may not promote.
+            Conflict: it was not taken back.
+        """
+        return stages.clear(act, self._catalog.resolve(act, ref), reason)
+
+    # ------------------------------------------------------------------------------------- stages and history
+
+    def set_stages(self, act: Act, model: ModelName, graph: StageGraph) -> RegisteredModel:
+        """Give a model another stage graph.
+
+        Raises:
+            NotAllowed: the caller may not configure the model.
+            InvalidTransition: the graph could not be kept, or does not fit where the versions are.
+        """
+        act.readable(model)
+        act.authorise(Verb.CONFIGURE, model)
+        row = models_store.get_row(act.tx, model)
+        followed = frozenset(
+            spec.name for spec in row.stages.stages if self._following(act, model, spec.name) is not None
+        )
+        return stages.set_stages(act, row, graph, followed)
+
+    def history(self, act: Act, model: ModelName, *, stage: str | None, limit: int) -> History:
+        """Who stood where, the latest first, and the model's latest events.
+
+        Raises:
+            ModelNotFound, InvalidTransition: there is no such model or stage.
+        """
+        act.readable(model)
+        return stages.history(act, models_store.get_row(act.tx, model), stage, limit)
+
+    def whatwas(self, act: Act, ref: Ref, at: datetime) -> WhatWas:
+        """What stood in a stage at a moment, and why.
+
+        Raises:
+            ModelNotFound, InvalidTransition: there is no such model or stage.
+            InvalidReference: the reference names something else than a stage.
+            StageEmpty: nothing stood there then.
+            Invalid: several versions may stand in that stage.
+        """
+        act.readable(ref.model)
+        return stages.whatwas(act, models_store.get_row(act.tx, ref.model), ref, at)
+
+    # ----------------------------------------------------------------------------------------------- requests
+
+    def open_request(
+        self,
+        act: Act,
+        ref: Ref,
+        to: str,
+        reason: str,
+        *,
+        ticket: str | None = None,
+        files_verified: bool | None = None,
+    ) -> PromotionRequest:
+        """Ask for a promotion.
+
+        Raises:
+            NotAllowed: the caller may not ask.
+            InvalidTransition, Tombstoned: the version cannot go there at all.
+            Conflict: somebody has asked for the same; the request is named.
+        """
+        version = self._catalog.resolve(act, ref)
+        act.authorise(Verb.REQUEST, version.model)
+        row = models_store.get_row(act.tx, version.model)
+        return self._requests.ask(act, row, version, to, reason, ticket=ticket, files_verified=files_verified)
+
+    def list_requests(
+        self,
+        act: Act,
+        *,
+        model: ModelName | None,
+        state: RequestState | None,
+        limit: int,
+        page_token: str | None,
+    ) -> RequestPage:
+        """Requests of a model, or of all that the caller may see, the latest first."""
+        return self._requests.page(act, model=model, state=state, limit=limit, page_token=page_token)
+
+    def get_request(self, act: Act, request_id: str) -> PromotionRequest:
+        """One request. Raises RequestNotFound."""
+        return self._requests.get(act, request_id)
+
+    def review(
+        self,
+        act: Act,
+        request_id: str,
+        vote: Vote,
+        *,
+        comment: str = "",
+        checks: Mapping[str, str] = NO_CHECKS,
+        waive: Sequence[str] = (),
+        files_verified: bool | None = None,
+    ) -> PromotionRequest:
+        """Vote or comment, vouch for items of checklists, take gates upon oneself; see `Requests.review`."""
+        return self._requests.review(
+            act,
+            request_id,
+            vote,
+            comment=comment,
+            checks=checks,
+            waive=waive,
+            files_verified=files_verified,
+        )
+
+    def withdraw(self, act: Act, request_id: str, reason: str) -> PromotionRequest:
+        """Take a request back. Raises RequestNotFound, RequestClosed, NotAllowed."""
+        return self._requests.withdraw(act, request_id, reason)
+
+    def expire_requests(self, act: Act) -> int:
+        """Close requests whose time is over, a bounded number at a time; how many it were."""
+        return self._requests.expire(act)
+
+    # ----------------------------------------------------------------------------------------------- policies
+
+    def get_policy(self, act: Act, scope: str | None) -> PolicyRecord:
+        """The policy that holds for a model, a project (`project/`), or the installation (None)."""
+        return self._policies.get(act, scope)
+
+    def set_policy(self, act: Act, scope: str | None, document: bytes) -> PolicyRecord:
+        """Set the policy of a model, a project (`project/`), or the installation (None), in YAML or JSON."""
+        return self._policies.set(act, scope, document)
+
+
+def _grant_subject(rollout: str) -> str:
+    return f"rollout/{rollout}"
+
+
+def _grant_of(act: Act, rollout: str | None) -> StageMove | None:
+    """The decision that started a rollout, as far as a stage's move bears it; None when nobody decided."""
+    if rollout is None:
+        return None
+    for stored in act.tx.events.after(0, subject=_grant_subject(rollout), limit=1):
+        body = {"from": "", "cause": MoveCause.ROLLOUT, **stored.event.body}
+        return codec.convert(body, StageMove)
+    return None
+
+
+def _any_of(roles: tuple[str, ...]) -> str:
+    """Roles as a sentence names them: an approver, a maintainer or an admin."""
+    named = [f"{'an' if role[0] in 'aeiou' else 'a'} {role}" for role in roles]
+    return " or ".join((", ".join(named[:-1]), named[-1])) if len(named) > 1 else named[0]

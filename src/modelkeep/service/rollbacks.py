@@ -1,0 +1,219 @@
+"""Taking a model back: the rollout under way, or else the version in the stage.
+
+One act does everything, so that there is no moment without a version in the stage. No gate and no approval is
+asked: whoever may roll back may do so at once.
+"""
+
+from enum import StrEnum
+from typing import Protocol
+
+from msgspec import Struct
+
+from modelkeep.core import errors, promotion, values
+from modelkeep.core.access import Verb
+from modelkeep.core.catalog import ModelVersion
+from modelkeep.core.promotion import TICKET_MAX, Interval, MoveCause
+from modelkeep.core.rollout import Endpoint, Rollout
+from modelkeep.core.values import ModelName, Ref
+from modelkeep.service import stages
+from modelkeep.service.act import Act
+from modelkeep.service.stages import Because
+from modelkeep.store import catalog as catalog_store
+from modelkeep.store import models as models_store
+from modelkeep.store import promotion as store
+from modelkeep.store.models import ModelRow
+
+CHOICES_MAX = 20
+"""Former occupants that a rollback chooses from: whoever goes further back names the version."""
+
+
+class Resolver(Protocol):
+    """What promotion needs of the catalog."""
+
+    def resolve(self, act: Act, ref: Ref) -> ModelVersion:
+        """The version a reference names, when the caller may read it."""
+
+
+class RolloutStarter(Protocol):
+    """What promotion needs of the rollout column."""
+
+    def following(self, act: Act, model: ModelName, stage: str) -> Endpoint | None:
+        """The endpoint that follows a stage of a model."""
+
+    def start(
+        self, act: Act, endpoint: Endpoint, version: ModelVersion, *, reason: str, request: str | None
+    ) -> Rollout:
+        """Begin to move an endpoint's traffic to a version. Raises RolloutActive."""
+
+    def take_back(self, act: Act, endpoint: Endpoint, reason: str) -> Rollout | None:
+        """End an unfinished rollout of an endpoint; None when there is none."""
+
+    def revert(self, act: Act, endpoint: Endpoint, to: ModelVersion, reason: str) -> None:
+        """Have an endpoint serve a former version at once."""
+
+
+class PromotionKind(StrEnum):
+    """What a granted promotion has brought about."""
+
+    MOVED = "moved"
+    ROLLOUT = "rollout"
+
+
+class Rollback(Struct, frozen=True, kw_only=True):
+    """A rollback that was made.
+
+    `moved`: the stage went back from `from_number` to `version`, at once. `rollout`: a rollout was under way
+    and `from_number` is the candidate whose traffic was taken back; `version` is who stayed in the stage.
+    """
+
+    kind: PromotionKind
+    stage: str
+    version: ModelVersion | None
+    from_number: int | None
+    from_semver: str | None
+    tombstoned: bool
+    rollout: str | None = None
+    endpoint: str | None = None
+    incident: str | None = None
+    interval: Interval | None = None
+
+
+class Rollbacks:
+    """The verb `rollback`."""
+
+    def __init__(self, catalog: Resolver, rollouts: RolloutStarter | None) -> None:
+        self._catalog = catalog
+        self._rollouts = rollouts
+
+    def rollback(
+        self,
+        act: Act,
+        model: ModelName,
+        reason: str,
+        *,
+        to: Ref | None = None,
+        stage: str = stages.PRODUCTION,
+        incident: str | None = None,
+    ) -> Rollback:
+        """Take a model back: the rollout under way, else the version in the stage.
+
+        The version taken back is tombstoned; the one that returns is the last in the stage that never was, or
+        the one named, which must have been in the stage before. No gate is asked.
+
+        Raises:
+            NotAllowed: the caller may not roll back.
+            NoRollbackTarget: there is nothing to go back to, or not what was named; says what there is.
+            Tombstoned: the version named was itself taken back.
+            RolloutActive: a version was named while a rollout is under way.
+            InvalidTransition: the model has no such stage, or one that holds many versions.
+        """
+        values.check_text(reason, "reason", required=True)
+        if incident is not None:
+            values.check_text(incident, "incident", maximum=TICKET_MAX)
+        act.readable(model)
+        act.authorise(Verb.ROLLBACK, model)
+        row = models_store.get_row(act.tx, model)
+        if not row.stages.stage(stage).exclusive:
+            raise errors.InvalidTransition(f"The stage {stage} holds many versions; nothing returns to it.")
+        endpoint = self._rollouts.following(act, model, stage) if self._rollouts is not None else None
+        current = store.occupant(act.tx, row.id, stage)
+        if endpoint is not None and endpoint.rollout is not None:
+            return self._end_rollout(act, endpoint, current, reason, to, incident)
+        number = current.number if current is not None else None
+        target = (
+            self._choose(act, row, stage, number)
+            if to is None
+            else self._named(act, row, stage, number, self._catalog.resolve(act, to))
+        )
+        leaving = catalog_store.get_version(act.tx, model, number) if number is not None else None
+        because = Because(cause=MoveCause.ROLLBACK, reason=reason, incident=incident)
+        moved = stages.move(act, row, target, stage, because)
+        if leaving is not None:
+            stages.tombstone(act, leaving, f"rolled back by {act.by}: {reason}", incident)
+        if endpoint is not None and endpoint.stable != target.number:
+            assert self._rollouts is not None, "an endpoint follows the stage"
+            self._rollouts.revert(act, endpoint, target, reason)
+        return Rollback(
+            kind=PromotionKind.MOVED,
+            stage=stage,
+            version=catalog_store.get_version(act.tx, model, target.number),
+            from_number=number,
+            from_semver=leaving.semver if leaving is not None else None,
+            tombstoned=leaving is not None,
+            endpoint=endpoint.name if endpoint is not None else None,
+            incident=incident,
+            interval=moved.interval,
+        )
+
+    def _end_rollout(
+        self,
+        act: Act,
+        endpoint: Endpoint,
+        current: store.Occupant | None,
+        reason: str,
+        to: Ref | None,
+        incident: str | None,
+    ) -> Rollback:
+        """Give the candidate's traffic back to who is in the stage, which does not move."""
+        stays = catalog_store.get_version(act.tx, endpoint.model, current.number) if current else None
+        if to is not None:
+            wanted = self._catalog.resolve(act, to)
+            if stays is None or (wanted.model, wanted.number) != (stays.model, stays.number):
+                raise errors.RolloutActive(
+                    f"A rollout of {endpoint.name} is under way; end it first with "
+                    f"'modelkeep rollback {endpoint.model} -m WHY', then go back to {wanted.semver}.",
+                    endpoint=endpoint.name,
+                    rollout=endpoint.rollout,
+                )
+        assert self._rollouts is not None, "an endpoint follows the stage"
+        why = f"rolled back by {act.by}: {reason}" + (f" ({incident})" if incident is not None else "")
+        taken = self._rollouts.take_back(act, endpoint, why)
+        assert taken is not None, "the endpoint has an unfinished rollout"
+        candidate = catalog_store.get_version(act.tx, endpoint.model, taken.candidate)
+        return Rollback(
+            kind=PromotionKind.ROLLOUT,
+            stage=endpoint.stage,
+            version=stays,
+            from_number=candidate.number,
+            from_semver=candidate.semver,
+            tombstoned=candidate.tombstone is not None,
+            rollout=taken.id,
+            endpoint=endpoint.name,
+            incident=incident,
+        )
+
+    def _choose(self, act: Act, row: ModelRow, stage: str, current: int | None) -> ModelVersion:
+        """The version that was in the stage last and was never taken back."""
+        former = store.former(act.tx, row.id, stage, CHOICES_MAX)
+        present = {interval.number for interval in former}
+        number = promotion.rollback_target(former, current, tombstoned=(), present=present)
+        return catalog_store.get_version(act.tx, row.full_name, number)
+
+    def _named(
+        self, act: Act, row: ModelRow, stage: str, current: int | None, wanted: ModelVersion
+    ) -> ModelVersion:
+        """The version that somebody named, when it may return without asking any gate."""
+        if wanted.model != row.full_name:
+            raise errors.InvalidReference(
+                f"{wanted.reference} is no version of {row.full_name}; name one of its own."
+            )
+        if wanted.number == current:
+            raise errors.InvalidTransition(
+                f"{wanted.reference} is in {stage} already; there is nothing to do."
+            )
+        if wanted.tombstone is not None:
+            raise errors.Tombstoned(
+                f"{wanted.reference} was itself taken back ({wanted.tombstone}); when the cause is mended, "
+                f"run 'modelkeep clear {wanted.reference} -m WHY' first.",
+                version=wanted.reference,
+            )
+        if not store.was_in(act.tx, row.id, stage, wanted.number):
+            former = store.former(act.tx, row.id, stage, CHOICES_MAX)
+            choices = [stay.semver for stay in reversed(former) if stay.number != current]
+            raise errors.NoRollbackTarget(
+                f"{wanted.reference} was never in {stage}, so nothing says that it holds there; go back to "
+                f"{', '.join(choices) or 'nothing (there is no former version)'}, or run "
+                f"'modelkeep promote {wanted.reference} --to {stage} -m WHY'.",
+                choices=choices,
+            )
+        return wanted
