@@ -398,7 +398,7 @@ endpoints = _table(
 rollouts = _table(
     "rollouts",
     _words("id"),
-    _words("endpoint", ForeignKey("endpoints.name")),
+    _words("endpoint"),  # its name: no key, for the history of a rollout outlives its endpoint
     _words("model_id", ForeignKey("models.id")),
     _words("state"),
     _flag("active"),

@@ -500,7 +500,6 @@ def _rollouts() -> None:
         _words("finished_at", null=True),
         sa.CheckConstraint("(lease_owner is null) = (lease_until is null)", name="ck_rollouts_lease"),
         sa.CheckConstraint("active in (0, 1)", name="ck_rollouts_active"),
-        sa.ForeignKeyConstraint(["endpoint"], ["endpoints.name"], name="fk_rollouts_endpoint"),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_rollouts_model_id"),
         sa.PrimaryKeyConstraint("id", name="pk_rollouts"),
         sqlite_strict=True,
