@@ -12,14 +12,12 @@ from typing import NamedTuple
 
 from msgspec import Struct, field, structs
 
-from modelkeep.core import codec, errors, policy, values
+from modelkeep.core import codec, errors, policy
 from modelkeep.core.catalog import ModelVersion, StageGraph
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.policy import Facts, GateResult, Outcome, Policy
 from modelkeep.core.values import Actor, Digest, ModelName
 
-STAGES_MAX = 20
-"""Stages of one model: a reader must be able to keep them in mind."""
 REVIEWS_MAX = 500
 """Votes and comments on one request: a discussion, not a mailing list."""
 TICKET_MAX = 500
@@ -282,44 +280,6 @@ def check_transition(graph: StageGraph, version: ModelVersion, to: str) -> None:
             f"the cause is mended, run 'modelkeep clear {version.reference} -m WHY'.",
             version=version.reference,
         )
-
-
-def check_graph(graph: StageGraph) -> StageGraph:
-    """Refuse a stage graph that could not be kept.
-
-    Raises:
-        InvalidTransition: too many or no stages, a bad or repeated name, a first stage that is exclusive or
-        protected, a move between unknown stages, or a place for the displaced that can itself be full.
-        InvalidName: a name that is none.
-    """
-    names = [spec.name for spec in graph.stages]
-    if not 1 <= len(names) <= STAGES_MAX:
-        raise errors.InvalidTransition(f"A model has 1 to {STAGES_MAX} stages.")
-    for name in names:
-        if values.check_name(name, "stage") != name.lower():
-            raise errors.InvalidTransition(
-                f"Stages are written in lower case: {name.lower()!r}, not {name!r}."
-            )
-    if len(set(names)) != len(names):
-        raise errors.InvalidTransition("A stage stands twice in the graph; keep one.")
-    first = graph.stages[0]
-    if first.exclusive or first.protected:
-        raise errors.InvalidTransition(
-            f"Every version begins in {first.name}, the first stage; make it neither exclusive nor protected."
-        )
-    for source, target in graph.transitions:
-        graph.stage(source)
-        graph.stage(target)
-        if source == target:
-            raise errors.InvalidTransition(f"The move from {source} to {source} is none; remove it.")
-    if len(set(graph.transitions)) != len(graph.transitions):
-        raise errors.InvalidTransition("A move stands twice in the graph; keep one.")
-    if graph.stage(graph.displaced_to).exclusive:
-        raise errors.InvalidTransition(
-            f"{graph.displaced_to} takes in displaced versions and so cannot be exclusive; "
-            "name another stage as 'displaced_to'."
-        )
-    return graph
 
 
 def check_graph_change(

@@ -229,7 +229,7 @@ class Promotions:
             f"'modelkeep gate {version.reference} --to {case.to} --explain'.",
             version=version.reference,
             stage=case.to,
-            gates=codec.builtins(gates),
+            gates=list(codec.builtins(gates)),
             policy=case.policy.digest,
             request=asked.id if asked is not None else None,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from modelkeep.core import codec, errors, promotion, values
+from modelkeep.core import codec, errors, promotion, registration, values
 from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.events import ChainedEvent, Event, EventKind
@@ -174,9 +174,10 @@ def set_stages(act: Act, model: ModelRow, graph: StageGraph, followed: frozenset
         followed: the stages that an endpoint follows.
 
     Raises:
-        InvalidTransition: the graph could not be kept, or does not fit where the versions are.
+        Invalid: the graph could not be kept.
+        InvalidTransition: it does not fit where the versions are.
     """
-    promotion.check_graph(graph)
+    registration.check_stages(graph)
     if graph == model.stages:
         return catalog_store.get_model(act.tx, model.full_name)
     held = store.held(act.tx, model.id)
