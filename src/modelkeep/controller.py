@@ -1,8 +1,10 @@
 """The clock's face: looks after what is unfinished, and sweeps.
 
-One thread wakes on every commit, at the latest twice a second, and gives each unfinished rollout one look
-(`Rollouts.reconcile`), one act each. Whatever it does is saved before anybody obeys it, so it may be killed
-anywhere and started anew; two of them on one database share the work by lease. It decides nothing by itself.
+One thread wakes on every commit, at the latest twice a second, and gives each unfinished rollout one look. A
+look is a read; only where it finds news does it write (`Rollouts.reconcile`), one act each. Whatever it does
+is saved before anybody obeys it, so it may be killed anywhere and started anew; two of them on one database
+share the work by lease. A rollout that cannot be looked at waits longer each time and holds up no other. It
+decides nothing by itself.
 """
 
 import logging
@@ -10,6 +12,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from modelkeep.core import errors
@@ -21,15 +24,21 @@ LOOK_S = 0.5
 PAUSE_S = 0.1
 """The least pause between two looks, so that our own commits do not keep us spinning."""
 SWEEP_S = 60.0
-"""How often drafts, requests and old counts are swept."""
+"""How often drafts, requests and gateways are swept."""
 DRAFT_GRACE_S = 24 * 3_600.0
 """A registration to which nothing was added for so long is given up."""
+BACKOFF_MAX_S = 30.0
+"""The longest that a rollout which could not be looked at waits for the next try."""
 
 _log = logging.getLogger("modelkeep.controller")
 
 
 class Controller:
-    """Runs in a thread of the server's process from `start` to `stop`."""
+    """Runs in a thread of the server's process from `start` to `stop`.
+
+    Attributes:
+        looks: the rounds so far, for tests and metrics.
+    """
 
     def __init__(self, house: House) -> None:
         self._house = house
@@ -38,50 +47,83 @@ class Controller:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="modelkeep-controller", daemon=True)
         self._forget = house.desk.database.on_commit(lambda _sequence: self._woken.set())
-        self._swept_at = 0.0
+        self._swept_at: float | None = None
+        self._failures: dict[str, tuple[int, float]] = {}
+        """Rollouts whose last look failed: how often in a row, and when (monotonic) they are tried again."""
+        self.looks = 0
 
     def start(self) -> None:
         """Begin to look."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the look under way and end."""
+        """Finish the look under way, let go of the leases, and end."""
         self._stopping.set()
         self._woken.set()
         self._forget()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
+        self._attempt("release", lambda: self._do(self._house.rollouts.release, self._owner))
 
     def _run(self) -> None:
-        failures = 0
         while not self._stopping.is_set():
             self._woken.clear()
-            try:
-                self.look()
-                failures = 0
-            except Exception:  # noqa: BLE001  (nothing may end the controller; the log has the trace, and it tries again)
-                failures += 1
-                _log.exception("controller.look_failed")
-            self._stopping.wait(PAUSE_S * min(2**failures, 100))
+            self._attempt("look", self.look)
+            self._stopping.wait(PAUSE_S)
             self._woken.wait(LOOK_S)
 
     def look(self) -> None:
-        """One round: every unfinished rollout once, and the sweeping when it is time."""
-        desk, rollouts = self._house.desk, self._house.rollouts
-        for rollout_id in desk.read(SYSTEM_CONTEXT, rollouts.active):
-            try:
-                desk.do(SYSTEM_CONTEXT, rollouts.reconcile, rollout_id, self._owner)
-            except errors.ModelkeepError as error:
-                _log.warning("controller.rollout_failed", extra={"rollout": rollout_id, "error": str(error)})
-        if time.monotonic() - self._swept_at >= SWEEP_S or not self._swept_at:
+        """One round: every unfinished rollout once, and the sweeping when it is time.
+
+        Raises:
+            StoreUnavailable, Overloaded: nothing could be read.
+        """
+        self.looks += 1
+        active = self._house.desk.read(SYSTEM_CONTEXT, self._house.rollouts.active)
+        self._failures = {known: failed for known, failed in self._failures.items() if known in active}
+        for rollout_id in active:
+            if self._stopping.is_set():
+                return
+            self._look_at(rollout_id)
+        if self._swept_at is None or time.monotonic() - self._swept_at >= SWEEP_S:
             self._swept_at = time.monotonic()
             self._sweep()
 
+    def _look_at(self, rollout_id: str) -> None:
+        failures, again_at = self._failures.get(rollout_id, (0, 0.0))
+        if time.monotonic() < again_at:
+            return
+        rollouts = self._house.rollouts
+
+        def look() -> None:
+            if self._house.desk.read(SYSTEM_CONTEXT, rollouts.has_news, rollout_id):
+                self._do(rollouts.reconcile, rollout_id, self._owner)
+
+        if self._attempt("rollout", look, rollout=rollout_id):
+            self._failures.pop(rollout_id, None)
+        else:
+            wait_s = min(LOOK_S * 2**failures, BACKOFF_MAX_S)
+            self._failures[rollout_id] = (failures + 1, time.monotonic() + wait_s)
+
     def _sweep(self) -> None:
         house = self._house
-        desk = house.desk
-        older = desk.clock() - timedelta(seconds=DRAFT_GRACE_S)
-        desk.do(SYSTEM_CONTEXT, house.catalog.sweep_drafts, older)
-        desk.do(SYSTEM_CONTEXT, house.promotions.expire_requests)
-        desk.do(SYSTEM_CONTEXT, house.rollouts.housekeeping)
-        house.blobs.sweep_uploads(older)
+        older = house.desk.clock() - timedelta(seconds=DRAFT_GRACE_S)
+        self._attempt("drafts", lambda: self._do(house.catalog.sweep_drafts, older))
+        self._attempt("requests", lambda: self._do(house.promotions.expire_requests))
+        self._attempt("gateways", lambda: self._do(house.rollouts.housekeeping))
+        self._attempt("uploads", lambda: house.blobs.sweep_uploads(older))
+
+    def _do(self, method: Callable[..., object], *args: object) -> None:
+        self._house.desk.do(SYSTEM_CONTEXT, method, *args)
+
+    def _attempt(self, what: str, work: Callable[[], object], **about: str) -> bool:
+        """Do something that must not end the controller; whether it went well."""
+        try:
+            work()
+        except errors.ModelkeepError as problem:
+            _log.warning("controller.failed", extra={"what": what, "error": str(problem), **about})
+        except Exception:  # noqa: BLE001  (nothing may end the controller; the log has the trace, and it tries again)
+            _log.exception("controller.failed", extra={"what": what, **about})
+        else:
+            return True
+        return False

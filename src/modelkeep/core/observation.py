@@ -7,12 +7,15 @@ slowly) for the first time on either side. A tick is closed once and numbered, s
 twice and is counted once. This file does not judge.
 """
 
+import math
 from datetime import datetime
 from enum import StrEnum
 
 from msgspec import Struct
 
-from modelkeep.core.routing import Epoch
+from modelkeep.core import errors, values
+from modelkeep.core.routing import ROUTES_MAX, WHOLE_PPM, Epoch
+from modelkeep.core.sequential import COUNT_MAX
 from modelkeep.core.values import Digest
 
 TICKS_PER_REPORT_MAX = 120
@@ -20,6 +23,12 @@ TICKS_PER_REPORT_MAX = 120
 CALLERS_TRACKED_MAX = 200_000
 """Distinct callers remembered per rollout. Past that, new callers are no longer counted as first-time ones,
 which costs power and never validity."""
+ROLLBACKS_PER_REPORT_MAX = 1_000
+"""Local rollbacks that one report carries: people and guards do a few of them, not thousands."""
+TEXT_MAX = 2_000
+"""Characters of a text that a gateway passes on: what a person reads first, not a whole trace."""
+NUMBER_MAX = 2**53
+"""Numbers of ticks, tables and epochs; JSON readers agree on whole numbers up to here."""
 
 
 class SideCounts(Struct, frozen=True, kw_only=True):
@@ -146,3 +155,67 @@ class GatewayReply(Struct, frozen=True, kw_only=True):
 
     taken: tuple[tuple[str, str | None, int], ...] = ()
     rollbacks_taken: int = 0
+
+
+def check_report(report: GatewayReport) -> GatewayReport:
+    """Refuse a report that no gateway of ours would send: what is taken in here is evidence for ever, and a
+    number that cannot be must not stop a rollout from being judged.
+
+    Raises:
+        InvalidName, Invalid, LimitExceeded: names what is off.
+    """
+    values.check_name(report.gateway, "gateway")
+    for what, items, maximum in (
+        ("ticks", report.ticks, TICKS_PER_REPORT_MAX),
+        ("routes", report.routes, ROUTES_MAX),
+        ("versions", report.versions, 3 * ROUTES_MAX),
+        ("rollbacks", report.rollbacks, ROLLBACKS_PER_REPORT_MAX),
+    ):
+        if len(items) > maximum:
+            raise errors.LimitExceeded(f"A report has at most {maximum:,} {what}.", field=what)
+    _number("table", report.table)
+    _texts(report.url)
+    for tick in report.ticks:
+        _check_tick(tick)
+    for route in report.routes:
+        _texts(route.endpoint)
+        _epoch(route.epoch)
+    for version in report.versions:
+        _texts(version.error or "")
+    for done in report.rollbacks:
+        _texts(done.endpoint, done.rollout or "", done.cause, done.actor)
+        _epoch(done.epoch)
+        if not (math.isfinite(done.took_ms) and done.took_ms >= 0):
+            raise errors.Invalid("A rollback took a time that cannot be.", field="took_ms")
+    return report
+
+
+def _check_tick(tick: Tick) -> None:
+    _texts(tick.endpoint, tick.rollout or "", *tick.errors_seen)
+    _epoch(tick.epoch)
+    _number("tick number", tick.number)
+    if not 0 <= tick.candidate_ppm <= WHOLE_PPM:
+        raise errors.Invalid("A tick's share lies within 0 and 1,000,000 ppm.", field="candidate_ppm")
+    for side in (tick.candidate, tick.stable):
+        for name in side.__struct_fields__:
+            if not 0 <= getattr(side, name) <= COUNT_MAX:
+                raise errors.Invalid(f"A tick cannot hold {name}={getattr(side, name)}.", field=name)
+        if side.new_callers_failed > side.new_callers:
+            raise errors.Invalid(
+                "More new callers failed than there were new callers.", field="new_callers_failed"
+            )
+
+
+def _texts(*texts: str) -> None:
+    if any(len(text) > TEXT_MAX for text in texts):
+        raise errors.LimitExceeded(f"A text of a report has at most {TEXT_MAX:,} characters.")
+
+
+def _epoch(epoch: Epoch) -> None:
+    _number("epoch", epoch.term)
+    _number("epoch", epoch.seq)
+
+
+def _number(what: str, number: int) -> None:
+    if not 0 <= number < NUMBER_MAX:
+        raise errors.Invalid(f"A {what} of {number} cannot be.", field=what)

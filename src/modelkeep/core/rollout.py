@@ -1,150 +1,85 @@
-"""How traffic moves from the stable version to a candidate: plans, the state machine, and the verdicts.
+"""How traffic moves from the stable version to a candidate: the state machine of a rollout.
 
     preparing --ready--> step 1 --advance--> ... --advance--> last step (all traffic) --advance--> succeeded
         |                  |                                      |
         | cannot load      | rollback verdict, hard guard, abort, the gateway's own rollback
         v                  v                                      v
-      failed             rolling_back --confirmed by the gateway--> rolled_back
+      failed             rolling_back --confirmed by the gateways--> rolled_back
 
 `advance` is one pure function of the rollout, what was observed and the time. It never raises a weight on
 missing data: no data is no evidence, no evidence is no advance. A rollback is possible wherever the candidate
-has weight. The stage follows only when the rollout has succeeded. This file moves nothing; it says what the
-routes should be.
-
-Judgement (docs/explanation/rollout-statistics.md): for the WHOLE rollout, over all metrics and steps and
-however often one looks, a candidate that is no worse than stable is taken back with probability at most
-`alpha`.
+has weight, and an alarm is looked for before anything else, so that neither a pause nor a silent gateway
+hides it. The stage follows only when the rollout has succeeded. This file moves nothing; it says what the
+routes should be. What evidence says is `judgement`'s part, how a rollout is to go is `plan`'s.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from itertools import pairwise
+from itertools import islice
 from typing import assert_never
 
 from msgspec import Struct, field, structs
 
-from modelkeep.core import codec, errors, sequential
-from modelkeep.core.observation import SideCounts, Tick, VersionPhase
+from modelkeep.core import errors, judgement, values
+from modelkeep.core.judgement import Evidence, Judgement, Verdict, evidence_of
+from modelkeep.core.observation import GatewayReport, SideCounts, Tick, VersionPhase
+from modelkeep.core.plan import (
+    CANARY,
+    Guards,
+    OnInconclusive,
+    Plan,
+    Step,
+    Strategy,
+    check_plan,
+    read_plan,
+)
 from modelkeep.core.routing import WHOLE_PPM, Epoch, Route
-from modelkeep.core.sequential import BinaryEProcess, CallerTick, Combined, MeanEProcess, TrialTick
 from modelkeep.core.values import Actor, Digest, ModelName
 
-STEPS_MAX = 50
-"""Steps of one plan."""
-STEP_S_MAX = 90 * 86_400.0
-"""The longest that a step may be asked to last: labels may be late by weeks, not by years."""
+__all__ = [
+    "CANARY",
+    "Advanced",
+    "Change",
+    "Endpoint",
+    "Evidence",
+    "Guards",
+    "Judgement",
+    "Observed",
+    "OnInconclusive",
+    "Plan",
+    "Rollout",
+    "RolloutState",
+    "Step",
+    "Strategy",
+    "Verdict",
+    "advance",
+    "check_endpoint",
+    "check_plan",
+    "counts_for",
+    "judge",
+    "observe",
+    "pause",
+    "read_plan",
+    "replay",
+    "resume",
+    "route_of",
+    "step_on",
+    "take_back",
+    "take_in",
+]
+
 NOTES_MAX = 3
 """Error texts of the candidate that a rollout keeps for people to read."""
-
-
-class Strategy(StrEnum):
-    """How a candidate takes over."""
-
-    CANARY = "canary"
-    IMMEDIATE = "immediate"
-
-
-class OnInconclusive(StrEnum):
-    """What to do when a step's longest time is over and the evidence does not suffice."""
-
-    HOLD = "hold"
-    ROLLBACK = "rollback"
-
-
-class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One step: the candidate's share, the least time it lasts, and the time after which missing evidence is
-    acted on.
-    """
-
-    weight_ppm: int
-    min_s: float = 300.0
-    max_s: float = 3_600.0
-
-
-class Guards(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Certain faults, outside the statistics: reached means rolled back."""
-
-    crashes: int = 3
-    schema_violations: int = 1
-
-
-class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a rollout goes, as data.
-
-    `alpha` bounds the chance that a candidate no worse than stable is ever taken back; `beta` the chance that
-    a step is passed by a candidate whose odds of failing are `pass_odds` times stable's and whose first
-    requests fail at `pass_rate` or more. `margin` and `slow_margin` are the odds ratios of failing and of
-    being slow that are tolerated.
-    """
-
-    strategy: Strategy = Strategy.CANARY
-    steps: tuple[Step, ...] = (
-        Step(weight_ppm=100_000),
-        Step(weight_ppm=500_000),
-        Step(weight_ppm=WHOLE_PPM),
-    )
-    alpha: float = 0.01
-    beta: float = 0.05
-    margin: float = 1.0
-    slow_margin: float = 1.5
-    pass_odds: float = 2.0
-    pass_rate: float = 0.02
-    on_inconclusive: OnInconclusive = OnInconclusive.HOLD
-    automatic: bool = True
-    prepare_s: float = 600.0
-    guards: Guards = field(default_factory=Guards)
-
-
-CANARY = Plan()
-"""10 % -> 50 % -> 100 %, five minutes each at least."""
-
-
-def check_plan(plan: Plan) -> Plan:
-    """Refuse a plan that could not be carried out or would promise nothing.
-
-    Raises:
-        InvalidPlan: names the number that is off and what it may be.
-    """
-    if not 1 <= len(plan.steps) <= STEPS_MAX:
-        raise errors.InvalidPlan(f"A plan has 1 to {STEPS_MAX} steps.")
-    weights = [step.weight_ppm for step in plan.steps]
-    if any(b <= a for a, b in pairwise(weights)) or weights[0] <= 0:
-        raise errors.InvalidPlan("The steps' weights must rise, beginning above 0 ppm.")
-    if weights[-1] != WHOLE_PPM:
-        raise errors.InvalidPlan(f"The last step must give the candidate everything ({WHOLE_PPM} ppm).")
-    if plan.strategy is Strategy.IMMEDIATE and len(weights) != 1:
-        raise errors.InvalidPlan("An immediate rollout has exactly one step.")
-    for step in plan.steps:
-        if not 0 <= step.min_s <= step.max_s <= STEP_S_MAX:
-            raise errors.InvalidPlan(
-                f"A step lasts min_s <= max_s, both within 0 and {STEP_S_MAX:.0f} seconds."
-            )
-    if not 0 < plan.alpha <= 0.2 or not 0 < plan.beta <= 0.5:
-        raise errors.InvalidPlan("'alpha' lies above 0 and at most 0.2, 'beta' above 0 and at most 0.5.")
-    if not 1 <= plan.margin <= 100 or not 1 <= plan.slow_margin <= 100:
-        raise errors.InvalidPlan("'margin' and 'slow_margin' are odds ratios from 1 to 100.")
-    if not plan.margin < plan.pass_odds <= 100 or not 0.0001 <= plan.pass_rate <= 0.5:
-        raise errors.InvalidPlan(
-            "'pass_odds' lies above 'margin' and at most 100, 'pass_rate' within 0.0001 and 0.5."
-        )
-    if not 1 <= plan.prepare_s <= 86_400 or plan.guards.crashes < 1 or plan.guards.schema_violations < 1:
-        raise errors.InvalidPlan("'prepare_s' lies within a second and a day; guards count from 1.")
-    return plan
-
-
-def read_plan(text: str | bytes) -> Plan:
-    """Read a plan in YAML or JSON. Raises InvalidPlan."""
-    try:
-        return check_plan(codec.convert(codec.parse_yaml(text), Plan))
-    except errors.MalformedBody as problem:
-        raise errors.InvalidPlan(f"This is not a rollout plan: {problem}") from problem
-
-
-class FollowKind(StrEnum):
-    """What an endpoint follows."""
-
-    STAGE = "stage"
+NOTE_MAX = 300
+"""Characters of such a text."""
+CONFIRM_S = 60.0
+"""While no gateway answers at all, a rollback is waited for so long; whoever comes back later is fenced by
+its epoch."""
+SLOW_MS_MAX = 3_600_000.0
+"""An answer that takes an hour is slow for everybody."""
+LEASE_S_MIN, LEASE_S_MAX = 3.0, 86_400.0
+"""A lease outlives a few reports that are lost, and ends within a day."""
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -170,6 +105,20 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     created_by: str
 
 
+def check_endpoint(slow_ms: float, lease_s: float) -> None:
+    """Refuse settings of an endpoint that mean nothing.
+
+    Raises:
+        Invalid: names the setting and what it may be.
+    """
+    if not 0 < slow_ms <= SLOW_MS_MAX:
+        raise errors.Invalid("'slow_ms' is a number of milliseconds above 0, up to an hour.", field="slow_ms")
+    if lease_s != 0 and not LEASE_S_MIN <= lease_s <= LEASE_S_MAX:
+        raise errors.Invalid(
+            f"'lease_s' is 0 (never) or from {LEASE_S_MIN:.0f} to {LEASE_S_MAX:.0f} seconds.", field="lease_s"
+        )
+
+
 class RolloutState(StrEnum):
     """Where a rollout stands."""
 
@@ -191,44 +140,13 @@ _FINISHED = frozenset(
 )
 
 
-class Verdict(StrEnum):
-    """What the evidence says now."""
-
-    ADVANCE = "advance"
-    HOLD = "hold"
-    ROLLBACK = "rollback"
-
-
-class Evidence(Struct, frozen=True, kw_only=True):
-    """The state of every test of a rollout. `errors`, `slow` and `shares` can take the candidate back;
-    `no_worse` and `low_rate` can let it advance."""
-
-    errors: BinaryEProcess = field(default_factory=BinaryEProcess)
-    slow: BinaryEProcess = field(default_factory=BinaryEProcess)
-    shares: BinaryEProcess = field(default_factory=BinaryEProcess)
-    no_worse: BinaryEProcess = field(default_factory=BinaryEProcess)
-    low_rate: MeanEProcess = field(default_factory=MeanEProcess)
-
-
-OMEGA: Mapping[str, float] = {"errors": 0.5, "latency": 0.3, "traffic shares": 0.2}
-"""How alpha is spent over the metrics."""
-
-
-class Judgement(Struct, frozen=True, kw_only=True):
-    """A verdict with its numbers and its sentence. `p_value` is valid at any time; `passed` says which proof
-    allows the advance."""
-
-    verdict: Verdict
-    why: str
-    p_value: float = 1.0
-    blamed: str | None = None
-    passed: str | None = None
-    contributions: dict[str, float] = {}
-
-
 class Rollout(Struct, frozen=True, kw_only=True):
     """One movement of an endpoint from one version to another, with everything that was counted and
     concluded.
+
+    `table` is the number of the first routing table that carries it. `step_since` is when the clock of the
+    present state began to run: for a step, when the gateways had confirmed its weight. `ticks` were taken in,
+    the last of which arrived at `ticks_until`.
     """
 
     id: str
@@ -246,6 +164,7 @@ class Rollout(Struct, frozen=True, kw_only=True):
     state: RolloutState = RolloutState.PREPARING
     step: int = 0
     epoch: Epoch
+    table: int = 0
     weight_ppm: int = 0
     started_at: datetime
     started_by: Actor
@@ -260,7 +179,7 @@ class Rollout(Struct, frozen=True, kw_only=True):
     candidate_counts: SideCounts = field(default_factory=SideCounts)
     stable_counts: SideCounts = field(default_factory=SideCounts)
     ticks: int = 0
-    taken: dict[str, int] = {}
+    ticks_until: datetime | None = None
     notes: tuple[str, ...] = ()
     judgement: Judgement | None = None
 
@@ -268,13 +187,19 @@ class Rollout(Struct, frozen=True, kw_only=True):
     def current(self) -> Step:
         return self.plan.steps[self.step]
 
+    @property
+    def last(self) -> bool:
+        """Whether this step is the plan's last."""
+        return self.step == len(self.plan.steps) - 1
+
 
 class Observed(Struct, frozen=True, kw_only=True):
     """What was learned since the last look.
 
-    `applied` is the oldest epoch among the gateways that answer now (None: no gateway answers). `phase` is
-    the candidate's worst phase among them, `error` its text. `rolled_back` is set when a gateway took the
-    candidate back by itself, with why. `ticks` are in order of arrival, each once.
+    `applied` is the oldest epoch among the gateways that answer now and split the traffic as wanted (None: no
+    gateway answers). `phase` is the candidate's worst phase among them, `error` its text. `rolled_back` is
+    set when a gateway took the candidate back by itself, with why. `ticks` are in order of arrival, each
+    once.
     """
 
     applied: Epoch | None = None
@@ -290,11 +215,11 @@ class Change(StrEnum):
 
     STEPPED = "stepped"
     HELD = "held"
-    RESUMED = "resumed"
     ROLLING_BACK = "rolling_back"
     ROLLED_BACK = "rolled_back"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class Advanced(Struct, frozen=True, kw_only=True):
@@ -305,30 +230,75 @@ class Advanced(Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
+# ---------------------------------------------------------------------------------------------- what is seen
+
+_BADNESS = (
+    VersionPhase.FAILED,
+    VersionPhase.FETCHING,
+    VersionPhase.STARTING,
+    VersionPhase.RESTARTING,
+    VersionPhase.DRAINING,
+    VersionPhase.READY,
+)
+_UNSEEN = Epoch(0, 0)
+
+
+def observe(rollout: Rollout, answering: Sequence[GatewayReport], ticks: Sequence[Tick]) -> Observed:
+    """What the gateways that answer now say about a rollout.
+
+    A gateway has confirmed an epoch only when it also splits the traffic as the rollout wants: one that was
+    killed comes back with stable alone under the same epoch. What a gateway says of the candidate counts from
+    the first table on that names it, for the same version may have failed in an earlier rollout.
+    """
+    applied = min((_confirmed(rollout, report) for report in answering), default=None)
+    told = [_entry(rollout, report) for report in answering]
+    if not told or None in told:
+        return Observed(applied=applied, ticks=tuple(ticks))
+    phase, error = min((entry for entry in told if entry is not None), key=lambda one: _BADNESS.index(one[0]))
+    return Observed(applied=applied, phase=phase, error=error, ticks=tuple(ticks))
+
+
+def _shown(text: str) -> str:
+    """A model's own words, fit for a line of a terminal."""
+    return values.printable(text)[:NOTE_MAX]
+
+
+def _confirmed(rollout: Rollout, report: GatewayReport) -> Epoch:
+    for route in report.routes:
+        if route.endpoint == rollout.endpoint and route.candidate_ppm == rollout.weight_ppm:
+            return route.epoch
+    known = any(route.endpoint == rollout.endpoint for route in report.routes)
+    gone = rollout.state is RolloutState.ROLLING_BACK and not known  # who has no route sends nobody astray
+    return rollout.epoch if gone else _UNSEEN
+
+
+def _entry(rollout: Rollout, report: GatewayReport) -> tuple[VersionPhase, str | None] | None:
+    if report.table < rollout.table:
+        return None
+    for version in report.versions:
+        if version.digest == rollout.candidate_digest:
+            return version.phase, _shown(version.error) if version.error is not None else None
+    return None
+
+
+# --------------------------------------------------------------------------------------------- state machine
+
+
 def advance(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
     """Take in what was observed and go as far as it allows, at most one step.
 
     The same rollout, observations and time give the same answer for ever.
     """
-    rollout = _take_in(rollout, observed.ticks)
-    if (
-        observed.rolled_back is not None
-        and not rollout.state.finished
-        and rollout.state is not RolloutState.ROLLING_BACK
-    ):
-        taken = structs.replace(rollout, epoch=observed.rolled_back_epoch or _raised_term(rollout.epoch))
-        return _finish(
-            taken, RolloutState.ROLLED_BACK, f"the gateway took it back: {observed.rolled_back}", now
-        )
+    rollout = take_in(rollout, observed.ticks)
+    if observed.rolled_back is not None:
+        return _gone_back(rollout, observed, now)
     match rollout.state:
         case RolloutState.PREPARING:
             return _prepare(rollout, observed, now)
         case RolloutState.STEPPING:
             return _step(rollout, observed, now)
         case RolloutState.ROLLING_BACK:
-            if observed.applied is not None and observed.applied >= rollout.epoch:
-                return _finish(rollout, RolloutState.ROLLED_BACK, rollout.outcome or "rolled back", now)
-            return Advanced(rollout=rollout)
+            return _confirm(rollout, observed, now)
         case RolloutState.SUCCEEDED | RolloutState.ROLLED_BACK | RolloutState.FAILED | RolloutState.CANCELLED:
             return Advanced(rollout=rollout)
         case _:
@@ -350,48 +320,55 @@ def take_back(rollout: Rollout, why: str, now: datetime) -> Advanced:
     if rollout.state is RolloutState.ROLLING_BACK:
         return Advanced(rollout=rollout)
     had_weight = rollout.state is RolloutState.STEPPING
-    rollout = structs.replace(rollout, epoch=_raised_term(rollout.epoch), weight_ppm=0, outcome=why)
+    rollout = structs.replace(
+        rollout, epoch=Epoch(rollout.epoch.term + 1, 0), weight_ppm=0, outcome=why, paused=None, held=None
+    )
     if not had_weight:
         return _finish(rollout, RolloutState.CANCELLED, why, now)
-    rollout = structs.replace(rollout, state=RolloutState.ROLLING_BACK, held=None)
+    rollout = structs.replace(rollout, state=RolloutState.ROLLING_BACK, step_since=now)
     return Advanced(rollout=rollout, change=Change.ROLLING_BACK, why=why)
 
 
-def _raised_term(epoch: Epoch) -> Epoch:
-    return Epoch(epoch.term + 1, 0)
+def _gone_back(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
+    """A gateway has taken the candidate back by itself: so it is, and the others are to follow. Its epoch may
+    be ahead of ours, and ours must not be the older one."""
+    if rollout.state.finished:
+        return Advanced(rollout=rollout)
+    why = f"the gateway took it back: {observed.rolled_back}"
+    done = take_back(rollout, why, now)
+    epoch = max(done.rollout.epoch, observed.rolled_back_epoch or done.rollout.epoch)
+    after = structs.replace(done.rollout, epoch=epoch)
+    if done.change is None and after != rollout:
+        return Advanced(rollout=after, change=Change.ROLLING_BACK, why=why)
+    return structs.replace(done, rollout=after)
 
 
 def _prepare(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
     if observed.phase is VersionPhase.FAILED:
-        return _finish(
-            rollout, RolloutState.FAILED, f"the version could not be loaded: {observed.error}", now
-        )
-    ready = (
-        observed.applied is not None
-        and observed.applied >= rollout.epoch
-        and observed.phase is VersionPhase.READY
-    )
-    if ready and rollout.stable is None:
-        return _finish(
-            rollout, RolloutState.SUCCEEDED, "the first version of the endpoint is loaded and ready", now
-        )
-    if ready:
-        return _enter(rollout, 0, now, "the candidate is loaded and ready")
-    if (now - rollout.started_at).total_seconds() > rollout.plan.prepare_s:
-        where = (
-            "no gateway answers"
-            if observed.applied is None
-            else f"it is {observed.phase or 'unknown'} on the gateway"
-        )
-        why = f"the version was not ready within {rollout.plan.prepare_s:.0f} s: {where}"
+        why = f"the version could not be loaded: {observed.error or 'the gateway gives no reason'}"
         return _finish(rollout, RolloutState.FAILED, why, now)
     if observed.applied is None:
         return _hold(rollout, "no gateway answers; start one with 'modelkeep gateway'")
+    since = rollout.step_since or now
+    rollout = structs.replace(rollout, step_since=since)
+    if observed.applied >= rollout.epoch and observed.phase is VersionPhase.READY:
+        if rollout.paused is not None:
+            return _hold(rollout, _paused(rollout.paused))
+        if rollout.stable is None:
+            why = "the first version of the endpoint is loaded and ready"
+            return _finish(rollout, RolloutState.SUCCEEDED, why, now)
+        return _enter(rollout, 0, "the candidate is loaded and ready")
+    if (now - since).total_seconds() > rollout.plan.prepare_s:
+        why = (
+            f"the version was not ready within {rollout.plan.prepare_s:.0f} s: it is "
+            f"{observed.phase or 'unknown'} on the gateway"
+        )
+        return _finish(rollout, RolloutState.FAILED, why, now)
     return Advanced(rollout=structs.replace(rollout, held=None))
 
 
-def _enter(rollout: Rollout, step: int, now: datetime, why: str) -> Advanced:
-    """Begin a step: its time runs only from when a gateway has confirmed the weight."""
+def _enter(rollout: Rollout, step: int, why: str) -> Advanced:
+    """Begin a step: its time runs only from when the gateways have confirmed the weight."""
     weight = rollout.plan.steps[step].weight_ppm
     entered = structs.replace(
         rollout,
@@ -408,74 +385,64 @@ def _enter(rollout: Rollout, step: int, now: datetime, why: str) -> Advanced:
 
 
 def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
-    guard = _guard(rollout, observed)
-    if guard is not None:
-        judgement = Judgement(verdict=Verdict.ROLLBACK, why=guard, blamed="guard")
-        return take_back(structs.replace(rollout, judgement=judgement), guard, now)
-    judgement = judge(rollout)
-    rollout = structs.replace(rollout, judgement=judgement)
-    if judgement.verdict is Verdict.ROLLBACK:
-        return take_back(rollout, judgement.why, now)
+    found = _alarm(rollout, observed) or judge(rollout)
+    rollout = structs.replace(rollout, judgement=found)
+    if found.verdict is Verdict.ROLLBACK:
+        return take_back(rollout, found.why, now)
     if observed.applied is None:
         return _hold(rollout, "no gateway answers; the candidate's share stays as it is")
     if observed.applied < rollout.epoch:
-        return Advanced(rollout=rollout)
-    if rollout.step_since is None:
-        rollout = structs.replace(rollout, step_since=now)
-    lasted = (now - (rollout.step_since or now)).total_seconds()
+        return Advanced(rollout=structs.replace(rollout, step_since=None, held=None))
+    since = rollout.step_since or now
+    rollout = structs.replace(rollout, step_since=since)
+    lasted = (now - since).total_seconds()
     if rollout.paused is not None:
-        return _hold(rollout, f"paused: {rollout.paused}")
+        return _hold(rollout, _paused(rollout.paused))
     if lasted < rollout.current.min_s:
         return Advanced(rollout=structs.replace(rollout, held=None))
-    last = rollout.step == len(rollout.plan.steps) - 1
-    immediate = rollout.plan.strategy is Strategy.IMMEDIATE
-    if judgement.verdict is Verdict.ADVANCE or immediate:
-        if not rollout.plan.automatic and not last:
-            return _hold(rollout, f"waits for 'modelkeep rollout advance {rollout.endpoint}'")
-        if last:
-            return _finish(rollout, RolloutState.SUCCEEDED, judgement.why, now)
-        return _enter(rollout, rollout.step + 1, now, judgement.why)
+    if found.verdict is Verdict.ADVANCE or rollout.plan.strategy is Strategy.IMMEDIATE:
+        if rollout.last:
+            return _finish(rollout, RolloutState.SUCCEEDED, found.why, now)
+        if not rollout.plan.automatic:
+            return _hold(rollout, f"waits for 'modelkeep rollout advance {rollout.endpoint} -m WHY'")
+        return _enter(rollout, rollout.step + 1, found.why)
     if lasted >= rollout.current.max_s and rollout.plan.on_inconclusive is OnInconclusive.ROLLBACK:
-        return take_back(rollout, f"inconclusive after {lasted:.0f} s: {judgement.why}", now)
-    return _hold(rollout, judgement.why)
+        return take_back(rollout, f"inconclusive after {lasted:.0f} s: {found.why}", now)
+    return _hold(rollout, found.why)
 
 
-def step_on(rollout: Rollout, now: datetime, why: str) -> Advanced:
-    """Go to the next step on a person's word, whatever the evidence for an advance; a rollback verdict still
-    stands.
-
-    Raises:
-        RolloutFinished: it is not in a step.
-    """
-    if rollout.state is not RolloutState.STEPPING:
-        raise errors.RolloutFinished(f"The rollout {rollout.id} is {rollout.state}; there is no next step.")
-    if rollout.step == len(rollout.plan.steps) - 1:
-        return _finish(rollout, RolloutState.SUCCEEDED, why, now)
-    return _enter(structs.replace(rollout, paused=None), rollout.step + 1, now, why)
+def _confirm(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
+    why = rollout.outcome or "rolled back"
+    if observed.applied is not None:
+        if observed.applied < rollout.epoch:
+            return Advanced(rollout=rollout)
+        return _finish(rollout, RolloutState.ROLLED_BACK, why, now)
+    if (now - (rollout.step_since or rollout.started_at)).total_seconds() < CONFIRM_S:
+        return Advanced(rollout=rollout)
+    return _finish(rollout, RolloutState.ROLLED_BACK, f"{why} (no gateway answered to confirm it)", now)
 
 
 def _hold(rollout: Rollout, why: str) -> Advanced:
-    """Stay where it is. Only the beginning of a hold, or another reason for it, is news."""
+    """Stay where it is. Only the beginning of a hold is news; another reason for it is not."""
     if rollout.held == why:
         return Advanced(rollout=rollout)
-    fresh = rollout.held is None
-    return Advanced(
-        rollout=structs.replace(rollout, held=why), change=Change.HELD if fresh else None, why=why
-    )
+    change = Change.HELD if rollout.held is None else None
+    return Advanced(rollout=structs.replace(rollout, held=why), change=change, why=why)
 
 
 _CHANGE_OF = {
     RolloutState.SUCCEEDED: Change.SUCCEEDED,
     RolloutState.ROLLED_BACK: Change.ROLLED_BACK,
     RolloutState.FAILED: Change.FAILED,
+    RolloutState.CANCELLED: Change.CANCELLED,
 }
 
 
 def _finish(rollout: Rollout, state: RolloutState, why: str, now: datetime) -> Advanced:
     weight = WHOLE_PPM if state is RolloutState.SUCCEEDED else 0
     epoch = rollout.epoch
-    if state is not RolloutState.ROLLED_BACK and state is not RolloutState.CANCELLED:
-        epoch = Epoch(epoch.term, epoch.seq + 1)
+    if state is RolloutState.SUCCEEDED or state is RolloutState.FAILED:
+        epoch = Epoch(epoch.term, epoch.seq + 1)  # the two that were taken back have a new term already
     done = structs.replace(
         rollout,
         state=state,
@@ -486,43 +453,77 @@ def _finish(rollout: Rollout, state: RolloutState, why: str, now: datetime) -> A
         paused=None,
         epoch=epoch,
     )
-    return Advanced(rollout=done, change=_CHANGE_OF.get(state), why=why)
+    return Advanced(rollout=done, change=_CHANGE_OF[state], why=why)
 
 
-def _guard(rollout: Rollout, observed: Observed) -> str | None:
-    counts = rollout.candidate_counts
-    if observed.phase is VersionPhase.FAILED:
-        return f"the candidate's process failed for good: {observed.error or 'it crashed again and again'}"
-    if counts.crashes >= rollout.plan.guards.crashes:
-        return f"the candidate crashed {counts.crashes} times"
-    if counts.schema_violations >= rollout.plan.guards.schema_violations:
-        return f"the candidate broke its own output schema {counts.schema_violations} times"
-    return None
+# -------------------------------------------------------------------------------------------- people's words
 
 
-def _take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
-    """Feed the tests with ticks of this rollout, in the order of their arrival."""
+def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Advanced:
+    """Go to the next step on a person's word, without waiting for time or proof. A pause stays a pause.
+
+    A person can do without a proof, not against one: what speaks against the candidate stands.
+
+    Args:
+        observed: as of now; its ticks have been taken in.
+
+    Raises:
+        RolloutFinished: it is not in a step.
+        GateFailed: the evidence, or a guard, says rollback.
+        Conflict: the gateways have not applied the present step yet.
+    """
     if rollout.state is not RolloutState.STEPPING:
-        return rollout
-    tests = Tests.of(rollout.plan)
-    evidence, candidate, stable = rollout.evidence, rollout.candidate_counts, rollout.stable_counts
-    notes, taken = rollout.notes, 0
-    for tick in ticks:
-        if not counts_for(rollout, tick):
-            continue
-        evidence = tests.update(evidence, tick)
-        candidate = candidate.plus(tick.candidate)
-        stable = stable.plus(tick.stable)
-        notes += tuple(text for text in tick.errors_seen if text not in notes)
-        taken += 1
-    return structs.replace(
-        rollout,
-        evidence=evidence,
-        candidate_counts=candidate,
-        stable_counts=stable,
-        notes=notes[:NOTES_MAX],
-        ticks=rollout.ticks + taken,
-    )
+        raise errors.RolloutFinished(
+            f"The rollout {rollout.id} is {rollout.state}; there is no next step.", rollout=rollout.id
+        )
+    found = _alarm(rollout, observed) or judge(rollout)
+    if found.verdict is Verdict.ROLLBACK:
+        raise errors.GateFailed(
+            f"The candidate is about to be taken back: {found.why}. Nobody can step on past that; register a "
+            "better version.",
+            rollout=rollout.id,
+        )
+    if rollout.step_since is None:
+        raise errors.Conflict(
+            f"The gateways have not applied the present step of {rollout.endpoint} yet; watch "
+            f"'modelkeep rollout status {rollout.endpoint} --watch' and try again.",
+            rollout=rollout.id,
+        )
+    rollout = structs.replace(rollout, judgement=found)
+    if rollout.last:
+        return _finish(rollout, RolloutState.SUCCEEDED, why, now)
+    return _enter(rollout, rollout.step + 1, why)
+
+
+def pause(rollout: Rollout, why: str) -> Rollout:
+    """Stay at the present step until somebody resumes. Alarms still take the candidate back.
+
+    Raises:
+        RolloutFinished: it is finished, or on its way back.
+    """
+    if rollout.state.finished or rollout.state is RolloutState.ROLLING_BACK:
+        raise errors.RolloutFinished(
+            f"The rollout {rollout.id} is {rollout.state}; there is nothing to pause.", rollout=rollout.id
+        )
+    return structs.replace(rollout, paused=why, held=_paused(why))
+
+
+def resume(rollout: Rollout) -> Rollout:
+    """Go on after a pause.
+
+    Raises:
+        Conflict: it is not paused.
+    """
+    if rollout.paused is None:
+        raise errors.Conflict(f"The rollout of {rollout.endpoint} is not paused.", rollout=rollout.id)
+    return structs.replace(rollout, paused=None, held=None)
+
+
+def _paused(why: str) -> str:
+    return f"paused: {why}"
+
+
+# -------------------------------------------------------------------------------------------------- evidence
 
 
 def counts_for(rollout: Rollout, tick: Tick) -> bool:
@@ -530,100 +531,59 @@ def counts_for(rollout: Rollout, tick: Tick) -> bool:
     return tick.rollout == rollout.id and tick.candidate_ppm > 0
 
 
-def replay(rollout: Rollout, ticks: Sequence[Tick]) -> Evidence:
+def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
+    """Feed the tests with ticks of this rollout, in the order of their arrival. What comes after the decision
+    to take the candidate back, or before it has traffic, is no evidence."""
+    if rollout.state is not RolloutState.STEPPING:
+        return rollout
+    own = [tick for tick in ticks if counts_for(rollout, tick)]
+    if not own:
+        return rollout
+    candidate, stable, notes = rollout.candidate_counts, rollout.stable_counts, rollout.notes
+    for tick in own:
+        candidate = candidate.plus(tick.candidate)
+        stable = stable.plus(tick.stable)
+        for text in map(_shown, tick.errors_seen):
+            if len(notes) < NOTES_MAX and text not in notes:
+                notes = (*notes, text)
+    return structs.replace(
+        rollout,
+        evidence=evidence_of(rollout.plan, own, rollout.evidence),
+        candidate_counts=candidate,
+        stable_counts=stable,
+        notes=notes,
+        ticks=rollout.ticks + len(own),
+    )
+
+
+def replay(rollout: Rollout, ticks: Iterable[Tick]) -> Evidence:
     """The evidence that the stored ticks amount to, recomputed from nothing.
 
     Args:
         ticks: all ticks of the rollout, in the order of their arrival; as many as were taken in are used.
     """
-    tests, evidence = Tests.of(rollout.plan), Evidence()
-    for tick in [tick for tick in ticks if counts_for(rollout, tick)][: rollout.ticks]:
-        evidence = tests.update(evidence, tick)
-    return evidence
-
-
-class Tests(Struct, frozen=True, kw_only=True):
-    """The specifications of a plan's tests: what they look for, without what they have seen."""
-
-    errors: sequential.EProcessSpec
-    slow: sequential.EProcessSpec
-    shares: sequential.EProcessSpec
-    no_worse: sequential.EProcessSpec
-    low_rate: sequential.RateSpec
-
-    @staticmethod
-    def of(plan: Plan) -> "Tests":
-        return Tests(
-            errors=sequential.fail_spec(margin=plan.margin),
-            slow=sequential.fail_spec(margin=plan.slow_margin),
-            shares=sequential.mismatch_spec(),
-            no_worse=sequential.pass_spec(bound=plan.pass_odds),
-            low_rate=sequential.rate_pass_spec(bound=plan.pass_rate),
-        )
-
-    def update(self, evidence: Evidence, tick: Tick) -> Evidence:
-        """The evidence after one more tick."""
-        c, s, weight = tick.candidate, tick.stable, tick.candidate_ppm
-        failing = CallerTick(x=c.callers_first_error, y=s.callers_first_error, weight_ppm=weight)
-        slow = CallerTick(x=c.callers_first_slow, y=s.callers_first_slow, weight_ppm=weight)
-        arrived = CallerTick(x=c.new_callers, y=s.new_callers, weight_ppm=weight)
-        trials = TrialTick(n=c.new_callers, k=c.new_callers_failed)
-        return Evidence(
-            errors=sequential.update(evidence.errors, self.errors, failing),
-            slow=sequential.update(evidence.slow, self.slow, slow),
-            shares=sequential.update(evidence.shares, self.shares, arrived),
-            no_worse=sequential.update(evidence.no_worse, self.no_worse, failing),
-            low_rate=sequential.update_rate(evidence.low_rate, self.low_rate, trials),
-        )
-
-
-def combined(rollout: Rollout) -> Combined:
-    """All that speaks against the candidate, under one alpha."""
-    evidence = rollout.evidence
-    states = {"errors": evidence.errors, "latency": evidence.slow, "traffic shares": evidence.shares}
-    return sequential.combine(states, OMEGA, alpha=rollout.plan.alpha)
+    own = (tick for tick in ticks if counts_for(rollout, tick))
+    return evidence_of(rollout.plan, islice(own, rollout.ticks))
 
 
 def judge(rollout: Rollout) -> Judgement:
-    """What the evidence says now: rollback, advance or hold, with the sentence that people read."""
-    against = combined(rollout)
-    c, s, plan = rollout.candidate_counts, rollout.stable_counts, rollout.plan
-    seen = (
-        f"{c.callers_first_error} of the candidate's callers and {s.callers_first_error} of stable's had "
-        f"an error ({c.errors} of {c.requests} and {s.errors} of {s.requests} requests)"
-    )
-    if against.rollback:
-        limit = f"p = {against.p_value:.2g} for the whole rollout, limit {plan.alpha:g}"
-        return Judgement(
-            verdict=Verdict.ROLLBACK,
-            why=f"{_BLAME[against.blamed]}: {seen}; {limit}",
-            p_value=against.p_value,
-            blamed=against.blamed,
-            contributions=against.contributions,
-        )
-    if c.requests == 0:
-        return Judgement(
-            verdict=Verdict.HOLD, why="the candidate has had no request yet", p_value=against.p_value
-        )
-    evidence = rollout.evidence
-    beta = plan.beta / 2  # either proof may let it advance, so each has half of the error
-    if evidence.low_rate.holds(beta):
-        why = f"fewer than {plan.pass_rate:.2%} of first requests fail, shown at {1 - beta:.1%}: {seen}"
-        return Judgement(verdict=Verdict.ADVANCE, why=why, passed="low_rate", p_value=against.p_value)
-    if evidence.no_worse.holds(beta):
-        why = f"odds of failing below {plan.pass_odds:g} times stable's, shown at {1 - beta:.1%}: {seen}"
-        return Judgement(verdict=Verdict.ADVANCE, why=why, passed="no_worse", p_value=against.p_value)
-    why = f"not enough evidence yet from {c.new_callers} new callers of the candidate: {seen}"
-    return Judgement(
-        verdict=Verdict.HOLD, why=why, p_value=against.p_value, contributions=against.contributions
-    )
+    """What the evidence of a rollout says now."""
+    return judgement.judge(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
 
 
-_BLAME = {
-    "errors": "more callers fail than on stable",
-    "latency": "more callers are answered slowly than on stable",
-    "traffic shares": "the versions do not get the shares of callers they were given",
-}
+def _alarm(rollout: Rollout, observed: Observed) -> Judgement | None:
+    """The hard guards: facts, outside the statistics."""
+    counts, guards, why = rollout.candidate_counts, rollout.plan.guards, None
+    if observed.phase is VersionPhase.FAILED:
+        why = f"the candidate's process failed for good: {observed.error or 'it crashed again and again'}"
+    elif counts.crashes >= guards.crashes:
+        why = f"the candidate crashed {counts.crashes} times"
+    elif counts.schema_violations >= guards.schema_violations:
+        why = f"the candidate broke its own output schema {counts.schema_violations} times"
+    return Judgement(verdict=Verdict.ROLLBACK, why=why, blamed="guard") if why is not None else None
+
+
+# ---------------------------------------------------------------------------------------------------- routes
 
 
 def route_of(endpoint: Endpoint, rollout: Rollout | None, digests: Mapping[int, Digest]) -> Route | None:

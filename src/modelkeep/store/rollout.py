@@ -1,35 +1,64 @@
 """Rows of endpoints, rollouts, the gateways' ticks and last reports, and the number of the routing table.
 
 Endpoints and rollouts are stored as whole documents beside the columns that are searched by. Who may do what
-with them is not known here.
+with them, and what they do next, is not known here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import groupby
 
 from msgspec import Struct
-from sqlalchemy import and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import bindparam, case, delete, func, or_, select, update
 
 from modelkeep.core import codec
 from modelkeep.core.observation import GatewayReport, Tick
 from modelkeep.core.rollout import Endpoint, Rollout
-from modelkeep.core.values import ModelName
-from modelkeep.store.schema import endpoints, gateways, models, rollout_ticks, rollouts, settings
-from modelkeep.store.statements import insert, json_text
+from modelkeep.core.values import Digest, ModelName
+from modelkeep.store.schema import (
+    endpoints,
+    gateways,
+    models,
+    rollout_ticks,
+    rollouts,
+    settings,
+    versions,
+)
+from modelkeep.store.statements import insert, json_text, one_of
 from modelkeep.store.transaction import Transaction
+from modelkeep.store.visibility import Visible, condition
 
-TICK = timedelta(microseconds=1)
+APART = timedelta(microseconds=1)
 """The least distance between two arrivals, so that the order of arrival is a total one."""
-TICKS_MAX = 100_000
-"""Ticks that one rollout is explained from: a second each, that is more than a day of full detail."""
+TICKS_A_LOOK_MAX = 2_000
+"""Ticks that one look takes in; the rest waits for the next, so that no look holds the writer up."""
+TICKS_A_READ = 5_000
+"""Ticks that are in memory at once when a rollout's evidence is recomputed."""
+GATEWAYS_MAX = 1_000
+"""Gateways that are looked at: each answers for itself, and nobody runs a thousand."""
+FIRST = "~"
+"""Sorts after every id: where a list of the newest begins."""
 
 _MODEL_ID = select(models.c.id).where(
     models.c.project == bindparam("project"),
     models.c.name == bindparam("name"),
     models.c.deleted_at.is_(None),
 )
+_DIGESTS = select(versions.c.number, versions.c.digest).where(
+    versions.c.model_id == bindparam("model_id"), one_of(versions.c.number, "numbers")
+)
+_NUMBER = (
+    select(versions.c.number)
+    .where(
+        versions.c.model_id == bindparam("model_id"),
+        versions.c.digest == bindparam("digest"),
+        versions.c.status == "ready",
+    )
+    .order_by(versions.c.number)
+    .limit(1)
+)
 _GET = select(endpoints.c.document).where(endpoints.c.name == bindparam("name"))
-_LIST = (
+_ALL = (
     select(endpoints.c.document)
     .where(endpoints.c.name > bindparam("after"))
     .order_by(endpoints.c.name)
@@ -38,13 +67,11 @@ _LIST = (
 _OF_STAGE = select(endpoints.c.document).where(
     endpoints.c.model_id == bindparam("model_id"), endpoints.c.stage == bindparam("stage")
 )
-_OF_MODEL = select(endpoints.c.document).where(endpoints.c.model_id == bindparam("model_id"))
 _ADD = insert(endpoints)
 _SAVE = (
     update(endpoints)
     .where(endpoints.c.name == bindparam("which"))
     .values(
-        stage=bindparam("new_stage"),
         document=bindparam("new_document"),
         rollout_id=bindparam("new_rollout"),
         row_version=endpoints.c.row_version + 1,
@@ -82,37 +109,34 @@ _CLAIM = (
             rollouts.c.lease_until < bindparam("moment"),
         ),
     )
-    .values(lease_owner=bindparam("owner"), lease_until=bindparam("until"))
+    .values(
+        lease_owner=bindparam("owner"),
+        lease_until=bindparam("until"),
+        lease_term=rollouts.c.lease_term + case((rollouts.c.lease_owner == bindparam("owner"), 0), else_=1),
+    )
 )
-_PAGE = (
-    select(rollouts.c.document)
-    .where(rollouts.c.id < bindparam("before"))
-    .order_by(rollouts.c.id.desc())
-    .limit(bindparam("limit"))
+_RELEASE = (
+    update(rollouts)
+    .where(rollouts.c.lease_owner == bindparam("owner"))
+    .values(lease_owner=None, lease_until=None)
 )
-_PAGE_OF_ENDPOINT = _PAGE.where(rollouts.c.endpoint == bindparam("endpoint"))
-_PAGE_OF_MODEL = _PAGE.where(rollouts.c.model_id == bindparam("model_id"))
+_LEASE = select(rollouts.c.lease_owner, rollouts.c.lease_until, rollouts.c.lease_term).where(
+    rollouts.c.id == bindparam("id")
+)
+_TAKES = select(rollouts.c.id).where(
+    rollouts.c.id == bindparam("id"), rollouts.c.endpoint == bindparam("endpoint"), rollouts.c.active == 1
+)
 _ADD_TICK = insert(rollout_ticks).on_conflict_do_nothing()
 _LAST_ARRIVAL = select(func.max(rollout_ticks.c.received_at)).where(
     rollout_ticks.c.rollout_id == bindparam("rollout")
 )
-_IN_ORDER = (rollout_ticks.c.received_at, rollout_ticks.c.gateway, rollout_ticks.c.number)
 _TICKS = (
-    select(rollout_ticks.c.document)
-    .where(rollout_ticks.c.rollout_id == bindparam("rollout"))
-    .order_by(*_IN_ORDER)
-    .limit(TICKS_MAX)
-)
-_NEW_TICKS = (
-    select(rollout_ticks.c.gateway, rollout_ticks.c.number, rollout_ticks.c.document)
+    select(rollout_ticks.c.received_at, rollout_ticks.c.document)
     .where(
         rollout_ticks.c.rollout_id == bindparam("rollout"), rollout_ticks.c.received_at > bindparam("since")
     )
-    .order_by(*_IN_ORDER)
-    .limit(TICKS_MAX)
-)
-_FORGET_TICKS = delete(rollout_ticks).where(
-    and_(rollout_ticks.c.rollout_id == "", rollout_ticks.c.received_at < bindparam("before"))
+    .order_by(rollout_ticks.c.received_at, rollout_ticks.c.gateway, rollout_ticks.c.number)
+    .limit(bindparam("limit"))
 )
 _PUT_GATEWAY = insert(gateways)
 _PUT_GATEWAY = _PUT_GATEWAY.on_conflict_do_update(
@@ -123,7 +147,13 @@ _PUT_GATEWAY = _PUT_GATEWAY.on_conflict_do_update(
         "seen_at": _PUT_GATEWAY.excluded.seen_at,
     },
 )
-_GATEWAYS = select(gateways.c.document, gateways.c.seen_at).order_by(gateways.c.name).limit(1_000)
+_GATEWAYS = (
+    select(gateways.c.document, gateways.c.seen_at)
+    .where(gateways.c.seen_at > bindparam("since"))
+    .order_by(gateways.c.name)
+    .limit(GATEWAYS_MAX)
+)
+_FORGET_GATEWAYS = delete(gateways).where(gateways.c.seen_at < bindparam("before"))
 _TABLE = select(settings.c.value).where(settings.c.key == "routing_table")
 _SET_TABLE = insert(settings)
 _SET_TABLE = _SET_TABLE.on_conflict_do_update(
@@ -138,8 +168,21 @@ def model_id(tx: Transaction, model: ModelName) -> str | None:
     return str(row[0]) if row else None
 
 
-# ------------------------------------------------------------------------------------------------------------
-# endpoints
+def digests(tx: Transaction, model: str, numbers: Sequence[int]) -> dict[int, Digest]:
+    """The contents of some versions of a model (given by its id), by number; a deleted one keeps its own."""
+    if not numbers:
+        return {}
+    rows = tx.all(_DIGESTS, model_id=model, numbers=list(numbers))
+    return {int(number): Digest(digest) for number, digest in rows}
+
+
+def number_of(tx: Transaction, model: str, digest: Digest) -> int | None:
+    """The version of a model (given by its id) that has this content; None when it has none."""
+    row = tx.one(_NUMBER, model_id=model, digest=digest)
+    return int(row[0]) if row else None
+
+
+# -------------------------------------------------------------------------------------------------- endpoints
 
 
 def get_endpoint(tx: Transaction, name: str) -> Endpoint | None:
@@ -148,21 +191,27 @@ def get_endpoint(tx: Transaction, name: str) -> Endpoint | None:
     return codec.decode(row[0], Endpoint) if row else None
 
 
-def list_endpoints(tx: Transaction, after: str, limit: int) -> list[Endpoint]:
-    """Endpoints by name, after a name."""
-    return [codec.decode(row[0], Endpoint) for row in tx.all(_LIST, after=after, limit=limit)]
+def all_endpoints(tx: Transaction, after: str, limit: int) -> list[Endpoint]:
+    """Endpoints by name, after a name, whoever asks: what gateways are told."""
+    return [codec.decode(row[0], Endpoint) for row in tx.all(_ALL, after=after, limit=limit)]
 
 
-def endpoints_of(tx: Transaction, model: str, stage: str | None = None) -> list[Endpoint]:
-    """The endpoints that follow a model, or one stage of it.
-
-    Args:
-        model: the model's id.
-    """
-    rows = (
-        tx.all(_OF_MODEL, model_id=model) if stage is None else tx.all(_OF_STAGE, model_id=model, stage=stage)
+def list_endpoints(tx: Transaction, visible: Visible, after: str, limit: int) -> list[Endpoint]:
+    """The endpoints of the models that may be seen, by name, after a name."""
+    allowed, binds = condition(visible)
+    statement = (
+        select(endpoints.c.document)
+        .join(models, models.c.id == endpoints.c.model_id)
+        .where(allowed, endpoints.c.name > bindparam("after"))
+        .order_by(endpoints.c.name)
+        .limit(bindparam("limit"))
     )
-    return [codec.decode(row[0], Endpoint) for row in rows]
+    return [codec.decode(row[0], Endpoint) for row in tx.all(statement, after=after, limit=limit, **binds)]
+
+
+def endpoints_of(tx: Transaction, model: str, stage: str) -> list[Endpoint]:
+    """The endpoints that follow a stage of a model (given by its id)."""
+    return [codec.decode(row[0], Endpoint) for row in tx.all(_OF_STAGE, model_id=model, stage=stage)]
 
 
 def add_endpoint(tx: Transaction, endpoint: Endpoint, model: str) -> None:
@@ -184,11 +233,10 @@ def add_endpoint(tx: Transaction, endpoint: Endpoint, model: str) -> None:
 
 
 def save_endpoint(tx: Transaction, endpoint: Endpoint, now: datetime) -> None:
-    """Store an endpoint's new state."""
+    """Store an endpoint's new state; what it is called and follows never changes."""
     tx.run(
         _SAVE,
         which=endpoint.name,
-        new_stage=endpoint.stage,
         new_document=json_text(endpoint),
         new_rollout=endpoint.rollout,
         new_updated=codec.format_time(now),
@@ -196,12 +244,11 @@ def save_endpoint(tx: Transaction, endpoint: Endpoint, now: datetime) -> None:
 
 
 def drop_endpoint(tx: Transaction, name: str) -> None:
-    """Remove an endpoint that has no rollout rows; raises ConstraintFailed otherwise."""
+    """Remove an endpoint. Its rollouts stay, under its name."""
     tx.run(_DROP, which=name)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# - rollouts
+# --------------------------------------------------------------------------------------------------- rollouts
 
 
 def get_rollout(tx: Transaction, rollout_id: str) -> Rollout | None:
@@ -248,88 +295,121 @@ def active_rollouts(tx: Transaction, after: str = "", limit: int = 1_000) -> lis
     return [str(row[0]) for row in tx.all(_ACTIVE, after=after, limit=limit)]
 
 
-def claim(tx: Transaction, rollout_id: str, owner: str, now: datetime, until: datetime) -> bool:
-    """Take or renew the lease of an unfinished rollout; False while another controller holds it."""
-    return (
-        tx.run(
-            _CLAIM,
-            which=rollout_id,
-            owner=owner,
-            moment=codec.format_time(now),
-            until=codec.format_time(until),
-        )
-        == 1
-    )
-
-
 def list_rollouts(
-    tx: Transaction, before: str, limit: int, endpoint: str | None = None, model: str | None = None
+    tx: Transaction,
+    visible: Visible,
+    before: str,
+    limit: int,
+    endpoint: str | None = None,
+    model: str | None = None,
 ) -> list[Rollout]:
-    """Rollouts, newest first, before an id; of an endpoint, of a model (by id), or all."""
+    """Rollouts of models that may be seen, newest first, before an id; of an endpoint, of a model (given by
+    its id), or all.
+    """
+    allowed, binds = condition(visible)
+    statement = (
+        select(rollouts.c.document)
+        .join(models, models.c.id == rollouts.c.model_id)
+        .where(allowed, rollouts.c.id < bindparam("before"))
+        .order_by(rollouts.c.id.desc())
+        .limit(bindparam("limit"))
+    )
     if endpoint is not None:
-        rows = tx.all(_PAGE_OF_ENDPOINT, before=before, limit=limit, endpoint=endpoint)
-    elif model is not None:
-        rows = tx.all(_PAGE_OF_MODEL, before=before, limit=limit, model_id=model)
-    else:
-        rows = tx.all(_PAGE, before=before, limit=limit)
+        statement = statement.where(rollouts.c.endpoint == bindparam("endpoint"))
+        binds["endpoint"] = endpoint
+    if model is not None:
+        statement = statement.where(rollouts.c.model_id == bindparam("model_id"))
+        binds["model_id"] = model
+    rows = tx.all(statement, before=before, limit=limit, **binds)
     return [codec.decode(row[0], Rollout) for row in rows]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# - gateways
+class Lease(Struct, frozen=True):
+    """Which controller has a rollout for itself, until when; `term` rises with each new owner."""
+
+    owner: str | None
+    until: datetime | None
+    term: int
+
+
+def claim(tx: Transaction, rollout_id: str, owner: str, now: datetime, until: datetime) -> bool:
+    """Take or renew the lease of an unfinished rollout; False while another controller holds it."""
+    changed = tx.run(
+        _CLAIM,
+        which=rollout_id,
+        owner=owner,
+        moment=codec.format_time(now),
+        until=codec.format_time(until),
+    )
+    return changed == 1
+
+
+def release(tx: Transaction, owner: str) -> None:
+    """Let go of all leases of a controller."""
+    tx.run(_RELEASE, owner=owner)
+
+
+def lease_of(tx: Transaction, rollout_id: str) -> Lease:
+    """Who looks after a rollout."""
+    owner, until, term = tx.one(_LEASE, id=rollout_id) or (None, None, 0)
+    return Lease(owner, codec.parse_time(until) if until is not None else None, int(term))
+
+
+# --------------------------------------------------------------------------------------------------- gateways
 
 
 class Arrived(Struct, frozen=True):
-    """A tick with the gateway it came from."""
+    """A tick and when it arrived, which no other tick of its rollout did."""
 
-    gateway: str
-    number: int
+    at: datetime
     tick: Tick
 
 
-def add_ticks(tx: Transaction, gateway: str, ticks: Sequence[Tick], now: datetime) -> None:
-    """Store ticks, each once however often it is sent, in a total order of arrival for each rollout."""
-    arrivals: dict[str, datetime] = {}
-    for tick in ticks:
-        rollout = tick.rollout or ""
-        if rollout not in arrivals:
-            last = (tx.one(_LAST_ARRIVAL, rollout=rollout) or (None,))[0]
-            arrivals[rollout] = max(now, codec.parse_time(last) + TICK) if last is not None else now
-        else:
-            arrivals[rollout] += TICK
-        tx.run(
-            _ADD_TICK,
-            gateway=gateway,
-            endpoint=tick.endpoint,
-            rollout_id=rollout,
-            number=tick.number,
-            document=json_text(tick),
-            received_at=codec.format_time(arrivals[rollout]),
-        )
+def add_ticks(tx: Transaction, gateway: str, ticks: Sequence[Tick], now: datetime) -> int:
+    """Store the ticks that are evidence of an unfinished rollout, each once however often it is sent, in a
+    total order of arrival for each rollout. Returns how many were new.
 
-
-def ticks_of(tx: Transaction, rollout_id: str) -> list[Tick]:
-    """All ticks of a rollout in the order of their arrival."""
-    return [codec.decode(row[0], Tick) for row in tx.all(_TICKS, rollout=rollout_id)]
-
-
-def new_ticks(tx: Transaction, rollout: Rollout, since: datetime) -> list[Arrived]:
-    """The ticks of a rollout that it has not taken in, in the order of their arrival.
-
-    Args:
-        since: none of them arrived before; it only spares reading old ones.
+    Only one transaction writes at a time, so an arrival that is read is never followed by an earlier one.
     """
-    rows = tx.all(_NEW_TICKS, rollout=rollout.id, since=codec.format_time(since))
-    return [
-        Arrived(gateway, number, codec.decode(document, Tick))
-        for gateway, number, document in rows
-        if number > rollout.taken.get(gateway, -1)
-    ]
+    telling = [tick for tick in ticks if tick.rollout is not None and tick.candidate_ppm > 0]
+    stored = 0
+    for (rollout, endpoint), own in groupby(telling, key=lambda tick: (tick.rollout, tick.endpoint)):
+        if tx.one(_TAKES, id=rollout, endpoint=endpoint) is None:
+            continue
+        last = (tx.one(_LAST_ARRIVAL, rollout=rollout) or (None,))[0]
+        arrival = max(now, codec.parse_time(last) + APART) if last is not None else now
+        rows = [
+            {
+                "gateway": gateway,
+                "endpoint": endpoint,
+                "rollout_id": rollout,
+                "number": tick.number,
+                "document": json_text(tick),
+                "received_at": codec.format_time(arrival + place * APART),
+            }
+            for place, tick in enumerate(own)
+        ]
+        stored += tx.many(_ADD_TICK, rows)
+    return stored
 
 
-def forget_ticks(tx: Transaction, before: datetime) -> None:
-    """Drop the counts of times without a rollout; those of rollouts are evidence and stay."""
-    tx.run(_FORGET_TICKS, before=codec.format_time(before))
+def new_ticks(tx: Transaction, rollout: Rollout) -> list[Arrived]:
+    """The next ticks that a rollout has not taken in, in the order of their arrival."""
+    return _ticks_after(tx, rollout.id, rollout.ticks_until, TICKS_A_LOOK_MAX)
+
+
+def ticks_of(tx: Transaction, rollout_id: str) -> Iterator[Tick]:
+    """All ticks of a rollout in the order of their arrival."""
+    after: datetime | None = None
+    while batch := _ticks_after(tx, rollout_id, after, TICKS_A_READ):
+        yield from (arrived.tick for arrived in batch)
+        after = batch[-1].at
+
+
+def _ticks_after(tx: Transaction, rollout_id: str, after: datetime | None, limit: int) -> list[Arrived]:
+    since = codec.format_time(after) if after is not None else ""
+    rows = tx.all(_TICKS, rollout=rollout_id, since=since, limit=limit)
+    return [Arrived(codec.parse_time(at), codec.decode(document, Tick)) for at, document in rows]
 
 
 class Gateway(Struct, frozen=True):
@@ -350,11 +430,15 @@ def put_gateway(tx: Transaction, report: GatewayReport, now: datetime) -> None:
     )
 
 
-def list_gateways(tx: Transaction) -> list[Gateway]:
-    """All gateways that ever reported."""
-    return [
-        Gateway(codec.decode(row[0], GatewayReport), codec.parse_time(row[1])) for row in tx.all(_GATEWAYS)
-    ]
+def list_gateways(tx: Transaction, since: datetime | None = None) -> list[Gateway]:
+    """The gateways that reported after a moment, or ever."""
+    rows = tx.all(_GATEWAYS, since=codec.format_time(since) if since is not None else "")
+    return [Gateway(codec.decode(document, GatewayReport), codec.parse_time(at)) for document, at in rows]
+
+
+def forget_gateways(tx: Transaction, before: datetime) -> int:
+    """Drop gateways that have been silent since; how many it were."""
+    return tx.run(_FORGET_GATEWAYS, before=codec.format_time(before))
 
 
 def table_number(tx: Transaction) -> int:

@@ -1,0 +1,143 @@
+"""What the counts of a rollout say: the tests that are run, and the verdict with its sentence.
+
+For the WHOLE rollout, over all metrics and steps and however often one looks, a candidate that is no worse
+than stable is taken back with probability at most `alpha`; docs/explanation/rollout-statistics.md has the
+theory and the simulations. What follows from a verdict is decided in `rollout`, not here.
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+from msgspec import Struct, field
+
+from modelkeep.core import sequential
+from modelkeep.core.observation import SideCounts, Tick
+from modelkeep.core.plan import Plan
+from modelkeep.core.sequential import BinaryEProcess, CallerTick, Combined, MeanEProcess, TrialTick
+
+OMEGA: Mapping[str, float] = {"errors": 0.5, "latency": 0.3, "traffic shares": 0.2}
+"""How alpha is spent over the metrics."""
+
+
+class Verdict(StrEnum):
+    """What the evidence says now."""
+
+    ADVANCE = "advance"
+    HOLD = "hold"
+    ROLLBACK = "rollback"
+
+
+class Evidence(Struct, frozen=True, kw_only=True):
+    """The state of every test of a rollout. `errors`, `slow` and `shares` can take the candidate back;
+    `no_worse` and `low_rate` can let it advance."""
+
+    errors: BinaryEProcess = field(default_factory=BinaryEProcess)
+    slow: BinaryEProcess = field(default_factory=BinaryEProcess)
+    shares: BinaryEProcess = field(default_factory=BinaryEProcess)
+    no_worse: BinaryEProcess = field(default_factory=BinaryEProcess)
+    low_rate: MeanEProcess = field(default_factory=MeanEProcess)
+
+
+class Judgement(Struct, frozen=True, kw_only=True):
+    """A verdict with its numbers and its sentence. `p_value` is valid at any time; `passed` says which proof
+    allows the advance."""
+
+    verdict: Verdict
+    why: str
+    p_value: float = 1.0
+    blamed: str | None = None
+    passed: str | None = None
+    contributions: dict[str, float] = {}
+
+
+class Specs(Struct, frozen=True, kw_only=True):
+    """The specifications of a plan's tests: what they look for, without what they have seen."""
+
+    errors: sequential.EProcessSpec
+    slow: sequential.EProcessSpec
+    shares: sequential.EProcessSpec
+    no_worse: sequential.EProcessSpec
+    low_rate: sequential.RateSpec
+
+    @staticmethod
+    def of(plan: Plan) -> "Specs":
+        """The tests that a plan asks for."""
+        return Specs(
+            errors=sequential.fail_spec(margin=plan.margin),
+            slow=sequential.fail_spec(margin=plan.slow_margin),
+            shares=sequential.mismatch_spec(),
+            no_worse=sequential.pass_spec(bound=plan.pass_odds),
+            low_rate=sequential.rate_pass_spec(bound=plan.pass_rate),
+        )
+
+    def update(self, evidence: Evidence, tick: Tick) -> Evidence:
+        """The evidence after one more tick, judged by the tick's own weight, however late it comes."""
+        c, s, weight = tick.candidate, tick.stable, tick.candidate_ppm
+        failing = CallerTick(x=c.callers_first_error, y=s.callers_first_error, weight_ppm=weight)
+        slow = CallerTick(x=c.callers_first_slow, y=s.callers_first_slow, weight_ppm=weight)
+        arrived = CallerTick(x=c.new_callers, y=s.new_callers, weight_ppm=weight)
+        trials = TrialTick(n=c.new_callers, k=c.new_callers_failed)
+        return Evidence(
+            errors=sequential.update(evidence.errors, self.errors, failing),
+            slow=sequential.update(evidence.slow, self.slow, slow),
+            shares=sequential.update(evidence.shares, self.shares, arrived),
+            no_worse=sequential.update(evidence.no_worse, self.no_worse, failing),
+            low_rate=sequential.update_rate(evidence.low_rate, self.low_rate, trials),
+        )
+
+
+def evidence_of(plan: Plan, ticks: Iterable[Tick], before: Evidence | None = None) -> Evidence:
+    """What ticks amount to, on top of what there was before: the same ticks in the same order, the same
+    bits.
+    """
+    specs, evidence = Specs.of(plan), before or Evidence()
+    for tick in ticks:
+        evidence = specs.update(evidence, tick)
+    return evidence
+
+
+def combined(plan: Plan, evidence: Evidence) -> Combined:
+    """All that speaks against the candidate, under one alpha."""
+    states = {"errors": evidence.errors, "latency": evidence.slow, "traffic shares": evidence.shares}
+    return sequential.combine(states, OMEGA, alpha=plan.alpha)
+
+
+def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCounts) -> Judgement:
+    """What the evidence says now: rollback, advance or hold, with the sentence that people read."""
+    against = combined(plan, evidence)
+    c, s = candidate, stable
+    seen = (
+        f"{c.callers_first_error} of the candidate's callers and {s.callers_first_error} of stable's had "
+        f"an error ({c.errors} of {c.requests} and {s.errors} of {s.requests} requests)"
+    )
+    if against.rollback:
+        limit = f"p = {against.p_value:.2g} for the whole rollout, limit {plan.alpha:g}"
+        return Judgement(
+            verdict=Verdict.ROLLBACK,
+            why=f"{_BLAME[against.blamed]}: {seen}; {limit}",
+            p_value=against.p_value,
+            blamed=against.blamed,
+            contributions=against.contributions,
+        )
+    if c.requests == 0:
+        return Judgement(
+            verdict=Verdict.HOLD, why="the candidate has had no request yet", p_value=against.p_value
+        )
+    beta = plan.beta / 2  # either proof may let it advance, so each has half of the error
+    if evidence.low_rate.holds(beta):
+        why = f"fewer than {plan.pass_rate:.2%} of first requests fail, shown at {1 - beta:.1%}: {seen}"
+        return Judgement(verdict=Verdict.ADVANCE, why=why, passed="low_rate", p_value=against.p_value)
+    if evidence.no_worse.holds(beta):
+        why = f"odds of failing below {plan.pass_odds:g} times stable's, shown at {1 - beta:.1%}: {seen}"
+        return Judgement(verdict=Verdict.ADVANCE, why=why, passed="no_worse", p_value=against.p_value)
+    why = f"not enough evidence yet from {c.new_callers} new callers of the candidate: {seen}"
+    return Judgement(
+        verdict=Verdict.HOLD, why=why, p_value=against.p_value, contributions=against.contributions
+    )
+
+
+_BLAME = {
+    "errors": "more callers fail than on stable",
+    "latency": "more callers are answered slowly than on stable",
+    "traffic shares": "the versions do not get the shares of callers they were given",
+}

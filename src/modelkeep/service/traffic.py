@@ -1,0 +1,168 @@
+"""What endpoints and rollouts have become, saved as one: the row, its event, the table's number, the stage.
+
+Whatever moves traffic ends here, whether a person, the controller or a gateway began it. A gateway obeys only
+what stands in the table, so everything is saved before anybody obeys it. What is to become of a rollout was
+decided before, in `core.rollout`.
+"""
+
+from typing import Any, Protocol
+
+from msgspec import structs
+
+from modelkeep.core import rollout as core
+from modelkeep.core.catalog import ModelVersion
+from modelkeep.core.events import EventKind
+from modelkeep.core.promotion import MoveCause
+from modelkeep.core.rollout import Advanced, Change, Endpoint, Rollout, RolloutState
+from modelkeep.core.routing import Epoch, Route
+from modelkeep.service.act import Act
+from modelkeep.store import catalog as catalog_store
+from modelkeep.store import rollout as store
+
+_EVENT_OF: dict[Change, EventKind] = {
+    Change.STEPPED: EventKind.ROLLOUT_STEPPED,
+    Change.HELD: EventKind.ROLLOUT_HELD,
+    Change.ROLLING_BACK: EventKind.ROLLOUT_ROLLED_BACK,
+    Change.ROLLED_BACK: EventKind.ROLLOUT_ROLLED_BACK,
+    Change.SUCCEEDED: EventKind.ROLLOUT_SUCCEEDED,
+    Change.FAILED: EventKind.ROLLOUT_FAILED,
+    Change.CANCELLED: EventKind.ROLLOUT_CANCELLED,
+}
+
+
+class StageKeeper(Protocol):
+    """What rollouts need of promotion: the stage follows a rollout that succeeded."""
+
+    def enter_stage(
+        self,
+        act: Act,
+        version: ModelVersion,
+        stage: str,
+        *,
+        cause: MoveCause,
+        reason: str,
+        request: str | None,
+        rollout: str | None,
+    ) -> object:
+        """Move the version into the stage, displacing who is there."""
+
+    def tombstone(self, act: Act, version: ModelVersion, why: str) -> None:
+        """Mark the version as taken back."""
+
+
+class Traffic:
+    """Saves movements. `promotions` is set once, when the house is assembled."""
+
+    promotions: StageKeeper
+
+    def active(self, act: Act, endpoint: Endpoint) -> Rollout | None:
+        """The rollout of an endpoint that is not finished."""
+        return store.get_rollout(act.tx, endpoint.rollout) if endpoint.rollout is not None else None
+
+    def route(self, act: Act, endpoint: Endpoint, rollout: Rollout | None) -> Route | None:
+        """What gateways are to do for an endpoint; None while it has nothing to serve."""
+        numbers = [number for number in (endpoint.stable, endpoint.previous) if number is not None]
+        model = store.model_id(act.tx, endpoint.model) if numbers else None
+        digests = store.digests(act.tx, model, numbers) if model is not None else {}
+        return core.route_of(endpoint, rollout, digests)
+
+    def moved(self, act: Act, before: Route | None, after: Route | None, sequence: int) -> None:
+        """Raise the table's number to that of the event, when the event changed a route."""
+        if before != after:
+            store.set_table_number(act.tx, sequence, act.now)
+
+    def record(self, act: Act, kind: EventKind, endpoint: Endpoint, **more: Any) -> int:
+        """Append an event of an endpoint; its number."""
+        subject = f"endpoint/{endpoint.name}"
+        return act.record(kind, subject, model=endpoint.model, **more).sequence
+
+    def apply(self, act: Act, endpoint: Endpoint, before: Rollout, advanced: Advanced) -> Rollout:
+        """Save a rollout and, when something changed that others must know, its event, the endpoint, the
+        stage and the candidate's fate.
+
+        Raises:
+            StageMoved: another process took the stage at the same moment.
+        """
+        current, change = advanced.rollout, advanced.change
+        store.save_rollout(act.tx, current)
+        if change is None:
+            return current
+        sequence = self.record(
+            act,
+            _EVENT_OF[change],
+            endpoint,
+            number=current.candidate,
+            reason=advanced.why,
+            rollout=current.id,
+            state=current.state,
+            step=current.step,
+            weight_ppm=current.weight_ppm,
+            judgement=current.judgement,
+            candidate=current.candidate_counts,
+            stable=current.stable_counts,
+        )
+        settled = _settled(endpoint, current)
+        if settled != endpoint:
+            store.save_endpoint(act.tx, settled, act.now)
+        self._fate(act, current, change)
+        left = None if current.state.finished else current
+        self.moved(act, self.route(act, endpoint, before), self.route(act, settled, left), sequence)
+        return current
+
+    def _fate(self, act: Act, current: Rollout, change: Change) -> None:
+        match change:
+            case Change.SUCCEEDED:
+                version = catalog_store.get_version(act.tx, current.model, current.candidate)
+                if version.stage != current.stage:
+                    self.promotions.enter_stage(
+                        act,
+                        version,
+                        current.stage,
+                        cause=MoveCause.ROLLOUT,
+                        reason=current.reason,
+                        request=current.request,
+                        rollout=current.id,
+                    )
+            case Change.ROLLING_BACK:
+                version = catalog_store.get_version(act.tx, current.model, current.candidate)
+                if version.tombstone is None:
+                    self.promotions.tombstone(act, version, current.outcome or "rolled back")
+            case _:
+                pass
+
+    def revert(
+        self, act: Act, endpoint: Endpoint, to: ModelVersion, reason: str, epoch: Epoch | None = None
+    ) -> Endpoint:
+        """Have an endpoint serve a former version at once. The one that leaves is not kept as a way back, so
+        that rollbacks never go to and fro.
+
+        Args:
+            epoch: the age of the route where a gateway has made it already.
+        """
+        running = self.active(act, endpoint)
+        age = max(endpoint.epoch, running.epoch) if running is not None else endpoint.epoch
+        changed = structs.replace(
+            endpoint, stable=to.number, previous=None, epoch=epoch or Epoch(age.term + 1, 0)
+        )
+        store.save_endpoint(act.tx, changed, act.now)
+        sequence = self.record(
+            act,
+            EventKind.ENDPOINT_CHANGED,
+            endpoint,
+            number=to.number,
+            reason=reason,
+            stable=to.number,
+            was=endpoint.stable,
+        )
+        self.moved(act, self.route(act, endpoint, running), self.route(act, changed, running), sequence)
+        return changed
+
+
+def _settled(endpoint: Endpoint, current: Rollout) -> Endpoint:
+    """The endpoint after a change of its rollout."""
+    if not current.state.finished:
+        return endpoint
+    done = structs.replace(endpoint, rollout=None, epoch=max(endpoint.epoch, current.epoch))
+    if current.state is RolloutState.SUCCEEDED:
+        return structs.replace(done, stable=current.candidate, previous=endpoint.stable)
+    return done
