@@ -17,7 +17,7 @@ needs no change elsewhere.
       Invalid       InvalidName InvalidReference InvalidSemver InvalidFilter InvalidMetadata InvalidManifest
       InvalidMetric
                     InvalidSignature InvalidPolicy InvalidTransition InvalidPlan InvalidInput InvalidTime
-                    InvalidSetting MalformedBody SemverTooLow
+                    InvalidSetting MalformedBody SemverTooLow MethodNotAllowed UnsupportedMedia RequestTooSlow
         LimitExceeded  BodyTooLarge
       Denied        NotAllowed SelfApproval Tombstoned
         NotAuthenticated  TokenExpired
@@ -153,6 +153,10 @@ class InvalidSetting(Invalid):        code = "INVALID_SETTING"
 class MalformedBody(Invalid):         code = "MALFORMED_BODY"
 class LimitExceeded(Invalid):         code = "LIMIT_EXCEEDED"
 class SemverTooLow(Invalid):          code = "SEMVER_TOO_LOW"
+class MethodNotAllowed(Invalid):      code = "METHOD_NOT_ALLOWED"
+class UnsupportedMedia(Invalid):      code = "UNSUPPORTED_MEDIA"
+class RequestTooSlow(Invalid):        code = "REQUEST_TOO_SLOW"
+class BodyTooLarge(LimitExceeded):    code = "BODY_TOO_LARGE"
 
 class NotAllowed(Denied):             code = "NOT_ALLOWED"
 class SelfApproval(Denied):           code = "SELF_APPROVAL"
