@@ -338,8 +338,8 @@ def _common_split(metrics: Iterable[Metric], reasons: list[str]) -> str | None:
     chosen = min(counts, key=lambda split: (-counts[split], split or ""))
     others = ", ".join(sorted(split or "no split" for split in counts if split != chosen))
     reasons.append(
-        f"Values of different splits do not compare: most have {chosen or 'no split'}, so {others} was left out; "
-        "name one with --split."
+        f"Values of different splits do not compare: most have {chosen or 'no split'}, so {others} was left "
+        "out; name one with --split."
     )
     return chosen
 

@@ -18,11 +18,13 @@ from sqlalchemy.types import Text
 
 from modelkeep.core import codec, errors, registration, semver, values
 from modelkeep.core.catalog import ModelVersion
+from modelkeep.core.events import Event, EventKind
 from modelkeep.core.semver import Range, SemVer
 from modelkeep.core.values import Digest, ModelName
 from modelkeep.store.models import get_model, put_tags, texts
 from modelkeep.store.schema import (
     aliases,
+    events,
     models,
     occupancy,
     stage_intervals,
@@ -119,6 +121,7 @@ BY_NUMBER = _found(versions.c.number == bindparam("number"))
 BY_SEMVER = _found(versions.c.semver_key == bindparam("key"))
 BY_DIGEST = _found(versions.c.digest == bindparam("digest"), _highest)
 LATEST = _found(versions.c.prerelease == 0, _highest)
+HIGHEST = _found(versions.c.number > 0, _highest)
 NEWEST = _found(versions.c.number > 0, _last)
 _IN_STAGE = _found(occupancy.c.stage == bindparam("stage"), _last)
 _IN_NO_STAGE = _found(occupancy.c.number.is_(None), _last)
@@ -179,7 +182,15 @@ _ALIASES_OF = (
     .where(one_of(versions.c.id, "ids"))
 )
 
-# A digest of the past is found with the events up to a number, not with today's labels.
+_ALIAS_EVENTS = (
+    select(events.c.document)
+    .where(
+        events.c.model == bindparam("model"),
+        events.c.sequence <= bindparam("sequence"),
+        events.c.kind.in_([EventKind.ALIAS_SET.value, EventKind.ALIAS_DELETED.value]),
+    )
+    .order_by(events.c.sequence)
+)
 _STAGE_THEN = (
     select(stage_intervals.c.stage)
     .where(
@@ -248,6 +259,23 @@ _FORGET = tuple(
     delete(table).where(table.c.version_id == bindparam("which"))
     for table in (version_files, version_metrics, version_params, version_tags)
 )
+_MARK_ALL_DELETED = (
+    update(versions)
+    .where(versions.c.model_id == bindparam("which"), versions.c.status == "ready")
+    .values(status="deleted", to_sequence=bindparam("sequence"), updated_at=bindparam("now"))
+)
+_FORGET_ALL = tuple(
+    delete(table).where(
+        table.c.version_id.in_(select(versions.c.id).where(versions.c.model_id == bindparam("which")))
+    )
+    for table in (version_files, version_metrics, version_params, version_tags)
+)
+_LEAVE_ALL_STAGES = delete(occupancy).where(occupancy.c.model_id == bindparam("which"))
+_END_ALL_STAYS = (
+    update(stage_intervals)
+    .where(stage_intervals.c.model_id == bindparam("which"), stage_intervals.c.to_sequence.is_(None))
+    .values(to_at=bindparam("now"), to_sequence=bindparam("sequence"))
+)
 _LEAVE_STAGE = delete(occupancy).where(
     occupancy.c.model_id == bindparam("model_id"), occupancy.c.number == bindparam("which")
 )
@@ -304,7 +332,7 @@ def find_then(
 ) -> ModelVersion | None:
     """The version that a condition named at a moment, in the stage in which it was; deleted ones included.
 
-    Its aliases are left out, since today's are not those of then: `service` fills them in from the events.
+    Its aliases are left out, since today's are not those of then: see `aliases_then`.
     """
     row = tx.one(by.then, project=model.project, name=model.name, sequence=moment.sequence, **which)
     if row is None:
@@ -360,6 +388,18 @@ def find_in_range(
         if len(rows) < RANGE_BATCH:
             return None
         high = rows[-1][1]
+
+
+def aliases_then(tx: Transaction, model: ModelName, moment: Moment) -> dict[str, int]:
+    """Where the aliases of a model pointed at a moment: a fold of their events."""
+    pointed: dict[str, int] = {}
+    for (document,) in tx.all(_ALIAS_EVENTS, model=str(model), sequence=moment.sequence):
+        event = codec.decode(document, Event)
+        if event.kind is EventKind.ALIAS_SET:
+            pointed[event.body["alias"]] = int(event.body["to"])
+        else:
+            pointed.pop(event.body["alias"], None)
+    return pointed
 
 
 def list_semvers(tx: Transaction, model: ModelName, *, limit: int, moment: Moment | None = None) -> list[str]:
@@ -513,3 +553,13 @@ def remove_version(
         tx.run(statement, which=version.id)
     tx.run(_LEAVE_STAGE, model_id=model_id, which=version.number)
     tx.run(_END_STAY, model_id=model_id, which=version.number, now=moment, sequence=sequence)
+
+
+def remove_all_versions(tx: Transaction, model_id: str, sequence: int, now: datetime) -> None:
+    """`remove_version` for every version of a model that is being deleted."""
+    moment = codec.format_time(now)
+    tx.run(_MARK_ALL_DELETED, which=model_id, sequence=sequence, now=moment)
+    for statement in _FORGET_ALL:
+        tx.run(statement, which=model_id)
+    tx.run(_LEAVE_ALL_STAGES, which=model_id)
+    tx.run(_END_ALL_STAYS, which=model_id, now=moment, sequence=sequence)

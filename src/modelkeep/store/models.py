@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Table, and_, bindparam, delete, select, update
+from sqlalchemy import Table, and_, bindparam, delete, func, select, update
 
 from modelkeep.core import codec, errors, query
 from modelkeep.core.catalog import AliasSpec, RegisteredModel, StageGraph
@@ -154,6 +154,20 @@ _DROP_ALIAS = delete(aliases).where(
 )
 _OCCUPANTS_OF = select(occupancy.c.model_id, occupancy.c.stage, occupancy.c.number).where(
     one_of(occupancy.c.model_id, "ids"), occupancy.c.exclusive == 1
+)
+_OCCUPIED = (
+    select(occupancy.c.stage, versions.c.semver)
+    .join(
+        versions,
+        and_(versions.c.model_id == occupancy.c.model_id, versions.c.number == occupancy.c.number),
+    )
+    .where(occupancy.c.model_id == bindparam("model_id"), occupancy.c.exclusive == 1)
+    .order_by(occupancy.c.stage)
+)
+_STANDING = (
+    select(occupancy.c.stage, func.min(occupancy.c.number))
+    .where(occupancy.c.model_id == bindparam("model_id"))
+    .group_by(occupancy.c.stage)
 )
 _LATEST_OF = select(
     models.c.id,
@@ -406,6 +420,16 @@ def put_alias(tx: Transaction, model_id: str, spec: AliasSpec) -> None:
 def drop_alias(tx: Transaction, model_id: str, alias: str) -> None:
     """Remove an alias."""
     tx.run(_DROP_ALIAS, which=model_id, name=alias)
+
+
+def occupants(tx: Transaction, model_id: str) -> list[tuple[str, str]]:
+    """The exclusive stages that are taken, each with the semver of the version in it."""
+    return [(stage, text) for stage, text in tx.all(_OCCUPIED, model_id=model_id)]
+
+
+def standing_in(tx: Transaction, model_id: str) -> dict[str, int]:
+    """The stages that versions have moved to, each with the lowest number among them."""
+    return {row[0]: row[1] for row in tx.all(_STANDING, model_id=model_id)}
 
 
 # ---------------------------------------------------------------------------------------------------- serving

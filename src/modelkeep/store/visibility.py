@@ -6,9 +6,10 @@ core's.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import and_, false, not_, or_, true
+from sqlalchemy import and_, bindparam, false, not_, or_, true
 from sqlalchemy.sql.elements import ColumnElement
 
 from modelkeep.core.access import ROLE_VERBS, Caller, Effect, Grant, Verb
@@ -43,6 +44,13 @@ class Visible(Struct, frozen=True, kw_only=True):
         nothing_denied = self.denied == Scopes()
         return self.allowed.everything and nothing_denied and self.project is None
 
+    @property
+    def shape(self) -> tuple[bool, ...]:
+        """What the text of the condition depends on."""
+        sides = (self.allowed, self.denied)
+        flags = [(side.everything, bool(side.projects), bool(side.models)) for side in sides]
+        return (self.project is not None, *flags[0], *flags[1])
+
     def __contains__(self, model: object) -> bool:
         inside = self.project is None or (isinstance(model, ModelName) and model.project == self.project)
         return inside and model in self.allowed and model not in self.denied
@@ -73,16 +81,22 @@ def _scopes(grants: Iterable[Grant]) -> Scopes:
     )
 
 
-def condition(visible: Visible) -> tuple[ColumnElement[bool], dict[str, list[str]]]:
-    """The condition on the table `models`, and the values that its binds need when the statement is run."""
-    binds: dict[str, list[str]] = {}
-    inside = models.c.project == visible.project if visible.project is not None else true()
+def condition(visible: Visible) -> tuple[ColumnElement[bool], dict[str, Any]]:
+    """The condition on the table `models`, and the values that its binds need when the statement is run.
+
+    Its text depends on `Visible.shape` alone, so that statements can be kept.
+    """
+    binds: dict[str, Any] = {}
+    inside: ColumnElement[bool] = true()
+    if visible.project is not None:
+        binds["own_project"] = visible.project
+        inside = models.c.project == bindparam("own_project")
     allowed = _within(visible.allowed, "allowed", binds)
     denied = _within(visible.denied, "denied", binds)
     return and_(inside, allowed, not_(denied)), binds
 
 
-def _within(scopes: Scopes, name: str, binds: dict[str, list[str]]) -> ColumnElement[bool]:
+def _within(scopes: Scopes, name: str, binds: dict[str, Any]) -> ColumnElement[bool]:
     if scopes.everything:
         return true()
     parts: list[ColumnElement[bool]] = []

@@ -1,0 +1,320 @@
+"""Whether the stored bytes are still what was registered: of one version, and of everything.
+
+Hashing takes as long as reading, so it is done outside of any transaction, with short reads before and one
+short write after, which records what was found broken. Nothing is repaired and nothing is deleted here.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from msgspec import Struct
+
+from modelkeep.core import catalog, errors, values
+from modelkeep.core.access import Verb
+from modelkeep.core.catalog import FileEntry, Manifest, ModelVersion
+from modelkeep.core.events import EventKind
+from modelkeep.core.values import Digest, ModelName, Ref
+from modelkeep.ports import BlobStore, StoredBlob
+from modelkeep.service import references
+from modelkeep.service.act import Act, Context, Desk
+from modelkeep.store import inventory
+from modelkeep.store.inventory import Holder, StoredVersion
+
+# Limits of what a check reports; each with the reason for its size.
+PROBLEMS_MAX = 1_000
+"""Problems, and dangling blobs, that a report lists; the rest are counted. A person looks at the first
+few."""
+HOLDERS_MAX = 100
+"""Versions that one damaged file is reported and recorded for; a shared file may be in very many."""
+BATCH = 500
+"""Rows, or blobs, of one short read."""
+
+
+class FileProblem(Struct, frozen=True, kw_only=True):
+    """A file that is missing, or has other bytes (`actual` is their digest), in the versions that name it.
+
+    A `path` of None is the list of files itself: what is stored of it is not what was digested.
+    """
+
+    digest: Digest
+    path: str | None
+    versions: tuple[str, ...]
+    problem: str
+    actual: Digest | None = None
+
+
+class VerifyReport(Struct, frozen=True, kw_only=True):
+    """What a version's bytes were found to be. `ok` is the whole answer."""
+
+    version: str
+    digest: Digest
+    ok: bool
+    files: int
+    size_bytes: int
+    problems: tuple[FileProblem, ...] = ()
+
+
+class FsckReport(Struct, frozen=True, kw_only=True):
+    """What everything was found to be.
+
+    `missing` and `damaged` count contents, `dangling` the blobs that no version and no open draft names: room
+    that could be given back, and no fault. `ok` is that no version has a problem.
+    """
+
+    ok: bool
+    versions: int
+    blobs: int
+    size_bytes: int
+    missing: int
+    damaged: int
+    problems: tuple[FileProblem, ...] = ()
+    dangling: int = 0
+    dangling_bytes: int = 0
+    dangling_blobs: tuple[StoredBlob, ...] = ()
+
+
+class _Tally:
+    """What a check of everything has found so far."""
+
+    def __init__(self) -> None:
+        self.versions = self.blobs = self.size_bytes = self.missing = self.damaged = 0
+        self.problems: list[FileProblem] = []
+        self.holders: list[tuple[Holder, FileProblem]] = []
+        self.dangling = self.dangling_bytes = 0
+        self.dangling_blobs: list[StoredBlob] = []
+
+    def add(self, problem: FileProblem, holders: list[Holder]) -> None:
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(problem)
+            self.holders += [(holder, problem) for holder in holders]
+
+    def report(self) -> FsckReport:
+        return FsckReport(
+            ok=not self.problems,
+            versions=self.versions,
+            blobs=self.blobs,
+            size_bytes=self.size_bytes,
+            missing=self.missing,
+            damaged=self.damaged,
+            problems=tuple(self.problems),
+            dangling=self.dangling,
+            dangling_bytes=self.dangling_bytes,
+            dangling_blobs=tuple(self.dangling_blobs),
+        )
+
+
+class Integrity:
+    """The verbs that read bytes again. None is an act; each opens its own short ones at the desk it is
+    given."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+
+    def verify(self, desk: Desk, context: Context, ref: Ref) -> VerifyReport:
+        """Hash every file of a version again, and its list of files; what is broken becomes an event.
+
+        Raises:
+            NotFound (its leaves): no such version, or not for this caller.
+            BlobsUnavailable: the bytes cannot be read now, which says nothing about them.
+        """
+        return self._verify(desk, context, desk.read(context, _readable, ref, Verb.READ))
+
+    def files_verified(self, desk: Desk, context: Context, ref: Ref, verb: Verb) -> bool | None:
+        """Whether a version's bytes are still what was registered, for the gates: None when they cannot be
+        read now.
+
+        Args:
+            verb: the right that the caller needs on the model.
+
+        Raises:
+            NotFound (its leaves), NotAllowed: no such version, or not for this caller.
+        """
+        version = desk.read(context, _readable, ref, verb)
+        try:
+            return self._verify(desk, context, version).ok
+        except errors.Unavailable:
+            return None
+
+    def _verify(self, desk: Desk, context: Context, version: ModelVersion) -> VerifyReport:
+        problems = [_of_list(version, version.digest)] if not _list_holds(version, version.digest) else []
+        seen: dict[Digest, tuple[str, Digest | None] | None] = {}
+        for entry in version.files:
+            if entry.digest not in seen:
+                seen[entry.digest] = self._look(entry)
+            found = seen[entry.digest]
+            if found is not None:
+                problems.append(_of_file(entry, (version.reference,), found))
+        holder = Holder(version.model, version.number, version.semver, "")
+        if problems:
+            desk.do(context, _record_broken, [(holder, problem) for problem in problems[:PROBLEMS_MAX]])
+        return VerifyReport(
+            version=version.reference,
+            digest=version.digest,
+            ok=not problems,
+            files=len(version.files),
+            size_bytes=version.size_bytes,
+            problems=tuple(problems[:PROBLEMS_MAX]),
+        )
+
+    def _look(self, entry: FileEntry) -> tuple[str, Digest | None] | None:
+        """What is wrong with a stored file, in a word, and the digest of what lies there; None when it is
+        right."""
+        try:
+            info = self._blobs.verify(entry.digest)
+        except errors.BlobNotFound:
+            return "missing", None
+        except errors.DigestMismatch as problem:
+            actual = problem.details.get("actual")
+            return "damaged", Digest(str(actual)) if actual else None
+        return None if info.size_bytes == entry.size_bytes else ("damaged", entry.digest)
+
+    # -------------------------------------------------------------------------------------------- everything
+
+    def fsck(self, desk: Desk, context: Context) -> FsckReport:
+        """Hash every stored file that a version names, once each, and list the blobs that nothing names.
+
+        Raises:
+            NotAllowed: the caller may not look at the whole installation.
+            BlobsUnavailable: the bytes cannot be read now.
+        """
+        desk.read(context, _may_check_all)
+        tally = _Tally()
+        self._check_lists(desk, context, tally)
+        self._check_contents(desk, context, tally)
+        self._find_dangling(desk, context, tally)
+        if tally.holders:
+            desk.do(context, _record_broken, tally.holders[:PROBLEMS_MAX])
+        return tally.report()
+
+    def _check_lists(self, desk: Desk, context: Context, tally: _Tally) -> None:
+        after = ""
+        while True:
+            batch = desk.read(context, _stored_after, after)
+            for stored in batch:
+                tally.versions += 1
+                if not _list_holds(stored.version, stored.digest):
+                    tally.damaged += 1
+                    version = stored.version
+                    holder = Holder(version.model, version.number, version.semver, "")
+                    tally.add(_of_list(version, stored.digest), [holder])
+            if len(batch) < BATCH:
+                return
+            after = batch[-1].id
+
+    def _check_contents(self, desk: Desk, context: Context, tally: _Tally) -> None:
+        after = ""
+        while True:
+            batch = desk.read(context, _named_after, after)
+            for digest, size_bytes in batch:
+                tally.blobs += 1
+                tally.size_bytes += size_bytes
+                found = self._look(FileEntry(path="", size_bytes=size_bytes, digest=digest))
+                if found is not None:
+                    self._add_broken(desk, context, tally, digest, found)
+            if len(batch) < BATCH:
+                return
+            after = batch[-1][0]
+
+    def _add_broken(
+        self, desk: Desk, context: Context, tally: _Tally, digest: Digest, found: tuple[str, Digest | None]
+    ) -> None:
+        holders = desk.read(context, _holders_of, digest)
+        if not holders:
+            return  # its last version was deleted meanwhile
+        if found[0] == "missing":
+            tally.missing += 1
+        else:
+            tally.damaged += 1
+        entry = FileEntry(path=holders[0].path, size_bytes=0, digest=digest)
+        names = tuple(_reference(holder) for holder in holders)
+        tally.add(_of_file(entry, names, found), holders)
+
+    def _find_dangling(self, desk: Desk, context: Context, tally: _Tally) -> None:
+        for batch in _batches(self._blobs.iterate()):
+            digests = [blob.digest for blob in batch]
+            needed = desk.read(context, _needed_among, digests)
+            for blob in batch:
+                if blob.digest in needed:
+                    continue
+                tally.dangling += 1
+                tally.dangling_bytes += blob.size_bytes
+                if len(tally.dangling_blobs) < PROBLEMS_MAX:
+                    tally.dangling_blobs.append(blob)
+
+
+def _batches(blobs: Iterator[StoredBlob]) -> Iterator[list[StoredBlob]]:
+    while batch := list(islice(blobs, BATCH)):
+        yield batch
+
+
+def _readable(act: Act, ref: Ref, verb: Verb) -> ModelVersion:
+    version = references.resolve(act, ref)
+    act.authorise(verb, version.model)
+    return version
+
+
+def _may_check_all(act: Act) -> None:
+    act.authorise(Verb.ADMINISTER, None)
+
+
+def _stored_after(act: Act, after: str) -> list[StoredVersion]:
+    return inventory.list_stored(act.tx, after, BATCH)
+
+
+def _named_after(act: Act, after: str) -> list[tuple[Digest, int]]:
+    return inventory.list_named(act.tx, after, BATCH)
+
+
+def _holders_of(act: Act, digest: Digest) -> list[Holder]:
+    return inventory.list_holders(act.tx, digest, HOLDERS_MAX)
+
+
+def _needed_among(act: Act, digests: list[Digest]) -> set[Digest]:
+    return inventory.still_needed(act.tx, digests)
+
+
+def _list_holds(version: ModelVersion, digest: Digest) -> bool:
+    """Whether the list of files is the one that was digested."""
+    return catalog.manifest_digest(Manifest(files=version.files)) == digest == version.digest
+
+
+def _of_list(version: ModelVersion, digest: Digest) -> FileProblem:
+    actual = catalog.manifest_digest(Manifest(files=version.files))
+    return FileProblem(
+        digest=digest, path=None, versions=(version.reference,), problem="damaged", actual=actual
+    )
+
+
+def _of_file(entry: FileEntry, versions: tuple[str, ...], found: tuple[str, Digest | None]) -> FileProblem:
+    problem, actual = found
+    return FileProblem(
+        digest=entry.digest, path=entry.path, versions=versions, problem=problem, actual=actual
+    )
+
+
+def _reference(holder: Holder) -> str:
+    return f"{holder.model}:{holder.semver}"
+
+
+def _record_broken(act: Act, broken: list[tuple[Holder, FileProblem]]) -> None:
+    """One event for each version, with what is broken of it."""
+    by_version: dict[tuple[ModelName, int], list[tuple[Holder, FileProblem]]] = {}
+    for holder, problem in broken:
+        by_version.setdefault((holder.model, holder.number), []).append((holder, problem))
+    for found in by_version.values():
+        holder = found[0][0]
+        act.record(
+            EventKind.INTEGRITY_FAILED,
+            _reference(holder),
+            model=holder.model,
+            number=holder.number,
+            files=[
+                {
+                    "path": h.path or problem.path,
+                    "digest": problem.digest,
+                    "problem": problem.problem,
+                    "actual": problem.actual,
+                }
+                for h, problem in found[: values.PAGE_DEFAULT]
+            ],
+        )

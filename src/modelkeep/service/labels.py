@@ -1,0 +1,110 @@
+"""What may be written on models and versions, what a change of it was, and what keeps a version from being
+deleted.
+
+Small rules that `catalog` applies; nothing here opens an act or loads a model by name.
+"""
+
+from typing import Any
+
+from msgspec import UnsetType
+
+from modelkeep.core import catalog, errors, values
+from modelkeep.core.catalog import VIRTUAL_ALIASES, AliasSpec, ModelChange, ModelVersion
+from modelkeep.core.events import EventKind
+from modelkeep.core.values import ModelName
+from modelkeep.service import references
+from modelkeep.service.act import Act
+from modelkeep.store import models
+from modelkeep.store.models import ModelRow
+
+
+def check_owner(owner: str) -> str:
+    """Who answers for a model: a person, a team, an address.
+
+    Raises:
+        Invalid, LimitExceeded: empty, too long, or with control characters.
+    """
+    return values.check_text(owner, "owner", maximum=values.NAME_MAX, required=True)
+
+
+def check_alias(alias: str) -> str:
+    """A name that can be an alias.
+
+    Raises:
+        InvalidName: it is no name, or one that always exists.
+    """
+    values.check_name(alias, "alias")
+    if alias.lower() in VIRTUAL_ALIASES:
+        raise errors.InvalidName(
+            f"{alias} always exists and cannot be set; choose another name.", field="alias"
+        )
+    return alias
+
+
+def changed(change: ModelChange, description: str, tags: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """Description and tags after a change.
+
+    Raises:
+        Invalid, LimitExceeded: they cannot be kept.
+    """
+    if not isinstance(change.description, UnsetType):
+        description = values.check_text(change.description, "description")
+    kept = {key: value for key, value in tags.items() if key not in change.delete_tags}
+    return description, catalog.check_tags({**kept, **change.set_tags})
+
+
+def differences(**pairs: tuple[str, str]) -> dict[str, Any]:
+    """The body of a change's event: each field that differs, from -> to."""
+    return {name: _moved(before, after) for name, (before, after) in pairs.items() if before != after}
+
+
+def tag_differences(before: dict[str, str], after: dict[str, str]) -> dict[str, Any]:
+    """The same of tags; None stands for no such tag."""
+    keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    return {"tags": {key: _moved(before.get(key), after.get(key)) for key in keys}} if keys else {}
+
+
+def _moved(before: str | None, after: str | None) -> dict[str, str | None]:
+    return {"from": before, "to": after}
+
+
+def new_entries(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
+    """The tags to write."""
+    return {key: value for key, value in after.items() if before.get(key) != value}
+
+
+def drop_alias(act: Act, row: ModelRow, alias: AliasSpec) -> None:
+    """Remove an alias, with its event."""
+    models.drop_alias(act.tx, row.id, alias.alias)
+    body: dict[str, Any] = {"alias": alias.alias, "from": alias.number, "protected": alias.protected}
+    act.record(
+        EventKind.ALIAS_DELETED,
+        references.alias_subject(row.full_name, alias.alias),
+        model=row.full_name,
+        number=alias.number,
+        **body,
+    )
+
+
+def refuse_protected(act: Act, row: ModelRow, version: ModelVersion, aliases: list[AliasSpec]) -> None:
+    """Let a version be deleted only when nothing rests on it.
+
+    Raises:
+        Protected: it is in a protected stage, behind a protected alias, or traffic goes to it.
+    """
+    guarded = {spec.name for spec in row.stages.stages if spec.protected}
+    if version.stage in guarded:
+        raise protected(version.reference, f"it is in {version.stage}", "move it out of there first")
+    for alias in aliases:
+        if alias.protected:
+            why = f"its alias {alias.alias} is protected"
+            raise protected(version.reference, why, "point the alias elsewhere first")
+    endpoint = models.serving(act.tx, row.id).get(version.number)
+    if endpoint is not None:
+        why = f"the endpoint {endpoint} serves it, or goes back to it"
+        raise protected(version.reference, why, "finish another rollout first")
+
+
+def protected(what: ModelName | str, why: str, advice: str) -> errors.Protected:
+    """The one sentence for what must not be deleted."""
+    return errors.Protected(f"{what} cannot be deleted: {why}; {advice}.", subject=str(what))

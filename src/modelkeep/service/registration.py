@@ -1,0 +1,488 @@
+"""How a version comes to be: a draft is announced, its bytes are sent, and then it is finalized at once or
+not at all.
+
+A draft is its author's alone and is swept when nothing has come for the grace period. Bytes travel outside of
+any transaction; what is noted of them is how many came, and that the author has sent all of a file. A file
+that is stored already need not be sent again, but only to those who may pull a version that holds it:
+otherwise anybody could find out, and get hold of, what other projects keep. This file does not decide the
+number; the core's rules do.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from modelkeep.core import bump, catalog, errors, registration, semver, values
+from modelkeep.core.access import Verb
+from modelkeep.core.catalog import (
+    DEFAULT_STAGES,
+    Draft,
+    DraftFile,
+    DraftSpec,
+    DraftStatus,
+    Manifest,
+    ModelVersion,
+)
+from modelkeep.core.events import EventKind
+from modelkeep.core.semver import Bump, SemVer
+from modelkeep.core.values import Digest, ModelName
+from modelkeep.ports import BlobStore
+from modelkeep.service import references
+from modelkeep.service.act import SYSTEM_CONTEXT, Act, Desk
+from modelkeep.store import catalog as store
+from modelkeep.store import drafts as draft_store
+from modelkeep.store import models
+from modelkeep.store.models import ModelRow
+from modelkeep.store.visibility import visible_to
+
+DRAFTS_MAX = 100
+"""Open drafts that one author may have of one model: sweeps of a whole night, and not a store of their
+own."""
+SWEPT_MAX = 200
+"""Drafts swept in one transaction, so that other writers do not wait long; what remains is for the next
+round."""
+MISSING_SHOWN = 5
+"""Missing files that an error lists."""
+
+
+class UploadPlan(Struct, frozen=True, kw_only=True):
+    """Where the bytes of one announced file go: `offset` is how many have come, `present` that none are
+    missing."""
+
+    draft: str
+    path: str
+    upload_id: str
+    digest: Digest
+    size_bytes: int
+    offset: int = 0
+    present: bool = False
+
+
+class Registration(Struct, frozen=True, kw_only=True):
+    """What a draft ended in. `created` False: this version was there before, with the same bytes and nothing
+    new.
+
+    `reasons` are the sentences behind the version's number.
+    """
+
+    version: ModelVersion
+    created: bool
+    reasons: tuple[str, ...]
+
+
+class Numbered(Struct, frozen=True, kw_only=True):
+    """The number that a new version is to get."""
+
+    given: SemVer
+    parent: ModelVersion | None
+    inferred: Bump
+    reasons: tuple[str, ...]
+
+
+class Registrations:
+    """The verbs around drafts. `store_bytes` is the only one that is no act."""
+
+    def __init__(self, blobs: BlobStore, desk: Desk) -> None:
+        self._blobs = blobs
+        self._desk = desk
+
+    # -------------------------------------------------------------------------------------------- announcing
+
+    def begin_draft(self, act: Act, model: ModelName, spec: DraftSpec) -> Draft:
+        """Announce a version: its files by digest, and everything that is to be known of them.
+
+        What can be refused is refused here, before any byte is sent: a number that is taken or too low as
+        well. The same announcement again, while the first is open, is the same draft, so that whoever lost
+        the connection just says it again and sends what is missing.
+
+        Raises:
+            ModelNotFound, NotAllowed: the caller may not see the model, not register in it, or not create it.
+            Invalid (and its leaves), LimitExceeded: what is stated cannot be kept; names the field.
+            VersionExists, SemverTooLow: the number that was asked for.
+        """
+        act.readable(model)
+        act.authorise(Verb.REGISTER, model)
+        row = models.find_model(act.tx, model)
+        if row is None:
+            act.authorise(Verb.CREATE_MODEL, model)
+            check_new_name(act, model)
+        checked = registration.check_spec(spec)
+        decide(act, model, row, checked)
+        again = draft_store.find_same(act.tx, model, act.by, checked)
+        if again is not None:
+            draft_store.touch(act.tx, again, act.now)
+            return self.get_draft(act, again)
+        if draft_store.count_open(act.tx, model, act.by) >= DRAFTS_MAX:
+            raise errors.LimitExceeded(
+                f"You have {DRAFTS_MAX} open drafts of {model}; finalize or cancel some.", limit=DRAFTS_MAX
+            )
+        draft = self._announced(act, model, checked)
+        draft_store.add_draft(act.tx, draft)
+        return draft
+
+    def _announced(self, act: Act, model: ModelName, spec: DraftSpec) -> Draft:
+        digests = dict.fromkeys(entry.digest for entry in spec.files)
+        held = draft_store.held(act.tx, digests, visible_to(act.caller, Verb.PULL))
+        files = tuple(
+            DraftFile(
+                path=entry.path,
+                size_bytes=entry.size_bytes,
+                digest=entry.digest,
+                media_type=entry.media_type,
+                offset=entry.size_bytes if entry.digest in held else 0,
+                present=entry.digest in held,
+            )
+            for entry in spec.files
+        )
+        return Draft(
+            id=act.new_id("draft"),
+            model=model,
+            status=DraftStatus.OPEN,
+            spec=spec,
+            files=files,
+            created_at=act.now,
+            created_by=act.by,
+            touched_at=act.now,
+        )
+
+    def get_draft(self, act: Act, draft_id: str) -> Draft:
+        """How far a registration is.
+
+        Raises:
+            DraftNotFound: there is none, or it is somebody else's.
+        """
+        return _own(act, draft_id)[0]
+
+    def cancel_draft(self, act: Act, draft_id: str) -> None:
+        """Give a registration up. What was sent is collected later; cancelling twice is no error.
+
+        Raises:
+            DraftNotFound: there is none, or it is somebody else's.
+            DraftClosed: it has become a version already.
+        """
+        draft, _ = _own(act, draft_id)
+        if draft.status is DraftStatus.READY:
+            raise _closed(draft)
+        if draft.status is DraftStatus.OPEN:
+            draft_store.close(act.tx, draft.id, DraftStatus.CANCELLED, act.now)
+
+    def sweep_drafts(self, act: Act, older_than: datetime) -> int:
+        """Give up the open drafts that nobody has touched since, and forget closed ones.
+
+        Returns:
+            how many open ones were given up; there may be more, for the next call.
+        """
+        stale = draft_store.list_stale(act.tx, DraftStatus.OPEN, older_than, SWEPT_MAX)
+        for draft_id in stale:
+            draft_store.close(act.tx, draft_id, DraftStatus.CANCELLED, act.now)
+        for status in (DraftStatus.CANCELLED, DraftStatus.READY):
+            for draft_id in draft_store.list_stale(act.tx, status, older_than, SWEPT_MAX):
+                draft_store.forget(act.tx, draft_id)
+        return len(stale)
+
+    # ------------------------------------------------------------------------------------------------- bytes
+
+    def prepare_upload(self, act: Act, draft_id: str, path: str) -> UploadPlan:
+        """Say where the bytes of an announced file go and from which offset on; it keeps the draft from the
+        sweep.
+
+        Raises:
+            DraftNotFound: there is none, or it is somebody else's. DraftClosed: it takes nothing any more.
+            FileNotInVersion: the draft announces no such file.
+            NotAllowed: the right to register was taken away meanwhile.
+        """
+        draft, _ = _own(act, draft_id)
+        if draft.status is not DraftStatus.OPEN:
+            raise _closed(draft)
+        act.authorise(Verb.REGISTER, draft.model)
+        for index, entry in enumerate(draft.files):
+            if entry.path == path:
+                draft_store.touch(act.tx, draft.id, act.now)
+                return UploadPlan(
+                    draft=draft.id,
+                    path=path,
+                    upload_id=f"{draft.id}_{index}",
+                    digest=entry.digest,
+                    size_bytes=entry.size_bytes,
+                    offset=entry.offset,
+                    present=entry.present,
+                )
+        raise errors.FileNotInVersion(
+            f"This draft announces no file {values.printable(path)[:80]!r}; its files are in 'files'.",
+            path=path,
+        )
+
+    def store_bytes(self, plan: UploadPlan, offset: int, chunks: Iterable[bytes]) -> UploadPlan:
+        """Take in bytes of a file, outside of any transaction, and keep it when it is whole and right.
+
+        When the bytes end early, what came is kept; so it is when `chunks` itself raises.
+
+        Args:
+            offset: where the sender believes the end to be.
+
+        Returns:
+            the plan with the new offset.
+
+        Raises:
+            OffsetMismatch: the end is elsewhere; the details say where.
+            DigestMismatch: all bytes came and are not those that were announced; they are thrown away.
+            LimitExceeded: more came than was announced. StorageFull, BlobsUnavailable, Overloaded: not now.
+        """
+        if plan.present:
+            return plan
+        try:
+            self._blobs.begin(plan.upload_id, plan.size_bytes)
+            end = self._blobs.append(plan.upload_id, offset, chunks)
+            if end == plan.size_bytes:
+                self._blobs.commit(plan.upload_id, plan.digest)
+        except BaseException:
+            self._note(plan, self._came(plan))
+            raise
+        self._note(plan, end, whole=end == plan.size_bytes)
+        return replace(plan, offset=end, present=end == plan.size_bytes)
+
+    def _came(self, plan: UploadPlan) -> int:
+        """How many bytes the blob store has, after something went wrong."""
+        try:
+            return self._blobs.status(plan.upload_id)
+        except errors.NotFound:
+            return 0
+        except errors.Unavailable:
+            return plan.offset
+
+    def _note(self, plan: UploadPlan, received_bytes: int, *, whole: bool = False) -> None:
+        self._desk.do(SYSTEM_CONTEXT, _note_received, plan, received_bytes, whole)
+
+    # --------------------------------------------------------------------------------------------- finalizing
+
+    def finalize(self, act: Act, draft_id: str) -> Registration:
+        """Make the version: it gets its number, and everybody who may sees it from now on. Twice is once.
+
+        Raises:
+            DraftNotFound: there is none, or it is somebody else's. DraftClosed: it was given up.
+            Conflict: files are missing; the details name them.
+            VersionExists, SemverTooLow: the number that was asked for, as things stand now.
+            ModelNotFound, NotAllowed: a right was taken away meanwhile.
+        """
+        draft, made = _own(act, draft_id)
+        act.readable(draft.model)
+        act.authorise(Verb.REGISTER, draft.model)
+        if draft.status is DraftStatus.READY and draft.number is not None:
+            version = store.get_version(act.tx, draft.model, draft.number)
+            return Registration(version=version, created=made, reasons=version.bump_reasons)
+        if draft.status is not DraftStatus.OPEN:
+            raise _closed(draft)
+        _refuse_missing(draft)
+        row = models.find_model(act.tx, draft.model)
+        decided = decide(act, draft.model, row, draft.spec)
+        if isinstance(decided, ModelVersion):
+            _finish(act, draft, decided, made=False)
+            reasons = (f"These are the bytes of {decided.reference}, and nothing new was stated of them.",)
+            return Registration(version=decided, created=False, reasons=reasons)
+        if row is None:
+            act.authorise(Verb.CREATE_MODEL, draft.model)
+            row = create(act, draft.model)
+        version = _register(act, row, draft.spec, decided)
+        _finish(act, draft, version, made=True)
+        return Registration(version=version, created=True, reasons=decided.reasons)
+
+
+# ---------------------------------------------------------------------------------------------------- drafts
+
+
+def _own(act: Act, draft_id: str) -> tuple[Draft, bool]:
+    """A draft of the caller's own, and whether it made a version.
+
+    Raises:
+        DraftNotFound: in the same words for one that is not there and for somebody else's.
+    """
+    found = draft_store.get_draft(act.tx, draft_id)
+    if found is None or found[0].created_by != act.by:
+        shown = values.printable(draft_id)[:60]
+        raise errors.DraftNotFound(
+            f"You have no draft {shown}; 'modelkeep register' begins one.", draft=shown
+        )
+    return found
+
+
+def _closed(draft: Draft) -> errors.DraftClosed:
+    became = "has become a version" if draft.status is DraftStatus.READY else "was given up"
+    return errors.DraftClosed(f"The draft {draft.id} {became}; begin another one.", draft=draft.id)
+
+
+def _note_received(act: Act, plan: UploadPlan, received_bytes: int, whole: bool) -> None:
+    if whole:
+        draft_store.set_present(act.tx, plan.draft, plan.digest)
+    else:
+        draft_store.set_received(act.tx, plan.draft, plan.path, received_bytes)
+    draft_store.touch(act.tx, plan.draft, act.now)
+
+
+def _refuse_missing(draft: Draft) -> None:
+    missing = [entry.path for entry in draft.files if not entry.present]
+    if missing:
+        listed = ", ".join(values.printable(path)[:80] for path in missing[:MISSING_SHOWN])
+        more = f" and {len(missing) - MISSING_SHOWN:,} more" if len(missing) > MISSING_SHOWN else ""
+        raise errors.Conflict(
+            f"Not all bytes are here: send {listed}{more} first.", missing=missing[: values.PAGE_MAX]
+        )
+
+
+def _finish(act: Act, draft: Draft, version: ModelVersion, *, made: bool) -> None:
+    draft_store.close(act.tx, draft.id, DraftStatus.READY, act.now, number=version.number, made=made)
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+def check_new_name(act: Act, name: ModelName) -> None:
+    """Refuse a name that is taken, or that a reader could take for another one.
+
+    Raises:
+        InvalidName: it is no name. ModelExists: it is taken.
+    """
+    values.check_name(name.project, "project")
+    values.check_name(name.name, "model")
+    twin = models.find_twin(act.tx, name)
+    if twin == name.name:
+        raise errors.ModelExists(f"There is a model {name} already.", model=str(name))
+    if twin is not None:
+        raise errors.ModelExists(
+            f"{name} looks like the model {twin} of the same project; use that one, or a clearer name.",
+            model=twin,
+        )
+
+
+def create(
+    act: Act,
+    name: ModelName,
+    *,
+    description: str = "",
+    owner: str | None = None,
+    tags: dict[str, str] | None = None,
+    stages: catalog.StageGraph = DEFAULT_STAGES,
+) -> ModelRow:
+    """Write a new model and its event; what is given was checked, and so was the right."""
+    row = models.add_model(
+        act.tx,
+        act.new_id("model"),
+        name,
+        description=description,
+        owner=owner or act.by,
+        stages=stages,
+        tags=tags or {},
+        now=act.now,
+        by=act.by,
+    )
+    act.record(
+        EventKind.MODEL_CREATED,
+        str(name),
+        model=name,
+        description=description,
+        owner=row.owner,
+        tags=tags or {},
+        stages=[spec.name for spec in stages.stages],
+    )
+    return row
+
+
+# ---------------------------------------------------------------------------------------------------- number
+
+
+def decide(act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec) -> Numbered | ModelVersion:
+    """The number that a checked draft would get now, or the version that it is again.
+
+    Raises:
+        VersionExists, SemverTooLow: the number that was asked for.
+        VersionNotFound, AliasNotFound, StageEmpty: the parent that was named.
+    """
+    digest = catalog.manifest_digest(Manifest(files=spec.files))
+    explicit = semver.parse(spec.semver) if spec.semver is not None else None
+    new = registration.facts_of(registration.stated_by(spec, digest))
+    parent: ModelVersion | None = None
+    if row is not None:
+        twins = store.find_same_bytes(act.tx, row.id, digest)
+        known = next((twin for twin in twins if registration.adds_nothing(spec, digest, twin)), None)
+        if known is not None:
+            return known
+        parent = _parent(act, model, spec, twins)
+    elif spec.parent is not None:
+        references.resolve(
+            act, registration.parent_ref(model, spec.parent)
+        )  # says that there is no such model
+    before = semver.parse(parent.semver) if parent is not None else None
+    facts = registration.facts_of(registration.stated_by(parent, parent.digest)) if parent else None
+    verdict = bump.infer(facts, new)
+    former = row or models.find_model(act.tx, model, deleted=True)  # a deleted one keeps its numbers
+    spans = registration.neighbourhood(before, explicit)
+    taken = store.given_semvers(act.tx, former.id, spans) if former is not None else []
+    number, reasons = bump.next_version(
+        taken,
+        before,
+        verdict,
+        explicit=explicit,
+        bump=None if spec.bump is catalog.Bump.AUTO else Bump(spec.bump.value),
+        override_reason=spec.override_semver,
+    )
+    if parent is not None and number == before:
+        return parent
+    return Numbered(given=number, parent=parent, inferred=verdict.bump, reasons=reasons)
+
+
+def _parent(act: Act, model: ModelName, spec: DraftSpec, twins: list[ModelVersion]) -> ModelVersion | None:
+    """The version that a draft is compared with: the one it names, else one with the same bytes, else the
+    highest release, else the highest version."""
+    if spec.parent is not None:
+        return references.resolve(act, references.present(registration.parent_ref(model, spec.parent)))
+    if twins:
+        return twins[0]
+    released = store.find(act.tx, store.LATEST, model)
+    return released or store.find(act.tx, store.HIGHEST, model)
+
+
+def _register(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -> ModelVersion:
+    """Write the version, its number and its event."""
+    name = row.full_name
+    manifest = Manifest(files=spec.files)
+    version = ModelVersion(
+        id=act.new_id("version"),
+        model=name,
+        number=row.next_number,
+        semver=str(decided.given),
+        digest=catalog.manifest_digest(manifest),
+        size_bytes=manifest.size_bytes,
+        files=spec.files,
+        signature=spec.signature,
+        metrics=spec.metrics,
+        params=spec.params,
+        metadata=spec.metadata,
+        description=spec.description,
+        tags=spec.tags,
+        stage=row.stages.initial,
+        parent=decided.parent.number if decided.parent is not None else None,
+        bump=decided.inferred.value,
+        bump_reasons=decided.reasons,
+        created_at=act.now,
+        created_by=act.by,
+    )
+    event = act.record(
+        EventKind.VERSION_REGISTERED,
+        version.reference,
+        model=name,
+        number=version.number,
+        reason=spec.override_semver,
+        semver=version.semver,
+        digest=version.digest,
+        parent=version.parent,
+        bump=version.bump,
+        reasons=list(decided.reasons),
+        size_bytes=version.size_bytes,
+        files=len(version.files),
+        tags=version.tags,
+        description=version.description,
+    )
+    models.take_number(act.tx, row.id, act.now)
+    store.add_version(act.tx, row.id, version, event.sequence)
+    return version
