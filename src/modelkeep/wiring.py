@@ -51,7 +51,7 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House
     desk = Desk(database)
     mode = AuthMode(settings.auth)
     rollouts = Rollouts()
-    catalog = Catalog(blobs)
+    catalog = Catalog(blobs, desk)
     promotions = Promotions(
         catalog=catalog,
         rollouts=rollouts,
