@@ -53,6 +53,7 @@ class Gateway:
         self.port = 0
 
     def start(self) -> "Gateway":
+        self.data.parent.mkdir(parents=True, exist_ok=True)
         log = open(self.data.parent / f"{self.data.name}.log", "a")  # noqa: SIM115 - the child's
         program = self._program.replace("PORT", str(self.port))
         self.process = subprocess.Popen(

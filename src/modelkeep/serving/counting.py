@@ -204,17 +204,17 @@ class RouteCounts(Struct, frozen=True, kw_only=True):
 
 
 class _OpenTick:
-    __slots__ = ("candidate", "candidate_ppm", "errors_seen", "stable", "started_at")
+    __slots__ = ("candidate", "errors_seen", "stable", "started_at")
 
-    def __init__(self, started_at: datetime, candidate_ppm: int) -> None:
+    def __init__(self, started_at: datetime) -> None:
         self.started_at = started_at
-        self.candidate_ppm = candidate_ppm
         self.stable = SideCounts()
         self.candidate = SideCounts()
         self.errors_seen: tuple[str, ...] = ()
 
 
-_TickKey = tuple[str, str | None, Epoch]
+_TickKey = tuple[str, str | None, Epoch, int]
+"""With the candidate's weight: a route may get its weight later than its epoch, when its candidate is ready."""
 _RolloutKey = tuple[str, str | None]
 
 
@@ -267,15 +267,15 @@ class Ledger:
         self._tick(endpoint, rollout, epoch, candidate_ppm)
 
     def _tick(self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int) -> _OpenTick:
-        key = (endpoint, rollout, epoch)
+        key = (endpoint, rollout, epoch, candidate_ppm)
         tick = self._open.get(key)
         if tick is None:
-            tick = self._open[key] = _OpenTick(self._since, candidate_ppm)
+            tick = self._open[key] = _OpenTick(self._since)
         return tick
 
     def close(self, now: datetime) -> None:
         """Close all open ticks, oldest epoch first, and number them."""
-        for (endpoint, rollout, epoch), tick in sorted(self._open.items(), key=lambda item: item[0][2]):
+        for (endpoint, rollout, epoch, ppm), tick in sorted(self._open.items(), key=lambda item: item[0][2:]):
             number = self._numbers.get((endpoint, rollout), self._first - 1) + 1
             self._numbers[endpoint, rollout] = number
             self._waiting.append(
@@ -286,7 +286,7 @@ class Ledger:
                     number=number,
                     started_at=tick.started_at,
                     ended_at=now,
-                    candidate_ppm=tick.candidate_ppm,
+                    candidate_ppm=ppm,
                     stable=tick.stable,
                     candidate=tick.candidate,
                     errors_seen=tick.errors_seen,
@@ -298,12 +298,12 @@ class Ledger:
             self._merge()
 
     def _merge(self) -> None:
-        """Join unsent ticks of the same endpoint, rollout and epoch; the joined one carries the last
+        """Join unsent ticks of the same endpoint, rollout, epoch and weight; the joined one carries the last
         number."""
         kept = self._waiting[: self._sent]
         joined: dict[_TickKey, Tick] = {}
         for tick in self._waiting[self._sent :]:
-            key = (tick.endpoint, tick.rollout, tick.epoch)
+            key = (tick.endpoint, tick.rollout, tick.epoch, tick.candidate_ppm)
             joined[key] = merge(joined[key], tick) if key in joined else tick
         self._waiting = [*kept, *sorted(joined.values(), key=lambda tick: (tick.ended_at, tick.number))]
 
@@ -354,7 +354,7 @@ def _firsts(callers: Callers, hashes: Sequence[int], among: set[int]) -> int:
 
 
 def merge(first: Tick, second: Tick) -> Tick:
-    """Two spans of one endpoint, rollout and epoch as one."""
+    """Two spans of one endpoint, rollout, epoch and weight as one."""
     texts = (*first.errors_seen, *(text for text in second.errors_seen if text not in first.errors_seen))
     return msgspec.structs.replace(
         second,

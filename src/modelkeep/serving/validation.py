@@ -255,6 +255,8 @@ def guess_columns(value: Any) -> Columns:
     if not isinstance(value[0], dict):
         return {"": guess_array(value, "")}
     names = list(value[0])
+    if not names:
+        raise refused("the row has no fields.", row=0)
     for index, row in enumerate(value):
         if not isinstance(row, dict) or set(row) != set(names):
             raise refused("this row has other fields than the first one.", row=index)
@@ -272,9 +274,9 @@ def check_columns(signature: Signature, columns: Columns) -> Columns:
         InvalidInput: names the first bad row and its field.
     """
     fields = signature.inputs
-    if len(columns) == 1 and len(fields) > 1 and not any(field.dimensions for field in fields):
-        columns = _split(fields, next(iter(columns.values())), next(iter(columns)))
     known = {field.name for field in fields}
+    if len(columns) == 1 and not known & set(columns) and not any(field.dimensions for field in fields):
+        columns = _split(fields, next(iter(columns.values())), next(iter(columns)))
     for name in columns:
         if name not in known:
             raise refused("the signature does not know this field.", field=name)

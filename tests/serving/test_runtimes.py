@@ -1,0 +1,265 @@
+"""Loading and running versions, without a process around it: ONNX, skops and joblib, what each takes, what is
+refused at load, and what a worker makes of a model that misbehaves."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelkeep.core import errors
+from modelkeep.core.routing import VersionSpec
+from modelkeep.core.signature import DataType, Field, Signature
+from modelkeep.serving import runtimes
+from modelkeep.serving.frames import Kind
+from modelkeep.serving.messages import Door
+from modelkeep.serving.upstream import PREFIX
+from modelkeep.serving.worker import Service
+from tests.serving import models
+
+pytest.importorskip("onnxruntime", reason="the runtimes are extras")
+pytest.importorskip("sklearn", reason="the runtimes are extras")
+
+LABEL = (Field(name="label", type=DataType.BOOL),)
+BOTH = (*LABEL, Field(name="probability", type=DataType.FLOAT64, minimum=0, maximum=1))
+
+
+def load(
+    files: dict[str, bytes], signature: Signature | None = models.SIGNATURE, **changes: Any
+) -> runtimes.Runtime:
+    """A runtime of these files."""
+    spec = models.spec(files, "1.0.0", signature=signature)
+    return runtimes.load(spec, files, Path("/nowhere"), 1)
+
+
+def service(files: dict[str, bytes], signature: Signature | None = models.SIGNATURE) -> Service:
+    """What a worker answers with."""
+    return Service(models.spec(files, "1.0.0", signature=signature), load(files, signature))
+
+
+def ask(made: Service, body: Any, door: Door = Door.PREDICT, deadline_s: float = 5.0) -> tuple[Kind, Any]:
+    """One request frame, and its answer decoded where it is JSON."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    kind, payload = made.answer(PREFIX.pack(time.monotonic() + deadline_s, door, 5) + b"churn" + data)
+    text = payload.decode()
+    return kind, json.loads(text) if text[:1] in ("{", "[") else text
+
+
+ONNX = {"model.onnx": models.linear_onnx(2.0)}
+
+
+@pytest.mark.req("S1")
+def test_an_onnx_model_answers_by_every_door() -> None:
+    """One graph, three protocols, the same numbers."""
+    made = service(ONNX)
+    assert made.warm_up()
+    assert ask(made, {"inputs": [{"age": 10, "income": 1}]}) == (Kind.ANSWER, {"outputs": [21.0]})
+    assert ask(made, {"instances": [[10, 1]]}, Door.INVOCATIONS) == (Kind.ANSWER, {"predictions": [21.0]})
+    assert ask(made, b"income,age\n1,10\n", Door.INVOCATIONS_CSV) == (Kind.ANSWER, {"predictions": [21.0]})
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [10, 1, 0, 3]}
+    kind, answer = ask(made, {"inputs": [tensor]}, Door.INFER)
+    assert kind is Kind.ANSWER
+    assert (answer["model_name"], answer["model_version"]) == ("churn", "1.0.0")
+    assert answer["outputs"] == [{"name": "score", "shape": [2], "datatype": "FP32", "data": [21.0, 3.0]}]
+
+
+def test_an_onnx_model_without_a_signature_takes_matrices() -> None:
+    """Rows as lists go in the model's order; names have no order, and wrong shapes are the caller's fault."""
+    made = service(ONNX, None)
+    assert not made.warm_up()
+    assert ask(made, {"inputs": [[10, 1]]}) == (Kind.ANSWER, {"outputs": [[21.0]]})
+    for inputs in ([{"age": 10, "income": 1}], [[1, 2, 3]], [1, 2], [["a", "b"]], [[[1, 2]]]):
+        kind, problem = ask(made, {"inputs": inputs})
+        assert (kind, problem["status"]) == (Kind.REFUSED, 422), problem
+
+
+@pytest.mark.req("S1")
+def test_a_classifier_gives_the_same_by_skops_and_by_onnx() -> None:
+    """The pipeline with its column names, by skops, and its conversion agree on every row."""
+    signature = Signature(inputs=models.AGE_INCOME, outputs=BOTH)
+    made = service({"model.skops": models.classifier_skops()}, signature)
+    assert made.warm_up()
+    rows = [{"income": 50, "age": age} for age in (20, 45, 55, 80)]
+    kind, answer = ask(made, {"inputs": rows})
+    assert kind is Kind.ANSWER
+    assert [row["label"] for row in answer["outputs"]] == [False, False, True, True]
+    probabilities = [row["probability"] for row in answer["outputs"]]
+    assert probabilities == sorted(probabilities)
+    shaped = Signature(
+        inputs=models.AGE_INCOME, outputs=(Field(name="probability", type=DataType.FLOAT64, shape=(2,)),)
+    )
+    _, both = ask(service({"model.skops": models.classifier_skops()}, shaped), {"inputs": rows})
+    assert [pair[1] for pair in both["outputs"]] == probabilities
+    kind, free = ask(
+        service({"model.skops": models.classifier_skops()}, None), {"inputs": [[20, 50], [80, 50]]}
+    )
+    assert (kind, free) == (Kind.ANSWER, {"outputs": [False, True]})
+    assert (
+        ask(service({"model.skops": models.classifier_skops()}, None), {"inputs": [[1, 2, 3]]})[0]
+        is Kind.REFUSED
+    )
+
+
+def test_a_converted_classifier_with_two_outputs_is_served() -> None:
+    """Labels and a map of probabilities, as converters make them, leave as plain arrays."""
+    files = {"model.onnx": models.classifier_onnx()}
+    kind, answer = ask(service(files, None), {"inputs": [[0.1, 0.2]]})
+    assert kind is Kind.ANSWER
+    row = answer["outputs"][0]
+    assert len(row) == 2
+    assert sum(row["output_probability"]) == pytest.approx(1.0)
+
+
+LOADS: list[tuple[dict[str, bytes], type[errors.ModelkeepError], str]] = [
+    ({"model.onnx": b"nonsense"}, errors.Invalid, "cannot load"),
+    ({"model.skops": b"nonsense"}, errors.Invalid, "cannot be loaded"),
+    ({"model.joblib": b"nonsense"}, errors.Invalid, "cannot be loaded"),
+    ({"readme.md": b"hello"}, errors.Invalid, "no model file"),
+    ({"a.onnx": b"x", "b.onnx": b"y"}, errors.Invalid, "several"),
+]
+
+
+@pytest.mark.req("S1")
+@pytest.mark.parametrize(("files", "kind", "text"), LOADS)
+def test_what_cannot_be_loaded_says_why(
+    files: dict[str, bytes], kind: type[errors.ModelkeepError], text: str
+) -> None:
+    """Garbage, no model, and more than one to choose from."""
+    with pytest.raises(kind, match=text):
+        load(files)
+
+
+@pytest.mark.req("S1")
+def test_a_skops_file_with_foreign_types_is_refused_by_name() -> None:
+    """A function of the system inside a pipeline is named, and is not called."""
+    import os
+
+    from sklearn.preprocessing import FunctionTransformer
+    from skops import io as skops
+
+    data = skops.dumps(FunctionTransformer(func=os.getcwd))
+    with pytest.raises(errors.NotAllowed, match=r"posix\.getcwd") as caught:
+        load({"model.skops": bytes(data)})
+    assert caught.value.details["types"] == ["posix.getcwd"]
+
+
+def test_an_object_that_predicts_nothing_is_refused() -> None:
+    """A transformer is no model."""
+    import io
+
+    import joblib
+    from sklearn.preprocessing import StandardScaler
+
+    buffer = io.BytesIO()
+    joblib.dump(StandardScaler(), buffer)
+    with pytest.raises(errors.Invalid, match="predicts nothing"):
+        load({"model.joblib": buffer.getvalue()})
+
+
+@pytest.mark.req("S6")
+@pytest.mark.parametrize(
+    ("code", "kind", "text"),
+    [
+        ("[][1]", Kind.FAILED, "IndexError"),
+        ("__import__('sys').exit(3)", Kind.FAILED, "SystemExit"),
+        ("None", Kind.FAILED, "Error"),
+        ("'text'", Kind.FAILED, "Error"),
+        (models.BREAKS_SIGNATURE, Kind.VIOLATION, "must be float32"),
+        (f"{models.ECHO}[:0]", Kind.VIOLATION, "0 rows for 1"),
+        (f"{models.ECHO} * float('nan')", Kind.VIOLATION, "not a finite"),
+        (f"[print('noise'), {models.ECHO}][1]", Kind.ANSWER, "outputs"),
+    ],
+)
+def test_a_model_that_misbehaves_is_to_blame_itself(code: str, kind: Kind, text: str) -> None:
+    """Raising, exiting, and answers that break the signature are the version's fault, and the worker goes
+    on."""
+    made = service({"model.joblib": models.misbehaving(code)})
+    answer = ask(made, {"inputs": [[1, 2]]})
+    assert answer[0] is kind, answer
+    assert text in str(answer[1])
+    assert ask(made, {"inputs": [[1, "x"]]})[0] is Kind.REFUSED
+
+
+def test_outputs_that_can_never_fit_fail_the_load() -> None:
+    """A version whose output has another type is found by the warm-up, before anybody asks it."""
+    with pytest.raises(errors.Invalid, match="do not fit the signature"):
+        service({"model.joblib": models.misbehaving(models.BREAKS_SIGNATURE)}).warm_up()
+    raising = service({"model.joblib": models.misbehaving("[][1]")})
+    assert not raising.warm_up()
+
+
+def test_what_expired_in_the_queue_is_not_computed() -> None:
+    """A request whose deadline has passed costs nothing."""
+    made = service({"model.joblib": models.misbehaving("[][1]")})
+    assert ask(made, {"inputs": [[1, 2]]}, deadline_s=-0.001) == (Kind.EXPIRED, "")
+
+
+def test_bad_requests_have_their_status() -> None:
+    """400 for what is no document, 413 for too much, 422 for what breaks the signature."""
+    made = service(ONNX)
+    assert ask(made, b"{")[1]["status"] == 400
+    assert ask(made, {"inputs": [{"age": 200, "income": 0}]})[1] == {
+        "status": 422, "code": "INVALID_INPUT", "detail": "In row 0, field 'age': expected float <= 150.0.",
+        "row": 0, "field": "age",
+    }  # fmt: skip
+
+
+def test_inputs_by_name_reach_a_graph_with_named_inputs() -> None:
+    """Strings, integers and floats each in their own tensor, as converters of pipelines make them."""
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["f", "x"], ["sum"]),
+            helper.make_node("Identity", ["s"], ["same"]),
+        ],
+        "named",
+        [
+            helper.make_tensor_value_info("n", TensorProto.INT64, ["b", 1]),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 1]),
+            helper.make_tensor_value_info("s", TensorProto.STRING, ["b", 1]),
+        ],
+        [
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["b", 1]),
+            helper.make_tensor_value_info("same", TensorProto.STRING, ["b", 1]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    signature = Signature(
+        inputs=(
+            Field(name="s", type=DataType.STRING, nullable=True),
+            Field(name="x", type=DataType.FLOAT64),
+            Field(name="n", type=DataType.INT32, nullable=True),
+        ),
+        outputs=(Field(name="same", type=DataType.STRING), Field(name="sum", type=DataType.FLOAT32)),
+    )
+    made = service({"model.onnx": model.SerializeToString()}, signature)
+    assert made.warm_up()
+    kind, answer = ask(made, {"inputs": [{"s": "a", "x": 1.5, "n": 2}]})
+    assert (kind, answer) == (Kind.ANSWER, {"outputs": [{"same": "a", "sum": 3.5}]})
+    for row in ({"s": None, "x": 1.5, "n": 2}, {"s": "a", "x": 1.5, "n": None}):
+        kind, problem = ask(made, {"inputs": [row]})
+        assert (kind, problem["status"]) == (Kind.REFUSED, 422)
+        assert "missing value" in problem["detail"]
+
+
+def test_the_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence with what to install, not an import error."""
+    import sys
+
+    monkeypatch.delitem(sys.modules, "modelkeep.serving.runtimes.onnx", raising=False)
+    monkeypatch.delattr(runtimes, "onnx", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(errors.ExtraMissing, match=r"modelkeep\[onnx\]"):
+        load(ONNX)
+
+
+def test_a_runtime_can_be_named() -> None:
+    """With several kinds of file the version's own word decides."""
+    files = {"a.onnx": b"x", "b.skops": b"y"}
+    spec = models.spec(files, "1.0.0")
+    assert runtimes.choose(VersionSpec(**{f: getattr(spec, f) for f in spec.__struct_fields__} | {"runtime": "skops"})) == (
+        "b.skops", "skops",
+    )  # fmt: skip
