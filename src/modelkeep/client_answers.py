@@ -8,19 +8,20 @@ shows them.
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from enum import StrEnum
 from typing import Generic, TypeVar
 
 from msgspec import Struct
 
 from modelkeep.core.access import Grant, TokenInfo, Verb
 from modelkeep.core.catalog import ModelVersion
-from modelkeep.core.events import ChainedEvent, ChainReport
+from modelkeep.core.events import ChainedEvent, ChainReport, Event
 from modelkeep.core.observation import VersionPhase
 from modelkeep.core.policy import GateResult, Policy
-from modelkeep.core.promotion import Decision, Interval
+from modelkeep.core.promotion import Interval, PromotionRequest
 from modelkeep.core.rollout import Endpoint, Evidence, Judgement, Rollout
 from modelkeep.core.routing import Epoch
-from modelkeep.core.values import Actor, Digest
+from modelkeep.core.values import Actor, Digest, ModelName
 
 T = TypeVar("T")
 
@@ -88,8 +89,10 @@ class Health(Struct, frozen=True):
 
 
 class UploadPlan(Struct, frozen=True, kw_only=True):
-    """Where the bytes of one announced file stand."""
+    """Where the bytes of one announced file go: `offset` have come, `present` says that none are missing."""
 
+    draft: str
+    path: str
     upload_id: str
     digest: Digest
     size_bytes: int
@@ -104,20 +107,53 @@ class Registration(Struct, frozen=True, kw_only=True):
 
     version: ModelVersion
     created: bool
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[str, ...]
+
+
+class FileProblem(Struct, frozen=True, kw_only=True):
+    """A file that is missing or has other bytes, and the versions that name it; without a path, a list of
+    files.
+    """
+
+    digest: Digest
+    path: str | None
+    versions: tuple[str, ...]
+    problem: str
+    actual: Digest | None = None
 
 
 class VerifyReport(Struct, frozen=True, kw_only=True):
     """What hashing the bytes of a version again has shown."""
 
     version: str
-    intact: bool
+    digest: Digest
+    ok: bool
+    files: int
+    size_bytes: int
+    problems: tuple[FileProblem, ...] = ()
+
+
+class StoredBlob(Struct, frozen=True, kw_only=True):
+    """Bytes in the blob store."""
+
+    digest: Digest
+    size_bytes: int
+    modified_at: datetime
 
 
 class FsckReport(Struct, frozen=True, kw_only=True):
-    """What hashing everything again has shown."""
+    """What hashing everything again has shown. `dangling` blobs belong to no version, which is no fault."""
 
-    intact: bool
+    ok: bool
+    versions: int
+    blobs: int
+    size_bytes: int
+    missing: int
+    damaged: int
+    problems: tuple[FileProblem, ...] = ()
+    dangling: int = 0
+    dangling_bytes: int = 0
+    dangling_blobs: tuple[StoredBlob, ...] = ()
 
 
 class Pulled(Struct, frozen=True, kw_only=True):
@@ -133,28 +169,71 @@ class Pulled(Struct, frozen=True, kw_only=True):
 # promotion
 
 
-class GateReport(Struct, frozen=True, kw_only=True):
-    """Whether a version may enter a stage."""
+class Ruling(StrEnum):
+    """What the gates and the people say together."""
 
-    decision: Decision
+    GRANTED = "granted"
+    AWAITING_APPROVAL = "awaiting_approval"
+    DENIED = "denied"
+
+
+class GateReport(Struct, frozen=True, kw_only=True):
+    """Whether a version may enter a stage now, and why.
+
+    `obstacle` stands in the way before any gate is asked; `next` is the command that gets one further.
+    """
+
+    version: str
+    number: int
+    stage: str
+    ruling: Ruling
+    gates: tuple[GateResult, ...]
+    policy: str
+    policy_version: int
+    policy_digest: str
+    incumbent: int | None
+    request: str | None
+    approved_by: tuple[str, ...]
+    approvals_missing: int
+    approvals_roles: tuple[str, ...]
+    obstacle: str | None
+    next: str
+
+
+class PromotionKind(StrEnum):
+    """How a move is made: at once, or by a rollout of the endpoint that follows the stage."""
+
+    MOVED = "moved"
+    ROLLOUT = "rollout"
 
 
 class Promotion(Struct, frozen=True, kw_only=True):
-    """What a promotion has done: `moved`, or a `rollout` was started that will."""
+    """A granted promotion: the version is in the stage, or its traffic has begun to move."""
 
-    kind: str
+    kind: PromotionKind
     version: ModelVersion
     stage: str
     displaced: int | None = None
     rollout: str | None = None
+    endpoint: str | None = None
     request: str | None = None
     gates: tuple[GateResult, ...] = ()
+    interval: Interval | None = None
 
 
 class Rollback(Struct, frozen=True, kw_only=True):
-    """What a rollback has done."""
+    """A rollback that was made: `version` is what the stage holds now, `from_number` what was taken back."""
 
-    version: ModelVersion
+    kind: PromotionKind
+    stage: str
+    version: ModelVersion | None
+    from_number: int | None
+    from_semver: str | None
+    tombstoned: bool
+    rollout: str | None = None
+    endpoint: str | None = None
+    incident: str | None = None
+    interval: Interval | None = None
 
 
 class PolicyRecord(Struct, frozen=True, kw_only=True):

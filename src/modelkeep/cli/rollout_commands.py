@@ -1,0 +1,300 @@
+"""Commands of traffic: endpoints, rollouts watched and steered, and predictions asked of a gateway.
+
+Taking an endpoint back at a gateway itself, which works with the server stopped, is `modelkeep gateway
+rollback`.
+"""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelkeep.cli import rollout_views as views
+from modelkeep.cli.session import Session, limit, read_text, reason, verb, yes
+
+if TYPE_CHECKING:
+    from modelkeep.client_answers import RolloutStatus
+    from modelkeep.core.rollout import Plan, Step
+
+WATCH_S = 0.5
+"""Between two looks while watching."""
+AWAY_MAX_S = 60.0
+"""A server that does not answer for so long ends the watching."""
+
+
+# -----------------------------------------------------------------------------------------------------------
+# endpoints
+
+
+@click.group()
+def endpoint() -> None:
+    """Create, list and remove endpoints."""
+
+
+@verb(endpoint, "create")
+@click.argument("name")
+@click.option("--model", required=True, metavar="MODEL", help="The model it serves.")
+@click.option(
+    "--follows",
+    "stage",
+    default="production",
+    show_default=True,
+    metavar="STAGE",
+    help="The stage it follows.",
+)
+@click.option(
+    "--key-header", metavar="HEADER", help="The header with the caller's key; else the connection's address."
+)
+@click.option("--slow-ms", type=float, metavar="MS", help="Answers slower than this count as slow.")
+@click.option(
+    "--lease-s", type=float, metavar="S", help="Take the candidate back when the server is silent so long."
+)
+@click.option("--plan", "plan_file", metavar="FILE", help="The rollout plan in YAML; - is standard input.")
+@click.option(
+    "--step", "steps", multiple=True, metavar="SHARE:SECONDS", help="A step of the plan, such as 10%:60."
+)
+def endpoint_create(
+    session: Session,
+    name: str,
+    model: str,
+    stage: str,
+    key_header: str | None,
+    slow_ms: float | None,
+    lease_s: float | None,
+    plan_file: str | None,
+    steps: tuple[str, ...],
+) -> None:
+    """Create an endpoint that follows a stage, or change its settings."""
+    made = session.client.put_endpoint(
+        name,
+        model,
+        stage=stage,
+        key_header=key_header,
+        slow_ms=slow_ms,
+        lease_s=lease_s,
+        plan=_plan(plan_file, steps),
+    )
+    session.answer(made, [made.name], views.endpoint(made))
+
+
+def _plan(path: str | None, steps: tuple[str, ...]) -> "Plan | None":
+    """The plan of a file, with the steps of the command line in the place of its own."""
+    if path is None and not steps:
+        return None
+    from msgspec.structs import replace
+
+    from modelkeep.core.rollout import CANARY, Strategy, check_plan, read_plan
+
+    plan = read_plan(read_text(path)) if path is not None else CANARY
+    if steps:
+        taken = tuple(_step(text) for text in steps)
+        strategy = (
+            Strategy.IMMEDIATE if plan.strategy is Strategy.IMMEDIATE and len(taken) == 1 else Strategy.CANARY
+        )
+        plan = replace(plan, steps=taken, strategy=strategy)
+    return check_plan(plan)
+
+
+def _step(text: str) -> "Step":
+    """`10%:60`: a tenth of the traffic for at least 60 s; `10%:60:600` acts on missing evidence after 600 s."""
+    from modelkeep.core.rollout import Step
+
+    share, *times = text.split(":")
+    try:
+        percent = float(share.removesuffix("%"))
+        seconds = [float(part) for part in times]
+        least, most = (
+            seconds[0],
+            seconds[1] if len(seconds) == 2 else max(Step(weight_ppm=1).max_s, seconds[0]),
+        )
+        if len(seconds) > 2 or not 0 < percent <= 100:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise click.BadParameter(
+            f"write SHARE:SECONDS, such as 10%:60, not {text!r}", param_hint="--step"
+        ) from None
+    return Step(weight_ppm=round(percent * 10_000), min_s=least, max_s=most)
+
+
+@verb(endpoint, "show")
+@click.argument("name")
+def endpoint_show(session: Session, name: str) -> None:
+    """Show an endpoint and its plan."""
+    found = session.client.get_endpoint(name)
+    session.answer(found, [found.name], views.endpoint(found))
+
+
+@verb(endpoint, "ls")
+@limit
+def endpoint_ls(session: Session, limit: int) -> None:
+    """List endpoints."""
+    found = session.client.list_endpoints(limit=limit).whole()
+    session.answer(found, (e.name for e in found.items), views.endpoints(found.items))
+    if not found.items:
+        session.say("No endpoint yet; make one with 'modelkeep endpoint create NAME --model MODEL'.")
+
+
+@verb(endpoint, "rm")
+@click.argument("name")
+@yes
+def endpoint_rm(session: Session, name: str, yes: bool) -> None:
+    """Delete an endpoint; its model stays."""
+    found = session.client.get_endpoint(name)
+    session.confirm(f"the endpoint {found.name}, which serves {found.model},", found.name, yes)
+    done = session.client.delete_endpoint(name)
+    session.answer(done, [found.name], lambda screen: screen.line(f"Deleted {found.name}."))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# rollouts
+
+
+@click.group()
+def rollout() -> None:
+    """Watch and steer how traffic moves."""
+
+
+@verb(rollout, "status")
+@click.argument("endpoint")
+@click.option(
+    "--watch", is_flag=True, help="Go on showing until it ends. Exit code: 0 succeeded, 3 taken back."
+)
+def rollout_status(session: Session, endpoint: str, watch: bool) -> int:
+    """Show how the traffic of ENDPOINT stands."""
+    status = session.client.rollout_status(endpoint)
+    if watch:
+        return _watch(session, endpoint, status)
+    session.answer(
+        status, [status.rollout.id if status.rollout else status.endpoint.name], views.status(status)
+    )
+    return 0
+
+
+def _watch(session: Session, endpoint: str, status: "RolloutStatus") -> int:
+    """Show each change until there is no rollout any more: redrawn on a terminal, a line each in a pipe."""
+    live = session.screen.width is not None and not session.json and not session.quiet
+    drawn, last = 0, ""
+    while True:
+        if live:
+            drawn = views.redraw(session.screen, views.status(status), drawn)
+        elif (line := views.change(status)) != last:
+            last = line
+            ids = [status.rollout.id] if status.rollout else [status.endpoint.name]
+            session.answer(status, ids, lambda screen, line=line: screen.line(line))  # type: ignore[misc]  # bound now
+            sys.stdout.flush()
+        if not status.active:
+            break
+        status = _next_status(session, endpoint)
+    return 0 if status.rollout is None or status.rollout.state.value == "succeeded" else 3
+
+
+def _next_status(session: Session, endpoint: str) -> "RolloutStatus":
+    """The status a moment later; a server that is away for a while is waited for."""
+    from modelkeep.core import errors
+
+    until = time.monotonic() + AWAY_MAX_S
+    while True:
+        time.sleep(WATCH_S)
+        try:
+            return session.client.rollout_status(endpoint)
+        except (errors.ServerUnavailable, errors.TimedOut):
+            if time.monotonic() > until:
+                raise
+
+
+@verb(rollout, "ls")
+@click.argument("endpoint", required=False)
+@click.option("--model", metavar="MODEL", help="Only rollouts of this model.")
+@limit
+def rollout_ls(session: Session, endpoint: str | None, model: str | None, limit: int) -> None:
+    """List rollouts, newest first."""
+    found = session.client.list_rollouts(endpoint=endpoint, model=model, limit=limit).whole()
+    session.answer(found, (r.id for r in found.items), views.rollouts(found.items))
+    if not found.items:
+        session.say("No rollout yet.")
+
+
+@verb(rollout, "explain")
+@click.argument("id")
+def rollout_explain(session: Session, id: str) -> int:  # noqa: A002  (the word that people know it by)
+    """Recompute the evidence of a rollout from its stored counts, and compare it."""
+    told = session.client.explain_rollout(id)
+    found = session.client.get_rollout(id)
+    session.answer(told, [told.rollout], views.explanation(told, found))
+    return 0 if told.equal else 1
+
+
+def _word(name: str, method: str, summary: str) -> None:
+    def act(session: Session, endpoint: str, reason: str) -> None:
+        found = getattr(session.client, method)(endpoint, reason)
+        session.answer(found, [found.id], views.rollout(found))
+
+    act.__doc__ = summary
+    verb(rollout, name)(click.argument("endpoint")(reason(act)))
+
+
+_word("pause", "rollout_pause", "Stay at this step; a rollback still acts.")
+_word("resume", "rollout_resume", "Go on after a pause.")
+_word("advance", "rollout_step", "Go to the next step now, whatever the evidence for it.")
+_word("abort", "rollout_abort", "Give the candidate's traffic back to the stable version.")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# predictions
+
+
+@verb()
+@click.argument("endpoint")
+@click.option("--input", "path", required=True, metavar="FILE", help="Rows as JSON; - is standard input.")
+@click.option("--gateway", metavar="URL", help="Address of the gateway; asked of the server when left out.")
+@click.option(
+    "--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header to send, such as the key's."
+)
+def predict(
+    session: Session, endpoint: str, path: str, gateway: str | None, headers: tuple[str, ...]
+) -> None:
+    """Ask ENDPOINT for predictions of rows: a list, or a body with "inputs"."""
+    from modelkeep.cli.session import pairs
+    from modelkeep.client_transport import Request, Transport, segment
+    from modelkeep.core import codec, errors
+
+    rows = codec.decode_untrusted(read_text(path), object)
+    body = rows if isinstance(rows, dict) and "inputs" in rows else {"inputs": rows}
+    request = Request(
+        method="POST",
+        path=f"/endpoints/{segment(endpoint)}/predict",
+        payload=codec.encode(body),
+        headers={"Content-Type": "application/json", **pairs(headers, "header")},
+    )
+    address = gateway or _gateway(session, endpoint)
+    transport = Transport(address, None, session.settings.timeout_s, agent="modelkeep-cli")
+    try:
+        with transport.open(request) as answer:
+            data, version = answer.read(), answer.headers.get("X-Modelkeep-Version", "")
+    except errors.ServerUnavailable as problem:
+        raise errors.GatewayUnavailable(
+            f"No gateway answers at {address}; start one with 'modelkeep gateway', or name another "
+            "with --gateway."
+        ) from problem
+    finally:
+        transport.close()
+    outputs: Any = codec.decode(data, object)
+    session.answer(outputs, [version], views.prediction(outputs))
+    session.say(f"answered by {version}")
+
+
+def _gateway(session: Session, endpoint: str) -> str:
+    """The gateway that answers for the endpoint, as the server knows it, else the one of the settings."""
+    from modelkeep.core import errors
+
+    try:
+        gateways = session.client.rollout_status(endpoint).gateways
+    except (errors.Unavailable, errors.Denied):
+        gateways = ()
+    answering = [gateway.url for gateway in gateways if gateway.answering]
+    return (
+        answering[0]
+        if answering
+        else f"http://{session.settings.gateway_host}:{session.settings.gateway_port}"
+    )

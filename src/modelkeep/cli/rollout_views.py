@@ -1,0 +1,268 @@
+"""How answers about traffic read: endpoints, a rollout with its evidence, and what the gateways say."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from modelkeep.cli.catalog_views import View
+from modelkeep.cli.show import Screen, Text, duration, moment, number, share
+
+if TYPE_CHECKING:
+    from modelkeep.client_answers import Explanation, RolloutStatus
+    from modelkeep.core.rollout import Endpoint, Plan, Rollout
+
+_STATES = {
+    "succeeded": "good",
+    "stepping": "warn",
+    "preparing": "warn",
+    "rolling_back": "bad",
+    "rolled_back": "bad",
+    "failed": "bad",
+}
+_VERDICTS = {"advance": "good", "hold": "warn", "rollback": "bad"}
+BAR_CELLS = 30
+
+
+def _state(value: str) -> Text:
+    return Text(value.replace("_", " "), _STATES.get(value, "dim"))
+
+
+def _steps(plan: "Plan") -> str:
+    if plan.strategy.value == "immediate":
+        return "immediate"
+    return " -> ".join(f"{share(step.weight_ppm)} for {duration(step.min_s)}" for step in plan.steps)
+
+
+def endpoints(items: Sequence["Endpoint"]) -> View:
+    """A list of endpoints."""
+
+    def draw(screen: Screen) -> None:
+        screen.table(
+            ("endpoint", "follows", "serves", "rollout", "plan"),
+            (
+                (
+                    e.name,
+                    f"{e.model}#{e.stage}",
+                    f"#{e.stable}" if e.stable is not None else Text("nothing yet", "dim"),
+                    e.rollout,
+                    _steps(e.plan),
+                )
+                for e in items
+            ),
+        )
+
+    return draw
+
+
+def endpoint(found: "Endpoint") -> View:
+    """One endpoint and its plan."""
+
+    def draw(screen: Screen) -> None:
+        plan = found.plan
+        screen.facts(
+            (
+                ("endpoint", Text(found.name, "strong")),
+                ("follows", f"{found.model}#{found.stage}"),
+                ("serves", f"#{found.stable}" if found.stable is not None else "nothing yet"),
+                ("before", f"#{found.previous}" if found.previous is not None else None),
+                ("rollout", found.rollout),
+                ("plan", _steps(plan)),
+                ("risk", f"a version no worse is taken back with a chance of at most {plan.alpha:.2%}"),
+                ("key", found.key_header or "the connection's address"),
+                ("slow", f"above {found.slow_ms:g} ms"),
+                ("lease", duration(found.lease_s) if found.lease_s else None),
+                ("created", f"{moment(found.created_at)} by {found.created_by}"),
+            )
+        )
+
+    return draw
+
+
+def rollouts(items: Sequence["Rollout"]) -> View:
+    """A list of rollouts."""
+
+    def draw(screen: Screen) -> None:
+        screen.table(
+            ("id", "endpoint", "from", "to", "state", "share", "started", "by", "outcome"),
+            (
+                (
+                    r.id,
+                    r.endpoint,
+                    r.stable_semver,
+                    f"{r.model}:{r.candidate_semver}",
+                    _state(r.state.value),
+                    share(r.weight_ppm),
+                    moment(r.started_at),
+                    r.started_by.name,
+                    r.outcome or r.held,
+                )
+                for r in items
+            ),
+            right=(5,),
+        )
+
+    return draw
+
+
+def rollout(found: "Rollout") -> View:
+    """One rollout with its counts and its verdict."""
+
+    def draw(screen: Screen) -> None:
+        step = f"step {found.step + 1} of {len(found.plan.steps)}, " if not found.state.finished else ""
+        screen.facts(
+            (
+                ("rollout", Text(found.id, "strong")),
+                ("of", f"{found.model}:{found.candidate_semver} over {found.stable_semver or 'nothing'}"),
+                ("state", _state(found.state.value)),
+                ("traffic", f"{_bar(found.weight_ppm)} {step}{share(found.weight_ppm)} to the candidate"),
+                ("paused", found.paused),
+                ("waits", found.held),
+                ("outcome", found.outcome),
+                ("started", f"{moment(found.started_at)} by {found.started_by.name}: {found.reason}"),
+                ("ended", moment(found.finished_at) if found.finished_at else None),
+            )
+        )
+        c, s = found.candidate_counts, found.stable_counts
+        if c.requests or s.requests:
+            screen.blank()
+            screen.table(
+                ("", "requests", "errors", "slow", "callers", "failing callers", "mean ms"),
+                [
+                    (
+                        name,
+                        side.requests,
+                        side.errors,
+                        side.slow,
+                        side.new_callers,
+                        side.callers_first_error,
+                        f"{side.duration_ms_sum / side.requests:.2f}" if side.requests else "",
+                    )
+                    for name, side in (
+                        (f"candidate {found.candidate_semver}", c),
+                        (f"stable {found.stable_semver or ''}", s),
+                    )
+                ],
+                right=range(1, 7),
+            )
+        if found.judgement is not None:
+            judgement = found.judgement
+            screen.line(
+                "verdict",
+                Text(judgement.verdict.value, _VERDICTS[judgement.verdict.value]),
+                f"(p = {judgement.p_value:.2g}): {judgement.why}",
+            )
+        for note in found.notes:
+            screen.line(Text(f"  the candidate said: {note}", "bad"))
+
+    return draw
+
+
+def _bar(ppm: int) -> str:
+    full = BAR_CELLS * ppm // 1_000_000
+    return "█" * full + "░" * (BAR_CELLS - full)
+
+
+def status(found: "RolloutStatus") -> View:
+    """How an endpoint's traffic stands."""
+
+    def draw(screen: Screen) -> None:
+        screen.line(
+            Text(found.endpoint.name, "strong"),
+            f"follows {found.endpoint.model}#{found.endpoint.stage}",
+            f"and serves {found.stable or 'nothing yet'}"
+            + (f"; before {found.previous}" if found.previous else ""),
+        )
+        if found.rollout is not None:
+            screen.blank()
+            rollout(found.rollout)(screen)
+        else:
+            screen.line("No rollout yet.")
+        if found.gateways:
+            screen.blank()
+            screen.table(
+                ("gateway", "address", "seen", "state", "candidate", "versions"),
+                (
+                    (
+                        g.gateway,
+                        g.url,
+                        moment(g.seen_at),
+                        Text("answers", "good") if g.answering else Text("silent", "bad"),
+                        share(g.candidate_ppm),
+                        ", ".join(f"{name} {phase.value}" for name, phase in g.phases.items()),
+                    )
+                    for g in found.gateways
+                ),
+            )
+        elif found.active:
+            screen.line(Text("No gateway has been seen; start one with 'modelkeep gateway'.", "warn"))
+
+    return draw
+
+
+def change(found: "RolloutStatus") -> str:
+    """A status in one line, which differs when something happened that a person wants to know."""
+    r = found.rollout
+    if r is None:
+        return f"{found.endpoint.name} serves {found.stable or 'nothing yet'}; no rollout yet"
+    words = [f"{r.model}:{r.candidate_semver} {r.state.value.replace('_', ' ')} {share(r.weight_ppm)}"]
+    if r.outcome:
+        words.append(r.outcome)
+    elif r.paused:
+        words.append(f"paused: {r.paused}")
+    elif r.judgement is not None and r.judgement.verdict.value != "hold":
+        words.append(r.judgement.verdict.value)
+    return ": ".join(words)
+
+
+def redraw(screen: Screen, view: View, drawn: int) -> int:
+    """Draw over what was drawn before. Returns the lines that are on the terminal now."""
+    width = screen.width or 80
+    buffer = io.StringIO()
+    view(Screen(buffer, colour=screen.colour, width=screen.width))
+    text = buffer.getvalue()
+    if drawn:
+        screen.out.write(f"\x1b[{drawn}F\x1b[J")
+    screen.out.write(text)
+    screen.out.flush()
+    plain = Screen(io.StringIO(), width=screen.width)
+    view(plain)
+    lines = plain.out.getvalue().splitlines() if isinstance(plain.out, io.StringIO) else []
+    return sum(max(1, -(-len(line) // width)) for line in lines)
+
+
+def explanation(told: "Explanation", found: "Rollout") -> View:
+    """Whether the evidence comes out the same again, and the evidence."""
+
+    def draw(screen: Screen) -> None:
+        same = Text("the same to the last bit", "good") if told.equal else Text("NOT THE SAME", "bad")
+        screen.line(f"Recomputed from {told.ticks} stored ticks:", same)
+        screen.blank()
+        rollout(found)(screen)
+        screen.blank()
+        screen.table(
+            ("test", "p-value"), ((name, number(p)) for name, p in _p_values(told.recomputed)), right=(1,)
+        )
+        for name, value in told.judgement.contributions.items():
+            screen.line(Text(f"  {name}: {number(value)}", "dim"))
+
+    return draw
+
+
+def _p_values(evidence: Any) -> list[tuple[str, float]]:
+    names = (
+        ("errors", "more callers fail"),
+        ("slow", "more callers wait"),
+        ("shares", "wrong shares"),
+        ("no_worse", "not worse"),
+        ("low_rate", "few failures"),
+    )
+    return [(text, getattr(evidence, name).p_value) for name, text in names]
+
+
+def prediction(outputs: Any) -> View:
+    """The outputs as they came."""
+
+    def draw(screen: Screen) -> None:
+        screen.json(outputs)
+
+    return draw

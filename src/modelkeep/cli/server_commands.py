@@ -1,0 +1,280 @@
+"""Commands that run and look after Modelkeep itself: up, server, gateway, doctor, fsck, config, migrate,
+completion.
+
+The processes are `processes`'; the checks of the doctor are `doctor`'s.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelkeep.cli import server_views as views
+from modelkeep.cli.session import DefaultGroup, Session, reason, verb
+
+if TYPE_CHECKING:
+    from modelkeep.cli.processes import Ready
+    from modelkeep.settings import Settings
+
+_DATA = click.option("--data", metavar="DIR", help="Where everything is kept [MODELKEEP_DATA].")
+_HOST = click.option("--host", metavar="ADDRESS", help="The address to listen on [MODELKEEP_HOST].")
+_AUTH = click.option(
+    "--auth", type=click.Choice(["local", "token"]), help="Whom to believe [MODELKEEP_AUTH]."
+)
+_NAMES = click.option(
+    "--host-name", "host_names", multiple=True, metavar="NAME", help="Answer to this name as well."
+)
+_PORT = click.option("--port", type=int, metavar="N", help="The server's port; 0 for any [MODELKEEP_PORT].")
+_LEVEL = click.option(
+    "--log-level",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+    envvar="MODELKEEP_LOG_LEVEL",
+    help="What to log [MODELKEEP_LOG_LEVEL].",
+)
+_PARENT = click.option("--parent", "channel", type=int, hidden=True)
+_SECRET = "Shown once, keep it: the token of 'admin' is"
+
+
+def _settings(session: Session, **flags: Any) -> "Settings":
+    session.flags.update(flags)
+    return session.settings
+
+
+def _ready(channel: int | None, settings: "Settings", what: str) -> "Any":
+    """What is done when a process can be used: its parent is told, or a line is printed."""
+    from modelkeep.cli.processes import bind_to_parent
+
+    if channel is not None:
+        return bind_to_parent(channel)
+
+    def say(ready: "Ready") -> None:
+        click.echo(f"{what} {ready.url}, data {settings.data}")
+        if ready.admin_token is not None:
+            click.echo(f"{_SECRET}\n{ready.admin_token}")
+
+    return say
+
+
+@verb()
+@_DATA
+@_HOST
+@_PORT
+@click.option("--gateway-port", type=int, metavar="N", help="The gateway's port [MODELKEEP_GATEWAY_PORT].")
+@click.option("--gateway-host", metavar="ADDRESS", help="The gateway's address [MODELKEEP_GATEWAY_HOST].")
+@_AUTH
+@_NAMES
+@_LEVEL
+def up(session: Session, host_names: tuple[str, ...], log_level: str | None, **flags: Any) -> int:
+    """Run server and gateway together on this machine, until Ctrl-C."""
+    from modelkeep.cli.processes import GATEWAY_STOP_S, STOP_S, Child, Ready, keep_running
+
+    level = (log_level or "WARNING").upper()  # on a person's terminal; each process alone logs more
+    settings = _settings(session, host_names=host_names or None, log_level=level, **flags)
+
+    def server_words(former: str | None) -> list[str]:
+        port = str(settings.port) if former is None else former.rpartition(":")[2]
+        names = [word for name in settings.host_names for word in ("--host-name", name)]
+        return [
+            "server", "--data", settings.data, "--host", settings.host, "--port", port,
+            "--auth", settings.auth, "--log-level", level, *names,
+        ]  # fmt: skip
+
+    def gateway_words(former: str | None) -> list[str]:
+        port = str(settings.gateway_port) if former is None else former.rpartition(":")[2]
+        assert keeper.ready is not None  # it is started first
+        return [
+            "gateway", "run", "--data", str(settings.gateway_folder), "--host", settings.gateway_host,
+            "--port", port, "--server", keeper.ready.url, "--log-level", level,
+        ]  # fmt: skip
+
+    def on_ready(registry: Ready, gateway: Ready) -> None:
+        places = {"registry": registry.url, "gateway": gateway.url, "data": settings.data}
+        if registry.admin_token is not None:
+            places["admin_token"] = registry.admin_token
+        session.answer(places, [registry.url, gateway.url], views.up(places))
+        sys.stdout.flush()
+
+    keeper = Child("server", server_words, stop_s=STOP_S + 1)
+    front = Child("gateway", gateway_words, stop_s=GATEWAY_STOP_S)
+    return keep_running(keeper, front, on_ready, session.say)
+
+
+@click.group(cls=DefaultGroup, default="run")
+def server() -> None:
+    """Run the control plane alone."""
+
+
+@verb(server, "run")
+@_DATA
+@_HOST
+@_PORT
+@_AUTH
+@_NAMES
+@_LEVEL
+@_PARENT
+def server_run(
+    session: Session, host_names: tuple[str, ...], channel: int | None, log_level: str | None, **flags: Any
+) -> None:
+    """Run it until Ctrl-C (the word may be left out). It logs to stderr in JSON."""
+    from modelkeep import telemetry
+    from modelkeep.cli.processes import run_server
+
+    level = log_level.upper() if log_level else None
+    settings = _settings(session, host_names=host_names or None, log_level=level, **flags)
+    on_ready = _ready(channel, settings, "The server is at")
+    telemetry.configure(level=settings.log_level)
+    run_server(settings, on_ready)
+
+
+@verb(server, "migrate")
+@_DATA
+def server_migrate(session: Session, data: str | None) -> None:
+    """Bring the database's schema to this release; for Postgres this is a step of its own."""
+    from modelkeep.core import errors
+
+    settings = _settings(session, data=data)
+    try:
+        from modelkeep.store.migrate import migrate
+    except ImportError as problem:
+        raise errors.ExtraMissing(
+            "The server needs its own libraries; install modelkeep[server]."
+        ) from problem
+    before, after = migrate(settings.database_url)
+    session.answer({"before": before, "after": after}, [after], views.migrated(before, after))
+
+
+@click.group(cls=DefaultGroup, default="run")
+def gateway() -> None:
+    """Run the data plane alone, or command one that runs on this machine."""
+
+
+@verb(gateway, "run")
+@click.option("--data", metavar="DIR", help="The gateway's own folder [MODELKEEP_GATEWAY_DATA].")
+@click.option(
+    "--host", "gateway_host", metavar="ADDRESS", help="The address to listen on [MODELKEEP_GATEWAY_HOST]."
+)
+@click.option(
+    "--port", "gateway_port", type=int, metavar="N", help="The port; 0 for any [MODELKEEP_GATEWAY_PORT]."
+)
+@click.option("--server", "server_url", metavar="URL", help="The server to obey [MODELKEEP_URL].")
+@click.option("--token-file", metavar="FILE", help="The token to show it; DIR/token when that is there.")
+@click.option("--fronts", "gateway_fronts", type=int, metavar="N", help="Processes that take requests.")
+@click.option("--name", metavar="NAME", help="What the server calls this gateway.")
+@click.option("--address", metavar="URL", help="Where callers reach it, when that is not host and port.")
+@_LEVEL
+@_PARENT
+def gateway_run(
+    session: Session,
+    data: str | None,
+    server_url: str | None,
+    token_file: str | None,
+    name: str | None,
+    address: str | None,
+    channel: int | None,
+    log_level: str | None,
+    **flags: Any,
+) -> None:
+    """Run it until Ctrl-C (the word may be left out). It logs to stderr in JSON."""
+    from pathlib import Path
+
+    from modelkeep import telemetry
+    from modelkeep.cli.processes import Ready, gateway_folder
+    from modelkeep.serving.main import run_gateway
+    from modelkeep.serving.options import GatewayOptions
+
+    settings = _settings(session, log_level=log_level.upper() if log_level else None, **flags)
+    folder = gateway_folder(settings, data)
+    telemetry.configure(level=settings.log_level)
+    told = _ready(channel, settings, "The gateway is at")
+    options = GatewayOptions(
+        data=folder,
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        server=server_url or settings.url,
+        token_file=Path(token_file)
+        if token_file
+        else folder / "token"
+        if (folder / "token").exists()
+        else None,
+        name=name,
+        url=address,
+        fronts=settings.gateway_fronts,
+        log_level=settings.log_level,
+    )
+    run_gateway(options, on_start=lambda url: told(Ready(url=url)))
+
+
+@verb(gateway, "rollback")
+@click.argument("endpoint")
+@reason
+@click.option("--data", metavar="DIR", help="The data folder of the gateway [MODELKEEP_GATEWAY_DATA].")
+def gateway_rollback(session: Session, endpoint: str, reason: str, data: str | None) -> None:
+    """Take ENDPOINT back at the gateway on this machine, also with the server stopped."""
+    from modelkeep.cli.processes import gateway_folder
+    from modelkeep.serving.control import call
+
+    settings = session.settings
+    done = call(
+        gateway_folder(settings, data), "rollback", endpoint=endpoint, actor=settings.user, reason=reason
+    )
+    session.answer(done, [str(done.get("version", ""))], views.gateway_rollback(done))
+
+
+@verb(gateway, "status")
+@click.option("--data", metavar="DIR", help="The data folder of the gateway [MODELKEEP_GATEWAY_DATA].")
+def gateway_status(session: Session, data: str | None) -> None:
+    """Show what the gateway on this machine serves, also with the server stopped."""
+    from modelkeep.cli.processes import gateway_folder
+    from modelkeep.serving.control import call
+
+    found = call(gateway_folder(session.settings, data), "status")
+    session.answer(found, (str(r["endpoint"]) for r in found["routes"]), views.gateway_status(found))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# ---- care
+
+
+@verb()
+def doctor(session: Session) -> int:
+    """Check server, versions, gateways, clock and disk; say of each what to do."""
+    from modelkeep.cli.doctor import examine
+
+    checks = examine(session.client, session.settings)
+    session.answer(checks, (c.name for c in checks if not c.ok), views.checks(checks))
+    return 0 if all(check.ok for check in checks) else 1
+
+
+@verb()
+def fsck(session: Session) -> int:
+    """Have the server hash everything again and look for what dangles."""
+    report = session.client.fsck()
+    session.answer(report, (v for p in report.problems for v in p.versions), views.fsck(report))
+    return 0 if report.ok else 1
+
+
+@click.group()
+def config() -> None:
+    """Show the settings."""
+
+
+@verb(config, "show")
+def config_show(session: Session) -> None:
+    """Show every setting as it holds here; secrets are not printed."""
+    from modelkeep.settings import shown
+
+    found = shown(session.settings)
+    session.answer(found, (f"{name}={value}" for name, value in found.items()), views.settings(found))
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell: eval "$(modelkeep completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    from modelkeep.cli.main import modelkeep
+
+    made = get_completion_class(shell)
+    assert made is not None  # the choice above names only shells that click knows
+    click.echo(made(modelkeep, {}, "modelkeep", "_MODELKEEP_COMPLETE").source())
