@@ -87,18 +87,21 @@ def condition(visible: Visible) -> tuple[ColumnElement[bool], dict[str, Any]]:
     Its text depends on `Visible.shape` alone, so that statements can be kept.
     """
     binds: dict[str, Any] = {}
-    inside: ColumnElement[bool] = true()
+    if visible.allowed == Scopes() or visible.denied.everything:
+        return false(), binds
+    parts: list[ColumnElement[bool]] = [true()]
     if visible.project is not None:
         binds["own_project"] = visible.project
-        inside = models.c.project == bindparam("own_project")
-    allowed = _within(visible.allowed, "allowed", binds)
-    denied = _within(visible.denied, "denied", binds)
-    return and_(inside, allowed, not_(denied)), binds
+        parts.append(models.c.project == bindparam("own_project"))
+    if not visible.allowed.everything:
+        parts.append(_within(visible.allowed, "allowed", binds))
+    if visible.denied != Scopes():
+        parts.append(not_(_within(visible.denied, "denied", binds)))
+    return and_(*parts), binds
 
 
 def _within(scopes: Scopes, name: str, binds: dict[str, Any]) -> ColumnElement[bool]:
-    if scopes.everything:
-        return true()
+    """Projects and models of which there is at least one."""
     parts: list[ColumnElement[bool]] = []
     if scopes.projects:
         binds[f"{name}_projects"] = sorted(scopes.projects)
@@ -106,4 +109,4 @@ def _within(scopes: Scopes, name: str, binds: dict[str, Any]) -> ColumnElement[b
     if scopes.models:
         binds[f"{name}_models"] = sorted(f"{model.project}/{model.name}" for model in scopes.models)
         parts.append(one_of(models.c.project + "/" + models.c.name, f"{name}_models"))
-    return or_(*parts) if parts else false()
+    return or_(*parts)
