@@ -89,9 +89,7 @@ def _find(act: Act, ref: Ref, moment: Moment | None) -> ModelVersion | None:
             pointed = _pointed_then(act, model, alias, moment)
             return find(store.BY_NUMBER, number=pointed) if pointed is not None else None
         case Staged(stage=stage):
-            row = models.find_model(tx, model, deleted=moment is not None)
-            initial = row is not None and stage == row.stages.initial
-            return store.find_staged(tx, model, stage, initial=initial, moment=moment)
+            return store.find_staged(tx, model, stage, moment)
         case Content(digest=digest):
             return find(store.BY_DIGEST, digest=digest)
         case _:

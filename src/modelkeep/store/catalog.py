@@ -124,7 +124,7 @@ LATEST = _found(versions.c.prerelease == 0, _highest)
 HIGHEST = _found(versions.c.number > 0, _highest)
 NEWEST = _found(versions.c.number > 0, _last)
 _IN_STAGE = _found(occupancy.c.stage == bindparam("stage"), _last)
-_IN_NO_STAGE = _found(occupancy.c.number.is_(None), _last)
+_IN_FIRST_STAGE = _found(and_(occupancy.c.number.is_(None), first_stage() == bindparam("stage")), _last)
 _ALIASED = (
     select(*VERSION)
     .select_from(
@@ -214,12 +214,13 @@ _OCCUPANT_THEN = (
     .order_by(stage_intervals.c.number.desc())
     .limit(1)
 )
-_IN_NO_STAGE_THEN = (
+_IN_FIRST_STAGE_THEN = (
     select(versions.c.number)
     .select_from(models.join(versions, versions.c.model_id == models.c.id))
     .where(
         _NAMED,
         _EXISTED,
+        first_stage() == bindparam("stage"),
         ~select(stage_intervals.c.number)
         .where(
             stage_intervals.c.model_id == versions.c.model_id,
@@ -355,20 +356,17 @@ def find_aliased(tx: Transaction, model: ModelName, alias: str) -> ModelVersion 
 
 
 def find_staged(
-    tx: Transaction, model: ModelName, stage: str, *, initial: bool, moment: Moment | None = None
+    tx: Transaction, model: ModelName, stage: str, moment: Moment | None = None
 ) -> ModelVersion | None:
     """The occupant of a stage; of several in one that is not exclusive, the one registered last.
 
-    Args:
-        initial: whether it is the stage in which versions begin, where they stand without having moved.
+    In the first stage of a model, versions stand without having moved there.
     """
     if moment is None:
         found = find(tx, _IN_STAGE, model, stage=stage)
-        return found or (find(tx, _IN_NO_STAGE, model) if initial else None)
-    named = {"project": model.project, "name": model.name, "sequence": moment.sequence}
-    number = tx.one(_OCCUPANT_THEN, stage=stage, **named) or (
-        tx.one(_IN_NO_STAGE_THEN, **named) if initial else None
-    )
+        return found or find(tx, _IN_FIRST_STAGE, model, stage=stage)
+    named = {"project": model.project, "name": model.name, "sequence": moment.sequence, "stage": stage}
+    number = tx.one(_OCCUPANT_THEN, **named) or tx.one(_IN_FIRST_STAGE_THEN, **named)
     return find_then(tx, BY_NUMBER, model, moment, number=number[0]) if number else None
 
 
