@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from msgspec import structs
 
-from modelkeep.core import errors, semver, values
+from modelkeep.core import errors, values
 from modelkeep.core.access import Caller, Effect, Grant, Role
 from modelkeep.core.catalog import DEFAULT_STAGES, FileEntry, ModelVersion, StageGraph
 from modelkeep.core.events import EventKind
@@ -21,12 +21,15 @@ from modelkeep.core.promotion import Interval, MoveCause, Vote
 from modelkeep.core.rollout import CANARY, Endpoint, Rollout, RolloutState
 from modelkeep.core.routing import Epoch
 from modelkeep.core.signature import DataType, Field, Signature
-from modelkeep.core.values import Actor, Digest, Exact, ModelName, Numbered, Ref, Staged, parse_ref
+from modelkeep.core.values import Actor, Digest, ModelName, Ref, Staged, parse_ref
+from modelkeep.service import references
 from modelkeep.service.act import SYSTEM_CONTEXT, Act, Context, Desk
+from modelkeep.service.catalog import Catalog
 from modelkeep.service.promotion import Promotions
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
 from modelkeep.store.database import Database
+from tests.fakes import MemoryBlobs
 
 T = TypeVar("T")
 
@@ -58,33 +61,6 @@ def version_of(model: ModelName, number: int, text: str, **more: Any) -> ModelVe
         "created_by": "ann",
     }
     return ModelVersion(**(fields | more))
-
-
-class Shelf:
-    """The few ways of naming a version that promotion's tests need, over the catalog's own rows."""
-
-    def resolve(self, act: Act, ref: Ref) -> ModelVersion:
-        act.readable(ref.model)
-        models_store.get_row(act.tx, ref.model)
-        found: ModelVersion | None
-        match ref.selector:
-            case Numbered(number=number):
-                return catalog_store.get_version(act.tx, ref.model, number)
-            case Exact(version=text):
-                key = models_key(text)
-                found = catalog_store.find(act.tx, catalog_store.BY_SEMVER, ref.model, key=key)
-            case Staged(stage=stage):
-                found = catalog_store.find_staged(act.tx, ref.model, stage, initial=stage == "none")
-            case _:
-                raise AssertionError(f"the tests name versions in another way: {ref}")
-        if found is None:
-            raise errors.VersionNotFound(f"There is no {ref}.")
-        return found
-
-
-def models_key(text: str) -> str:
-    """The sort key of a semantic version."""
-    return semver.sort_key(semver.parse(text))
 
 
 class Traffic:
@@ -169,7 +145,9 @@ class World:
         self.desk = Desk(database, lambda: self.now)
         self.traffic = Traffic()
         self.promotions = Promotions(
-            catalog=Shelf(), rollouts=self.traffic if serving else None, default_policy=policy
+            catalog=Catalog(MemoryBlobs(), self.desk),
+            rollouts=self.traffic if serving else None,
+            default_policy=policy,
         )
         self.traffic.promotions = self.promotions
         self._grants: dict[str, list[Grant]] = {}
@@ -268,7 +246,7 @@ class World:
         """Remove a version, as the catalog does."""
 
         def job(act: Act) -> None:
-            gone = Shelf().resolve(act, parse_ref(f"{model}:{semver}"))
+            gone = references.resolve(act, parse_ref(f"{model}:{semver}"))
             row = models_store.get_row(act.tx, model)
             event = act.record(EventKind.VERSION_DELETED, gone.reference, model=model, number=gone.number)
             catalog_store.remove_version(act.tx, row.id, gone, event.sequence, act.now)
@@ -277,7 +255,7 @@ class World:
 
     def get(self, semver: str, model: ModelName = CHURN) -> ModelVersion:
         """A version as it is now."""
-        return self.read("dan", Shelf().resolve, parse_ref(f"{model}:{semver}"))
+        return self.read("dan", references.resolve, parse_ref(f"{model}:{semver}"))
 
     def stage(self, semver: str) -> str:
         """Where a version of churn stands."""
@@ -286,8 +264,10 @@ class World:
     def in_production(self, model: ModelName = CHURN) -> str | None:
         """The version in production."""
         try:
-            return self.read("dan", Shelf().resolve, Ref(model=model, selector=Staged("production"))).semver
-        except errors.VersionNotFound:
+            return self.read(
+                "dan", references.resolve, Ref(model=model, selector=Staged("production"))
+            ).semver
+        except errors.StageEmpty:
             return None
 
     # ------------------------------------------------------------------------------------------- what is done

@@ -34,6 +34,7 @@ from modelkeep.service import stages
 from modelkeep.service.act import Act
 from modelkeep.service.gates import GateReport, Ruling, report
 from modelkeep.service.policies import Policies, PolicyRecord
+from modelkeep.service.references import present
 from modelkeep.service.requests import Case, RequestPage, Requests
 from modelkeep.service.rollbacks import PromotionKind, Resolver, Rollback, Rollbacks, RolloutStarter
 from modelkeep.service.stages import Because, History, WhatWas
@@ -103,7 +104,7 @@ class Promotions:
             InvalidTransition: the model has no such stage.
             whatever resolving the reference raises.
         """
-        version = self._catalog.resolve(act, ref)
+        version = self._catalog.resolve(act, present(ref))
         model = models_store.get_row(act.tx, version.model)
         model.stages.stage(to)
         found = store.open_request(act.tx, model.id, version.number, to)
@@ -146,7 +147,7 @@ class Promotions:
         values.check_text(reason, "reason", required=True)
         if ticket is not None:
             values.check_text(ticket, "ticket", maximum=TICKET_MAX)
-        version = self._catalog.resolve(act, ref)
+        version = self._catalog.resolve(act, present(ref))
         act.authorise(Verb.PROMOTE, version.model)
         model = models_store.get_row(act.tx, version.model)
         promotion.check_transition(model.stages, version, to)
@@ -391,7 +392,7 @@ class Promotions:
             NotAllowed: the caller may not promote.
             Conflict: it was not taken back.
         """
-        return stages.clear(act, self._catalog.resolve(act, ref), reason)
+        return stages.clear(act, self._catalog.resolve(act, present(ref)), reason)
 
     # ------------------------------------------------------------------------------------- stages and history
 
@@ -450,7 +451,7 @@ class Promotions:
             InvalidTransition, Tombstoned: the version cannot go there at all.
             Conflict: somebody has asked for the same; the request is named.
         """
-        version = self._catalog.resolve(act, ref)
+        version = self._catalog.resolve(act, present(ref))
         act.authorise(Verb.REQUEST, version.model)
         row = models_store.get_row(act.tx, version.model)
         return self._requests.ask(act, row, version, to, reason, ticket=ticket, files_verified=files_verified)

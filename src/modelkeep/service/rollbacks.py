@@ -17,6 +17,7 @@ from modelkeep.core.rollout import Endpoint, Rollout
 from modelkeep.core.values import ModelName, Ref
 from modelkeep.service import stages
 from modelkeep.service.act import Act
+from modelkeep.service.references import present
 from modelkeep.service.stages import Because
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
@@ -123,7 +124,7 @@ class Rollbacks:
         target = (
             self._choose(act, row, stage, number)
             if to is None
-            else self._named(act, row, stage, number, self._catalog.resolve(act, to))
+            else self._named(act, row, stage, number, self._catalog.resolve(act, present(to)))
         )
         leaving = catalog_store.get_version(act.tx, model, number) if number is not None else None
         because = Because(cause=MoveCause.ROLLBACK, reason=reason, incident=incident)
@@ -157,7 +158,7 @@ class Rollbacks:
         """Give the candidate's traffic back to who is in the stage, which does not move."""
         stays = catalog_store.get_version(act.tx, endpoint.model, current.number) if current else None
         if to is not None:
-            wanted = self._catalog.resolve(act, to)
+            wanted = self._catalog.resolve(act, present(to))
             if stays is None or (wanted.model, wanted.number) != (stays.model, stays.number):
                 raise errors.RolloutActive(
                     f"A rollout of {endpoint.name} is under way; end it first with "

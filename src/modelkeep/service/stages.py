@@ -15,7 +15,8 @@ from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.events import ChainedEvent, Event, EventKind
 from modelkeep.core.policy import GateResult
 from modelkeep.core.promotion import Displaced, Interval, MoveCause, PromotionRequest, StageMove
-from modelkeep.core.values import Digest, ModelName, Ref, Staged
+from modelkeep.core.values import Digest, ModelName, Numbered, Ref, Staged
+from modelkeep.service import references
 from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
@@ -243,16 +244,9 @@ def whatwas(act: Act, model: ModelRow, ref: Ref, at: datetime) -> WhatWas:
     event = act.tx.events.get(interval.from_sequence).event
     decided = codec.convert(event.body, StageMove)
     own = interval.cause is not MoveCause.DISPLACED
-    version = catalog_store.find_then(
-        act.tx,
-        catalog_store.BY_NUMBER,
-        model.full_name,
-        catalog_store.Moment(sequence),
-        number=interval.number,
-    )
-    assert version is not None, "a version that stands in a stage exists"
+    named = Ref(model=model.full_name, selector=Numbered(interval.number), at=at)
     return WhatWas(
-        version=version,
+        version=references.resolve(act, named),
         stage=stage,
         at=at,
         sequence=sequence,
