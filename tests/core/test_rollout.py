@@ -1,0 +1,811 @@
+"""The state machine of a rollout: every reachable state meets every observation, and the promises hold."""
+
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from modelkeep.core import codec, errors, rollout
+from modelkeep.core.observation import (
+    GatewayReport,
+    RouteState,
+    SideCounts,
+    Tick,
+    VersionPhase,
+    VersionReport,
+    check_report,
+)
+from modelkeep.core.rollout import (
+    CANARY,
+    CONFIRM_S,
+    Advanced,
+    Change,
+    Endpoint,
+    Guards,
+    Observed,
+    OnInconclusive,
+    Plan,
+    Rollout,
+    RolloutState,
+    Step,
+    Strategy,
+    Verdict,
+    advance,
+    observe,
+    pause,
+    replay,
+    resume,
+    route_of,
+    step_on,
+    take_back,
+)
+from modelkeep.core.routing import WHOLE_PPM, Epoch, RoutingTable, VersionSpec, check_table
+from modelkeep.core.values import SYSTEM, Digest, ModelName
+
+NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
+CHURN = ModelName("default", "churn")
+STABLE, CANDIDATE, FORMER = (Digest("sha256:" + letter * 64) for letter in "abc")
+DIGESTS = {1: FORMER, 2: STABLE, 3: CANDIDATE}
+MIN_S, MAX_S, PREPARE_S = 10.0, 100.0, 60.0
+STEPS = tuple(Step(weight_ppm=weight, min_s=MIN_S, max_s=MAX_S) for weight in (100_000, 500_000, WHOLE_PPM))
+PLAN = Plan(steps=STEPS, prepare_s=PREPARE_S)
+TICK_NUMBERS = itertools.count(1)
+
+
+def begun(**changes: Any) -> Rollout:
+    """A rollout that has just been started."""
+    fields: dict[str, Any] = {
+        "id": "rol_1",
+        "endpoint": "churn",
+        "model": CHURN,
+        "stage": "production",
+        "stable": 2,
+        "stable_digest": STABLE,
+        "stable_semver": "1.1.0",
+        "candidate": 3,
+        "candidate_digest": CANDIDATE,
+        "candidate_semver": "1.2.0",
+        "plan": PLAN,
+        "salt": "5a" * 16,
+        "epoch": Epoch(4, 2),
+        "table": 7,
+        "started_at": NOW,
+        "started_by": SYSTEM,
+        "reason": "better",
+    }
+    return Rollout(**(fields | changes))
+
+
+def tick(weight: int, stable: SideCounts, candidate: SideCounts, **changes: Any) -> Tick:
+    """A tick of the rollout under a weight."""
+    fields: dict[str, Any] = {
+        "endpoint": "churn",
+        "rollout": "rol_1",
+        "epoch": Epoch(4, 3),
+        "number": next(TICK_NUMBERS),
+        "started_at": NOW,
+        "ended_at": NOW + timedelta(seconds=1),
+        "candidate_ppm": weight,
+        "stable": stable,
+        "candidate": candidate,
+    }
+    return Tick(**(fields | changes))
+
+
+def split(weight: int, callers: int) -> tuple[SideCounts, SideCounts]:
+    """Callers who all fare well, shared between stable and candidate as the weight says."""
+    new = callers * weight // WHOLE_PPM
+    return (
+        SideCounts(requests=callers - new, new_callers=callers - new),
+        SideCounts(requests=new, new_callers=new),
+    )
+
+
+def good(weight: int) -> Tick:
+    """Evidence enough for an advance."""
+    return tick(weight, *split(weight, 20_000))
+
+
+def bad(weight: int) -> Tick:
+    """Evidence enough for a rollback: many callers fail, all of them on the candidate."""
+    stable, candidate = split(weight, 2_000)
+    failing = structs.replace(candidate, errors=100, callers_first_error=100, new_callers_failed=100)
+    return tick(weight, stable, failing)
+
+
+def few(weight: int) -> Tick:
+    """Too little to say anything."""
+    return tick(weight, *split(weight, 10))
+
+
+KINDS = ("none", "good", "bad", "few", "crash", "schema", "foreign", "idle")
+
+
+def ticks_of(kind: str, weight: int) -> tuple[Tick, ...]:
+    """What arrives, by its kind."""
+    idle = SideCounts()
+    match kind:
+        case "none":
+            return ()
+        case "good":
+            return (good(weight),)
+        case "bad":
+            return (bad(weight),)
+        case "few":
+            return (few(weight),)
+        case "crash":
+            return (tick(weight, idle, SideCounts(crashes=3)),)
+        case "schema":
+            return (tick(weight, idle, SideCounts(requests=1, errors=1, schema_violations=1)),)
+        case "foreign":
+            return (structs.replace(bad(weight), rollout="rol_another"),)
+        case "idle":
+            return (structs.replace(bad(weight), candidate_ppm=0),)
+        case _:
+            raise AssertionError(kind)
+
+
+def seen(of: Rollout, kind: str = "none", **changes: Any) -> Observed:
+    """All gateways have applied what is wanted, the candidate is ready, and this has arrived."""
+    weight = of.weight_ppm or 100_000
+    fields: dict[str, Any] = {
+        "applied": of.epoch,
+        "phase": VersionPhase.READY,
+        "ticks": ticks_of(kind, weight),
+    }
+    return Observed(**(fields | changes))
+
+
+def stepping(step: int = 0, since: datetime | None = NOW, **changes: Any) -> Rollout:
+    """A rollout in a step whose weight the gateways have confirmed."""
+    fields: dict[str, Any] = {
+        "state": RolloutState.STEPPING,
+        "step": step,
+        "weight_ppm": PLAN.steps[step].weight_ppm,
+        "step_since": since,
+        "epoch": Epoch(4, 3 + step),
+    }
+    return begun(**(fields | changes))
+
+
+# ----------------------------------------------------------------------------------- every state, every event
+
+PLANS = {
+    "canary": PLAN,
+    "by hand": structs.replace(PLAN, automatic=False),
+    "taken back when inconclusive": structs.replace(PLAN, on_inconclusive=OnInconclusive.ROLLBACK),
+    "immediate": structs.replace(PLAN, strategy=Strategy.IMMEDIATE, steps=STEPS[-1:]),
+}
+
+
+def key(of: Rollout, age_s: float) -> tuple[Any, ...]:
+    """What distinguishes a state from another; counts only as far as they change what comes next."""
+    waited = (
+        "unconfirmed"
+        if of.step_since is None
+        else "long"
+        if age_s > MAX_S
+        else "some"
+        if age_s >= MIN_S
+        else "new"
+    )
+    verdict = of.judgement.verdict if of.judgement is not None else None
+    enough = rollout.judge(of).verdict if of.state is RolloutState.STEPPING else None
+    return (of.state, of.step, of.paused is not None, of.held is not None, waited, verdict, enough)
+
+
+def events(of: Rollout) -> Iterator[tuple[Observed, float]]:
+    """Every kind of observation, after every kind of wait."""
+    applied = (None, Epoch(0, 0), of.epoch, Epoch(of.epoch.term + 1, 0))
+    phases = (None, VersionPhase.STARTING, VersionPhase.READY, VersionPhase.FAILED)
+    for epoch, phase, kind, wait_s in itertools.product(applied, phases, KINDS, (0.0, MIN_S, MAX_S + 1)):
+        if epoch is None and phase is not None:
+            continue  # who does not answer says nothing of a phase
+        if phase is VersionPhase.READY or kind in ("none", "good", "bad"):
+            yield seen(of, kind, applied=epoch, phase=phase), wait_s
+    for epoch in (of.epoch, Epoch(of.epoch.term + 1, 0), Epoch(of.epoch.term + 3, 0)):
+        yield Observed(rolled_back="lease lost", rolled_back_epoch=epoch), 0.0
+
+
+@cache
+def reachable(name: str) -> tuple[tuple[Rollout, datetime], ...]:
+    """One rollout for each state that can be reached with a plan, with the time it was reached at."""
+    first = begun(plan=PLANS[name])
+    queue = deque([(first, NOW)])
+    known = {key(first, 0.0)}
+    found: list[tuple[Rollout, datetime]] = []
+    while queue:
+        of, at = queue.popleft()
+        found.append((of, at))
+        after: list[tuple[Rollout, datetime]] = []
+        for observed, wait_s in events(of):
+            now = at + timedelta(seconds=wait_s)
+            after.append((advance(of, observed, now).rollout, now))
+        if of.state in (RolloutState.PREPARING, RolloutState.STEPPING):
+            after.append((pause(of, "lunch"), at))
+            after.append((take_back(of, "no", at).rollout, at))
+        if of.paused is not None:
+            after.append((resume(of), at))
+        with contextlib.suppress(errors.RolloutFinished, errors.GateFailed, errors.Conflict):
+            after.append((step_on(of, seen(of), "go on", at).rollout, at))
+        for one, now in after:
+            age_s = (now - one.step_since).total_seconds() if one.step_since else 0.0
+            if (mark := key(one, age_s)) not in known:
+                known.add(mark)
+                queue.append((one, now))
+    return tuple(found)
+
+
+def check_transition(of: Rollout, observed: Observed, now: datetime, done: Advanced) -> None:
+    """What must hold from any state to the next."""
+    new = done.rollout
+    assert advance(of, observed, now) == done, "the same again gives the same"
+    assert new.epoch >= of.epoch, "epochs only rise"
+    if of.state.finished:
+        assert new == of, "what is finished stays as it is"
+        return
+    assert (new.weight_ppm > 0) == (new.state in (RolloutState.STEPPING, RolloutState.SUCCEEDED))
+    if new.weight_ppm > of.weight_ppm:
+        assert of.paused is None, "a pause holds"
+        assert observed.applied is not None, "silence never raises"
+        assert observed.applied >= of.epoch, "nor does a gateway that lags"
+        assert observed.rolled_back is None
+        if of.state is RolloutState.PREPARING:
+            assert observed.phase is VersionPhase.READY
+            assert new.step == 0 or of.stable is None
+        else:
+            assert new.judgement is not None
+            assert new.judgement.verdict is Verdict.ADVANCE, "no proof, no raise"
+            assert of.plan.automatic
+            assert of.step_since is not None
+            assert (now - of.step_since).total_seconds() >= of.current.min_s
+            assert new.step == of.step + 1
+        assert new.epoch > of.epoch
+    if of.weight_ppm > 0 and new.weight_ppm == 0:
+        assert new.state is RolloutState.ROLLING_BACK, "taken back, and the gateways are waited for"
+        assert new.epoch.term > of.epoch.term, "nothing older can put it back"
+        assert new.outcome
+    if new.state is RolloutState.SUCCEEDED and of.stable is not None:
+        assert of.last
+        assert of.step_since is not None
+    if of.state is not new.state:
+        assert done.change is not None, "people are told"
+    if (of.state, of.weight_ppm, of.epoch) != (new.state, new.weight_ppm, new.epoch):
+        assert done.change is not None, "gateways are told"
+
+
+@pytest.mark.req("S3", "S7", "S8")
+@pytest.mark.parametrize("name", PLANS)
+def test_every_observation_in_every_state_keeps_the_promises(name: str) -> None:
+    """Exhaustively: no raise without proof or without the gateways, epochs only rise, alarms always win."""
+    count = 0
+    found: set[RolloutState] = set()
+    for of, at in reachable(name):
+        found.add(of.state)
+        for observed, wait_s in events(of):
+            now = at + timedelta(seconds=wait_s)
+            done = advance(of, observed, now)
+            check_transition(of, observed, now, done)
+            count += 1
+            alarmed = of.state is RolloutState.STEPPING and (
+                observed.phase is VersionPhase.FAILED
+                or any(t.candidate.crashes or t.candidate.schema_violations for t in observed.ticks)
+                or any(rollout.counts_for(of, t) and t.candidate.errors >= 100 for t in observed.ticks)
+            )
+            if alarmed and of.weight_ppm < WHOLE_PPM:
+                assert done.rollout.state is RolloutState.ROLLING_BACK, "an alarm wins over everything"
+    assert found == set(RolloutState)
+    assert count > 10_000
+
+
+@pytest.mark.req("S8")
+@pytest.mark.parametrize("name", PLANS)
+def test_a_rollback_is_possible_in_every_state_with_weight(name: str) -> None:
+    """Whatever was seen, one word takes the candidate back, needs no gateway, and raises the term."""
+    for of, at in reachable(name):
+        if of.state.finished:
+            with pytest.raises(errors.RolloutFinished):
+                take_back(of, "no", at)
+            continue
+        done = take_back(of, "no", at)
+        assert done.rollout.weight_ppm == 0
+        if of.state is RolloutState.STEPPING:
+            assert done.rollout.state is RolloutState.ROLLING_BACK
+            assert done.change is Change.ROLLING_BACK
+        if of.state is RolloutState.PREPARING:
+            assert done.rollout.state is RolloutState.CANCELLED
+        if of.state is not RolloutState.ROLLING_BACK:
+            assert done.rollout.epoch == Epoch(of.epoch.term + 1, 0)
+
+
+@pytest.mark.req("S3")
+@pytest.mark.parametrize("name", PLANS)
+def test_without_further_faults_every_rollout_ends(name: str) -> None:
+    """From every reachable state, gateways that answer and a healthy candidate lead to an end in few looks; a
+    rollback ends even when nobody answers."""
+    for of, at in reachable(name):
+        current, now = of, at
+        for _ in range(4 * len(PLAN.steps) + 4):
+            if current.state.finished:
+                break
+            if current.paused is not None:
+                current = resume(current)
+            now += timedelta(seconds=MIN_S)
+            current = advance(current, seen(current, "good"), now).rollout
+            if current.state is RolloutState.STEPPING and not current.plan.automatic and not current.last:
+                assert current.step_since is None or current.held or current.step_since == now
+                if current.step_since is not None:
+                    current = step_on(current, seen(current), "go on", now).rollout
+        assert current.state.finished, (of, current)
+        if not of.state.finished:
+            gone = take_back(of, "no", at).rollout
+            end = advance(gone, Observed(), at + timedelta(seconds=CONFIRM_S)).rollout
+            assert end.state in (RolloutState.ROLLED_BACK, RolloutState.CANCELLED)
+
+
+@pytest.mark.req("S3")
+def test_the_routes_of_every_state_could_be_obeyed() -> None:
+    """Shares are whole and valid, the candidate stands in the route only while it may have traffic, and no
+    finished rollout leaves it there."""
+    endpoint = Endpoint(
+        id="end_1",
+        name="churn",
+        model=CHURN,
+        stage="production",
+        stable=2,
+        previous=1,
+        epoch=Epoch(4, 1),
+        rollout="rol_1",
+        created_at=NOW,
+        created_by="ann",
+    )
+    specs = tuple(
+        VersionSpec(model="churn", number=n, semver=f"1.{n}.0", digest=d, files=())
+        for n, d in DIGESTS.items()
+    )
+    for name in PLANS:
+        for of, _ in reachable(name):
+            route = route_of(endpoint, of, DIGESTS)
+            assert route is not None
+            check_table(RoutingTable(number=1, routes=(route,), versions=specs))
+            assert sum(arm.weight_ppm for arm in route.arms) == WHOLE_PPM
+            assert route.stable == STABLE
+            assert route.previous == FORMER
+            assert route.epoch == of.epoch
+            live = of.state in (RolloutState.PREPARING, RolloutState.STEPPING)
+            assert (route.candidate == CANDIDATE) == live
+            assert route.candidate_ppm == (of.weight_ppm if live else 0)
+            assert (route.salt == of.salt) == live
+
+
+# -------------------------------------------------------------------------------------------------- preparing
+
+
+def test_preparing_ends_in_the_first_step_when_the_gateways_are_ready() -> None:
+    """The weight rises from nothing only when the candidate is loaded and the gateways have the route."""
+    of = begun()
+    for observed in (
+        seen(of, applied=Epoch(4, 1)),
+        seen(of, phase=VersionPhase.STARTING),
+        seen(of, phase=None),
+        Observed(),
+    ):
+        assert advance(of, observed, NOW).rollout.weight_ppm == 0
+    done = advance(of, seen(of), NOW)
+    assert done.change is Change.STEPPED
+    assert done.rollout.weight_ppm == 100_000
+    assert done.rollout.epoch == Epoch(4, 3)
+    assert done.rollout.step_since is None, "the step's clock waits for the gateways"
+
+
+def test_a_version_that_cannot_be_loaded_fails_without_a_rollback() -> None:
+    """It never had traffic, so it is no version that was taken back; the term stays."""
+    of = begun()
+    done = advance(of, seen(of, phase=VersionPhase.FAILED, error="no such operator"), NOW)
+    assert done.rollout.state is RolloutState.FAILED
+    assert "no such operator" in done.why
+    assert done.rollout.epoch == Epoch(4, 3)
+
+
+def test_the_time_to_prepare_runs_only_while_a_gateway_answers() -> None:
+    """An endpoint may be made before any gateway was started; it is not given up for that."""
+    of = begun()
+    held = advance(of, Observed(), NOW + timedelta(days=2))
+    assert held.change is Change.HELD
+    assert "no gateway answers" in held.why
+    later = NOW + timedelta(days=3)
+    loading = seen(of, applied=Epoch(4, 1), phase=VersionPhase.STARTING)
+    begun_to_load = advance(held.rollout, loading, later).rollout
+    assert begun_to_load.state is RolloutState.PREPARING
+    assert begun_to_load.held is None
+    late = advance(begun_to_load, loading, later + timedelta(seconds=PREPARE_S + 1))
+    assert late.rollout.state is RolloutState.FAILED
+    assert "not ready within 60 s: it is starting" in late.why
+
+
+def test_a_pause_while_preparing_keeps_the_weight_at_nothing() -> None:
+    """Who pauses before the first step means it."""
+    of = pause(begun(), "lunch (ann)")
+    held = advance(of, seen(of), NOW)
+    assert held.rollout.weight_ppm == 0
+    assert held.change is None, "the pause itself was the news"
+    assert advance(resume(held.rollout), seen(of), NOW).rollout.weight_ppm == 100_000
+
+
+@pytest.mark.req("S9")
+def test_the_first_version_of_an_endpoint_serves_when_it_is_loaded() -> None:
+    """There is no stable version to compare with and nobody to take the traffic from."""
+    of = begun(stable=None, stable_digest=None, stable_semver=None)
+    endpoint = Endpoint(
+        id="end_1",
+        name="churn",
+        model=CHURN,
+        stage="production",
+        rollout=of.id,
+        created_at=NOW,
+        created_by="ann",
+    )
+    route = route_of(endpoint, of, {})
+    assert route is not None
+    assert (route.stable, route.candidate) == (CANDIDATE, None)
+    done = advance(of, seen(of), NOW)
+    assert done.rollout.state is RolloutState.SUCCEEDED
+    failed = advance(of, seen(of, phase=VersionPhase.FAILED, error="bad bytes"), NOW).rollout
+    assert route_of(endpoint, failed, {}) is None
+
+
+# --------------------------------------------------------------------------------------------------- stepping
+
+
+@pytest.mark.req("S3")
+def test_a_steps_time_begins_when_the_gateways_confirm_its_weight() -> None:
+    """Not when it was decided, and anew when a gateway falls behind."""
+    of = stepping(since=None)
+    unconfirmed = advance(of, seen(of, "good", applied=Epoch(4, 2)), NOW + timedelta(hours=1)).rollout
+    assert unconfirmed.step_since is None
+    confirmed_at = NOW + timedelta(hours=2)
+    confirmed = advance(unconfirmed, seen(of), confirmed_at).rollout
+    assert confirmed.step_since == confirmed_at
+    early = advance(confirmed, seen(of), confirmed_at + timedelta(seconds=MIN_S - 0.001)).rollout
+    assert early.step == 0
+    assert advance(early, seen(of), confirmed_at + timedelta(seconds=MIN_S)).rollout.step == 1
+    restarted = advance(confirmed, seen(of, applied=Epoch(0, 0)), confirmed_at + timedelta(seconds=5))
+    assert restarted.rollout.step_since is None
+
+
+@pytest.mark.req("S7")
+def test_ticks_are_taken_in_while_paused_and_judged_by_their_own_weight() -> None:
+    """A late tick of the former step counts with the former weight, whatever the present one is."""
+    of = pause(stepping(step=1), "lunch")
+    late = bad(100_000)
+    after = advance(of, seen(of, ticks=(late,)), NOW)
+    assert after.rollout.state is RolloutState.ROLLING_BACK, "a rollback verdict wins over a pause"
+    assert after.rollout.ticks == 1
+    as_present = advance(of, seen(of, ticks=(structs.replace(late, candidate_ppm=500_000),)), NOW).rollout
+    assert as_present.evidence != after.rollout.evidence
+
+
+def test_what_comes_after_the_decision_is_no_evidence() -> None:
+    """A rollout on its way back takes no more ticks in, so that its explanation stays what it was."""
+    of = take_back(stepping(), "no", NOW).rollout
+    assert advance(of, seen(of, "bad", applied=None), NOW).rollout == of
+
+
+@pytest.mark.req("S7")
+def test_inconclusive_evidence_is_held_or_taken_back_as_the_plan_says() -> None:
+    """Nothing advances on it, however long it lasts."""
+    for policy, state in (
+        (OnInconclusive.HOLD, RolloutState.STEPPING),
+        (OnInconclusive.ROLLBACK, RolloutState.ROLLING_BACK),
+    ):
+        of = stepping(plan=structs.replace(PLAN, on_inconclusive=policy))
+        before = advance(of, seen(of, "few"), NOW + timedelta(seconds=MAX_S - 1)).rollout
+        assert before.state is RolloutState.STEPPING
+        after = advance(before, seen(of), NOW + timedelta(seconds=MAX_S))
+        assert after.rollout.state is state
+        assert after.rollout.weight_ppm <= of.weight_ppm
+    paused = pause(stepping(plan=structs.replace(PLAN, on_inconclusive=OnInconclusive.ROLLBACK)), "lunch")
+    assert advance(paused, seen(paused), NOW + timedelta(days=1)).rollout.state is RolloutState.STEPPING
+
+
+def test_guards_take_back_at_their_number_and_not_before() -> None:
+    """Crashes and broken schemas are facts, outside the statistics."""
+    plan = structs.replace(PLAN, guards=Guards(crashes=2, schema_violations=3))
+    for counts, state in (
+        (SideCounts(crashes=1, schema_violations=2), RolloutState.STEPPING),
+        (SideCounts(crashes=2), RolloutState.ROLLING_BACK),
+        (SideCounts(schema_violations=3), RolloutState.ROLLING_BACK),
+    ):
+        of = stepping(plan=plan)
+        done = advance(of, seen(of, ticks=(tick(100_000, SideCounts(), counts),)), NOW)
+        assert done.rollout.state is state
+    broken = stepping()
+    gone = advance(broken, seen(broken, phase=VersionPhase.FAILED, error="killed by signal 11"), NOW)
+    assert gone.rollout.judgement is not None
+    assert gone.rollout.judgement.blamed == "guard"
+    assert "killed by signal 11" in gone.why
+
+
+def test_only_the_beginning_of_a_hold_is_news() -> None:
+    """The counts in its reason change with every tick; people are told once."""
+    of = stepping()
+    late = NOW + timedelta(seconds=MIN_S)
+    first = advance(of, seen(of, "few"), late)
+    assert first.change is Change.HELD
+    second = advance(first.rollout, seen(of, "few"), late)
+    assert second.change is None
+    assert second.rollout.held != first.rollout.held
+
+
+@pytest.mark.req("S3")
+def test_an_immediate_rollout_needs_no_proof_but_obeys_alarms() -> None:
+    """All traffic at once, and back when something is certainly wrong."""
+    plan = PLANS["immediate"]
+    of = advance(begun(plan=plan), seen(begun()), NOW).rollout
+    assert of.weight_ppm == WHOLE_PPM
+    confirmed = advance(of, seen(of), NOW).rollout
+    assert (
+        advance(confirmed, seen(of), NOW + timedelta(seconds=MIN_S)).rollout.state is RolloutState.SUCCEEDED
+    )
+    assert advance(confirmed, Observed(), NOW + timedelta(days=1)).rollout.state is RolloutState.STEPPING
+    assert advance(confirmed, seen(of, "crash"), NOW).rollout.state is RolloutState.ROLLING_BACK
+
+
+# --------------------------------------------------------------------------------------------- people's words
+
+
+@pytest.mark.req("S3")
+def test_a_person_may_step_on_without_proof_and_not_against_one() -> None:
+    """No proof is needed; a rollback verdict, a guard, or gateways that lag are not stepped over."""
+    of = stepping()
+    done = step_on(of, seen(of), "advanced by ann: known good", NOW)
+    assert (done.rollout.step, done.rollout.weight_ppm) == (1, 500_000)
+    assert done.rollout.step_since is None
+    with pytest.raises(errors.Conflict, match="not applied"):
+        step_on(done.rollout, seen(of), "again", NOW)
+    for kind in ("bad", "crash", "schema"):
+        worse = rollout.take_in(of, ticks_of(kind, 100_000))
+        with pytest.raises(errors.GateFailed, match="taken back"):
+            step_on(worse, seen(of), "go on", NOW)
+    with pytest.raises(errors.GateFailed):
+        step_on(of, seen(of, phase=VersionPhase.FAILED), "go on", NOW)
+    for state in set(RolloutState) - {RolloutState.STEPPING}:
+        with pytest.raises(errors.RolloutFinished):
+            step_on(begun(state=state), seen(of), "go on", NOW)
+    last = stepping(step=2)
+    assert step_on(last, seen(last), "done", NOW).rollout.state is RolloutState.SUCCEEDED
+
+
+def test_a_pause_outlives_a_step_taken_by_hand() -> None:
+    """Pause and advance together is how a person drives a rollout alone."""
+    of = pause(stepping(), "by hand (ann)")
+    stepped = step_on(of, seen(of), "go on", NOW).rollout
+    assert stepped.paused == "by hand (ann)"
+    on = advance(stepped, seen(stepped), NOW).rollout
+    assert advance(on, seen(on, "good"), NOW + timedelta(days=1)).rollout.step == 1
+    with pytest.raises(errors.Conflict):
+        resume(stepping())
+    with pytest.raises(errors.RolloutFinished):
+        pause(take_back(of, "no", NOW).rollout, "too late")
+
+
+# ------------------------------------------------------------------------------------------------------- back
+
+
+@pytest.mark.req("S8")
+def test_a_gateways_own_rollback_is_followed_with_its_epoch() -> None:
+    """Whoever is ahead is followed: our epoch is never the older one, and the others are waited for."""
+    of = stepping()
+    done = advance(of, Observed(rolled_back="lease lost", rolled_back_epoch=Epoch(6, 0)), NOW)
+    assert done.rollout.state is RolloutState.ROLLING_BACK
+    assert done.rollout.epoch == Epoch(6, 0)
+    assert "lease lost" in (done.rollout.outcome or "")
+    again = advance(done.rollout, Observed(rolled_back="twice", rolled_back_epoch=Epoch(6, 0)), NOW)
+    assert again.rollout == done.rollout
+    assert again.change is None
+    ahead = advance(done.rollout, Observed(rolled_back="twice", rolled_back_epoch=Epoch(7, 0)), NOW)
+    assert ahead.rollout.epoch == Epoch(7, 0)
+    assert ahead.change is Change.ROLLING_BACK, "the table has to tell the others"
+    early = advance(begun(), Observed(rolled_back="by hand", rolled_back_epoch=Epoch(5, 0)), NOW)
+    assert early.rollout.state is RolloutState.CANCELLED
+
+
+@pytest.mark.req("S8")
+def test_a_rollback_ends_when_the_gateways_have_confirmed_it() -> None:
+    """Until then it is under way; while nobody answers, for a bounded time."""
+    of = take_back(stepping(), "no", NOW).rollout
+    assert advance(of, seen(of, applied=Epoch(4, 3)), NOW + timedelta(days=1)).rollout == of
+    done = advance(of, seen(of), NOW)
+    assert done.change is Change.ROLLED_BACK
+    assert done.rollout.outcome == "no"
+    assert advance(of, Observed(), NOW + timedelta(seconds=CONFIRM_S - 1)).rollout == of
+    alone = advance(of, Observed(), NOW + timedelta(seconds=CONFIRM_S)).rollout
+    assert alone.state is RolloutState.ROLLED_BACK
+    assert "no gateway answered" in (alone.outcome or "")
+
+
+# ----------------------------------------------------------------------------------------------- what is seen
+
+
+def report(name: str = "g1", **changes: Any) -> GatewayReport:
+    """What a gateway says while it does as it is told by `stepping()`."""
+    fields: dict[str, Any] = {
+        "gateway": name,
+        "table": 9,
+        "url": "http://127.0.0.1:5001",
+        "sent_at": NOW,
+        "routes": (
+            RouteState(
+                endpoint="churn",
+                epoch=Epoch(4, 3),
+                stable=STABLE,
+                candidate=CANDIDATE,
+                candidate_ppm=100_000,
+                previous=None,
+            ),
+        ),
+        "versions": (VersionReport(digest=CANDIDATE, phase=VersionPhase.READY),),
+    }
+    return GatewayReport(**(fields | changes))
+
+
+def test_the_slowest_and_the_worst_gateway_counts() -> None:
+    """One that lags, or that does not know the version, holds all."""
+    of = stepping()
+    assert observe(of, [], ()).applied is None
+    assert observe(of, [report(), report("g2")], ()) == seen(of)
+    failed = report(
+        "g2", versions=(VersionReport(digest=CANDIDATE, phase=VersionPhase.FAILED, error="no\x1b[2J"),)
+    )
+    assert observe(of, [report(), failed], ()).phase is VersionPhase.FAILED
+    assert observe(of, [report(), failed], ()).error == "no\\x1b[2J", "a model does not steer terminals"
+    assert observe(of, [report(), report("g2", versions=())], ()).phase is None
+    assert observe(of, [report(), report("g2", routes=())], ()).applied == Epoch(0, 0)
+
+
+def test_a_gateway_that_came_back_with_stable_alone_has_not_confirmed() -> None:
+    """After a kill it serves the same epoch without the candidate, until it is told again."""
+    of = stepping()
+    alone = structs.replace(report().routes[0], candidate_ppm=0)
+    assert observe(of, [report(routes=(alone,))], ()).applied == Epoch(0, 0)
+
+
+def test_what_a_gateway_said_before_it_knew_of_the_rollout_does_not_count() -> None:
+    """The version may have failed there in an earlier rollout."""
+    of = begun()
+    old = report(table=6, versions=(VersionReport(digest=CANDIDATE, phase=VersionPhase.FAILED, error="old"),))
+    assert observe(of, [old], ()).phase is None
+    assert advance(of, observe(of, [old], ()), NOW).rollout.state is RolloutState.PREPARING
+
+
+def test_a_gateway_without_the_route_does_not_hold_up_a_rollback() -> None:
+    """Who has no route sends nobody to the candidate."""
+    of = take_back(stepping(), "no", NOW).rollout
+    assert advance(of, observe(of, [report(routes=())], ()), NOW).rollout.state is RolloutState.ROLLED_BACK
+
+
+SIDES = st.builds(
+    lambda n, k, e, s: SideCounts(
+        requests=n,
+        new_callers=n,
+        new_callers_failed=min(k, n),
+        errors=e,
+        callers_first_error=e,
+        callers_first_slow=s,
+    ),
+    st.integers(0, 500),
+    st.integers(0, 20),
+    st.integers(0, 20),
+    st.integers(0, 50),
+)
+
+
+@pytest.mark.req("S7")
+@given(st.lists(st.tuples(SIDES, SIDES, st.sampled_from([100_000, 500_000, WHOLE_PPM])), max_size=30))
+def test_replaying_the_ticks_gives_the_same_bits_through_json(
+    ticks: list[tuple[SideCounts, SideCounts, int]],
+) -> None:
+    """Whatever was counted, in however many looks: the explanation agrees to the last bit."""
+    stored = [tick(weight, stable, candidate) for stable, candidate, weight in ticks]
+    plan = structs.replace(PLAN, alpha=1e-9)
+    of = stepping(plan=plan)
+    for one in stored:
+        fresh = codec.decode(codec.encode(of), Rollout)
+        assert fresh == of
+        of = rollout.take_in(fresh, (codec.decode(codec.encode(one), Tick),))
+    assert of.ticks == len(stored)
+    more = [*stored, bad(100_000)]
+    assert replay(of, iter(codec.decode(codec.encode(one), Tick) for one in more)) == of.evidence
+    assert rollout.take_in(stepping(plan=plan), stored).evidence == of.evidence
+
+
+def test_error_texts_of_the_candidate_are_kept_few_and_fit_to_show() -> None:
+    """A person reads three of them; a model cannot write control characters on a terminal."""
+    texts = ("division by zero", "division by zero", "bad \x1b[31m value", "x" * 5_000, "a fourth")
+    of = rollout.take_in(stepping(), (tick(100_000, SideCounts(), SideCounts(), errors_seen=texts),))
+    assert of.notes[:2] == ("division by zero", "bad \\x1b[31m value")
+    assert len(of.notes) == 3
+    assert len(of.notes[2]) == 300
+
+
+# ---------------------------------------------------------------------------------------------- what comes in
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": ()},
+        {"steps": (Step(weight_ppm=500_000), Step(weight_ppm=100_000))},
+        {"steps": (Step(weight_ppm=0), Step(weight_ppm=WHOLE_PPM))},
+        {"steps": (Step(weight_ppm=500_000),)},
+        {"steps": (Step(weight_ppm=WHOLE_PPM, min_s=10, max_s=5),)},
+        {"steps": (Step(weight_ppm=WHOLE_PPM, min_s=float("nan")),)},
+        {"strategy": Strategy.IMMEDIATE},
+        {"alpha": 0.0},
+        {"alpha": float("nan")},
+        {"beta": 0.6},
+        {"margin": 0.9},
+        {"pass_odds": 1.0},
+        {"pass_rate": 0.9},
+        {"prepare_s": 0.0},
+        {"guards": Guards(crashes=0)},
+    ],
+)
+def test_a_plan_that_could_not_be_carried_out_is_refused(changes: dict[str, Any]) -> None:
+    """Each with a sentence that says what may be; the default passes."""
+    assert rollout.check_plan(CANARY) == CANARY
+    with pytest.raises(errors.InvalidPlan):
+        rollout.check_plan(structs.replace(CANARY, **changes))
+
+
+def test_a_plan_is_read_from_yaml_and_nonsense_is_named() -> None:
+    """People write plans; a misspelt word must not become a default."""
+    text = "steps: [{weight_ppm: 50000, min_s: 60}, {weight_ppm: 1000000}]\nalpha: 0.02\n"
+    assert rollout.read_plan(text).steps[0].weight_ppm == 50_000
+    for wrong in ("step: []", "steps: 3", "- a", "alpha: [", "steps: [{weight_ppm: 1.5}]"):
+        with pytest.raises(errors.InvalidPlan):
+            rollout.read_plan(wrong)
+
+
+@pytest.mark.parametrize(
+    ("slow_ms", "lease_s"), [(0, 0), (-1, 0), (float("nan"), 0), (1e9, 0), (1, 1), (1, -3), (1, 1e9)]
+)
+def test_settings_of_an_endpoint_that_mean_nothing_are_refused(slow_ms: float, lease_s: float) -> None:
+    """A lease shorter than a few reports would take every candidate back."""
+    rollout.check_endpoint(250.0, 0.0)
+    rollout.check_endpoint(0.5, 3.0)
+    with pytest.raises(errors.Invalid):
+        rollout.check_endpoint(slow_ms, lease_s)
+
+
+IMPOSSIBLE: dict[str, dict[str, Any]] = {
+    "share": {"candidate_ppm": WHOLE_PPM + 1},
+    "negative": {"candidate": SideCounts(requests=-1)},
+    "more failed than new": {"candidate": SideCounts(new_callers=1, new_callers_failed=2)},
+    "not a number": {"stable": SideCounts(duration_ms_sum=float("nan"))},
+    "too many": {"stable": SideCounts(requests=2_000_000_000)},
+    "number": {"number": -1},
+    "epoch": {"epoch": Epoch(-1, 0)},
+    "text": {"errors_seen": ("x" * 10_000,)},
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_report_of_what_cannot_be_is_refused_whole(name: str) -> None:
+    """It must neither become evidence nor stop a rollout from being judged."""
+    fine = report(ticks=(good(100_000),))
+    assert check_report(fine) is fine
+    with pytest.raises(errors.Invalid):
+        check_report(report(ticks=(structs.replace(good(100_000), **IMPOSSIBLE[name]),)))
+    with pytest.raises(errors.LimitExceeded):
+        check_report(report(ticks=(good(100_000),) * 121))
+    with pytest.raises(errors.InvalidName):
+        check_report(report("no name"))
