@@ -45,8 +45,7 @@ def _words(text: str | None) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-# ------------------------------------------------------------------------------------------------------------
-# - catalog
+# ---------------------------------------------------------------------------------------------- catalog
 
 
 def list_models(act: Act, call: Call) -> Any:
@@ -182,8 +181,7 @@ def fsck(call: Call) -> Any:
     return call.house.catalog.fsck(call.house.desk, call.context)
 
 
-# -----------------------------------------------------------------------------------------------------------
-# promotion
+# -------------------------------------------------------------------------------------------- promotion
 
 
 def history(act: Act, call: Call) -> Any:
@@ -195,59 +193,66 @@ def whatwas(act: Act, call: Call) -> Any:
     return call.house.promotions.whatwas(act, ref, _moment(call.query.at) or ref.at or act.now)
 
 
-def gate(call: Call) -> Any:
-    """Hash the files first, outside any transaction, then ask the gates."""
-    house, ref = call.house, parse_ref(call.query.ref)
-    verified = house.catalog.files_verified(house.desk, call.context, ref, Verb.READ)
-    return house.desk.read(call.context, house.promotions.gate, ref, call.query.to, files_verified=verified)
+def hash_for_gate(call: Call) -> Any:
+    """Hash the files of the version in question, before any transaction; the gates ask for it."""
+    return _hashed(call, parse_ref(call.query.ref), Verb.READ)
 
 
-def promote(call: Call) -> Any:
-    """Hash the files first, outside any transaction, then decide and move in one act."""
-    house, b = call.house, call.body
-    ref = parse_ref(b.ref)
-    verified = house.catalog.files_verified(house.desk, call.context, ref, Verb.READ)
-    return house.desk.do(
-        call.context,
-        house.promotions.promote,
-        ref,
+def hash_for_promotion(call: Call) -> Any:
+    """The same, for who may promote it."""
+    return _hashed(call, parse_ref(call.body.ref), Verb.PROMOTE)
+
+
+def hash_for_request(call: Call) -> Any:
+    """The same, for who may ask for its promotion."""
+    return _hashed(call, parse_ref(call.body.ref), Verb.REQUEST)
+
+
+def hash_for_review(call: Call) -> Any:
+    """The same, for the version of the request under review."""
+    request = call.house.desk.read(call.context, call.house.promotions.get_request, call.path["id"])
+    return _hashed(call, Ref(model=request.model, selector=values.Numbered(request.number)), Verb.READ)
+
+
+def _hashed(call: Call, ref: Ref, verb: Verb) -> bool | None:
+    return call.house.catalog.files_verified(call.house.desk, call.context, ref, verb)
+
+
+def gate(act: Act, call: Call) -> Any:
+    q = call.query
+    return call.house.promotions.gate(act, parse_ref(q.ref), q.to, files_verified=call.prepared)
+
+
+def promote(act: Act, call: Call) -> Any:
+    b = call.body
+    return call.house.promotions.promote(
+        act,
+        parse_ref(b.ref),
         b.to,
         b.reason,
         request=b.request,
         ticket=b.ticket,
-        files_verified=verified,
+        files_verified=call.prepared,
     )
 
 
-def open_request(call: Call) -> Any:
-    house, b = call.house, call.body
-    ref = parse_ref(b.ref)
-    verified = house.catalog.files_verified(house.desk, call.context, ref, Verb.READ)
-    return house.desk.do(
-        call.context,
-        house.promotions.open_request,
-        ref,
-        b.to,
-        b.reason,
-        ticket=b.ticket,
-        files_verified=verified,
+def open_request(act: Act, call: Call) -> Any:
+    b = call.body
+    return call.house.promotions.open_request(
+        act, parse_ref(b.ref), b.to, b.reason, ticket=b.ticket, files_verified=call.prepared
     )
 
 
-def review(call: Call) -> Any:
-    house, b = call.house, call.body
-    request = house.desk.read(call.context, house.promotions.get_request, call.path["id"])
-    ref = Ref(model=request.model, selector=values.Numbered(request.number))
-    verified = house.catalog.files_verified(house.desk, call.context, ref, Verb.READ)
-    return house.desk.do(
-        call.context,
-        house.promotions.review,
-        request.id,
+def review(act: Act, call: Call) -> Any:
+    b = call.body
+    return call.house.promotions.review(
+        act,
+        call.path["id"],
         b.vote,
         comment=b.comment,
         checks=b.checks,
         waive=b.waive,
-        files_verified=verified,
+        files_verified=call.prepared,
     )
 
 
@@ -286,8 +291,7 @@ def set_policy(act: Act, call: Call) -> Any:
     return call.house.promotions.set_policy(act, call.query.scope, call.body)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# - rollout
+# ---------------------------------------------------------------------------------------------- rollout
 
 
 def put_endpoint(act: Act, call: Call) -> Any:
@@ -356,8 +360,7 @@ def gateway_report(act: Act, call: Call) -> Any:
     return call.house.rollouts.report(act, call.body)
 
 
-# -------------------------------------------------------------------------------------------------- audit,
-# access, self
+# ----------------------------------------------------------------------------- audit, access, the server
 
 
 def list_events(act: Act, call: Call) -> Any:

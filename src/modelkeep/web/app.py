@@ -1,17 +1,12 @@
-"""The application: every route on one page, and what stands around them.
+"""The application: every route on one page, and the door in front of them.
 
-Around the routes: the host allow-list and the cross-origin rule (a page of another origin must not act with a
-browser's reach to this machine), and one canonical error for everything that has no route. Nothing else is
-wrapped around a request.
+At the door: the host allow-list, and the cross-origin rule (a page of another origin must not act with a
+browser's reach to this machine). Nothing else is wrapped around a request.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import ipaddress
 from typing import Any
 from urllib.parse import urlsplit
-
-from starlette.applications import Starlette
-from starlette.routing import Route
 
 from modelkeep.core import codec, compare, errors
 from modelkeep.core.access import Grant, Principal, TokenInfo
@@ -30,8 +25,11 @@ from modelkeep.core.rollout import Endpoint, Rollout
 from modelkeep.core.routing import RoutingTable
 from modelkeep.service import access, audit, catalog, promotion, rollout
 from modelkeep.service.house import House
-from modelkeep.web import api, bytes_io, openapi, shapes
-from modelkeep.web.operations import Dispatcher, Mode, Operation, Receive, Scope, Send, problem
+from modelkeep.web import api, bytes_io, openapi, requests, shapes, uploads
+from modelkeep.web.dispatch import Bound, Dispatcher
+from modelkeep.web.exchange import Answer, Body
+from modelkeep.web.operations import Mode, Operation, Receive, Scope, Send
+from modelkeep.web.routes import Routes
 
 V1 = "/api/v1"
 MODEL = V1 + "/models/{project}/{model}"
@@ -56,7 +54,7 @@ def _row(
 
 # fmt: off
 OPERATIONS: tuple[Operation, ...] = (
-    # the versions and models of the catalog; the hottest reads first, because rows are tried in order
+    # the versions and models of the catalog
     _row("get_version", "GET", V1 + "/version", READ, api.get_version, "One version by reference",
          ModelVersion, query=shapes.RefAtQuery),
     _row("get_model", "GET", MODEL, READ, api.get_model, "One registered model", RegisteredModel),
@@ -69,9 +67,11 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("delete_model", "DELETE", MODEL, WRITE, api.delete_model, "Delete a model", api.Done),
     _row("set_stages", "PUT", MODEL + "/stages", WRITE, api.set_stages, "Set a model's stage graph",
          RegisteredModel, body=StageGraph),
-    _row("list_versions", "GET", MODEL + "/versions", READ, api.list_versions, "Versions of a model, newest first",
+    _row("list_versions", "GET", MODEL + "/versions", READ, api.list_versions,
+         "Versions of a model, newest first",
          catalog.VersionPage, query=shapes.ListQuery),
-    _row("search_versions", "GET", V1 + "/versions", SLOW, api.search_versions, "Versions that a filter selects",
+    _row("search_versions", "GET", V1 + "/versions", SLOW, api.search_versions,
+         "Versions that a filter selects",
          catalog.VersionPage, query=shapes.SearchQuery),
     _row("change_version", "PATCH", V1 + "/version", WRITE, api.change_version, "Change description or tags",
          ModelVersion, query=shapes.RefQuery, body=ModelChange),
@@ -79,7 +79,8 @@ OPERATIONS: tuple[Operation, ...] = (
          api.Done, query=shapes.RefQuery),
     _row("set_alias", "PUT", MODEL + "/aliases/{alias}", WRITE, api.set_alias, "Point an alias at a version",
          RegisteredModel, body=shapes.NewAlias),
-    _row("delete_alias", "DELETE", MODEL + "/aliases/{alias}", WRITE, api.delete_alias, "Delete an alias", api.Done),
+    _row("delete_alias", "DELETE", MODEL + "/aliases/{alias}", WRITE, api.delete_alias,
+         "Delete an alias", api.Done),
     _row("compare", "GET", MODEL + "/compare", SLOW, api.compare, "Versions side by side",
          compare.Comparison, query=shapes.CompareQuery),
     _row("best", "GET", MODEL + "/best", SLOW, api.best, "The best version by a metric",
@@ -90,36 +91,40 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("begin_draft", "POST", MODEL + "/drafts", WRITE, api.begin_draft, "Announce a version",
          Draft, body=DraftSpec, status=201),
     _row("get_draft", "GET", V1 + "/drafts/{id}", READ, api.get_draft, "How far a registration is", Draft),
-    _row("cancel_draft", "DELETE", V1 + "/drafts/{id}", WRITE, api.cancel_draft, "Give up a registration", api.Done),
-    _row("upload_file", "PUT", V1 + "/drafts/{id}/file", STREAM, bytes_io.upload, "Send the bytes of a file",
+    _row("cancel_draft", "DELETE", V1 + "/drafts/{id}", WRITE, api.cancel_draft,
+         "Give up a registration", api.Done),
+    _row("upload_file", "PUT", V1 + "/drafts/{id}/file", STREAM, uploads.upload, "Send the bytes of a file",
          catalog.UploadPlan, query=shapes.UploadQuery),
-    _row("finalize_draft", "POST", V1 + "/drafts/{id}/finalize", WRITE, api.finalize_draft, "Make the version",
+    _row("finalize_draft", "POST", V1 + "/drafts/{id}/finalize", WRITE, api.finalize_draft,
+         "Make the version",
          catalog.Registration),
     _row("list_files", "GET", V1 + "/version/files", READ, api.list_files, "The files of a version",
          Manifest, query=shapes.RefQuery),
     _row("download_file", "GET", V1 + "/version/file", STREAM, bytes_io.download, "The bytes of a file",
          bytes, query=shapes.FileQuery),
-    _row("verify_version", "POST", V1 + "/version/verify", TASK, api.verify_version, "Hash a version's bytes again",
+    _row("verify_version", "POST", V1 + "/version/verify", TASK, api.verify_version,
+         "Hash a version's bytes again",
          catalog.VerifyReport, query=shapes.RefQuery),
     _row("fsck", "POST", V1 + "/fsck", TASK, api.fsck, "Hash everything again, find what dangles",
          catalog.FsckReport),
     # promotion
-    _row("gate", "GET", V1 + "/gate", TASK, api.gate, "Whether a version may enter a stage, and why",
-         promotion.GateReport, query=shapes.GateQuery),
-    _row("promote", "POST", V1 + "/promotions", TASK, api.promote, "Move a version to a stage",
-         promotion.Promotion, body=shapes.NewPromotion, status=201),
+    _row("gate", "GET", V1 + "/gate", READ, api.gate, "Whether a version may enter a stage, and why",
+         promotion.GateReport, query=shapes.GateQuery, before=api.hash_for_gate),
+    _row("promote", "POST", V1 + "/promotions", WRITE, api.promote, "Move a version to a stage",
+         promotion.Promotion, body=shapes.NewPromotion, status=201, before=api.hash_for_promotion),
     _row("rollback", "POST", V1 + "/rollbacks", WRITE, api.rollback, "Take a model back",
          promotion.Rollback, body=shapes.NewRollback, status=201),
-    _row("clear_version", "POST", V1 + "/version/clear", WRITE, api.clear_version, "Let a taken-back version return",
+    _row("clear_version", "POST", V1 + "/version/clear", WRITE, api.clear_version,
+         "Let a taken-back version return",
          ModelVersion, query=shapes.RefQuery, body=shapes.Because),
-    _row("open_request", "POST", V1 + "/requests", TASK, api.open_request, "Ask for a promotion",
-         PromotionRequest, body=shapes.NewRequest, status=201),
+    _row("open_request", "POST", V1 + "/requests", WRITE, api.open_request, "Ask for a promotion",
+         PromotionRequest, body=shapes.NewRequest, status=201, before=api.hash_for_request),
     _row("list_requests", "GET", V1 + "/requests", READ, api.list_requests, "Promotion requests",
          promotion.RequestPage, query=shapes.RequestsQuery),
     _row("get_request", "GET", V1 + "/requests/{id}", READ, api.get_request, "One promotion request",
          PromotionRequest),
-    _row("review", "POST", V1 + "/requests/{id}/reviews", TASK, api.review, "Approve, reject or comment",
-         PromotionRequest, body=shapes.NewReview),
+    _row("review", "POST", V1 + "/requests/{id}/reviews", WRITE, api.review, "Approve, reject or comment",
+         PromotionRequest, body=shapes.NewReview, before=api.hash_for_review),
     _row("withdraw", "POST", V1 + "/requests/{id}/withdrawal", WRITE, api.withdraw, "Withdraw a request",
          PromotionRequest, body=shapes.Because),
     _row("history", "GET", MODEL + "/history", READ, api.history, "Who was in which stage, and what happened",
@@ -137,45 +142,54 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("put_endpoint", "PUT", ENDPOINT, WRITE, api.put_endpoint, "Create or change an endpoint",
          Endpoint, body=shapes.NewEndpoint),
     _row("delete_endpoint", "DELETE", ENDPOINT, WRITE, api.delete_endpoint, "Delete an endpoint", api.Done),
-    _row("rollout_status", "GET", ENDPOINT + "/rollout", READ, api.rollout_status, "How an endpoint's traffic stands",
+    _row("rollout_status", "GET", ENDPOINT + "/rollout", READ, api.rollout_status,
+         "How an endpoint's traffic stands",
          rollout.RolloutStatus),
-    _row("rollout_abort", "POST", ENDPOINT + "/rollout/abort", WRITE, api.rollout_abort, "Give traffic back to stable",
+    _row("rollout_abort", "POST", ENDPOINT + "/rollout/abort", WRITE, api.rollout_abort,
+         "Give traffic back to stable",
          Rollout, body=shapes.Because),
     _row("rollout_pause", "POST", ENDPOINT + "/rollout/pause", WRITE, api.rollout_pause, "Stay at this step",
          Rollout, body=shapes.Because),
     _row("rollout_resume", "POST", ENDPOINT + "/rollout/resume", WRITE, api.rollout_resume, "Go on", Rollout,
          body=shapes.Because),
-    _row("rollout_step", "POST", ENDPOINT + "/rollout/step", WRITE, api.rollout_step, "Go to the next step now",
+    _row("rollout_step", "POST", ENDPOINT + "/rollout/step", WRITE, api.rollout_step,
+         "Go to the next step now",
          Rollout, body=shapes.Because),
     _row("list_rollouts", "GET", V1 + "/rollouts", READ, api.list_rollouts, "Rollouts, newest first",
          rollout.RolloutPage, query=shapes.RolloutsQuery),
     _row("get_rollout", "GET", V1 + "/rollouts/{id}", READ, api.get_rollout, "One rollout", Rollout),
     _row("explain_rollout", "GET", V1 + "/rollouts/{id}/explanation", SLOW, api.explain_rollout,
          "Recompute a rollout's evidence from its counts", rollout.Explanation),
-    _row("gateway_table", "GET", V1 + "/gateway/table", STREAM, bytes_io.gateway_table, "The routing table, when newer",
+    _row("gateway_table", "GET", V1 + "/gateway/table", STREAM, bytes_io.gateway_table,
+         "The routing table, when newer",
          RoutingTable, query=shapes.TableQuery),
     _row("gateway_report", "POST", V1 + "/gateway/reports", WRITE, api.gateway_report, "What a gateway saw",
          GatewayReply, body=GatewayReport),
-    _row("gateway_blob", "GET", V1 + "/gateway/blobs/{digest}", STREAM, bytes_io.gateway_blob, "Bytes for a gateway",
+    _row("gateway_blob", "GET", V1 + "/gateway/blobs/{digest}", STREAM, bytes_io.gateway_blob,
+         "Bytes for a gateway",
          bytes),
     # audit and access
     _row("list_events", "GET", V1 + "/audit/events", READ, api.list_events, "The audit log",
          audit.EventPage, query=shapes.EventsQuery),
-    _row("verify_audit", "GET", V1 + "/audit/verification", TASK, api.verify_audit, "Walk the chain of all events",
+    _row("verify_audit", "GET", V1 + "/audit/verification", TASK, api.verify_audit,
+         "Walk the chain of all events",
          audit.Verification),
     _row("export_audit", "GET", V1 + "/audit/export", STREAM, bytes_io.export_audit, "The audit log as lines",
          bytes, query=shapes.ExportQuery),
-    _row("whoami", "GET", V1 + "/whoami", READ, api.whoami, "Who you are, and what you may do", access.WhoAmI),
+    _row("whoami", "GET", V1 + "/whoami", READ, api.whoami, "Who you are, and what you may do",
+         access.WhoAmI),
     _row("list_principals", "GET", V1 + "/principals", READ, api.list_principals, "People and programs",
          access.PrincipalPage, query=shapes.ListQuery),
-    _row("create_principal", "POST", V1 + "/principals", WRITE, api.create_principal, "Add a person or program",
+    _row("create_principal", "POST", V1 + "/principals", WRITE, api.create_principal,
+         "Add a person or program",
          Principal, body=shapes.NewPrincipal, status=201),
     _row("disable_principal", "POST", V1 + "/principals/{name}/disable", WRITE, api.disable_principal,
          "Shut a person or program out", Principal),
     _row("list_tokens", "GET", V1 + "/tokens", READ, api.list_tokens, "Tokens, without their secrets",
          access.TokenPage, query=shapes.ListQuery),
-    _row("create_token", "POST", V1 + "/tokens", WRITE, api.create_token, "Make a token; its secret is shown once",
-         access.NewToken, body=shapes.NewTokenBody, status=201),
+    _row("create_token", "POST", V1 + "/tokens", WRITE, api.create_token,
+         "Make a token; its secret is shown once",
+         access.NewToken, body=shapes.NewTokenBody, status=201, secret=True),
     _row("revoke_token", "DELETE", V1 + "/tokens/{id}", WRITE, api.revoke_token, "Revoke a token", TokenInfo),
     _row("list_grants", "GET", V1 + "/grants", READ, api.list_grants, "Who holds which role where",
          access.GrantPage, query=shapes.ListQuery),
@@ -185,98 +199,109 @@ OPERATIONS: tuple[Operation, ...] = (
     # the server itself
     _row("health", "GET", "/health", READ, api.health, "Alive", api.Health, open=True),
     _row("ready", "GET", "/ready", READ, api.ready, "Alive, and the store answers", api.Health, open=True),
-    _row("metrics", "GET", "/metrics", STREAM, openapi.metrics, "Prometheus metrics of the server", bytes, open=True),
+    _row("metrics", "GET", "/metrics", STREAM, openapi.metrics,
+         "Prometheus metrics of the server", bytes, open=True),
     _row("openapi", "GET", "/openapi.json", STREAM, openapi.document, "This document", bytes, open=True),
 )
 # fmt: on
-
-
-def create_app(house: House, *, hosts: tuple[str, ...] = ()) -> "Guarded":
-    """The ASGI application.
-
-    Args:
-        hosts: names, besides this machine's loopback names, under which the server may be addressed; `*` for
-        any.
-    """
-    dispatcher = Dispatcher(house)
-    dispatcher.openapi = codec.encode(openapi.build(OPERATIONS))
-    routes = [Route(row.path, dispatcher.bind(row), methods=[row.method]) for row in OPERATIONS]
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        dispatcher.committed.start()
-        yield
-        dispatcher.close()
-
-    return Guarded(Starlette(routes=routes, lifespan=lifespan), hosts)
-
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
-class Guarded:
-    """What every request passes: a known host, no other origin, and a canonical error where there is no
-    route.
-    """
+def create_app(house: House, *, hosts: tuple[str, ...] = ()) -> "Application":
+    """The ASGI application.
 
-    def __init__(self, app: Starlette, hosts: tuple[str, ...]) -> None:
-        self.app = app
-        self.any_host = "*" in hosts
-        self.hosts = frozenset(_LOOPBACK + hosts)
+    Args:
+        hosts: names, besides this machine's loopback names and any plain address, under which the server may
+            be addressed; `*` for any.
+    """
+    return Application(house, OPERATIONS, hosts)
+
+
+class Application:
+    """All operations over one house, as ASGI. It lives as long as one event loop."""
+
+    def __init__(self, house: House, operations: tuple[Operation, ...], hosts: tuple[str, ...]) -> None:
+        self.dispatcher = Dispatcher(house)
+        self.dispatcher.openapi = codec.encode(openapi.build(operations))
+        self._any_host = "*" in hosts
+        self._hosts = frozenset(name.lower().encode("latin-1") for name in _LOOPBACK + hosts)
+        self._routes: Routes[Bound] = Routes()
+        for row in operations:
+            bound = Bound(self.dispatcher, row)
+            self._routes.add(row.method, row.path, bound)
+            if row.method == "GET" and row.mode is not Mode.STREAM:
+                self._routes.add("HEAD", row.path, bound)  # the server leaves the body out
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
             return
-        refused = self._refused(scope)
-        if refused is not None:
-            await problem(send, refused, None)
+        assert scope["type"] == "http", "nothing but HTTP is offered"
+        method, headers = scope["method"], dict(scope["headers"])
+        try:
+            headers = requests.headers_of(scope["headers"])
+            self._admit(method, scope["raw_path"], headers)
+            bound, path = self._routes.find(method, scope["raw_path"])
+        except errors.ModelkeepError as refused:
+            await Answer(send, requests.request_id(headers)).problem(refused, Body(headers, receive))
             return
-        await self.app(scope, receive, _canonical(send, scope))
+        await bound(scope, receive, send, headers, path)
 
-    def _refused(self, scope: Scope) -> errors.ModelkeepError | None:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if not self.any_host and name.lower() not in self.hosts and scope["path"] != "/health":
-            return errors.NotAllowed(
-                f"This server does not answer to the host name {name[:100]!r}; start it with --host-name to allow it."
-            )
-        if scope["method"] in _UNSAFE and _is_foreign(headers, host):
-            return errors.NotAllowed("A page of another origin may not change anything here.")
-        return None
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """The protocol by which a server says that it begins and ends."""
+        await receive()
+        self.dispatcher.committed.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self.dispatcher.begin_closing()
+        self.dispatcher.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _admit(self, method: str, raw_path: bytes, headers: dict[bytes, bytes]) -> None:
+        """Let a request in.
+
+        Raises:
+            NotAllowed: it is addressed to a name that is none of ours (somebody's page may have its name
+                resolve to this machine), or a page of another origin wants to change something.
+        """
+        host = headers.get(b"host", b"")
+        if not self._any_host and host not in self._hosts and raw_path != b"/health":
+            name = _name_of(host)
+            if name not in self._hosts and not _is_address(name):
+                shown = name[:100].decode("latin-1")
+                raise errors.NotAllowed(
+                    f"This server does not answer to the host name {shown!r}; add it to the setting "
+                    "'host_names' to allow it."
+                )
+        if method in _UNSAFE and _is_foreign(headers, host):
+            raise errors.NotAllowed("A page of another origin may not change anything here.")
 
 
-def _is_foreign(headers: dict[bytes, bytes], host: str) -> bool:
-    """Whether a browser says that another site sends this request; programs that are no browsers say nothing."""
+def _name_of(host: bytes) -> bytes:
+    name, _, port = host.rpartition(b":")
+    return (name if name and port.isdigit() else host).lower()
+
+
+def _is_address(name: bytes) -> bool:
+    """Whether it is an IP address: nobody can have one resolve to another machine."""
+    try:
+        ipaddress.ip_address(name.decode("ascii").removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_foreign(headers: dict[bytes, bytes], host: bytes) -> bool:
+    """Whether a browser says that another site sends this request; what is no browser says nothing."""
     site = headers.get(b"sec-fetch-site")
     if site is not None:
         return site not in (b"same-origin", b"none")
     origin = headers.get(b"origin")
-    return origin is not None and urlsplit(origin.decode("latin-1")).netloc != host
-
-
-def _canonical(send: Send, scope: Scope) -> Send:
-    """Turn the router's own plain 404 and 405 into our one error shape."""
-    swallow = False
-
-    async def wrapped(message: Any) -> None:
-        nonlocal swallow
-        if message["type"] == "http.response.start" and message["status"] in (404, 405):
-            plain = any(k == b"content-type" and v.startswith(b"text/plain") for k, v in message["headers"])
-            if plain:
-                swallow = True
-                shown = scope["path"][:200]
-                await problem(
-                    send,
-                    errors.RouteNotFound(
-                        f"There is no {scope['method']} {shown!r}; GET /openapi.json lists all operations."
-                    ),
-                    None,
-                )
-                return
-        if not swallow:
-            await send(message)
-
-    return wrapped
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin.decode("latin-1")).netloc.encode("latin-1") != host
+    except ValueError:
+        return True

@@ -1,180 +1,127 @@
-"""Bytes in and out: uploads that may break off and go on, downloads with ranges, exports, and the gateways'
-long poll.
+"""Bytes going out: files with ranges, exports, and the gateways' long poll.
 
 Streams are driven here, chunk by chunk and never whole in memory; hashing and disk work run in the pool, so
-that the event loop stays free. What may be sent or read is asked of the services first.
+that the event loop stays free. What may be read is asked of the services first; bytes coming in are in
+`uploads`.
 """
 
 import asyncio
-import queue
+import contextlib
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from functools import partial
 from urllib.parse import quote
 
 from modelkeep.core import codec, errors
-from modelkeep.core.values import check_digest, parse_ref
-from modelkeep.web.operations import SAFE_HEADERS, Call, Dispatcher, respond
+from modelkeep.core.values import Digest, check_digest, parse_ref
+from modelkeep.web.dispatch import Dispatcher
+from modelkeep.web.operations import Call
 
-CHUNK_BYTES = 1024 * 1024
-"""Bytes that travel between event loop and pool at a time: large enough that the hop costs nothing."""
-CHUNKS_WAITING = 8
-"""Chunks of an upload that may wait for the disk; more, and the sender is made to wait."""
-RECEIVE_DEADLINE_S = 60.0
-"""An upload that sends nothing for so long is cut off; what has arrived stays, and the sender goes on from
-there.
-"""
+LOOK_S = 1.0
+"""How often a waiting gateway's table is looked at although nothing rang: another process may have
+committed."""
+SETTLE_S = 0.004
+"""The pause between a commit and the look at the table, so that a busy writer does not have each gateway
+look many times over."""
 
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 
 
-async def upload(call: Call, dispatcher: Dispatcher) -> object:
-    """Take in the bytes of one announced file, from the offset that the caller names.
-
-    Raises:
-        OffsetMismatch: the bytes do not begin where the stored ones end; the details say where that is.
-        DigestMismatch: all bytes are there and are not those that were announced; they are thrown away.
-    """
-    house, path = call.house, call.query.path
-    plan = await dispatcher.in_pool(
-        partial(house.desk.do, call.context, house.catalog.prepare_upload, call.path["id"], path)
-    )
-    if plan.present:
-        await _drain(call)
-        return plan
-    waiting: queue.Queue[bytes | None] = queue.Queue(CHUNKS_WAITING)
-    storing = asyncio.ensure_future(
-        dispatcher.in_pool(partial(house.catalog.store_bytes, plan, call.query.offset, _chunks(waiting)))
-    )
-    try:
-        async for chunk in _incoming(call):
-            while not storing.done():
-                try:
-                    waiting.put_nowait(chunk)
-                    break
-                except queue.Full:
-                    await asyncio.sleep(0.001)
-            if storing.done():
-                break
-    finally:
-        # The storing side must see the end in every case, else its thread would wait for ever.
-        while not storing.done():
-            try:
-                waiting.put_nowait(None)
-                break
-            except queue.Full:
-                await asyncio.sleep(0.001)
-    return await storing
-
-
-def _chunks(waiting: "queue.Queue[bytes | None]") -> Iterator[bytes]:
-    while (chunk := waiting.get()) is not None:
-        yield chunk
-
-
-async def _incoming(call: Call) -> AsyncIterator[bytes]:
-    """The request's body in large pieces; ends quietly when the sender breaks off, because what came may
-    stay.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        try:
-            async with asyncio.timeout(RECEIVE_DEADLINE_S):
-                message = await call.receive()
-        except TimeoutError:
-            break
-        if message["type"] == "http.disconnect":
-            break
-        part = message.get("body", b"")
-        parts.append(part)
-        size += len(part)
-        if size >= CHUNK_BYTES:
-            yield b"".join(parts)
-            parts, size = [], 0
-        if not message.get("more_body"):
-            break
-    if parts:
-        yield b"".join(parts)
-
-
-async def _drain(call: Call) -> None:
-    """Read away a body that is not needed, so that the connection stays usable."""
-    async for _ in _incoming(call):
-        pass
-
-
 async def download(call: Call, dispatcher: Dispatcher) -> None:
-    """Send a file of a version, whole or from a range; the digest goes along, so that the receiver can check."""
-    house = call.house
-    entry = await dispatcher.in_pool(
-        partial(
-            house.desk.read, call.context, house.catalog.open_file, parse_ref(call.query.ref), call.query.path
-        )
-    )
-    name = quote(entry.path.rpartition("/")[2])
-    await _send_blob(
-        call,
-        dispatcher,
-        entry.digest,
-        entry.size_bytes,
-        [
-            (b"content-disposition", f"attachment; filename*=UTF-8''{name}".encode()),
-            (b"x-modelkeep-digest", entry.digest.encode()),
-        ],
-    )
+    """Send a file of a version, whole or from a range; its digest goes along for the receiver to check."""
+    catalog = call.house.catalog
+    entry = await dispatcher.read(call.context, catalog.open_file, parse_ref(call.query.ref), call.query.path)
+    name = quote(entry.path.rpartition("/")[2], safe="")
+    disposition = (b"content-disposition", f"attachment; filename*=UTF-8''{name}".encode())
+    await _send_blob(call, dispatcher, entry.digest, entry.size_bytes, [disposition])
 
 
 async def gateway_blob(call: Call, dispatcher: Dispatcher) -> None:
     """Send bytes by digest to a gateway."""
     house = call.house
+    await dispatcher.read(call.context, house.rollouts.authorise_gateway)
     digest = check_digest(call.path["digest"])
-
-    def known() -> int:
-        house.desk.read(call.context, house.rollouts.authorise_gateway)
-        info = house.blobs.stat(digest)
-        if info is None:
-            raise errors.BlobNotFound(f"There are no stored bytes with the digest {digest}.", digest=digest)
-        return info.size_bytes
-
-    size = await dispatcher.in_pool(known)
-    await _send_blob(call, dispatcher, digest, size, [(b"x-modelkeep-digest", digest.encode())])
+    info = await dispatcher.in_streams(partial(house.blobs.stat, digest))
+    if info is None:
+        raise errors.BlobNotFound(f"There are no stored bytes with the digest {digest}.", digest=digest)
+    await _send_blob(call, dispatcher, digest, info.size_bytes, [])
 
 
 async def _send_blob(
-    call: Call, dispatcher: Dispatcher, digest: str, size: int, headers: list[tuple[bytes, bytes]]
+    call: Call, dispatcher: Dispatcher, digest: Digest, size: int, more: list[tuple[bytes, bytes]]
 ) -> None:
+    """Send stored bytes. A whole file is hashed on its way, and its last piece is held back until the digest
+    has been seen to be right: a damaged file is an error, or an answer that breaks off, and never one that
+    looks whole.
+    """
     start, stop, status = _range(call, size)
     lines = [
         (b"content-type", b"application/octet-stream"),
-        (b"content-length", str(stop - start).encode()),
+        (b"content-length", b"%d" % (stop - start)),
         (b"accept-ranges", b"bytes"),
-        (b"cross-origin-resource-policy", b"same-origin"),
-        *SAFE_HEADERS,
-        *headers,
+        (b"x-modelkeep-digest", digest.encode()),
+        *more,
     ]
     if status == 206:
-        lines.append((b"content-range", f"bytes {start}-{stop - 1}/{size}".encode()))
-    source = iter(())
-    if stop > start:
-        source = await dispatcher.in_pool(
-            partial(call.house.blobs.open, check_digest(digest), offset=start, length=stop - start)
-        )
-    await call.send({"type": "http.response.start", "status": status, "headers": lines})
-    while True:
-        chunk = await dispatcher.in_pool(partial(next, source, None))
-        if chunk is None:
-            break
-        await call.send({"type": "http.response.body", "body": bytes(chunk), "more_body": True})
-    await call.send({"type": "http.response.body", "body": b""})
+        lines.append((b"content-range", b"bytes %d-%d/%d" % (start, stop - 1, size)))
+    blobs = call.house.blobs
+    opening = (
+        partial(blobs.open, digest, offset=start, length=stop - start)
+        if status == 206
+        else partial(blobs.open_verified, digest)
+    )
+    source = await dispatcher.in_streams(opening)
+    async with _watched(call) as gone:
+        await _send_pieces(call, dispatcher, source, status, lines, gone)
+
+
+async def _send_pieces(
+    call: Call,
+    dispatcher: Dispatcher,
+    source: Iterator[bytes],
+    status: int,
+    lines: list[tuple[bytes, bytes]],
+    gone: "asyncio.Task[None]",
+) -> None:
+    """Send what an iterator gives, reading ahead by two pieces."""
+    following = partial(next, source, None)
+    ahead: asyncio.Future[bytes | None] | None = None
+    try:
+        first = await dispatcher.in_streams(following)
+        second = await dispatcher.in_streams(following) if first is not None else None
+        await call.answer.begin(status, lines)
+        while second is not None and not gone.done():
+            ahead = asyncio.ensure_future(dispatcher.in_streams(following))
+            assert first is not None
+            await call.answer.piece(first)
+            first, second, ahead = second, await ahead, None
+        if gone.done():
+            raise ConnectionResetError("the reader went away")
+        if first is not None:
+            await call.answer.piece(first)
+        await call.answer.end()
+    finally:
+        if ahead is not None:
+            with contextlib.suppress(Exception):  # the reason to stop is raised already
+                await asyncio.shield(ahead)
+        if isinstance(source, Generator):
+            source.close()
+
+
+@contextlib.asynccontextmanager
+async def _watched(call: Call) -> "AsyncIterator[asyncio.Task[None]]":
+    """A task that is done when the caller has closed the connection."""
+    gone = asyncio.ensure_future(call.incoming.wait_gone())
+    try:
+        yield gone
+    finally:
+        gone.cancel()
 
 
 def _range(call: Call, size: int) -> tuple[int, int, int]:
-    """Start, stop and status of what is to be sent: one range from a start, as resuming clients ask for it."""
-    given = dict(call.scope["headers"]).get(b"range")
-    if given is None:
-        return 0, size, 200
-    match = _RANGE.fullmatch(given.decode("latin-1"))
+    """Start, stop and status of what is to be sent: one range from a start, as who resumes asks for it."""
+    given = call.headers.get(b"range")
+    match = _RANGE.fullmatch(given.decode("latin-1")) if given is not None else None
     if match is None:
         return 0, size, 200
     start = int(match[1])
@@ -185,26 +132,33 @@ def _range(call: Call, size: int) -> tuple[int, int, int]:
 
 
 async def gateway_table(call: Call, dispatcher: Dispatcher) -> None:
-    """The routing table, at once when it is newer than what the gateway has, else when it changes or time is
-    up.
+    """The routing table, at once when it is another than what the gateway has, else when it changes or time
+    is up.
     """
-    house, q = call.house, call.query
-    deadline = asyncio.get_running_loop().time() + q.wait_s
-    read = partial(house.desk.read, call.context, house.rollouts.table_if_newer, q.after)
-    while True:
-        committed = dispatcher.committed.ticket()
-        table = await dispatcher.in_pool(read)
-        left = deadline - asyncio.get_running_loop().time()
-        if table is not None:
-            committed.cancel()
-            await respond(call.send, 200, codec.encode(table))
-            return
-        if left <= 0:
-            committed.cancel()
-            await respond(call.send, 204, b"")
-            return
-        await asyncio.wait([committed], timeout=left)
-        committed.cancel()
+    loop = asyncio.get_running_loop()
+    table_if_newer, after = call.house.rollouts.table_if_newer, call.query.after
+    deadline = loop.time() + call.query.wait_s
+    async with _watched(call) as gone:
+        while True:
+            rung = dispatcher.committed.ticket()
+            try:
+                table = await dispatcher.read(call.context, table_if_newer, after)
+                left = deadline - loop.time()
+                if table is not None:
+                    await call.answer.whole(200, codec.encode(table))
+                    return
+                if left <= 0 or dispatcher.closing:
+                    await call.answer.nothing(204)
+                    return
+                await asyncio.wait(
+                    {rung, gone}, timeout=min(left, LOOK_S), return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                rung.cancel()
+            if gone.done():
+                raise ConnectionResetError("the gateway went away")
+            if rung.done() and not dispatcher.closing:
+                await asyncio.sleep(min(SETTLE_S, max(0.0, deadline - loop.time())))
 
 
 async def export_audit(call: Call, dispatcher: Dispatcher) -> None:
@@ -214,11 +168,6 @@ async def export_audit(call: Call, dispatcher: Dispatcher) -> None:
         partial(house.audit.export, house.desk, call.context, form=q.format, after=q.after)
     )
     kind = b"text/csv; charset=utf-8" if q.format == "csv" else b"application/jsonl"
-    lines = [(b"content-type", kind), (b"content-disposition", b"attachment"), *SAFE_HEADERS]
-    first = await dispatcher.in_pool(partial(next, source, None))
-    await call.send({"type": "http.response.start", "status": 200, "headers": lines})
-    chunk = first
-    while chunk is not None:
-        await call.send({"type": "http.response.body", "body": chunk, "more_body": True})
-        chunk = await dispatcher.in_pool(partial(next, source, None))
-    await call.send({"type": "http.response.body", "body": b""})
+    lines = [(b"content-type", kind), (b"content-disposition", b"attachment")]
+    async with _watched(call) as gone:
+        await _send_pieces(call, dispatcher, source, 200, lines, gone)

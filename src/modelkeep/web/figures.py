@@ -1,11 +1,12 @@
 """The server's own figures in Prometheus' text format: requests by operation and status, time spent, the
 process.
 
-Plain counters in one dictionary: a request costs two additions here. Labels are operation names from the
-route table and status classes, so the number of series is bounded.
+Plain counters in one dictionary: a request costs a few additions here. Labels are operation names from the
+route table and statuses, so the number of series is bounded.
 """
 
 import time
+from bisect import bisect_left
 
 from modelkeep import __version__, telemetry
 
@@ -19,60 +20,55 @@ class Figures:
     def __init__(self) -> None:
         self._requests: dict[tuple[str, int], int] = {}
         self._durations: dict[str, list[float]] = {}
+        self._running = 0
+        self._started = time.time()
+
+    def began(self) -> None:
+        """A request is under way; it ends in `count`."""
+        self._running += 1
 
     def count(self, operation: str, status: int, duration_s: float) -> None:
         """Take in one finished request."""
+        self._running -= 1
         key = (operation, status)
         self._requests[key] = self._requests.get(key, 0) + 1
         row = self._durations.get(operation)
         if row is None:
             row = self._durations[operation] = [0.0] * (len(BUCKETS_S) + 2)
-        place = next((i for i, bound in enumerate(BUCKETS_S) if duration_s <= bound), len(BUCKETS_S))
-        row[place] += 1
+        row[bisect_left(BUCKETS_S, duration_s)] += 1
         row[-1] += duration_s
 
-    def exposition(self, started: float) -> bytes:
+    def exposition(self) -> bytes:
         """All figures as text."""
         use = telemetry.process_use()
         lines = [
-            "# HELP modelkeep_build_info The release.",
-            "# TYPE modelkeep_build_info gauge",
-            f'modelkeep_build_info{{version="{__version__}"}} 1',
-            "# HELP process_start_time_seconds When the process started.",
-            "# TYPE process_start_time_seconds gauge",
-            f"process_start_time_seconds {started:.3f}",
-            "# HELP process_uptime_seconds How long the process has run.",
-            "# TYPE process_uptime_seconds gauge",
-            f"process_uptime_seconds {time.time() - started:.3f}",
-            "# HELP process_resident_memory_bytes Resident memory.",
-            "# TYPE process_resident_memory_bytes gauge",
-            f"process_resident_memory_bytes {use.memory_bytes}",
-            "# HELP process_cpu_seconds_total Processor time.",
-            "# TYPE process_cpu_seconds_total counter",
-            f"process_cpu_seconds_total {use.cpu_s:.3f}",
-            "# HELP modelkeep_http_requests_total Requests by operation and status.",
-            "# TYPE modelkeep_http_requests_total counter",
+            *_single("modelkeep_build_info", "gauge", "The release.", 1, f'version="{__version__}"'),
+            *_single("process_start_time_seconds", "gauge", "When the process started.", self._started),
+            *_single("process_resident_memory_bytes", "gauge", "Resident memory.", use.memory_bytes),
+            *_single("process_cpu_seconds_total", "counter", "Processor time.", use.cpu_s),
+            *_single("process_open_fds", "gauge", "Open descriptors.", use.descriptors),
+            *_single("modelkeep_http_requests_running", "gauge", "Requests under way.", self._running),
+            *_head("modelkeep_http_requests_total", "counter", "Requests by operation and status."),
         ]
-        for (operation, status), count in sorted(self._requests.items()):
+        for (operation, status), times in sorted(self._requests.items()):
             lines.append(
-                f'modelkeep_http_requests_total{{operation="{operation}",status="{status}"}} {count}'
+                f'modelkeep_http_requests_total{{operation="{operation}",status="{status}"}} {times}'
             )
-        lines += [
-            "# HELP modelkeep_http_request_duration_seconds Time from the request to its whole answer.",
-            "# TYPE modelkeep_http_request_duration_seconds histogram",
-        ]
+        name = "modelkeep_http_request_duration_seconds"
+        lines += _head(name, "histogram", "Time from the request to its whole answer.")
         for operation, row in sorted(self._durations.items()):
             total = 0.0
             for bound, count in zip((*BUCKETS_S, "+Inf"), row[:-1], strict=True):
                 total += count
-                lines.append(
-                    "modelkeep_http_request_duration_seconds_bucket"
-                    f'{{operation="{operation}",le="{bound}"}} {total:.0f}'
-                )
-            lines.append(
-                f'modelkeep_http_request_duration_seconds_sum{{operation="{operation}"}} {row[-1]:.6f}'
-            )
-            lines.append(
-                f'modelkeep_http_request_duration_seconds_count{{operation="{operation}"}} {total:.0f}'
-            )
+                lines.append(f'{name}_bucket{{operation="{operation}",le="{bound}"}} {total:.0f}')
+            lines.append(f'{name}_sum{{operation="{operation}"}} {row[-1]:.6f}')
+            lines.append(f'{name}_count{{operation="{operation}"}} {total:.0f}')
         return ("\n".join(lines) + "\n").encode()
+
+
+def _head(name: str, kind: str, meaning: str) -> list[str]:
+    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+
+
+def _single(name: str, kind: str, meaning: str, value: float, labels: str = "") -> list[str]:
+    return [*_head(name, kind, meaning), f"{name}{f'{{{labels}}}' if labels else ''} {value}"]

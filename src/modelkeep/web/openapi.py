@@ -4,13 +4,13 @@ The document is made from the same rows and shapes that run the requests, so it 
 there.
 """
 
-import time
 from typing import Any
 
 import msgspec
 
 from modelkeep import __version__
-from modelkeep.web.operations import Call, Dispatcher, NoQuery, Operation, respond
+from modelkeep.web.dispatch import Dispatcher
+from modelkeep.web.operations import Call, NoQuery, Operation
 
 _PROBLEM = {
     "type": "object",
@@ -128,15 +128,10 @@ def _query_parameters(row: Operation, components: dict[str, Any]) -> list[dict[s
 
 async def document(call: Call, dispatcher: Dispatcher) -> None:
     """Serve the document; it is made once."""
-    await respond(call.send, 200, dispatcher.openapi)
-
-
-_STARTED = time.time()
+    await call.answer.whole(200, dispatcher.openapi)
 
 
 async def metrics(call: Call, dispatcher: Dispatcher) -> None:
-    """Prometheus' text format: requests by operation and status class, their duration, and the process
-    itself.
-    """
-    text = dispatcher.figures.exposition(_STARTED)
-    await respond(call.send, 200, text, content_type=b"text/plain; version=0.0.4; charset=utf-8")
+    """Prometheus' text format: requests by operation and status, their duration, and the process itself."""
+    text = dispatcher.figures.exposition()
+    await call.answer.whole(200, text, content_type=b"text/plain; version=0.0.4; charset=utf-8")

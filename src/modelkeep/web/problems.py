@@ -4,13 +4,18 @@ Only families are mapped, with the few leaves that need another status; a new er
 here.
 """
 
+from http import HTTPStatus
+
 from modelkeep.core import codec, errors
 from modelkeep.core.errors import ModelkeepError
 
 PROBLEM_TYPE = "application/problem+json"
 
 _LEAVES: dict[type[ModelkeepError], int] = {
+    errors.MethodNotAllowed: 405,
+    errors.RequestTooSlow: 408,
     errors.BodyTooLarge: 413,
+    errors.UnsupportedMedia: 415,
     errors.InvalidInput: 422,
     errors.SemverTooLow: 422,
     errors.Overloaded: 429,
@@ -28,6 +33,13 @@ _FAMILIES: tuple[tuple[type[ModelkeepError], int], ...] = (
     (errors.Unavailable, 503),
 )
 
+WRONG_BYTES = 422
+"""The status of a digest that does not match in an upload: there the sender is at fault, not our disk."""
+HEADERS_TOO_LARGE = 431
+"""The status of a request whose head never ends; it is answered below the route table."""
+CALLER_GONE = 499
+"""What is counted for a caller who did not wait; nobody gets to see it."""
+
 RETRY_AFTER_S = 1
 """What a caller is told to wait when the same request may succeed later."""
 
@@ -40,9 +52,13 @@ def status_of(error: ModelkeepError) -> int:
     return next((status for family, status in _FAMILIES if isinstance(error, family)), 500)
 
 
-def body_of(error: ModelkeepError, request_id: str | None) -> bytes:
+def phrase_of(status: int) -> bytes:
+    """The words that stand beside a status in the first line of an answer."""
+    return HTTPStatus(status).phrase.encode()
+
+
+def body_of(error: ModelkeepError, request_id: str | None, status: int) -> bytes:
     """The problem document: what happened, what to do next, and the id to find it in the logs by."""
-    status = status_of(error)
     return codec.encode(
         {
             "type": f"urn:modelkeep:error:{error.code.lower()}",
@@ -56,14 +72,15 @@ def body_of(error: ModelkeepError, request_id: str | None) -> bytes:
     )
 
 
-def headers_of(error: ModelkeepError) -> list[tuple[bytes, bytes]]:
+def headers_of(error: ModelkeepError, status: int) -> list[tuple[bytes, bytes]]:
     """The headers that go with the problem."""
     headers = [(b"content-type", PROBLEM_TYPE.encode())]
-    status = status_of(error)
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="modelkeep"'))
+    if status == 405:
+        headers.append((b"allow", ", ".join(error.details.get("allow", ())).encode()))
     if status in (429, 503):
-        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
     return headers
 
 

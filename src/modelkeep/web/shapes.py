@@ -37,14 +37,14 @@ class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request's shape."""
 
 
-class ListQuery(Shape):
+class ListQuery(Shape, frozen=True, kw_only=True):
     """A page of a list."""
 
     limit: Limit = values.PAGE_DEFAULT
     page_token: Token | None = None
 
 
-class SearchQuery(ListQuery):
+class SearchQuery(ListQuery, frozen=True, kw_only=True):
     """A page of what a filter selects."""
 
     filter: Annotated[str, Meta(max_length=4_096)] | None = None
@@ -52,41 +52,41 @@ class SearchQuery(ListQuery):
     project: NameText | None = None
 
 
-class RefQuery(Shape):
+class RefQuery(Shape, frozen=True, kw_only=True):
     """The version meant."""
 
     ref: RefText
 
 
-class RefAtQuery(Shape):
+class RefAtQuery(Shape, frozen=True, kw_only=True):
     """The version meant, at a moment."""
 
     ref: RefText
     at: Annotated[str, Meta(max_length=60)] | None = None
 
 
-class FileQuery(Shape):
+class FileQuery(Shape, frozen=True, kw_only=True):
     """A file of a version."""
 
     ref: RefText
     path: Annotated[str, Meta(min_length=1, max_length=values.PATH_MAX)]
 
 
-class UploadQuery(Shape):
+class UploadQuery(Shape, frozen=True, kw_only=True):
     """Where the bytes of an announced file go."""
 
     path: Annotated[str, Meta(min_length=1, max_length=values.PATH_MAX)]
     offset: Annotated[int, Meta(ge=0, le=2**50)] = 0
 
 
-class CompareQuery(Shape):
+class CompareQuery(Shape, frozen=True, kw_only=True):
     """What to compare: metrics and versions, comma-separated; all when left out."""
 
     metrics: Annotated[str, Meta(max_length=4_000)] | None = None
     refs: Annotated[str, Meta(max_length=16_000)] | None = None
 
 
-class BestQuery(Shape):
+class BestQuery(Shape, frozen=True, kw_only=True):
     """By which metric, and among which versions."""
 
     metric: NameText
@@ -95,48 +95,48 @@ class BestQuery(Shape):
     split: NameText | None = None
 
 
-class DiffQuery(Shape):
+class DiffQuery(Shape, frozen=True, kw_only=True):
     """The two versions to set against each other."""
 
     a: RefText
     b: RefText
 
 
-class GateQuery(Shape):
+class GateQuery(Shape, frozen=True, kw_only=True):
     """A version and the stage it would enter."""
 
     ref: RefText
     to: NameText
 
 
-class RequestsQuery(ListQuery):
+class RequestsQuery(ListQuery, frozen=True, kw_only=True):
     """Which promotion requests."""
 
     model: NameText | None = None
     state: RequestState | None = None
 
 
-class RolloutsQuery(ListQuery):
+class RolloutsQuery(ListQuery, frozen=True, kw_only=True):
     """Which rollouts."""
 
     endpoint: NameText | None = None
     model: NameText | None = None
 
 
-class ScopeQuery(Shape):
+class ScopeQuery(Shape, frozen=True, kw_only=True):
     """A model, a project (`project/`), or the installation when left out."""
 
     scope: NameText | None = None
 
 
-class HistoryQuery(Shape):
+class HistoryQuery(Shape, frozen=True, kw_only=True):
     """Which stage's history."""
 
     stage: NameText | None = None
     limit: Limit = values.PAGE_DEFAULT
 
 
-class EventsQuery(Shape):
+class EventsQuery(Shape, frozen=True, kw_only=True):
     """Which events: those after a sequence, oldest first, or the newest first with `newest`."""
 
     after: Annotated[int, Meta(ge=0, le=2**62)] = 0
@@ -147,21 +147,21 @@ class EventsQuery(Shape):
     newest: bool = False
 
 
-class ExportQuery(Shape):
+class ExportQuery(Shape, frozen=True, kw_only=True):
     """In which form, from which event on."""
 
     format: Annotated[str, Meta(pattern="^(jsonl|csv)$")] = "jsonl"
     after: Annotated[int, Meta(ge=0, le=2**62)] = 0
 
 
-class TableQuery(Shape):
+class TableQuery(Shape, frozen=True, kw_only=True):
     """A gateway's question: anything newer than this?"""
 
     after: Annotated[int, Meta(ge=-1, le=2**62)] = -1
     wait_s: Annotated[float, Meta(ge=0, le=60)] = 0
 
 
-class NewModel(Shape):
+class NewModel(Shape, frozen=True, kw_only=True):
     """A model to register."""
 
     name: NameText
@@ -172,17 +172,17 @@ class NewModel(Shape):
     stages: StageGraph | None = None
 
 
-class NewAlias(Shape):
+class NewAlias(Shape, frozen=True, kw_only=True):
     """Where an alias shall point. `expect` is the number it must point to now (null: nowhere), left out:
     whatever.
     """
 
     ref: RefText
-    expect: int | None | UnsetType = UNSET
+    expect: int | UnsetType | None = UNSET
     protected: bool | None = None
 
 
-class NewPromotion(Shape):
+class NewPromotion(Shape, frozen=True, kw_only=True):
     """A version and the stage it shall enter."""
 
     ref: RefText
@@ -192,7 +192,7 @@ class NewPromotion(Shape):
     ticket: Annotated[str, Meta(max_length=500)] | None = None
 
 
-class NewRequest(Shape):
+class NewRequest(Shape, frozen=True, kw_only=True):
     """A promotion to be reviewed."""
 
     ref: RefText
@@ -201,7 +201,7 @@ class NewRequest(Shape):
     ticket: Annotated[str, Meta(max_length=500)] | None = None
 
 
-class NewRollback(Shape):
+class NewRollback(Shape, frozen=True, kw_only=True):
     """A model to take back, to its last healthy version or to a named one."""
 
     model: NameText
@@ -211,7 +211,7 @@ class NewRollback(Shape):
     incident: Annotated[str, Meta(max_length=500)] | None = None
 
 
-class NewReview(Shape):
+class NewReview(Shape, frozen=True, kw_only=True):
     """A reviewer's word: a vote, ticked items of checklists, gates taken upon oneself."""
 
     vote: Vote
@@ -220,13 +220,13 @@ class NewReview(Shape):
     waive: tuple[Annotated[str, Meta(max_length=300)], ...] = ()
 
 
-class Because(Shape):
+class Because(Shape, frozen=True, kw_only=True):
     """Why."""
 
     reason: Reason
 
 
-class NewEndpoint(Shape):
+class NewEndpoint(Shape, frozen=True, kw_only=True):
     """An endpoint to create or change."""
 
     model: NameText
@@ -237,14 +237,14 @@ class NewEndpoint(Shape):
     plan: Plan = CANARY
 
 
-class NewPrincipal(Shape):
+class NewPrincipal(Shape, frozen=True, kw_only=True):
     """A person or program."""
 
     name: NameText
     kind: PrincipalKind = PrincipalKind.USER
 
 
-class NewTokenBody(Shape):
+class NewTokenBody(Shape, frozen=True, kw_only=True):
     """A token to make, for oneself when no principal is named."""
 
     label: Annotated[str, Meta(max_length=200)]
@@ -254,7 +254,7 @@ class NewTokenBody(Shape):
     project: NameText | None = None
 
 
-class NewGrant(Shape):
+class NewGrant(Shape, frozen=True, kw_only=True):
     """A role to give or to deny, on a model, a project, or everywhere."""
 
     principal: NameText

@@ -1,0 +1,110 @@
+"""From method and path to a row of the route table: one dictionary look-up for each segment of the path.
+
+The path is split before it is decoded, and decoded once: `%2F` inside a segment is part of a name, which is
+then refused as a name, and can never make a request reach another row. What a row does is not known here.
+"""
+
+from typing import Generic, TypeVar
+from urllib.parse import unquote_to_bytes
+
+from modelkeep.core import errors, values
+
+T = TypeVar("T")
+
+SEGMENTS_MAX = 16
+"""Segments of a path: twice those of the longest row."""
+
+
+class _Place(Generic[T]):
+    """One position in the tree of paths."""
+
+    __slots__ = ("ends", "fixed", "inner", "name")
+
+    def __init__(self) -> None:
+        self.fixed: dict[str, _Place[T]] = {}
+        self.inner: _Place[T] | None = None
+        self.name = ""
+        self.ends: dict[str, T] = {}
+
+
+class Routes(Generic[T]):
+    """The tree of all paths."""
+
+    def __init__(self) -> None:
+        self._root: _Place[T] = _Place()
+        self._whole: dict[tuple[str, bytes], T] = {}
+
+    def add(self, method: str, path: str, target: T) -> None:
+        """Put a row into the tree.
+
+        Args:
+            path: `/api/v1/models/{project}`; a place in it has one parameter name for all rows.
+        """
+        place = self._root
+        for part in path.split("/")[1:]:
+            if part.startswith("{"):
+                if place.inner is None:
+                    place.inner, place.name = _Place(), part[1:-1]
+                assert place.name == part[1:-1], f"{path}: the parameter is called {place.name} elsewhere"
+                place = place.inner
+            else:
+                place = place.fixed.setdefault(part, _Place())
+        assert method not in place.ends, f"{method} {path} stands twice"
+        place.ends[method] = target
+        if "{" not in path:
+            self._whole[method, path.encode()] = target
+
+    def find(self, method: str, raw_path: bytes) -> tuple[T, dict[str, str]]:
+        """The row of a request, and the path's parameters, decoded.
+
+        Raises:
+            RouteNotFound: there is no such address.
+            MethodNotAllowed: there is, with other methods; the details have them.
+            Invalid: the path is not UTF-8, or has control characters.
+        """
+        known = self._whole.get((method, raw_path))
+        if known is not None:
+            return known, {}
+        place, found = self._walk(method, raw_path)
+        target = place.ends.get(method)
+        if target is None:
+            if not place.ends:
+                raise _no_route(method, raw_path)
+            allow = sorted(place.ends)
+            raise errors.MethodNotAllowed(
+                f"{method} is not possible here; this address takes {' and '.join(allow)}.", allow=allow
+            )
+        return target, found
+
+    def _walk(self, method: str, raw_path: bytes) -> tuple[_Place[T], dict[str, str]]:
+        parts = raw_path.split(b"/", SEGMENTS_MAX + 1)
+        if parts[0] or len(parts) > SEGMENTS_MAX:
+            raise _no_route(method, raw_path)
+        place, found = self._root, {}
+        for part in parts[1:]:
+            text = _decoded(part)
+            following = place.fixed.get(text)
+            if following is None:
+                following = place.inner
+                if following is None or not text:
+                    raise _no_route(method, raw_path)
+                found[place.name] = text
+            place = following
+        return place, found
+
+
+def _decoded(part: bytes) -> str:
+    try:
+        text = (unquote_to_bytes(part) if b"%" in part else part).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise errors.Invalid("The path is not valid; percent-encode it as UTF-8.") from error
+    if not text.isprintable():
+        raise errors.Invalid(
+            f"The path has control characters: {values.printable(text)[:80]!r}; remove them."
+        )
+    return text
+
+
+def _no_route(method: str, raw_path: bytes) -> errors.RouteNotFound:
+    shown = values.printable(raw_path[:200].decode("utf-8", "replace"))
+    return errors.RouteNotFound(f"There is no {method} {shown!r}; GET /openapi.json lists all operations.")

@@ -1,0 +1,215 @@
+"""Bytes coming in: uploads that may break off and go on, as many at once as there are connections.
+
+A thread is held only while bytes are written. A sender who trickles has its bytes gathered on the event loop
+and written a batch at a time; one who sends fast is written to as it sends, in one go, because the store then
+hashes beside the writing. What may be sent, and where it goes, is the catalog's business.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from modelkeep.core import errors
+from modelkeep.service.catalog import UploadPlan
+from modelkeep.web import exchange, problems
+from modelkeep.web.dispatch import Dispatcher
+from modelkeep.web.exchange import Body
+from modelkeep.web.operations import Call
+
+BATCH_BYTES = 1024 * 1024
+"""Bytes that are gathered before they are written: large enough that the way to a thread costs nothing."""
+FAST_S = 0.05
+"""A sender who fills a batch within this time (20 MiB a second) gets a thread for a while."""
+BURST_BYTES = 512 * 1024 * 1024
+"""Bytes after which a fast sender lets others have the thread for a moment."""
+QUEUE_BYTES = 4 * 1024 * 1024
+"""Bytes of a fast sender that may wait for the disk; with more, it is made to wait."""
+IDLE_S = 0.02
+"""How long a thread waits for a fast sender's next bytes before it leaves."""
+
+
+async def upload(call: Call, dispatcher: Dispatcher) -> UploadPlan | None:
+    """Take in the bytes of one announced file, from the offset that the caller names.
+
+    Raises:
+        OffsetMismatch: the bytes do not begin where the stored ones end; the details say where that is.
+        RequestTooSlow: nothing, or next to nothing, came for a minute; what came is kept.
+        ConnectionResetError: the sender broke off; what came is kept.
+        whatever `Registrations.prepare_upload` and `store_bytes` raise.
+    """
+    catalog, body = call.house.catalog, call.incoming
+    plan = await dispatcher.write(call.context, catalog.prepare_upload, call.path["id"], call.query.path)
+    try:
+        return await _Intake(dispatcher, catalog.store_bytes, body, plan, call.query.offset).run()
+    except errors.DigestMismatch as wrong:
+        await call.answer.problem(wrong, body, status=problems.WRONG_BYTES)
+        return None
+
+
+class _Intake:
+    """One upload under way."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        store: Callable[[UploadPlan, int, Iterable[bytes]], UploadPlan],
+        body: Body,
+        plan: UploadPlan,
+        offset: int,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._store = store
+        self._body = body
+        self._plan = plan
+        self._offset = offset
+        self._loop = asyncio.get_running_loop()
+        self._least_by = self._loop.time() + exchange.STALL_S
+        self._came = 0
+
+    async def run(self) -> UploadPlan:
+        """Take in everything; what the catalog knows of the file afterwards."""
+        room = self._dispatcher.upload_room
+        while True:
+            began = self._loop.time()
+            batch = await self._batch()
+            size = sum(map(len, batch))
+            try:
+                if not self._plan.present:
+                    fast = size >= BATCH_BYTES and self._loop.time() - began < FAST_S
+                    await (self._burst(batch) if fast else self._write(batch))
+            finally:
+                room.give_back(size)
+            if self._body.gone:
+                raise ConnectionResetError("the sender broke off")
+            if self._body.ended:
+                return self._plan
+
+    async def _batch(self) -> list[bytes]:
+        """What comes until it is enough, or until all senders together hold enough."""
+        room = self._dispatcher.upload_room
+        parts: list[bytes] = []
+        size = 0
+        try:
+            while size < BATCH_BYTES and not (parts and room.crowded):
+                part = await self._part()
+                if part is None:
+                    break
+                if part:
+                    parts.append(part)
+                    size += len(part)
+                    room.take(len(part))
+        except errors.RequestTooSlow:
+            try:
+                if not self._plan.present:
+                    await self._write(parts)
+            finally:
+                room.give_back(size)
+            raise
+        except BaseException:
+            room.give_back(size)
+            raise
+        return parts
+
+    async def _part(self) -> bytes | None:
+        """The next part. Raises RequestTooSlow when too little came for too long."""
+        try:
+            async with asyncio.timeout_at(self._least_by):
+                part = await self._body.part()
+        except TimeoutError as error:
+            raise errors.RequestTooSlow(
+                f"Less than {exchange.STREAM_LEAST_BYTES:,} bytes came within {exchange.STALL_S:.0f} s; "
+                "go on from where the upload stands.",
+                offset=self._offset,
+            ) from error
+        self._came += len(part or b"")
+        if self._came >= exchange.STREAM_LEAST_BYTES:
+            self._came = 0
+            self._least_by = self._loop.time() + exchange.STALL_S
+        return part
+
+    async def _write(self, batch: list[bytes]) -> None:
+        self._moved(await self._dispatcher.in_streams(partial(self._store, self._plan, self._offset, batch)))
+
+    async def _burst(self, first: list[bytes]) -> None:
+        """Have a thread write what comes while it comes fast."""
+        pipe = _Pipe(self._loop, first)
+        storing = asyncio.ensure_future(
+            self._dispatcher.in_streams(partial(self._store, self._plan, self._offset, pipe))
+        )
+        storing.add_done_callback(lambda _: pipe.close())
+        left: list[bytes] = []
+        taken = 0
+        try:
+            while taken < BURST_BYTES and not pipe.closed:
+                part = await self._part()
+                if part is None:
+                    break
+                if part and not await pipe.put(part):
+                    left = [part]
+                    break
+                taken += len(part)
+        finally:
+            pipe.end()
+            self._moved(await asyncio.shield(storing))
+        if left:
+            await self._write(left)
+
+    def _moved(self, plan: UploadPlan) -> None:
+        self._plan = plan
+        self._offset = plan.offset
+
+
+class _Pipe:
+    """Bytes on their way from the event loop to the thread that writes them; bounded, and left by the thread
+    when nothing comes for a moment.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, first: list[bytes]) -> None:
+        self._loop = loop
+        self._waiting = deque(first)
+        self._size = sum(map(len, first))
+        self._ended = False
+        self._changed = threading.Condition()
+        self._room = asyncio.Event()
+        self.closed = False
+
+    async def put(self, part: bytes) -> bool:
+        """Hand a part over, when there is room; False when the thread has left and did not take it."""
+        with self._changed:
+            if self.closed:
+                return False
+            self._waiting.append(part)
+            self._size += len(part)
+            full = self._size >= QUEUE_BYTES
+            if full:
+                self._room.clear()
+            self._changed.notify()
+        if full:
+            await self._room.wait()
+        return True
+
+    def end(self) -> None:
+        """No more comes."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
+    def close(self) -> None:
+        """The thread takes nothing any more; called on the event loop."""
+        self.closed = True
+        self._room.set()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """What the thread takes."""
+        while True:
+            with self._changed:
+                if not self._waiting and not self._ended:
+                    self._changed.wait(IDLE_S)
+                if not self._waiting:
+                    self.closed = True
+                    return
+                parts, self._waiting, self._size = self._waiting, deque(), 0
+            self._loop.call_soon_threadsafe(self._room.set)
+            yield from parts
