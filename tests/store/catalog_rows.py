@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
-from modelkeep.core import registration
+from modelkeep.core import registration, semver
 from modelkeep.core.catalog import DEFAULT_STAGES, AliasSpec, FileEntry, Metric, ModelVersion, RegisteredModel
 from modelkeep.core.values import Digest, ModelName
 from modelkeep.store import catalog, models
@@ -65,18 +65,23 @@ def digest_of(text: str) -> Digest:
     return Digest("sha256:" + hashlib.sha256(text.encode()).hexdigest())
 
 
+def key_of(text: str) -> str:
+    """The sort key of a version."""
+    return semver.sort_key(semver.parse(text))
+
+
 def _some(random: Random, keys: list[str], values: list[Any]) -> dict[str, Any]:
     return {key: random.choice(values) for key in keys if random.random() < 0.6}
 
 
-def version_of(model: ModelName, number: int, semver: str, **more: Any) -> ModelVersion:
+def version_of(model: ModelName, number: int, text: str, **more: Any) -> ModelVersion:
     """A version as registration would write it."""
     content = digest_of(f"{model} {number}")
     fields: dict[str, Any] = {
         "id": f"version_{model.project}_{model.name}_{number:06d}",
         "model": model,
         "number": number,
-        "semver": semver,
+        "semver": text,
         "digest": content,
         "size_bytes": 3,
         "files": (FileEntry(path="model.onnx", size_bytes=3, digest=content),),
@@ -101,11 +106,11 @@ def fill(tx: Transaction, seed: int) -> None:
             now=START + timedelta(minutes=random.randrange(3)),
             by=random.choice(OWNERS),
         )
-        for number, semver in enumerate(random.sample(SEMVERS, random.randrange(len(SEMVERS))), 1):
-            _add(tx, random, row.id, name, number, semver)
+        for number, text in enumerate(random.sample(SEMVERS, random.randrange(len(SEMVERS))), 1):
+            _add(tx, random, row.id, name, number, text)
 
 
-def _add(tx: Transaction, random: Random, model_id: str, name: ModelName, number: int, semver: str) -> None:
+def _add(tx: Transaction, random: Random, model_id: str, name: ModelName, number: int, text: str) -> None:
     metrics = [Metric(name=key, value=value) for key, value in _some(random, ["a", "b"], NUMBERS).items()]
     if random.random() < 0.5:
         metrics.append(Metric(name="a", value=random.choice(NUMBERS), split="test"))
@@ -113,7 +118,7 @@ def _add(tx: Transaction, random: Random, model_id: str, name: ModelName, number
     version = version_of(
         name,
         number,
-        semver,
+        text,
         size_bytes=random.choice([0, 3, 2**53 + 1]),
         metrics=tuple(metrics),
         params=_some(random, KEYS, FREE),
