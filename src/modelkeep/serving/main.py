@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec import structs
+
 from modelkeep import telemetry
 from modelkeep.core import errors
 from modelkeep.serving.options import GatewayOptions
@@ -41,6 +43,7 @@ def run_gateway(options: GatewayOptions, *, on_start: Callable[[str], None] | No
     from modelkeep.serving.processes import new_loop
 
     _require_libraries()
+    options = structs.replace(options, data=options.data.absolute())  # a worker may stand in another folder
     lock = lock_folder(options.data)
     try:
         listeners = open_listeners(options.host, options.port, options.fronts)
