@@ -46,6 +46,7 @@ def table(number: int, *routes: Route) -> RoutingTable:
 
 @pytest.fixture
 def plane() -> Iterator[FakeControlPlane]:
+    """A control plane with the files of these tests."""
     with FakeControlPlane() as made:
         for files in FILES:
             made.blobs.update(models.blobs(files))
@@ -129,17 +130,18 @@ def test_killed_workers_cost_no_request(tmp_path: Path, plane: FakeControlPlane)
                 pid = gateway.version(label)["pid"]
                 kill(pid)
                 until(lambda pid=pid: gone(pid), "the worker is gone")
+                until(lambda label=label, pid=pid: gateway.version(label)["pid"] != pid, "another worker")
                 gateway.wait_ready(label)
-                assert gateway.version(label)["pid"] != pid
                 time.sleep(0.2)
         assert load.statuses.keys() == {200}, load.statuses
         assert not load.broken
         assert {answer.version for _, answer in load.answers} == {"churn:1.0.0", "churn:2.0.0"}
-        until(
-            lambda: sum(t.candidate.crashes for t in plane.ticks.get(("churn", "ro_1"), [])) == 2,
-            "the candidate's crashes are reported",
-        )
-        assert sum(tick.stable.crashes for tick in plane.ticks["churn", "ro_1"]) == 2
+
+        def crashes() -> tuple[int, int]:
+            ticks = plane.ticks.get(("churn", "ro_1"), [])
+            return sum(t.stable.crashes for t in ticks), sum(t.candidate.crashes for t in ticks)
+
+        until(lambda: crashes() == (2, 2), "the crashes of both sides are reported")
 
 
 @pytest.mark.req("S7")
@@ -505,14 +507,14 @@ def test_a_damaged_journal_is_refused_with_what_to_do(tmp_path: Path, plane: Fak
 def test_reports_say_how_every_version_stands(tmp_path: Path, plane: FakeControlPlane) -> None:
     """Phase, crashes and memory of each version, and what each route really does."""
     plane.publish(table(1, route(1)))
-    with running(tmp_path / "gw", plane.url, options="name='gw-test', url='http://gw.example'") as gateway:
+    with running(tmp_path / "gw", plane.url, options="name='gw-test', url='http://gw.example:80'") as gateway:
         gateway.wait_route("churn", candidate="churn:2.0.0", candidate_ppm=500_000)
         until(
             lambda: any(r.routes and r.routes[0].candidate_ppm for r in plane.reports),
             "a report of the route",
         )
         report = plane.reports[-1]
-        assert (report.gateway, report.url, report.table) == ("gw-test", "http://gw.example", 1)
+        assert (report.gateway, report.url, report.table) == ("gw-test", "http://gw.example:80", 1)
         assert {v.phase for v in report.versions} == {VersionPhase.READY}
         assert all(v.memory_bytes > 10_000_000 for v in report.versions)
         assert {v.digest for v in report.versions} == {V1.digest, V2.digest}

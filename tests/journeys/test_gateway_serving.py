@@ -51,6 +51,7 @@ def canary(seq: int, candidate: VersionSpec = V2, ppm: int = 500_000) -> Route:
 
 @pytest.fixture
 def plane() -> Iterator[FakeControlPlane]:
+    """A control plane with the files of these tests."""
     with FakeControlPlane() as made:
         made.blobs.update({**models.blobs(ONE), **models.blobs(TWO), **models.blobs(FRAIL)})
         yield made

@@ -129,6 +129,7 @@ def read(connection: socket.socket, quiet_s: float = 0.25) -> bytes:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
+    """One server for all tests that leave it as it was."""
     with Server(OPTIONS) as running:
         yield running
 
@@ -145,11 +146,18 @@ GOOD = [
     (post(), b"POST /x hi"),
     (b"GET /x?y=1 HTTP/1.1\r\nhost: x\r\n\r\n", b"GET /x?y=1 "),
     (b"GET /x HTTP/1.0\r\n\r\n", b"GET /x "),
-    (post(b"3\r\nabc\r\n2;ext=1\r\nde\r\n0\r\nTrailer: x\r\n\r\n", b"Transfer-Encoding: chunked", length=False), b"POST /x abcde"),
+    (
+        post(
+            b"3\r\nabc\r\n2;ext=1\r\nde\r\n0\r\nTrailer: x\r\n\r\n",
+            b"Transfer-Encoding: chunked",
+            length=False,
+        ),
+        b"POST /x abcde",
+    ),
     (post(b"hi", b"Accept: a", b"Accept: b"), b"POST /x hi"),
     (post(b"", b"Connection: keep-alive"), b"POST /x "),
     (post(b"x" * 1000), b"x" * 1000),
-]  # fmt: skip
+]
 
 
 @pytest.mark.req("S1")

@@ -181,16 +181,17 @@ def test_a_flipped_bit_is_never_obeyed(where: float, bit: int) -> None:
     data = bytearray(disk.data)
     at = int(where * len(data))
     data[at] ^= 1 << bit
-    last_line = data[: len(data) - 1].rfind(b"\n") + 1 if at < len(data) - 1 else 0
-    original_last = disk.data[:-1].rfind(b"\n") + 1
-    try:
-        found = Journal(TornDisk(bytes(data)), "j").open()
-    except errors.JournalDamaged as problem:
-        assert "Move the file away" in problem.message
-        assert at < original_last or last_line != original_last
+    last_line = disk.data[:-1].rfind(b"\n") + 1
+    damaged = Journal(TornDisk(bytes(data)), "j")
+    if at < last_line - 1:
+        with pytest.raises(errors.JournalDamaged, match="Move the file away"):
+            damaged.open()
+    elif (
+        at == last_line - 1
+    ):  # without its line end the last but one line swallows the last, and both are cut
+        assert damaged.open().table == table(2, 2)
     else:
-        assert at >= original_last - 1
-        assert found.table in (gateway.live, table(2, 2))
+        assert damaged.open().table in (gateway.live, table(2, 2))
 
 
 def test_a_clean_stop_is_told_from_a_crash() -> None:

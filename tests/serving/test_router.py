@@ -34,9 +34,16 @@ VERSIONS = {
 def route(**changed: Any) -> Route:
     """A canary at half, changed as asked."""
     fields: dict[str, Any] = {
-        "endpoint": "churn", "epoch": Epoch(1, 1), "stable": STABLE, "candidate": CANDIDATE, "previous": PREVIOUS,
-        "candidate_ppm": 500_000, "salt": "s", "rollout": "ro_1", "key_header": "X-User",
-    }  # fmt: skip
+        "endpoint": "churn",
+        "epoch": Epoch(1, 1),
+        "stable": STABLE,
+        "candidate": CANDIDATE,
+        "previous": PREVIOUS,
+        "candidate_ppm": 500_000,
+        "salt": "s",
+        "rollout": "ro_1",
+        "key_header": "X-User",
+    }
     return Route(**{**fields, **changed})
 
 
@@ -92,8 +99,11 @@ def test_a_pinned_version_is_one_that_the_route_has_loaded() -> None:
     """Stable, candidate and previous can be asked for by version; others cannot."""
     target = router(swap(1, route())).targets[b"churn"]
     assert [target.pinned(text) for text in ("1.0.0", "2.0.0", "0.9.0", "3.0.0")] == [
-        VERSIONS[STABLE], VERSIONS[CANDIDATE], VERSIONS[PREVIOUS], None,
-    ]  # fmt: skip
+        VERSIONS[STABLE],
+        VERSIONS[CANDIDATE],
+        VERSIONS[PREVIOUS],
+        None,
+    ]
 
 
 @pytest.mark.req("S6")

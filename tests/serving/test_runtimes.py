@@ -200,9 +200,12 @@ def test_bad_requests_have_their_status() -> None:
     made = service(ONNX)
     assert ask(made, b"{")[1]["status"] == 400
     assert ask(made, {"inputs": [{"age": 200, "income": 0}]})[1] == {
-        "status": 422, "code": "INVALID_INPUT", "detail": "In row 0, field 'age': expected float <= 150.0.",
-        "row": 0, "field": "age",
-    }  # fmt: skip
+        "status": 422,
+        "code": "INVALID_INPUT",
+        "detail": "In row 0, field 'age': expected float <= 150.0.",
+        "row": 0,
+        "field": "age",
+    }
 
 
 def test_inputs_by_name_reach_a_graph_with_named_inputs() -> None:
@@ -260,6 +263,9 @@ def test_a_runtime_can_be_named() -> None:
     """With several kinds of file the version's own word decides."""
     files = {"a.onnx": b"x", "b.skops": b"y"}
     spec = models.spec(files, "1.0.0")
-    assert runtimes.choose(VersionSpec(**{f: getattr(spec, f) for f in spec.__struct_fields__} | {"runtime": "skops"})) == (
-        "b.skops", "skops",
-    )  # fmt: skip
+    assert runtimes.choose(
+        VersionSpec(**{f: getattr(spec, f) for f in spec.__struct_fields__} | {"runtime": "skops"})
+    ) == (
+        "b.skops",
+        "skops",
+    )

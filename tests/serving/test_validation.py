@@ -2,6 +2,7 @@
 what goes out. Every refusal here is the caller's fault (4xx) and names row and field; none is a stack
 trace."""
 
+import contextlib
 import json
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from modelkeep.core import errors
 from modelkeep.core.signature import DataType, Field, Signature
-from modelkeep.serving import protocols, validation
+from modelkeep.serving import validation
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import ROWS_MAX
 from modelkeep.serving.protocols import Asked, Decoder, encode
@@ -50,8 +51,12 @@ def test_rows_lists_and_columns_are_the_same_table() -> None:
     assert values(by_name) == values(by_place) == values(columns) == {n: [v, v] for n, v in ROW.items()}
     assert list(columns.columns) == [field.name for field in FIELDS]
     assert [array.dtype.name for array in by_name.columns.values()] == [
-        "int32", "float64", "object", "bool", "object",
-    ]  # fmt: skip
+        "int32",
+        "float64",
+        "object",
+        "bool",
+        "object",
+    ]
     assert (by_name.as_columns, columns.as_columns, by_name.rows) == (False, True, 2)
     assert values(ask([ROW, LISTED])) == values(by_name)
 
@@ -71,7 +76,7 @@ BAD_ROWS = [
     ([40, 1.5, "gold", True, "x"], "plan", "known are 'basic', 'pro'"),
     ([40, 1.5, "pro", True], None, "length 5"),
     (17, None, "got int"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.req("S1", "S6")
@@ -131,13 +136,36 @@ def test_other_types_arrive_as_they_are() -> None:
 
 
 BODIES = [
-    b"", b"{", b"[]", b"17", b"null", b'{"input": []}', b'{"inputs": 17}', b'{"inputs": "x"}', b'{"inputs": null}',
-    b'{"inputs": [NaN]}', b'{"inputs": [1e999]}', b'{"inputs": []}', b'{"inputs": {}}', b'{"inputs": [[]]}',
-    b'{"inputs": [{}]}', b'{"inputs": [[1], [2, 3]]}', b'{"inputs": [{"a": 1}, {"b": 2}]}', b'{"inputs": [1, "a"]}',
-    b'{"inputs": [{"a": {"b": 1}}]}', b'{"inputs": {"a": [1], "b": [1, 2]}}', b'{"inputs": {"a": 1}}',
-    b'{"inputs": [[1, "a"]]}', b"\xff\xfe", b'{"inputs": ["\xff"]}', b"[" * 100_000, b'{"inputs": ' + b"[" * 100_000,
-    b'{"inputs": [1], "extra": 1}', b'{"inputs": [[1e309]]}', b'{"inputs": [' + b"9" * 5000 + b"]}",
-]  # fmt: skip
+    b"",
+    b"{",
+    b"[]",
+    b"17",
+    b"null",
+    b'{"input": []}',
+    b'{"inputs": 17}',
+    b'{"inputs": "x"}',
+    b'{"inputs": null}',
+    b'{"inputs": [NaN]}',
+    b'{"inputs": [1e999]}',
+    b'{"inputs": []}',
+    b'{"inputs": {}}',
+    b'{"inputs": [[]]}',
+    b'{"inputs": [{}]}',
+    b'{"inputs": [[1], [2, 3]]}',
+    b'{"inputs": [{"a": 1}, {"b": 2}]}',
+    b'{"inputs": [1, "a"]}',
+    b'{"inputs": [{"a": {"b": 1}}]}',
+    b'{"inputs": {"a": [1], "b": [1, 2]}}',
+    b'{"inputs": {"a": 1}}',
+    b'{"inputs": [[1, "a"]]}',
+    b"\xff\xfe",
+    b'{"inputs": ["\xff"]}',
+    b"[" * 100_000,
+    b'{"inputs": ' + b"[" * 100_000,
+    b'{"inputs": [1], "extra": 1}',
+    b'{"inputs": [[1e309]]}',
+    b'{"inputs": [' + b"9" * 5000 + b"]}",
+]
 
 
 @pytest.mark.req("S1", "S6")
@@ -146,19 +174,28 @@ BODIES = [
 @pytest.mark.parametrize("decoder", [DECODER, FREE], ids=["signature", "free"])
 def test_whatever_comes_is_a_table_or_a_refusal(body: bytes, door: Door, decoder: Decoder) -> None:
     """No body raises anything but the caller's own errors, with a signature or without."""
-    try:
+    with contextlib.suppress(errors.InvalidInput, errors.MalformedBody):
         asked = decoder.decode(door, body)
-    except (errors.InvalidInput, errors.MalformedBody) as problem:
-        assert problem.message
-    else:
+        assert {len(array) for array in asked.columns.values()} == {asked.rows}
         assert asked.rows >= 1
 
 
-@given(body=st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*ROW, "inputs", "shape", "data"]), inner),
-    max_leaves=12,
-), door=st.sampled_from([Door.PREDICT, Door.INFER, Door.INVOCATIONS]), wrapped=st.booleans())  # fmt: skip
+@given(
+    body=st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.sampled_from([*ROW, "inputs", "shape", "data"]), inner)
+        ),
+        max_leaves=12,
+    ),
+    door=st.sampled_from([Door.PREDICT, Door.INFER, Door.INVOCATIONS]),
+    wrapped=st.booleans(),
+)
 def test_no_json_gets_past_the_gate_as_a_crash(body: Any, door: Door, wrapped: bool) -> None:
     """Any JSON document is answered by a table or by the caller's own error."""
     data = json.dumps({"inputs": body} if wrapped else body).encode()
@@ -257,9 +294,11 @@ def tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[
 def test_tensors_are_columns() -> None:
     """Flat and nested data, [n] and [n, 1], integers for floats, and one matrix for all scalar fields."""
     asked = infer(
-        tensor("a", "FP64", [2, 1], [[1.5], [2]]), tensor("b", "INT32", [2], [3, 4]), tensor("c", "BYTES", [2], ["x", "y"]),
+        tensor("a", "FP64", [2, 1], [[1.5], [2]]),
+        tensor("b", "INT32", [2], [3, 4]),
+        tensor("c", "BYTES", [2], ["x", "y"]),
         id="42",
-    )  # fmt: skip
+    )
     assert values(asked) == {"a": [1.5, 2.0], "b": [3, 4], "c": ["x", "y"]}
     assert (asked.identity, asked.columns["b"].dtype.name) == ("42", "int64")
     two = Signature(inputs=(Field(name="a", type=DataType.FLOAT32), Field(name="b", type=DataType.FLOAT64)))
@@ -280,13 +319,19 @@ BAD_TENSORS = [
     ([tensor("a", "FP32", [-1], [1])], "shape"),
     ([tensor("a", "FP32", [0], [])], "fields|rows|missing"),
     ([tensor("a", "FP32", [1], [1]), tensor("a", "FP32", [1], [1])], "twice"),
-    ([tensor("a", "FP32", [1], [1]), tensor("z", "FP32", [1], [1]), tensor("b", "INT64", [1], [1])], "'z'.*not know"),
-    ([tensor("a", "FP32", [1], [1]), tensor("b", "INT64", [1], [1]), tensor("c", "BYTES", [1], ["z"])], "'z' is none"),
+    (
+        [tensor("a", "FP32", [1], [1]), tensor("z", "FP32", [1], [1]), tensor("b", "INT64", [1], [1])],
+        "'z'.*not know",
+    ),
+    (
+        [tensor("a", "FP32", [1], [1]), tensor("b", "INT64", [1], [1]), tensor("c", "BYTES", [1], ["z"])],
+        "'z' is none",
+    ),
     ([tensor("a", "FP32", [1, 2], [1, 2]), tensor("b", "INT64", [1], [1])], "field 'a'.*shape must be"),
     ([tensor("a", "FP32", [1], [[1, 2], [3]])], "ragged"),
     ([tensor("a", "FP32", [10**12], [1])], "asks for"),
     ([], "1 to"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("tensors", "text"), BAD_TENSORS)
@@ -316,12 +361,14 @@ def test_answers_take_the_form_of_the_request() -> None:
     assert said(Door.INVOCATIONS, rows, one) == {"predictions": [0.5, 0.25]}
     assert said(Door.INVOCATIONS_CSV, rows, two)["predictions"][0] == {"score": 0.5, "label": 1}
     assert said(Door.INFER, columns, two) == {
-        "model_name": "churn", "model_version": "1.0.0", "id": "7",
+        "model_name": "churn",
+        "model_version": "1.0.0",
+        "id": "7",
         "outputs": [
             {"name": "score", "shape": [2], "datatype": "FP32", "data": [0.5, 0.25]},
             {"name": "label", "shape": [2], "datatype": "INT64", "data": [1, 0]},
         ],
-    }  # fmt: skip
+    }
 
 
 def test_numbers_that_are_not_finite_leave_as_null() -> None:
@@ -369,4 +416,3 @@ def test_types_of_tensors_out_are_named() -> None:
             Door.INFER, Asked(columns={}, rows=1), {"x": np.zeros(1, dtype)}, endpoint="e", semver="1.0.0"
         )
         assert json.loads(body)["outputs"][0]["datatype"] == name
-    assert protocols.TENSORS_MAX >= len(FIELDS)

@@ -54,6 +54,9 @@ class Contact:
         self._link = Link(options) if options.server is not None else None
         self._threads = ThreadPoolExecutor(2, "link")
         self._now = asyncio.Event()
+        self._back = asyncio.Event()
+        """Set when one of the two conversations got an answer: the other need not wait out its back-off."""
+        self._away = False
         self._last = time.monotonic()
         self._ever = False
         self.after = 0
@@ -107,7 +110,11 @@ class Contact:
                 if self.after != asked:
                     continue  # interrupted on purpose
                 log.warning("No table was to be had.", error=problem.message, code=problem.code)
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+                self._away = True
+                self._back.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s * random.uniform(0.5, 1.0)):
+                        await self._back.wait()
                 wait_s = min(wait_s * 2, WAIT_MAX_S)
                 continue
             wait_s = self._options.backoff_first_s
@@ -129,6 +136,7 @@ class Contact:
                 wait_s = self._options.report_every_s
             except errors.ModelkeepError as problem:
                 log.debug("A report was not taken.", error=problem.message, code=problem.code)
+                self._away = True
                 await asyncio.sleep(SOON_S)
                 wait_s = min(wait_s * 2, WAIT_MAX_S)
 
@@ -151,6 +159,10 @@ class Contact:
     def _heard(self) -> None:
         self._last = time.monotonic()
         self._ever = True
+        if self._away:
+            self._away = False
+            self._back.set()
+            self._now.set()
 
     def close(self) -> None:
         """End all calls under way."""

@@ -73,7 +73,11 @@ class SideTally:
 
 
 class Callers:
-    """Whom one side of one rollout has seen: bounded sets of 64-bit hashes."""
+    """Whom one rollout has seen, on either side: bounded sets of 64-bit hashes.
+
+    One book for both sides: a caller whom a higher weight moves to the candidate is not new, and the tests of
+    shares and rates would take a whole population that moves for one that arrives.
+    """
 
     __slots__ = ("failed", "maximum", "seen", "slow")
 
@@ -229,7 +233,7 @@ class Ledger:
     def __init__(self, now: datetime, first_number: int, *, callers_max: int = CALLERS_TRACKED_MAX) -> None:
         self._first = first_number
         self._numbers: dict[_RolloutKey, int] = {}
-        self._books: dict[_RolloutKey, tuple[Callers, Callers]] = {}
+        self._books: dict[_RolloutKey, Callers] = {}
         self._open: dict[_TickKey, _OpenTick] = {}
         self._callers_max = callers_max
         self._since = now
@@ -240,14 +244,14 @@ class Ledger:
     def add(self, counts: RouteCounts) -> None:
         """Take in what one front counted."""
         tick = self._tick(counts.endpoint, counts.rollout, counts.epoch, counts.candidate_ppm)
-        books = None
+        book = None
         if counts.rollout is not None:
             key = (counts.endpoint, counts.rollout)
-            books = self._books.get(key)
-            if books is None:
-                books = self._books[key] = (Callers(self._callers_max), Callers(self._callers_max))
-        tick.stable = tick.stable.plus(_resolve(counts.stable, books[0] if books else None))
-        tick.candidate = tick.candidate.plus(_resolve(counts.candidate, books[1] if books else None))
+            book = self._books.get(key)
+            if book is None:
+                book = self._books[key] = Callers(self._callers_max)
+        tick.stable = tick.stable.plus(_resolve(counts.stable, book))
+        tick.candidate = tick.candidate.plus(_resolve(counts.candidate, book))
         for text in counts.errors_seen:
             if len(tick.errors_seen) < ERRORS_SEEN_MAX and text not in tick.errors_seen:
                 tick.errors_seen = (*tick.errors_seen, text)
@@ -275,7 +279,8 @@ class Ledger:
 
     def close(self, now: datetime) -> None:
         """Close all open ticks, oldest epoch first, and number them."""
-        for (endpoint, rollout, epoch, ppm), tick in sorted(self._open.items(), key=lambda item: item[0][2:]):
+        by_age = sorted(self._open.items(), key=lambda item: item[0][2:])
+        for (endpoint, rollout, epoch, ppm), tick in by_age:
             number = self._numbers.get((endpoint, rollout), self._first - 1) + 1
             self._numbers[endpoint, rollout] = number
             self._waiting.append(

@@ -35,6 +35,7 @@ from modelkeep.serving.upstream import ServedVersion, Upstream
 _SWEEP_S = 0.1
 _CONNECTION_SWEEP_EVERY = 5
 _RECONNECT_S = 0.1
+"""Between two tries to reach a worker; by then the supervisor knows when it is dead."""
 _CANDIDATE_SHARE = 0.5
 """Of a request's time, what the candidate may use before the request goes to the stable version."""
 _DOORS = {b"predict": Door.PREDICT, b"invocations": Door.INVOCATIONS}
@@ -154,7 +155,7 @@ class Front:
         version.path, version.failed = path, False
         if not version.connecting:
             version.connecting = True
-            self._loop.create_task(self._connect(version))
+            self._loop.create_task(self._connect(version, 0.0))
 
     def _version_down(self, digest: Digest, failed: bool) -> None:
         version = self._versions.get(digest)
@@ -170,9 +171,15 @@ class Front:
         if id(version) not in used and not version.in_flight and not version.parked:
             del self._versions[digest]
 
-    async def _connect(self, version: ServedVersion) -> None:
-        """Reach a worker; try again for as long as the supervisor says that it is there."""
+    async def _connect(self, version: ServedVersion, wait_s: float) -> None:
+        """Reach a worker; try again for as long as the supervisor says that it is there.
+
+        Args:
+            wait_s: after a loss: a dying worker's socket still accepts for a moment, and would take a request
+                with it a second time.
+        """
         try:
+            await asyncio.sleep(wait_s)
             while version.path is not None and version.upstream is None:
                 try:
                     _, upstream = await self._loop.create_unix_connection(
@@ -326,7 +333,7 @@ class Front:
                 self._no_worker(call)
         if version.path is not None and not version.connecting:
             version.connecting = True
-            self._loop.create_task(self._connect(version))
+            self._loop.create_task(self._connect(version, _RECONNECT_S))
 
     def _answered(self, call: Call, kind: int, payload: bytes) -> None:
         """A worker answered."""
@@ -392,10 +399,9 @@ class Front:
         if not warm:
             version.warm_left -= 1
         candidate = role is Role.CANDIDATE
-        books = target.callers
         count(
             tally.candidate if candidate else tally.stable,
-            None if books is None else books[candidate],
+            target.callers,
             call.caller,
             milliseconds,
             failed=failed,

@@ -22,6 +22,9 @@ class Served(Protocol):
     semver: str
 
 
+ASSIGNED_MAX = 20_000
+"""Callers whose side is remembered per target, to save two hashes a request; past it, all are hashed anew."""
+
 V = TypeVar("V", bound=Served)
 
 
@@ -29,20 +32,11 @@ class Target(Generic[V]):
     """One endpoint under one epoch, with everything a request needs at hand."""
 
     __slots__ = (
-        "callers",
-        "candidate",
-        "key_header",
-        "name",
-        "previous",
-        "rollout_header",
-        "route",
-        "stable",
+        "_assigned", "callers", "candidate", "key_header", "name", "previous", "rollout_header", "route", "stable",
         "tally",
-    )
+    )  # fmt: skip
 
-    def __init__(
-        self, route: Route, versions: dict[Digest, V], callers: tuple[Callers, Callers] | None
-    ) -> None:
+    def __init__(self, route: Route, versions: dict[Digest, V], callers: Callers | None) -> None:
         self.name = route.endpoint.encode()
         self.route = route
         self.stable = versions[route.stable]
@@ -51,6 +45,7 @@ class Target(Generic[V]):
         self.key_header = route.key_header.lower().encode() if route.key_header else None
         self.callers = callers
         self.tally = RouteTally(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
+        self._assigned: dict[bytes, tuple[Role, int]] = {}
         self.rollout_header = b""
         if route.rollout is not None:
             name = "".join(c for c in route.rollout if c.isascii() and c.isprintable())
@@ -64,7 +59,13 @@ class Target(Generic[V]):
             return Role.STABLE, 0
         key = headers.get(self.key_header) if self.key_header is not None else None
         key = key[:KEY_MAX_BYTES] if key else peer_key
-        return choose(route, key), caller_hash(key) if route.rollout is not None else 0
+        known = self._assigned.get(key)
+        if known is None:
+            if len(self._assigned) >= ASSIGNED_MAX:
+                self._assigned.clear()
+            known = choose(route, key), caller_hash(key) if route.rollout is not None else 0
+            self._assigned[key] = known
+        return known
 
     def pinned(self, semver: str) -> V | None:
         """The loaded version with this semver, whatever its weight."""
@@ -81,7 +82,7 @@ class Router(Generic[V]):
         self.targets: dict[bytes, Target[V]] = {}
         self.serial = 0
         self.number = 0
-        self._callers: dict[tuple[str, str], tuple[Callers, Callers]] = {}
+        self._callers: dict[tuple[str, str], Callers] = {}
         self._retired: list[RouteTally] = []
 
     def swap(self, swap: Swap, versions: dict[Digest, V]) -> None:
@@ -111,10 +112,10 @@ class Router(Generic[V]):
         }
         self._callers = {key: book for key, book in self._callers.items() if key in rollouts}
 
-    def _book(self, route: Route) -> tuple[Callers, Callers] | None:
+    def _book(self, route: Route) -> Callers | None:
         if route.rollout is None:
             return None
-        return self._callers.setdefault((route.endpoint, route.rollout), (Callers(), Callers()))
+        return self._callers.setdefault((route.endpoint, route.rollout), Callers())
 
     def tallies(self) -> list[RouteTally]:
         """All tallies that may hold counts; retired ones go when their last request is answered and handed

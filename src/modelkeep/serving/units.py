@@ -266,10 +266,11 @@ class VersionUnit:
     async def stop(self, *, grace_s: float) -> None:
         """Let the worker finish what it has, then end it and forget the version."""
         self._stop.set()
+        serving = self.phase is VersionPhase.READY
         self._set(VersionPhase.DRAINING)
         self._wake.set()
         child = self._child
-        if child is not None and not self._ended.is_set():
+        if child is not None and serving and not self._ended.is_set():
             child.send(messages.Stop())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s + STOP_GRACE_S):
