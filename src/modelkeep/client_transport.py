@@ -372,7 +372,7 @@ class Wire:
                 f"sides ('modelkeep doctor' compares them). {problem.message}"
             ) from problem
 
-    def get(self, kind: type[T], path: str, **query: Any) -> T:
+    def get(self, kind: type[T], path: str, /, **query: Any) -> T:
         """Read one thing."""
         return self.send(kind, "GET", path, query=query)
 

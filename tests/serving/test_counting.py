@@ -77,6 +77,34 @@ def test_on_one_front_the_first_request_of_a_caller_decides(callers: list[tuple[
     assert sum(tick.candidate.new_callers_failed for tick in ledger.to_send()) == sum(first.values())
 
 
+@pytest.mark.req("S7")
+def test_a_caller_whom_a_higher_weight_moves_is_not_new_on_the_other_side() -> None:
+    """Seen and failing on stable first, then moved to the candidate: neither a new caller nor a first failure
+    there."""
+    ledger, book = Ledger(NOW, 1), Callers()
+    before, after = (
+        RouteTally("e", "ro", Epoch(1, 1), 100_000),
+        RouteTally("e", "ro", Epoch(1, 2), 500_000),
+    )
+    for side in (before.stable, after.candidate):
+        count(side, book, 7, 2.0, failed=True, refused=False, violation=False, slow=True)
+    for tally in (before, after):
+        counts = tally.collect()
+        assert counts is not None
+        ledger.add(counts)
+    ledger.close(NOW)
+    first, second = ledger.to_send()
+
+    assert (first.stable.new_callers, first.stable.callers_first_error, first.stable.callers_first_slow) == (
+        1,
+        1,
+        1,
+    )
+    assert second.candidate.requests == second.candidate.errors == 1
+    moved = second.candidate
+    assert (moved.new_callers, moved.callers_first_error, moved.callers_first_slow) == (0, 0, 0)
+
+
 def test_past_the_bound_callers_are_no_longer_new() -> None:
     """A full book counts requests and errors on, and no new or first-time caller: power is lost, validity is
     not."""
