@@ -440,6 +440,7 @@ def read_policy(text: str | bytes) -> Policy:
 
     Raises:
         InvalidPolicy: not a policy; the message names the place.
+        Invalid, InvalidName, LimitExceeded: a name or text in it is unfit, or it is too large.
     """
     try:
         policy = codec.convert(codec.parse_yaml(text), Policy)

@@ -260,9 +260,19 @@ def _chained(row: Row) -> ChainedEvent:
 
 
 def _checked(row: Row) -> ChainedEvent:
-    """An event whose columns, which histories are found by, say the same as its document, which is hashed."""
+    """An event whose columns, which histories are found by, say the same as its document, which is hashed.
+
+    The document itself must be the canonical one to the last bit: a reader forgives a key it does not know, or
+    another way to write a time, and a proof must not.
+    """
     stored = _chained(row)
     event = stored.event
+    if codec.canonical(event).decode() != row[1]:
+        raise errors.BrokenChain(
+            f"Event {row[0]} of the audit log is not written as it was: its text was changed after it was "
+            "written. Compare with a backup.",
+            sequence=row[0],
+        )
     said = (event.kind.value, codec.format_time(event.at), event.subject, event.model, event.number)
     if (event.sequence, *said) != (row[0], *row[4:]):
         raise errors.BrokenChain(
