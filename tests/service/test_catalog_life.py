@@ -116,7 +116,8 @@ class Life(RuleBasedStateMachine):
         draft = self.changing(
             lambda: self.world.begin(CHURN, files, signature=signature, tags=tags), expected=False
         )
-        self.drafts.append((draft, files))
+        if draft.id not in [known.id for known, _ in self.drafts]:
+            self.drafts.append((draft, files))
 
     @precondition(lambda self: self.drafts)
     @rule(place=CHOSEN)

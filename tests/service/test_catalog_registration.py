@@ -322,11 +322,13 @@ def test_finalizing_twice_is_finalizing_once(world: World) -> None:
     assert again == first
     closed = world.read(OWNER, world.catalog.get_draft, draft.id)
     assert (closed.status, closed.number, closed.files[0].present) == (DraftStatus.READY, 1, True)
-    for method in (world.catalog.cancel_draft,):
-        with pytest.raises(errors.DraftClosed):
-            world.do(OWNER, method, draft.id)
+    with pytest.raises(errors.DraftClosed):
+        world.do(OWNER, world.catalog.cancel_draft, draft.id)
     with pytest.raises(errors.DraftClosed):
         world.do(OWNER, world.catalog.prepare_upload, draft.id, "model.onnx")
+    world.do(OWNER, world.catalog.delete_version, parse_ref("churn:1.0.0"))
+    with pytest.raises(errors.DraftClosed, match="deleted"):
+        world.do(OWNER, world.catalog.finalize, draft.id)
 
 
 def test_a_cancelled_draft_takes_nothing_more(world: World) -> None:

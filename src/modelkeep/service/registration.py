@@ -261,16 +261,21 @@ class Registrations:
         """Make the version: it gets its number, and everybody who may sees it from now on. Twice is once.
 
         Raises:
-            DraftNotFound: there is none, or it is somebody else's. DraftClosed: it was given up.
-            Conflict: files are missing; the details name them.
-            VersionExists, SemverTooLow: the number that was asked for, as things stand now.
-            ModelNotFound, NotAllowed: a right was taken away meanwhile.
+            DraftNotFound: there is none, or it is somebody else's. DraftClosed: it was given up, or its
+            version was deleted. Conflict: files are missing; the details name them. VersionExists,
+            SemverTooLow: the number that was asked for, as things stand now. ModelNotFound, NotAllowed: a
+            right was taken away meanwhile.
         """
         draft, made = _own(act, draft_id)
         act.readable(draft.model)
         act.authorise(Verb.REGISTER, draft.model)
         if draft.status is DraftStatus.READY and draft.number is not None:
-            version = store.get_version(act.tx, draft.model, draft.number)
+            version = store.find(act.tx, store.BY_NUMBER, draft.model, number=draft.number)
+            if version is None:
+                raise errors.DraftClosed(
+                    f"The version that the draft {draft.id} became was deleted; register it again.",
+                    draft=draft.id,
+                )
             return Registration(version=version, created=made, reasons=version.bump_reasons)
         if draft.status is not DraftStatus.OPEN:
             raise _closed(draft)
