@@ -218,7 +218,7 @@ class _OpenTick:
 
 
 _TickKey = tuple[str, str | None, Epoch, int]
-"""With the candidate's weight: a route may get its weight later than its epoch, when its candidate is ready."""
+"""With the weight: a route may get its weight later than its epoch, when its candidate is ready."""
 _RolloutKey = tuple[str, str | None]
 
 

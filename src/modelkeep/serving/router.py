@@ -32,8 +32,8 @@ class Target(Generic[V]):
     """One endpoint under one epoch, with everything a request needs at hand."""
 
     __slots__ = (
-        "_assigned", "callers", "candidate", "key_header", "name", "previous", "rollout_header", "route", "stable",
-        "tally",
+        "_assigned", "callers", "candidate", "key_header", "name", "previous", "rollout_header", "route",
+        "stable", "tally",
     )  # fmt: skip
 
     def __init__(self, route: Route, versions: dict[Digest, V], callers: Callers | None) -> None:
