@@ -10,7 +10,7 @@ the secret under the installation's key; a fast hash suffices because the secret
 """
 
 import base64
-import binascii
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -169,7 +169,8 @@ class Access:
             )
         today = f"{now:%Y-%m-%d}"
         if info.last_used_on != today:
-            self.desk.database.write(lambda writing: store.mark_used(writing, info.id, today))
+            with contextlib.suppress(errors.Unavailable):  # a note; who it is does not depend on it
+                self.desk.database.write(lambda writing: store.mark_used(writing, info.id, today))
         kind = ActorKind.USER if principal.kind is PrincipalKind.USER else ActorKind.SERVICE
         return Caller(
             actor=Actor(name=principal.name, kind=kind),
@@ -263,7 +264,8 @@ class Access:
         principal = store.get_principal(act.tx, name)
         if principal is None:
             raise errors.PrincipalNotFound(
-                f"There is nobody called {values.printable(name)[:60]!r}; add them with 'modelkeep user create'."
+                f"There is nobody called {values.printable(name)[:60]!r}; add them with "
+                "'modelkeep user create'."
             )
         return principal
 
@@ -283,6 +285,7 @@ class Access:
         Raises:
             PrincipalNotFound: there is nobody of that name.
             NotAllowed: it is for somebody else, or would be wider than the token it is made with.
+            Invalid, InvalidName: the label, the project or the life is unfit.
         """
         name = principal or act.by
         values.check_text(label, "label", maximum=200, required=True)
@@ -292,9 +295,24 @@ class Access:
             self._add_principal(act, name, PrincipalKind.USER)
             self._give(act, name, Role.ADMIN)
         owner = self._principal(act, name)
+        if project is not None:
+            values.check_name(project, "project")
+        expires_at = self._end_of(act, expires_s)
         verbs, project = _narrowed(act.caller, verbs, project)
-        life = timedelta(seconds=min(expires_s or TOKEN_DEFAULT_S, TOKEN_MAX_S))
-        return self._new_token(act, owner, label, act.now + life, verbs, project)
+        return self._new_token(act, owner, label, expires_at, verbs, project)
+
+    def _end_of(self, act: Act, expires_s: float | None) -> datetime:
+        """When a token made now ends. One made with a narrowed token does not outlive that: else a leaked
+        hour would be good for a year.
+        """
+        if expires_s is not None and not expires_s > 0:
+            raise errors.Invalid("A token lives for more than 0 seconds.", field="expires_s")
+        life = TOKEN_DEFAULT_S if expires_s is None else min(expires_s, TOKEN_MAX_S)
+        end = act.now + timedelta(seconds=life)
+        caller = act.caller
+        narrowed = caller.verbs is not None or caller.project is not None
+        made_with = store.get_token(act.tx, caller.token) if narrowed and caller.token is not None else None
+        return min(end, made_with.expires_at) if made_with is not None else end
 
     def _new_token(
         self,
@@ -483,10 +501,13 @@ class Access:
             gateway = known or self._add_principal(act, "gateway", PrincipalKind.SERVICE)
             if known is None:
                 self._give(act, "gateway", Role.GATEWAY)
-            for old in store.list_tokens(act.tx, "", values.PAGE_MAX, "gateway"):
-                if old.label == "local gateway" and old.revoked_at is None:
-                    store.revoke_token(act.tx, old.id, act.now)
-                    act.record(EventKind.TOKEN_REVOKED, f"token/{old.id}", principal="gateway")
+            after = ""
+            while page := store.list_tokens(act.tx, after, values.PAGE_MAX, "gateway"):
+                for old in page:
+                    if old.label == "local gateway" and old.revoked_at is None:
+                        store.revoke_token(act.tx, old.id, act.now)
+                        act.record(EventKind.TOKEN_REVOKED, f"token/{old.id}", principal="gateway")
+                after = page[-1].id
             life = timedelta(seconds=TOKEN_MAX_S)
             return self._new_token(act, gateway, "local gateway", act.now + life, None, None).secret
 
@@ -501,7 +522,8 @@ def _narrowed(
         asked = caller.verbs if verbs is None else frozenset(verbs)
         if not asked <= caller.verbs:
             raise errors.NotAllowed(
-                f"A token cannot give what its maker's token lacks: {', '.join(asked - caller.verbs)}."
+                "A token cannot give what its maker's token lacks: "
+                f"{', '.join(sorted(asked - caller.verbs))}."
             )
         verbs = tuple(sorted(asked))
     if caller.project is not None and project not in (None, caller.project):
@@ -526,7 +548,7 @@ def _token_text(credential: str) -> str:
         case "basic":
             try:
                 return base64.b64decode(rest.strip(), validate=True).decode("utf-8").partition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:  # not base64, or not text
                 raise _unknown() from None
         case _:
             raise errors.NotAuthenticated("Send 'Authorization: Bearer TOKEN'.")

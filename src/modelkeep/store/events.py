@@ -262,8 +262,8 @@ def _chained(row: Row) -> ChainedEvent:
 def _checked(row: Row) -> ChainedEvent:
     """An event whose columns, which histories are found by, say the same as its document, which is hashed.
 
-    The document itself must be the canonical one to the last bit: a reader forgives a key it does not know, or
-    another way to write a time, and a proof must not.
+    The document must be the canonical one to the last bit: a reader forgives a key it does not know, or
+    another way to write a time; a proof must not.
     """
     stored = _chained(row)
     event = stored.event
