@@ -117,7 +117,8 @@ def good(weight: int) -> Tick:
 def bad(weight: int) -> Tick:
     """Evidence enough for a rollback: many callers fail, all of them on the candidate."""
     stable, candidate = split(weight, 2_000)
-    failing = structs.replace(candidate, errors=100, callers_first_error=100, new_callers_failed=100)
+    half = candidate.new_callers // 2
+    failing = structs.replace(candidate, errors=half, callers_first_error=half, new_callers_failed=half)
     return tick(weight, stable, failing)
 
 
@@ -300,7 +301,7 @@ def test_every_observation_in_every_state_keeps_the_promises(name: str) -> None:
                 or any(t.candidate.crashes or t.candidate.schema_violations for t in observed.ticks)
                 or any(rollout.counts_for(of, t) and t.candidate.errors >= 100 for t in observed.ticks)
             )
-            if alarmed and of.weight_ppm < WHOLE_PPM:
+            if alarmed:
                 assert done.rollout.state is RolloutState.ROLLING_BACK, "an alarm wins over everything"
     assert found == set(RolloutState)
     assert count > 10_000
@@ -534,6 +535,23 @@ def test_guards_take_back_at_their_number_and_not_before() -> None:
     assert "killed by signal 11" in gone.why
 
 
+@pytest.mark.req("S7", "S8")
+def test_a_candidate_that_breaks_with_all_of_the_traffic_is_taken_back() -> None:
+    """Nobody is left to compare with, so an absolute limit counts; below it, and before, it does not."""
+    last = stepping(step=2)
+    early = tick(WHOLE_PPM, SideCounts(), SideCounts(requests=400, new_callers=400, new_callers_failed=80))
+    assert advance(last, seen(last, ticks=(early,)), NOW).rollout.state is RolloutState.STEPPING
+    broken = structs.replace(early, candidate=structs.replace(early.candidate, new_callers_failed=160))
+    gone = advance(last, seen(last, ticks=(broken,)), NOW).rollout
+    assert gone.state is RolloutState.ROLLING_BACK
+    assert "25% or more of first requests fail" in (gone.outcome or "")
+    outage = SideCounts(requests=400, new_callers=400, new_callers_failed=200, callers_first_error=200)
+    shared = tick(500_000, outage, outage)
+    half = stepping(step=1)
+    after = advance(half, seen(half, ticks=(shared,)), NOW).rollout
+    assert after.state is RolloutState.STEPPING, "a fault of both is no fault of the candidate"
+
+
 def test_only_the_beginning_of_a_hold_is_news() -> None:
     """The counts in its reason change with every tick; people are told once."""
     of = stepping()
@@ -755,6 +773,8 @@ def test_error_texts_of_the_candidate_are_kept_few_and_fit_to_show() -> None:
         {"margin": 0.9},
         {"pass_odds": 1.0},
         {"pass_rate": 0.9},
+        {"fail_rate": 0.01},
+        {"fail_rate": 1.0},
         {"prepare_s": 0.0},
         {"guards": Guards(crashes=0)},
     ],

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec import structs
 
 from modelkeep.core import errors
@@ -23,6 +23,7 @@ from modelkeep.core.observation import GatewayReport
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import Epoch, Route, check_table
 from modelkeep.core.values import parse_ref
+from modelkeep.service.gateways import SILENT_S
 from modelkeep.store import events as event_store
 from modelkeep.store.database import Database
 from modelkeep.store.rollout import active_rollouts
@@ -37,6 +38,20 @@ REFUSED = (
     errors.InvalidTransition,
     errors.NotFound,
     errors.NoRollbackTarget,
+)
+ACTIONS = (
+    "turn",
+    "poll",
+    "obey",
+    "serve",
+    "report",
+    "lose the answer",
+    "delay",
+    "deliver late",
+    "deliver again",
+    "restart",
+    "silence",
+    "take back",
 )
 DELAYED_MAX = 4
 SETTLING_TURNS = 200
@@ -62,6 +77,10 @@ class RolloutMachine(RuleBasedStateMachine):
         self.age = Epoch(0, 0)
         self.note_table()
         self.go_on(3)
+        self.world.promote("1.1.0", by="owner")
+        self.note_table()
+        self.go_on(20)
+        assert self.world.endpoint().previous == 1
 
     def teardown(self) -> None:
         try:
@@ -69,26 +88,39 @@ class RolloutMachine(RuleBasedStateMachine):
         finally:
             self.stack.close()
 
+    @property
+    def moving(self) -> bool:
+        """Whether a rollout is under way."""
+        return self.world.endpoint().rollout is not None
+
     # --------------------------------------------------------------------------------------------- people
 
-    @rule(place=st.integers(0, len(SEMVERS) - 1))
-    def promote(self, place: int) -> None:
-        self.attempt("promoted", lambda: self.world.promote(SEMVERS[place], by="owner"))
+    @rule(place=st.integers(0, len(SEMVERS) - 1), percent=st.sampled_from([0, 0, 1, 40]))
+    def promote(self, place: int, percent: int) -> None:
+        """A version, the next one that could be promoted, which may turn out to be a bad one."""
+        serving = self.world.status().stable
+        order = [*SEMVERS[place:], *SEMVERS[:place]]
+        fit = [one for one in order if one != serving and self.world.get(one).tombstone is None]
+        semver = fit[0] if fit else order[0]
+        for gateway in self.gateways:
+            gateway.failing[self.world.get(semver).digest] = percent
+        self.attempt("promote", lambda: self.world.promote(semver, by="owner"))
 
-    @rule(word=st.sampled_from(["abort", "pause", "resume", "step"]))
+    @rule(word=st.sampled_from(["abort", "pause", "resume", "step", "step", "rollback", "clear"]))
     def say(self, word: str) -> None:
-        verb = getattr(self.world.rollouts, word)
-        self.attempt(word, lambda: self.world.do("owner", verb, NAME, "because"))
-
-    @rule()
-    def take_model_back(self) -> None:
-        self.attempt("rolled back", lambda: self.world.rollback(by="owner"))
-
-    @rule(place=st.integers(0, len(SEMVERS) - 1))
-    def clear(self, place: int) -> None:
-        ref = parse_ref(f"churn:{SEMVERS[place]}")
-        clear = self.world.promotions.clear
-        self.attempt("cleared", lambda: self.world.do("owner", clear, ref, "mended"))
+        """Whatever fits: words for a rollout while there is one, for the model while there is none."""
+        world = self.world
+        if word == "clear":
+            for semver in SEMVERS:
+                if world.get(semver).tombstone is not None:
+                    ref = parse_ref(f"churn:{semver}")
+                    self.attempt(word, lambda: world.do("owner", world.promotions.clear, ref, "mended"))  # noqa: B023
+                    return
+        elif word == "rollback" or not self.moving:
+            self.attempt("rollback", lambda: world.rollback(by="owner"))
+        else:
+            verb = getattr(world.rollouts, word)
+            self.attempt(word, lambda: world.do("owner", verb, NAME, "because"))
 
     def attempt(self, what: str, act: Callable[[], object]) -> None:
         try:
@@ -99,81 +131,47 @@ class RolloutMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------- gateways
 
-    @rule(which=WHICH)
-    def work(self, which: int) -> None:
-        self.gateways[which].turn()
-
-    @rule(which=WHICH)
-    def fetch(self, which: int) -> None:
-        self.gateways[which].poll()
-
-    @rule(which=WHICH)
-    def obey(self, which: int) -> None:
-        self.gateways[which].obey()
-
-    @rule(which=WHICH, times=st.integers(1, 3))
-    def serve(self, which: int, times: int) -> None:
-        for _ in range(times):
-            self.gateways[which].serve()
-
-    @rule(which=WHICH)
-    def lose_the_answer(self, which: int) -> None:
+    @rule(which=WHICH, what=st.sampled_from(ACTIONS), place=st.integers(0, DELAYED_MAX - 1))
+    def happen(self, which: int, what: str, place: int) -> None:
+        """Something happens to a gateway, or to one of its reports."""
         gateway = self.gateways[which]
-        if not gateway.silent:
-            gateway.send(gateway.make_report())
+        match what:
+            case "lose the answer":
+                if not gateway.silent:
+                    gateway.send(gateway.make_report())
+            case "delay":
+                self.delayed = [*self.delayed, (gateway, gateway.make_report())][-DELAYED_MAX:]
+            case "deliver late" | "deliver again":
+                if self.delayed:
+                    late = self.delayed[place % len(self.delayed)]
+                    late[0].send(late[1])
+                    if what == "deliver late":
+                        self.delayed.remove(late)
+            case "silence":
+                gateway.silent = not gateway.silent
+            case "take back":
+                self.take_back_alone(gateway)
+            case _:
+                getattr(gateway, what)()
 
-    @rule(which=WHICH)
-    def delay_a_report(self, which: int) -> None:
-        gateway = self.gateways[which]
-        self.delayed = [*self.delayed, (gateway, gateway.make_report())][-DELAYED_MAX:]
-
-    @precondition(lambda self: self.delayed)
-    @rule(place=st.integers(0, DELAYED_MAX - 1), again=st.booleans())
-    def deliver_late(self, place: int, again: bool) -> None:
-        gateway, report = self.delayed[place % len(self.delayed)]
-        gateway.send(report)
-        if not again:
-            self.delayed.remove((gateway, report))
-
-    @rule(which=WHICH)
-    def take_back_alone(self, which: int) -> None:
-        gateway = self.gateways[which]
+    def take_back_alone(self, gateway: FakeGateway) -> None:
         try:
             gateway.roll_back()
-        except (errors.NoRollbackTarget, errors.RouteNotFound):
+        except errors.NoRollbackTarget:
             return
         event("taken back by a gateway")
         route = gateway.route()
         self.allowed |= {route, structs.replace(route, candidate_ppm=0)}
 
-    @rule(which=WHICH)
-    def kill(self, which: int) -> None:
-        self.gateways[which].restart()
-
-    @rule(which=WHICH, silent=st.booleans())
-    def fall_silent(self, which: int, silent: bool) -> None:
-        self.gateways[which].silent = silent
-
-    @rule(place=st.integers(1, len(SEMVERS) - 1), percent=st.sampled_from([0, 0, 40]))
-    def spoil(self, place: int, percent: int) -> None:
-        digest = self.world.get(SEMVERS[place]).digest
-        for gateway in self.gateways:
-            gateway.failing[digest] = percent
-
     # ------------------------------------------------------------------------------------ time and control
 
-    @rule(seconds=st.sampled_from([0.5, STEP_S, 70.0]))
-    def wait(self, seconds: float) -> None:
+    @rule(owner=st.sampled_from(["first", "second"]), seconds=st.sampled_from([0.5, 6.0, STEP_S, 70.0]))
+    def look(self, owner: str, seconds: float) -> None:
         self.world.later(seconds=seconds)
-
-    @rule(owner=st.sampled_from(["first", "second"]))
-    def look(self, owner: str) -> None:
-        silent = all(gateway.silent for gateway in self.gateways)
         before = self.world.latest()
-        self.world.later(seconds=20 if silent else 0)
         self.world.look(owner)
         after = self.world.latest()
-        if silent and after.id == before.id and before.ticks_until == after.ticks_until:
+        if seconds > SILENT_S:
             assert after.weight_ppm <= before.weight_ppm, "silence never raises a weight"
 
     @rule(times=st.integers(1, 12))

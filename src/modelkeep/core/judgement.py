@@ -13,6 +13,7 @@ from msgspec import Struct, field
 from modelkeep.core import sequential
 from modelkeep.core.observation import SideCounts, Tick
 from modelkeep.core.plan import Plan
+from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick, Combined, MeanEProcess, TrialTick
 
 OMEGA: Mapping[str, float] = {"errors": 0.5, "latency": 0.3, "traffic shares": 0.2}
@@ -28,14 +29,17 @@ class Verdict(StrEnum):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """The state of every test of a rollout. `errors`, `slow` and `shares` can take the candidate back;
-    `no_worse` and `low_rate` can let it advance."""
+    """The state of every test of a rollout. `errors`, `slow` and `shares` compare with stable and can take
+    the candidate back, as can `high_rate` with all of the traffic, where nobody is left to compare with;
+    `no_worse` and `low_rate` can let it advance.
+    """
 
     errors: BinaryEProcess = field(default_factory=BinaryEProcess)
     slow: BinaryEProcess = field(default_factory=BinaryEProcess)
     shares: BinaryEProcess = field(default_factory=BinaryEProcess)
     no_worse: BinaryEProcess = field(default_factory=BinaryEProcess)
     low_rate: MeanEProcess = field(default_factory=MeanEProcess)
+    high_rate: MeanEProcess = field(default_factory=MeanEProcess)
 
 
 class Judgement(Struct, frozen=True, kw_only=True):
@@ -58,6 +62,7 @@ class Specs(Struct, frozen=True, kw_only=True):
     shares: sequential.EProcessSpec
     no_worse: sequential.EProcessSpec
     low_rate: sequential.RateSpec
+    high_rate: sequential.RateSpec
 
     @staticmethod
     def of(plan: Plan) -> "Specs":
@@ -68,6 +73,7 @@ class Specs(Struct, frozen=True, kw_only=True):
             shares=sequential.mismatch_spec(),
             no_worse=sequential.pass_spec(bound=plan.pass_odds),
             low_rate=sequential.rate_pass_spec(bound=plan.pass_rate),
+            high_rate=sequential.rate_fail_spec(bound=plan.fail_rate),
         )
 
     def update(self, evidence: Evidence, tick: Tick) -> Evidence:
@@ -77,12 +83,14 @@ class Specs(Struct, frozen=True, kw_only=True):
         slow = CallerTick(x=c.callers_first_slow, y=s.callers_first_slow, weight_ppm=weight)
         arrived = CallerTick(x=c.new_callers, y=s.new_callers, weight_ppm=weight)
         trials = TrialTick(n=c.new_callers, k=c.new_callers_failed)
+        alone = trials if weight == WHOLE_PPM else TrialTick(n=0, k=0)
         return Evidence(
             errors=sequential.update(evidence.errors, self.errors, failing),
             slow=sequential.update(evidence.slow, self.slow, slow),
             shares=sequential.update(evidence.shares, self.shares, arrived),
             no_worse=sequential.update(evidence.no_worse, self.no_worse, failing),
             low_rate=sequential.update_rate(evidence.low_rate, self.low_rate, trials),
+            high_rate=sequential.update_rate(evidence.high_rate, self.high_rate, alone),
         )
 
 
@@ -119,6 +127,10 @@ def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCou
             blamed=against.blamed,
             contributions=against.contributions,
         )
+    if evidence.high_rate.ever_reached(plan.alpha):
+        why = f"{plan.fail_rate:.0%} or more of first requests fail, shown at {1 - plan.alpha:.1%}: {seen}"
+        p_value = evidence.high_rate.p_value
+        return Judgement(verdict=Verdict.ROLLBACK, why=why, p_value=p_value, blamed="fail rate")
     if c.requests == 0:
         return Judgement(
             verdict=Verdict.HOLD, why="the candidate has had no request yet", p_value=against.p_value

@@ -55,7 +55,9 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `alpha` bounds the chance that a candidate no worse than stable is ever taken back; `beta` the chance that
     a step is passed by a candidate whose odds of failing are `pass_odds` times stable's and whose first
     requests fail at `pass_rate` or more. `margin` and `slow_margin` are the odds ratios of failing and of
-    being slow that are tolerated. `prepare_s` is how long gateways have to load the candidate, counted from
+    being slow that are tolerated. With all of the traffic, where nobody is left to compare with, a candidate
+    is taken back when its first requests are shown (again at `alpha`) to fail at `fail_rate` or more.
+    `prepare_s` is how long gateways have to load the candidate, counted from
     when one answers.
     """
 
@@ -71,6 +73,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     slow_margin: float = 1.5
     pass_odds: float = 2.0
     pass_rate: float = 0.02
+    fail_rate: float = 0.25
     on_inconclusive: OnInconclusive = OnInconclusive.HOLD
     automatic: bool = True
     prepare_s: float = 600.0
@@ -109,6 +112,8 @@ def check_plan(plan: Plan) -> Plan:
         raise errors.InvalidPlan(
             "'pass_odds' lies above 'margin' and at most 100, 'pass_rate' within 0.0001 and 0.5."
         )
+    if not plan.pass_rate < plan.fail_rate <= 0.99:
+        raise errors.InvalidPlan("'fail_rate' lies above 'pass_rate' and at most 0.99.")
     if not 1 <= plan.prepare_s <= 86_400 or plan.guards.crashes < 1 or plan.guards.schema_violations < 1:
         raise errors.InvalidPlan("'prepare_s' lies within a second and a day; guards count from 1.")
     return plan

@@ -593,7 +593,10 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, digests: Mapping[int, 
         rollout: the endpoint's unfinished rollout, if there is one.
         digests: the content of each version that is named, by number.
     """
-    previous = digests.get(endpoint.previous) if endpoint.previous is not None else None
+    former = endpoint.previous
+    if rollout is not None and not rollout.state.finished and rollout.candidate == former:
+        former = None  # a candidate that is taken back is no version to go back to
+    previous = digests[former] if former is not None else None
 
     def route(stable: Digest, epoch: Epoch) -> Route:
         return Route(

@@ -107,7 +107,8 @@ class Gateways:
         """Make a rollback that a gateway did by itself the registry's own.
 
         One that is older than what the registry has decided since is no news. One that took back a version
-        nobody serves any more is outranked, so that its gateway follows again.
+        nobody serves any more, or went back to one that was itself taken back, is outranked, so that its
+        gateway follows again.
         """
         endpoint = store.get_endpoint(act.tx, done.endpoint)
         if endpoint is None:
@@ -142,7 +143,8 @@ class Gateways:
         self._traffic.apply(act, endpoint, running, core.advance(running, seen, act.now))
 
     def _former(self, act: Act, endpoint: Endpoint, done: LocalRollback) -> ModelVersion | None:
-        """The version that a gateway went back to, when it took back the one that the endpoint serves."""
+        """The version that a gateway went back to, when it took back the one that the endpoint serves; one
+        that was itself taken back is none."""
         model = store.model_id(act.tx, endpoint.model)
         if model is None or endpoint.stable is None:
             return None
@@ -150,7 +152,8 @@ class Gateways:
         number = store.number_of(act.tx, model, done.stable)
         if done.removed != serving or number is None or number == endpoint.stable:
             return None
-        return catalog_store.get_version(act.tx, endpoint.model, number)
+        former = catalog_store.get_version(act.tx, endpoint.model, number)
+        return former if former.tombstone is None else None
 
     def _outrank(
         self, act: Act, endpoint: Endpoint, running: Rollout | None, words: str, epoch: Epoch
@@ -169,7 +172,7 @@ class Gateways:
             act,
             EventKind.ENDPOINT_CHANGED,
             endpoint,
-            reason=f"a gateway took back what is not served any more, and is to follow again: {words}",
+            reason=f"a gateway's own rollback was overruled, and it is to follow again: {words}",
             epoch=newer,
         )
         self._traffic.moved(act, before, self._traffic.route(act, changed, after), sequence)

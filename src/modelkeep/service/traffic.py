@@ -160,6 +160,8 @@ class Traffic:
 
 def _settled(endpoint: Endpoint, current: Rollout) -> Endpoint:
     """The endpoint after a change of its rollout."""
+    if current.state is RolloutState.ROLLING_BACK and endpoint.previous == current.candidate:
+        return structs.replace(endpoint, previous=None)  # what was taken back is no version to go back to
     if not current.state.finished:
         return endpoint
     done = structs.replace(endpoint, rollout=None, epoch=max(endpoint.epoch, current.epoch))
