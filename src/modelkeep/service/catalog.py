@@ -33,7 +33,7 @@ from modelkeep.service.act import Act, Desk
 from modelkeep.service.integrity import FsckReport, Integrity, VerifyReport
 from modelkeep.service.registration import Registration, Registrations, UploadPlan, check_new_name, create
 from modelkeep.store import catalog as store
-from modelkeep.store import models, search
+from modelkeep.store import models, search, versions
 from modelkeep.store.schema import model_tags, version_tags
 from modelkeep.store.visibility import Scopes, Visible, visible_to
 
@@ -202,7 +202,7 @@ class Catalog(Registrations, Integrity):
         for alias in pointers:
             labels.drop_alias(act, row, alias)
         event = act.record(EventKind.MODEL_DELETED, str(name), model=name, versions=row.version_count)
-        store.remove_all_versions(act.tx, row.id, event.sequence, act.now)
+        versions.remove_all_versions(act.tx, row.id, event.sequence, act.now)
         models.remove_model(act.tx, row.id, act.now)
 
     # ---------------------------------------------------------------------------------------------- versions
@@ -278,7 +278,7 @@ class Catalog(Registrations, Integrity):
         body |= labels.tag_differences(version.tags, tags)
         if not body:
             return version
-        store.describe(act.tx, version.id, description, act.now)
+        versions.describe(act.tx, version.id, description, act.now)
         models.put_tags(act.tx, version_tags, version.id, labels.new_entries(version.tags, tags))
         models.drop_tags(act.tx, version_tags, version.id, version.tags.keys() - tags.keys())
         act.record(
@@ -309,7 +309,7 @@ class Catalog(Registrations, Integrity):
             digest=version.digest,
             stage=version.stage,
         )
-        store.remove_version(act.tx, row.id, version, event.sequence, act.now)
+        versions.remove_version(act.tx, row.id, version, event.sequence, act.now)
         models.one_version_less(act.tx, row.id, act.now)
 
     # ----------------------------------------------------------------------------------------------- aliases

@@ -1,0 +1,161 @@
+"""Rows of versions, written: once when they are registered, then only what stands beside them, then removed.
+
+Reading them is `catalog`'s part. Whether something may be done, and the event that belongs to it, are the
+service's part.
+"""
+
+from datetime import datetime
+
+from msgspec.structs import replace
+from sqlalchemy import bindparam, delete, select, update
+
+from modelkeep.core import codec, registration, semver
+from modelkeep.core.catalog import ModelVersion
+from modelkeep.store.models import put_tags, texts
+from modelkeep.store.schema import (
+    occupancy,
+    stage_intervals,
+    version_files,
+    version_metrics,
+    version_params,
+    version_tags,
+    versions,
+)
+from modelkeep.store.statements import insert, json_text
+from modelkeep.store.transaction import Transaction
+
+_INSERT = insert(versions)
+_INSERT_FILE = insert(version_files)
+_INSERT_METRIC = insert(version_metrics)
+_INSERT_PARAM = insert(version_params)
+_DESCRIBE = (
+    update(versions)
+    .where(versions.c.id == bindparam("which"))
+    .values(description=bindparam("description"), updated_at=bindparam("now"))
+)
+_SET_TOMBSTONE = (
+    update(versions)
+    .where(versions.c.model_id == bindparam("model_id"), versions.c.number == bindparam("which"))
+    .values(tombstone=bindparam("tombstone"), updated_at=bindparam("now"))
+)
+_MARK_DELETED = (
+    update(versions)
+    .where(versions.c.id == bindparam("which"))
+    .values(status="deleted", to_sequence=bindparam("sequence"), updated_at=bindparam("now"))
+)
+_FORGET = tuple(
+    delete(table).where(table.c.version_id == bindparam("which"))
+    for table in (version_files, version_metrics, version_params, version_tags)
+)
+_MARK_ALL_DELETED = (
+    update(versions)
+    .where(versions.c.model_id == bindparam("which"), versions.c.status == "ready")
+    .values(status="deleted", to_sequence=bindparam("sequence"), updated_at=bindparam("now"))
+)
+_FORGET_ALL = tuple(
+    delete(table).where(
+        table.c.version_id.in_(select(versions.c.id).where(versions.c.model_id == bindparam("which")))
+    )
+    for table in (version_files, version_metrics, version_params, version_tags)
+)
+_LEAVE_ALL_STAGES = delete(occupancy).where(occupancy.c.model_id == bindparam("which"))
+_END_ALL_STAYS = (
+    update(stage_intervals)
+    .where(stage_intervals.c.model_id == bindparam("which"), stage_intervals.c.to_sequence.is_(None))
+    .values(to_at=bindparam("now"), to_sequence=bindparam("sequence"))
+)
+_LEAVE_STAGE = delete(occupancy).where(
+    occupancy.c.model_id == bindparam("model_id"), occupancy.c.number == bindparam("which")
+)
+_END_STAY = (
+    update(stage_intervals)
+    .where(
+        stage_intervals.c.model_id == bindparam("model_id"),
+        stage_intervals.c.number == bindparam("which"),
+        stage_intervals.c.to_sequence.is_(None),
+    )
+    .values(to_at=bindparam("now"), to_sequence=bindparam("sequence"))
+)
+
+
+def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence: int) -> None:
+    """Write a version that is ready, under the number of its registration's event."""
+    moment = codec.format_time(version.created_at)
+    parsed = semver.parse(version.semver)
+    framework = (version.metadata.get("model") or {}).get("framework")
+    tx.run(
+        _INSERT,
+        id=version.id,
+        model_id=model_id,
+        number=version.number,
+        semver=version.semver,
+        semver_key=semver.sort_key(parsed),
+        prerelease=int(not parsed.is_release),
+        digest=version.digest,
+        size_bytes=version.size_bytes,
+        status="ready",
+        document=json_text(replace(version, description="", tags={}, aliases=(), tombstone=None)),
+        parent=version.parent,
+        framework=framework if isinstance(framework, str) else None,
+        from_sequence=sequence,
+        to_sequence=None,
+        description=version.description,
+        tombstone=version.tombstone,
+        created_at=moment,
+        created_by=version.created_by,
+        updated_at=moment,
+    )
+    owner = {"version_id": version.id}
+    tx.many(
+        _INSERT_FILE,
+        [
+            {
+                **owner,
+                "path": f.path,
+                "digest": f.digest,
+                "size_bytes": f.size_bytes,
+                "media_type": f.media_type,
+            }
+            for f in version.files
+        ],
+    )
+    metrics = registration.searchable(version.metrics)
+    tx.many(_INSERT_METRIC, [{**owner, "name": name, "value": value} for name, value in metrics.items()])
+    tx.many(_INSERT_PARAM, [{**owner, **texts(key, value)} for key, value in version.params.items()])
+    put_tags(tx, version_tags, version.id, version.tags)
+
+
+def describe(tx: Transaction, version_id: str, description: str, now: datetime) -> None:
+    """Write a version's description, and that its labels changed."""
+    tx.run(_DESCRIBE, which=version_id, description=description, now=codec.format_time(now))
+
+
+def set_tombstone(tx: Transaction, model_id: str, number: int, reason: str | None, now: datetime) -> None:
+    """Mark a version as taken back, with the reason; None clears it."""
+    tx.run(_SET_TOMBSTONE, model_id=model_id, which=number, tombstone=reason, now=codec.format_time(now))
+
+
+def remove_version(
+    tx: Transaction, model_id: str, version: ModelVersion, sequence: int, now: datetime
+) -> None:
+    """Take a version away from every read of the present, and let go of its files.
+
+    Its row stays: the past can still be asked, and neither number nor semver is given again. Its aliases are
+    removed before, one event each.
+    """
+    moment = codec.format_time(now)
+    tx.run(_MARK_DELETED, which=version.id, sequence=sequence, now=moment)
+    for statement in _FORGET:
+        tx.run(statement, which=version.id)
+    tx.run(_LEAVE_STAGE, model_id=model_id, which=version.number)
+    tx.run(_END_STAY, model_id=model_id, which=version.number, now=moment, sequence=sequence)
+
+
+def remove_all_versions(tx: Transaction, model_id: str, sequence: int, now: datetime) -> None:
+    """`remove_version` for every version of a model that is being deleted."""
+    moment = codec.format_time(now)
+    tx.run(_MARK_ALL_DELETED, which=model_id, sequence=sequence, now=moment)
+    for statement in _FORGET_ALL:
+        tx.run(statement, which=model_id)
+    tx.run(_LEAVE_ALL_STAGES, which=model_id)
+    tx.run(_END_ALL_STAYS, which=model_id, now=moment, sequence=sequence)
