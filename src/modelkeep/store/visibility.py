@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import and_, bindparam, false, not_, or_, true
+from sqlalchemy import and_, bindparam, literal_column, not_, or_, true
 from sqlalchemy.sql.elements import ColumnElement
 
 from modelkeep.core.access import ROLE_VERBS, Caller, Effect, Grant, Verb
@@ -81,6 +81,10 @@ def _scopes(grants: Iterable[Grant]) -> Scopes:
     )
 
 
+_NOTHING: ColumnElement[bool] = literal_column("0") == literal_column("1")
+"""Holds for no row. Unlike `false()` it is not folded, which would drop the other binds of a statement."""
+
+
 def condition(visible: Visible) -> tuple[ColumnElement[bool], dict[str, Any]]:
     """The condition on the table `models`, and the values that its binds need when the statement is run.
 
@@ -88,7 +92,7 @@ def condition(visible: Visible) -> tuple[ColumnElement[bool], dict[str, Any]]:
     """
     binds: dict[str, Any] = {}
     if visible.allowed == Scopes() or visible.denied.everything:
-        return false(), binds
+        return _NOTHING, binds
     parts: list[ColumnElement[bool]] = [true()]
     if visible.project is not None:
         binds["own_project"] = visible.project
