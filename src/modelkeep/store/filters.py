@@ -6,7 +6,6 @@ types is a bound value, never text of the statement. Pages, and who may see what
 
 import math
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
 from sqlalchemy import (
@@ -28,7 +27,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
-from modelkeep.core import query, semver
+from modelkeep.core import codec, query, semver
 from modelkeep.core.query import (
     And,
     Comparison,
@@ -229,7 +228,7 @@ def _passes(place: Place, subject: Subject, operator: Operator, value: Any) -> C
         case Type.SEMVER:
             return _compare(place.value, operator, semver.sort_key(value))
         case Type.TIME:
-            return _compare(place.value, operator, _moment(value))
+            return _compare(place.value, operator, codec.format_time(value))
         case Type.FREE if isinstance(value, bool):
             return func.lower(place.value) == literal("true" if value else "false")
         case Type.FREE if isinstance(value, float):
@@ -285,11 +284,6 @@ def _in_range(key: Column, within: Range) -> Condition:
     lines = {semver.sort_key(semver.SemVer(*b.version.triple))[:-1] for b in within.bounds if b.version.pre}
     named = [and_(key >= literal(line), key < literal(f"{line}3")) for line in sorted(lines)]
     return and_(*bounds, or_(versions.c.prerelease == literal(0), *named))
-
-
-def _moment(value: datetime) -> str:
-    """A time as columns have it, with four digits even for the year 5."""
-    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 _LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
