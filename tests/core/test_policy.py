@@ -1,6 +1,7 @@
 """Policies and gates: what each rule answers, what is refused when written, what evidence is bound to."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -425,3 +426,20 @@ def test_the_gate_table_is_whole() -> None:
     tags = [gate.__struct_config__.tag for gate in GATES]
     assert len(set(tags)) == len(GATES) == len(Gate.__subclasses__())
     assert all(gate.__doc__ for gate in GATES)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "policy.md"
+
+
+@pytest.mark.req("G3")
+def test_the_reference_page_tells_every_gate() -> None:
+    """Each gate has its row with each of its fields, each verdict is named, and the example is a policy."""
+    page = PAGE.read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    for gate in GATES:
+        row = rows[str(gate.__struct_config__.tag)]
+        for name in gate.__struct_fields__:
+            assert name == "mode" or f"`{name}`" in row, (gate, name)
+    assert all(outcome.value in rows for outcome in Outcome)
+    example = page.split("```yaml\n")[1].split("```")[0]
+    assert len(read_policy(example).rules("production").gates) == 7

@@ -433,7 +433,7 @@ class Requests:
         found = store.get_request(act.tx, request_id)
         if found is None or not act.may(Verb.READ, found.model):
             raise errors.RequestNotFound(
-                f"There is no request {values.printable(request_id)[:60]!r}; see 'modelkeep request ls'.",
+                f"There is no request {values.printable(request_id)[:60]!r}; see 'modelkeep request list'.",
                 request=values.printable(request_id)[:60],
             )
         return _as_of_now(act, found)
