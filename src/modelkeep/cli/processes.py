@@ -74,29 +74,6 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run_server(settings: Settings, on_ready: Callable[[Ready], None]) -> None:
-    """Run the control plane until SIGTERM or SIGINT.
-
-    Args:
-        on_ready: called once, when it answers; with the first admin's token at an installation's first start.
-
-    Raises:
-        PortInUse, FolderInUse, SchemaTooNew, StoreUnavailable, BlobsUnavailable, InvalidSetting: it cannot
-        start. ExtraMissing: the server's libraries are not installed.
-    """
-    listener = listen(settings.host, settings.port)
-    try:
-        try:
-            from modelkeep.cli.server_process import serve
-        except ModuleNotFoundError as problem:
-            raise errors.ExtraMissing(
-                f"The server needs its own libraries ({problem.name}); install modelkeep[server]."
-            ) from problem
-        serve(settings, listener, address_of(listener), on_ready)
-    finally:
-        listener.close()
-
-
 def address_of(listener: socket.socket) -> str:
     """The address under which a listener is reached."""
     host, port = listener.getsockname()[:2]

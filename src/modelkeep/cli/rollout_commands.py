@@ -97,7 +97,7 @@ def _plan(path: str | None, steps: tuple[str, ...]) -> "Plan | None":
 
 
 def _step(text: str) -> "Step":
-    """`10%:60`: a tenth of the traffic for at least 60 s; `10%:60:600` acts on missing evidence after 600 s."""
+    """`10%:60`: a tenth of the traffic for at least 60 s; `10%:60:600` waits 600 s for evidence."""
     from modelkeep.core.rollout import Step
 
     share, *times = text.split(":")

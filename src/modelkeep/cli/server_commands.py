@@ -117,13 +117,20 @@ def server_run(
 ) -> None:
     """Run it until Ctrl-C (the word may be left out). It logs to stderr in JSON."""
     from modelkeep import telemetry
-    from modelkeep.cli.processes import run_server
+    from modelkeep.cli.processes import address_of, listen
+    from modelkeep.core import errors
 
     level = log_level.upper() if log_level else None
     settings = _settings(session, host_names=host_names or None, log_level=level, **flags)
     on_ready = _ready(channel, settings, "The server is at")
     telemetry.configure(level=settings.log_level)
-    run_server(settings, on_ready)
+    with listen(settings.host, settings.port) as listener:
+        try:
+            from modelkeep.cli.server_process import serve
+        except ModuleNotFoundError as problem:
+            what = f"The server needs its own libraries ({problem.name}); install modelkeep[server]."
+            raise errors.ExtraMissing(what) from problem
+        serve(settings, listener, address_of(listener), on_ready)
 
 
 @verb(server, "migrate")

@@ -1,0 +1,25 @@
+"""A fake server and a client of it. The waits between retries are made short; that they happen is what is tested."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from modelkeep import client_files, client_transport
+from modelkeep.client import Client
+from tests.client.fake_server import FakeServer, running
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    """A server of the wire's own words, without anything behind it."""
+    monkeypatch.setattr(client_transport, "RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(client_files, "STALL_FIRST_S", 0.001)
+    with running() as fake:
+        yield fake
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[Client]:
+    """A client of it."""
+    with Client(server.url, token="mk_u_test", timeout_s=5) as made:
+        yield made
