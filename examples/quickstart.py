@@ -1,4 +1,4 @@
-"""Modelkeep from Python, from the first registration to a rollback and a look back.
+"""Modelkeep from Python, from the first registration to a rollback and a look back; nothing of the server.
 
 It trains two small models on a data set that scikit-learn ships, and needs a running Modelkeep:
 
@@ -48,9 +48,8 @@ def ask(client: Client, endpoint: str) -> tuple[str, list[int]]:
         return answer.headers["X-Modelkeep-Version"], json.load(answer)["outputs"]
 
 
-def main() -> None:
+def main(client: Client) -> None:
     """Register two versions, promote both one after the other, go back, and look back."""
-    client = Client()
     signature = check_signature(
         {"inputs": dict.fromkeys(TABLE.columns, "float64"), "outputs": {"benign": "int64"}}
     )
@@ -58,8 +57,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path, accuracy = train(strength, Path(folder))
             metrics, params = {"accuracy@test": accuracy}, {"C": strength}
-            done = client.register("tumour", path, metrics=metrics, params=params, signature=signature)
-        version = done.version
+            version = client.register(
+                "tumour", path, metrics=metrics, params=params, signature=signature
+            ).version
         print(f"{version.reference}: accuracy {accuracy:.3f}")
         client.promote(version.reference, "production", f"accuracy {accuracy:.3f}")
         client.put_endpoint("tumour", "tumour", plan=AT_ONCE)
@@ -70,8 +70,9 @@ def main() -> None:
     client.rollback("tumour", "the ward prefers the cautious one")
     print("rolled back to", client.get_version("tumour#production").reference)
     was = client.whatwas("tumour#production", before)
-    print(f"a moment ago it was {was.version.reference}, brought there by {was.interval.actor}")
+    print(f"a moment ago it was {was.version.reference}, because of {was.interval.reason}")
 
 
 if __name__ == "__main__":
-    main()
+    with Client() as found:
+        main(found)

@@ -14,7 +14,7 @@ from typing import TextIO
 WIDTH = 100
 """Columns of running text."""
 LINE_MAX = 120
-"""Columns of what a command printed; a line that is longer is cut, and one can see that it is."""
+"""Columns of what a command printed."""
 BOLD, DIM, GREEN, RED, CYAN = "1", "2", "32", "31", "36"
 
 
@@ -58,6 +58,10 @@ class Story:
         """A paragraph."""
         self._print(textwrap.fill(text, WIDTH))
 
+    def lines(self, text: str) -> None:
+        """Several lines, as they are."""
+        self._print(text)
+
     def typed(self, who: str, line: str) -> None:
         """A command as a person types it."""
         self._print(f"  {self._paint(who, CYAN)} {self._paint('$ ' + line, BOLD)}")
@@ -66,9 +70,19 @@ class Story:
         """What a command printed; a long text is cut, and says so."""
         lines = text.rstrip().splitlines()
         for line in lines[:lines_max]:
-            self._print(f"      {line if len(line) <= LINE_MAX else line[: LINE_MAX - 1] + self._more}")
+            for part in self._fitting(line.rstrip()):
+                self._print(f"      {part}")
         if len(lines) > lines_max:
             self._print(self._paint(f"      ... and {len(lines) - lines_max} lines more", DIM))
+
+    def _fitting(self, line: str) -> list[str]:
+        """A line of a table is cut; a sentence goes on below, a little further in."""
+        if len(line) <= LINE_MAX:
+            return [line]
+        if "  " in line.strip():
+            return [line[: LINE_MAX - 1] + self._more]
+        indent = line[: len(line) - len(line.lstrip())]
+        return textwrap.wrap(line.strip(), LINE_MAX, initial_indent=indent, subsequent_indent=f"{indent}  ")
 
     def row(self, text: str) -> None:
         """A line of something that goes on."""

@@ -21,7 +21,7 @@ from typing import Any, Self
 import psutil
 
 from demo_parts.narration import Broken
-from demo_parts.shell import PROGRAMS, environment
+from demo_parts.shell import PROGRAMS, SCRATCH, environment
 
 END_S = 20.0
 """How long a process may take to end when asked; then it is killed."""
@@ -30,7 +30,7 @@ END_S = 20.0
 class Program:
     """A process of the demo with everything it starts, and its log."""
 
-    def __init__(self, name: str, words: Sequence[str], folder: Path, *, url: str | None = None) -> None:
+    def __init__(self, name: str, words: Sequence[str], folder: Path) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
@@ -38,7 +38,7 @@ class Program:
             self.process = subprocess.Popen(
                 [str(PROGRAMS / words[0]), *words[1:]],
                 cwd=folder,
-                env=environment(url, None),
+                env=environment(folder),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -106,17 +106,25 @@ class Program:
 
 
 class Premises:
-    """The demo's folder and programs. As a context it cleans up, however the story ends."""
+    """The demo's folder and programs. As a context it cleans up, however the story ends.
+
+    Attributes:
+        stubborn: afterwards, the names of the programs that had to be killed.
+        last_words: afterwards, the ends of their logs, should the story have ended badly.
+    """
 
     def __init__(self, *, keep: bool) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="modelkeep-demo-"))
+        (self.folder / SCRATCH).mkdir()
         self.keep = keep
-        self.programs: list[Program] = []
+        self.stubborn: list[str] = []
+        self.last_words = ""
+        self._programs: list[Program] = []
 
-    def start(self, name: str, words: Sequence[str], *, url: str | None = None) -> Program:
+    def start(self, name: str, words: Sequence[str]) -> Program:
         """Start a program that runs until it is ended."""
-        program = Program(name, words, self.folder, url=url)
-        self.programs.append(program)
+        program = Program(name, words, self.folder)
+        self._programs.append(program)
         return program
 
     def __enter__(self) -> Self:
@@ -125,16 +133,12 @@ class Premises:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.keep and error is None:
+        if error is not None:
+            self.last_words = "\n".join(f"-- {p.name}.log ends:\n{p.last_words()}" for p in self._programs)
+        if self.keep and not isinstance(error, KeyboardInterrupt):
             return
-        self.clear()
-
-    def clear(self) -> list[str]:
-        """End every program, the last first, and remove the folder. Returns who did not go by itself."""
-        stubborn = [program.name for program in reversed(self.programs) if not program.end()]
-        self.programs.clear()
+        self.stubborn = [program.name for program in reversed(self._programs) if not program.end()]
         shutil.rmtree(self.folder, ignore_errors=True)
-        return stubborn
 
 
 class Traffic:

@@ -15,6 +15,8 @@ from demo_parts.narration import Broken, Story
 
 COMMAND_S = 120.0
 """The longest that any command of the story may take."""
+SCRATCH = "tmp"
+"""In the demo's folder: where temporary files go."""
 PROGRAMS = Path(sys.executable).parent
 """Where `modelkeep` and `python` stand: beside the Python that runs the demo."""
 
@@ -36,9 +38,14 @@ class Ran:
     err: str
 
 
-def environment(url: str | None, token: str | None) -> dict[str, str]:
-    """The variables of a shell in which Modelkeep is set up, and no others of its own."""
+def environment(folder: Path, url: str | None = None, token: str | None = None) -> dict[str, str]:
+    """The variables of a shell in which Modelkeep is set up, and no others of its own.
+
+    Args:
+        folder: the demo's; libraries that leave files in the temporary folder find one in there.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith("MODELKEEP_")}
+    own["TMPDIR"] = str(folder / SCRATCH)
     own["PATH"] = f"{PROGRAMS}{os.pathsep}{own.get('PATH', os.defpath)}"
     if url is not None:
         own["MODELKEEP_URL"] = url
@@ -84,7 +91,7 @@ class Shell:
             done = subprocess.run(
                 [str(PROGRAMS / name), *words],
                 cwd=self._folder,
-                env=environment(self.url, who.token),
+                env=environment(self._folder, self.url, who.token),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

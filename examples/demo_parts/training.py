@@ -38,20 +38,20 @@ def train(variants: Sequence[str], folder: Path, rows: Path) -> dict[str, str]:
     """
     (folder / "examples").symlink_to(EXAMPLES)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        trainings = {variant: pool.submit(_run, command(variant).split(), folder) for variant in variants}
-        replay = pool.submit(_run, ["python", "-m", "demo_parts.training", str(rows)], EXAMPLES)
+        trainings = {v: pool.submit(_run, command(v).split(), folder, folder) for v in variants}
+        replay = pool.submit(_run, ["python", "-m", "demo_parts.training", str(rows)], folder, EXAMPLES)
         replay.result()
         return {variant: training.result() for variant, training in trainings.items()}
 
 
-def _run(words: Sequence[str], folder: Path) -> str:
+def _run(words: Sequence[str], folder: Path, where: Path) -> str:
     # Two processes share the machine, so each may have one thread for its arithmetic.
-    own = environment(None, None) | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    own = environment(folder) | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     program = str(PROGRAMS / words[0])
     try:
         done = subprocess.run(
             [program, *words[1:]],
-            cwd=folder,
+            cwd=where,
             env=own,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -32,7 +32,7 @@ def test_the_quickstart_ends_where_it_says() -> None:
         assert lines[2].startswith("tumour:1.1.0: accuracy 0.")
         assert lines[3].startswith("  answered by tumour:1.1.0 [")
         assert lines[4] == "rolled back to tumour:1.0.0"
-        assert lines[5].startswith("a moment ago it was tumour:1.1.0, brought there by ")
+        assert lines[5].startswith("a moment ago it was tumour:1.1.0, because of accuracy 0.")
         assert house.client().get_version("tumour#production").semver == "1.0.0"
 
 

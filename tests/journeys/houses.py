@@ -32,6 +32,7 @@ class House:
     def __init__(self, folder: Path, auth: str) -> None:
         self.data = folder / "house"
         self._log = folder / "up.log"
+        self._clients: list[Client] = []
         words = [MODELKEEP, "up", "--json", "--data", str(self.data), "--auth", auth]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -52,7 +53,9 @@ class House:
 
     def client(self, token: str | None = None) -> Client:
         """A client of somebody; the admin's when no token is given."""
-        return Client(self.url, token or self.admin_token)
+        made = Client(self.url, token or self.admin_token)
+        self._clients.append(made)
+        return made
 
     def log(self) -> str:
         """What the processes have logged, the end of it."""
@@ -69,6 +72,8 @@ class House:
 
     def close(self) -> None:
         """End it as a person does, and see that it ends."""
+        for client in self._clients:
+            client.close()
         self._process.terminate()
         try:
             self._process.wait(STOP_S)

@@ -80,7 +80,7 @@ def test_the_story_is_told_to_its_end(told: tuple[str, float]) -> None:
         r"at that moment it was 2\.1\.0, approved by ben",
         r"intact: \d+ events",
         r"fsck finds it",
-        r"everything it had started has ended",
+        r"all it had started has ended",
     ],
 )
 def test_the_story_states_its_facts(told: tuple[str, float], fact: str) -> None:
