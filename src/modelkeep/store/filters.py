@@ -313,7 +313,8 @@ def _like_sqlite(element: Like, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(Like, "postgresql")
 def _like_postgresql(element: Like, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"({compiler.process(element.column, **kw)} LIKE {compiler.process(element.for_like, **kw)} ESCAPE '\\')"
+    column, pattern = compiler.process(element.column, **kw), compiler.process(element.for_like, **kw)
+    return f"({column} LIKE {pattern} ESCAPE '\\')"
 
 
 def _glob(pattern: str) -> str:

@@ -206,7 +206,7 @@ version_files = _table(
 version_metrics = _table(
     "version_metrics",
     _words("version_id", ForeignKey("versions.id")),
-    _words("name"),  # `auc` or `test/auc`: `registration.searchable` says which metrics are found by which name
+    _words("name"),  # `auc` or `test/auc`, as `registration.searchable` names them
     _double("value"),
     _key("version_id", "name"),
     Index(None, "name", "value"),
