@@ -116,15 +116,20 @@ _started = time.monotonic()
 
 def process_use() -> ProcessUse:
     """This process's own use."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
     pid = os.getpid()
     return ProcessUse(
         pid=pid,
-        cpu_s=used.ru_utime + used.ru_stime,
+        cpu_s=cpu_s(),
         memory_bytes=memory_bytes(pid),
         descriptors=_descriptors(),
         uptime_s=time.monotonic() - _started,
     )
+
+
+def cpu_s() -> float:
+    """Processor time of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def memory_bytes(pid: int) -> int:

@@ -129,7 +129,6 @@ class Front:
     def _report(self) -> None:
         """Hand over the counts."""
         routes = [counts for tally in self._router.tallies() if (counts := tally.collect()) is not None]
-        use = telemetry.process_use()
         self._channel.send(
             messages.FrontCounts(
                 routes=routes,
@@ -138,8 +137,8 @@ class Front:
                 shed=self._shed,
                 connections=len(self._connections),
                 in_flight=sum(version.in_flight for version in self._versions.values()),
-                cpu_s=use.cpu_s,
-                memory_bytes=use.memory_bytes,
+                cpu_s=telemetry.cpu_s(),
+                memory_bytes=telemetry.memory_bytes(os.getpid()),
             )
         )
         self.answers.statuses, self._retries, self._shed = {}, {}, {}

@@ -55,6 +55,8 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     url: str | None = None
     fronts: int = 1
     log_level: str = "INFO"
+    environment: dict[str, str] = {}
+    """Variables that fronts and workers get; they inherit none, so that no secret reaches a model."""
 
     body_max_bytes: int = 8 * 1024 * 1024
     connections_max: int = 4096

@@ -28,7 +28,6 @@ OUTPUT_KEPT_BYTES = 8 * 1024
 """Of what a child prints, the last bytes are kept for the error that may follow."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 log = telemetry.Log("gateway.processes")
 
@@ -122,6 +121,7 @@ class Child(asyncio.Protocol):
 
         Args:
             keep_output: keep the end of what it prints instead of passing it on.
+            environment: all of the child's variables; nothing is inherited.
 
         Raises:
             OSError: the system cannot start another process.
@@ -129,14 +129,13 @@ class Child(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         read_end, write_end = os.pipe()
-        kept = {key: os.environ[key] for key in _KEPT_ENVIRONMENT if key in os.environ}
         output = write_end if keep_output else None
         try:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a spawn takes a millisecond
                 [sys.executable, "-P", "-m", module, str(os.getpid()), str(theirs.fileno()),
                  *(str(descriptor) for descriptor in extra_fds)],
                 pass_fds=(theirs.fileno(), *extra_fds),
-                env={**kept, **environment},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
