@@ -62,9 +62,11 @@ class Gateway:
         log.close()
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
-        if not line:
-            raise AssertionError(f"the gateway did not start: {self.log()}")
-        self.port = int(line.rpartition(":")[2])
+        port = line.rpartition(":")[2]
+        if not port.isdigit():
+            self.close()
+            raise AssertionError(f"the gateway did not start: {line} {self.log()}")
+        self.port = int(port)
         return self
 
     def log(self) -> str:

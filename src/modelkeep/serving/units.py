@@ -170,6 +170,7 @@ class VersionUnit:
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         try:
             environment = {
+                **options.environment,
                 **dict.fromkeys(names, str(threads)),
                 "HOME": str(folder),
                 "PYTHONDONTWRITEBYTECODE": "1",
@@ -339,7 +340,7 @@ class FrontUnit:
                     "modelkeep.serving.front",
                     extra_fds=(self._listener.fileno(),),
                     keep_output=False,
-                    environment={},
+                    environment=self._owner.options.environment,
                 )
             except OSError as problem:
                 log.error("No front could be started.", error=str(problem))
