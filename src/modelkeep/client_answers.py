@@ -274,11 +274,18 @@ class WhatWas(Struct, frozen=True, kw_only=True):
 # and audit
 
 
+class AuthMode(StrEnum):
+    """Whom the server believes."""
+
+    LOCAL = "local"
+    TOKEN = "token"
+
+
 class WhoAmI(Struct, frozen=True, kw_only=True):
     """Who the server takes you for, and what you hold."""
 
     actor: Actor
-    mode: str
+    mode: AuthMode
     owner: bool
     grants: tuple[Grant, ...]
     verbs: tuple[Verb, ...] | None

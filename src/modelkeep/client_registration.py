@@ -24,7 +24,7 @@ from modelkeep.client_files import (
 )
 from modelkeep.client_transport import CHUNK_BYTES, V1, Body, Request, model_path, segment
 from modelkeep.core import codec, errors, values
-from modelkeep.core.catalog import Bump, Draft, DraftSpec, FileEntry, Manifest, Metric
+from modelkeep.core.catalog import Bump, Draft, DraftSpec, FileEntry, Manifest, Metric, check_metrics
 from modelkeep.core.signature import Signature
 
 METADATA_NAMES = ("metadata.yaml", "metadata.yml", "metadata.json")
@@ -182,7 +182,7 @@ class RegistrationVerbs(CatalogVerbs):
             override_semver=override_semver,
             parent=parent,
             signature=signature,
-            metrics=tuple(metrics_of(metrics)),
+            metrics=check_metrics(tuple(metrics_of(metrics))),  # JSON would lose a NaN
             params={key: str(value) for key, value in (params or {}).items()},
             metadata=read_document(metadata),
             description=description,

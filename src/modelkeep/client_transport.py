@@ -376,7 +376,7 @@ class Wire:
         """Read one thing."""
         return self.send(kind, "GET", path, query=query)
 
-    def listing(self, page: type[Page[T]], path: str, limit: int | None, **query: Any) -> Listing[T]:
+    def listing(self, page: type[Page[T]], path: str, limit: int | None, /, **query: Any) -> Listing[T]:
         """A list that is read page by page, up to `limit` rows."""
 
         def fetch(rows: int | None, token: str | None) -> Page[T]:

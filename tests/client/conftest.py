@@ -1,4 +1,6 @@
-"""A fake server and a client of it. The waits between retries are made short; that they happen is what is tested."""
+"""A fake server and a client of it. The waits between retries are made short; that they happen is what is
+tested.
+"""
 
 from collections.abc import Iterator
 

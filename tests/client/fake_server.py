@@ -1,7 +1,8 @@
-"""A small server of the standard library that speaks Modelkeep's wire, for tests of the client and the command line.
+"""A small server of the standard library that speaks Modelkeep's wire, for tests of the client and the
+command line.
 
-It answers what a test has put in, records what it was asked, and can break off. Drafts and downloads behave as the
-real ones do, so that resuming is tested against the protocol and not against a script of answers.
+It answers what a test has put in, records what it was asked, and can break off. Drafts and downloads behave
+as the real ones do, so that resuming is tested against the protocol and not against a script of answers.
 """
 
 import hashlib
@@ -24,7 +25,9 @@ Answer = tuple[int, bytes, dict[str, str]]
 class Asked:
     """One request as it arrived."""
 
-    def __init__(self, method: str, target: str, headers: dict[str, str], body: bytes, connection: int) -> None:
+    def __init__(
+        self, method: str, target: str, headers: dict[str, str], body: bytes, connection: int
+    ) -> None:
         parts = urlsplit(target)
         self.method, self.path = method, unquote(parts.path)
         self.query = dict(parse_qsl(parts.query))
@@ -137,7 +140,9 @@ class Drafts:
         held = self.stored.get(entry["digest"], b"")
         offset = int(asked.query.get("offset", 0))
         if offset != len(held):
-            return errors.OffsetMismatch("The bytes do not begin where the stored ones end.", offset=len(held))
+            return errors.OffsetMismatch(
+                "The bytes do not begin where the stored ones end.", offset=len(held)
+            )
         held += asked.body
         self.stored[entry["digest"]] = held
         if len(asked.body) < int(asked.headers["content-length"]):
@@ -202,5 +207,3 @@ def running() -> Iterator[FakeServer]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-

@@ -1,4 +1,6 @@
-"""Things as a server would answer them, with times and ids that never change, for tests of what is sent and shown."""
+"""Things as a server would answer them, with times and ids that never change, for tests of what is sent and
+shown.
+"""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,8 +30,12 @@ def version(number: int = 2, semver: str = "1.1.0", **more: Any) -> ModelVersion
         digest=digest("a"),
         size_bytes=4_321_987,
         files=(
-            FileEntry(path="metadata.yaml", size_bytes=987, digest=digest("b"), media_type="application/yaml"),
-            FileEntry(path="model.onnx", size_bytes=4_321_000, digest=digest("c"), media_type="application/vnd.onnx"),
+            FileEntry(
+                path="metadata.yaml", size_bytes=987, digest=digest("b"), media_type="application/yaml"
+            ),
+            FileEntry(
+                path="model.onnx", size_bytes=4_321_000, digest=digest("c"), media_type="application/vnd.onnx"
+            ),
         ),
         signature=Signature(
             inputs=(

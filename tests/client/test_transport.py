@@ -1,4 +1,6 @@
-"""Requests get through, or fail with the right error: retries, keys, kept connections, and errors by their code."""
+"""Requests get through, or fail with the right error: retries, keys, kept connections, and errors by their
+code.
+"""
 
 import socket
 import time
@@ -132,9 +134,7 @@ def test_an_answer_of_another_release_is_told(server: FakeServer, client: Client
         client.get_model("churn")
 
 
-def test_an_answer_is_bounded(
-    server: FakeServer, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_is_bounded(server: FakeServer, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that never ends does not fill the memory."""
     monkeypatch.setattr(client_transport, "ANSWER_MAX_BYTES", 100)
     server.on("GET", MODEL, model())
@@ -143,7 +143,8 @@ def test_an_answer_is_bounded(
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://127.0.0.1", "http://", "http://127.0.0.1:x", "http://a:b@127.0.0.1", "http://127.0.0.1:99999"]
+    "url",
+    ["ftp://127.0.0.1", "http://", "http://127.0.0.1:x", "http://a:b@127.0.0.1", "http://127.0.0.1:99999"],
 )
 def test_a_wrong_address_is_refused_at_once(url: str) -> None:
     """What cannot be an address never becomes a request; a password in it is not taken."""

@@ -58,9 +58,15 @@ def _more(session: Session, token: str | None) -> None:
 
 @verb()
 @click.argument("ref")
-def show(session: Session, ref: str) -> None:
+@click.option("--metadata", is_flag=True, help="Print the version's metadata as YAML.")
+def show(session: Session, ref: str, metadata: bool) -> None:
     """Show a model, or the version that REF names (churn:2.1.0, churn@champion, churn#production)."""
     from modelkeep.core import values
+
+    if metadata:
+        found = session.client.get_version(ref)
+        session.answer(found.metadata, [found.reference], catalog_views.metadata(found))
+        return
 
     parsed = values.parse_ref(ref)
     if parsed.selector is None and parsed.at is None:

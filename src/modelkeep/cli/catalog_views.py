@@ -170,6 +170,17 @@ def version(found: "ModelVersion") -> View:
     return draw
 
 
+def metadata(found: "ModelVersion") -> View:
+    """The metadata as the YAML that it can be registered with again."""
+
+    def draw(screen: Screen) -> None:
+        from modelkeep.core import metadata as documents
+
+        screen.raw(documents.write_metadata(found.metadata))
+
+    return draw
+
+
 def _signature(screen: Screen, signature: "Signature") -> None:
     rows = [
         (side, f.name, f.type.value, "" if f.required else "optional", _bounds(f))
@@ -318,7 +329,7 @@ def difference(found: "VersionDiff") -> View:
             (
                 ("bump", found.bump.value),
                 ("because", list(found.reasons) or None),
-                ("unknown", list(found.unknown) or None),
+                ("not known", ", ".join(found.unknown)),
             )
         )
         _part(

@@ -90,7 +90,7 @@ def _server(client: Client) -> Iterator[Check]:
 def _caller(client: Client) -> Check:
     found = client.whoami()
     sure = " (asserted)" if found.actor.asserted else ""
-    return Check(name="who you are", ok=True, found=f"{found.actor.name}{sure}, mode {found.mode}")
+    return Check(name="who you are", ok=True, found=f"{found.actor.name}{sure}, mode {found.mode.value}")
 
 
 def _gateways(client: Client) -> Check:

@@ -178,14 +178,15 @@ def _watch(session: Session, endpoint: str, status: "RolloutStatus") -> int:
     while True:
         if live:
             drawn = views.redraw(session.screen, views.status(status), drawn)
-        elif (line := views.change(status)) != last:
+        elif (line := views.change(status)) != last and not session.quiet:
             last = line
-            ids = [status.rollout.id] if status.rollout else [status.endpoint.name]
-            session.answer(status, ids, lambda screen, line=line: screen.line(line))  # type: ignore[misc]  # bound now
+            session.answer(status, (), views.one_line(line))
             sys.stdout.flush()
         if not status.active:
             break
         status = _next_status(session, endpoint)
+    if session.quiet:
+        session.screen.line(status.rollout.id if status.rollout else status.endpoint.name)
     return 0 if status.rollout is None or status.rollout.state.value == "succeeded" else 3
 
 

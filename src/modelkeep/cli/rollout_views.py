@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelkeep.cli.catalog_views import View
-from modelkeep.cli.show import Screen, Text, duration, moment, number, share
+from modelkeep.cli.show import Screen, Text, duration, moment, number, share, short
 
 if TYPE_CHECKING:
     from modelkeep.client_answers import Explanation, RolloutStatus
@@ -166,6 +166,7 @@ def status(found: "RolloutStatus") -> View:
     """How an endpoint's traffic stands."""
 
     def draw(screen: Screen) -> None:
+        names = _names(found.rollout)
         screen.line(
             Text(found.endpoint.name, "strong"),
             f"follows {found.endpoint.model}#{found.endpoint.stage}",
@@ -188,7 +189,7 @@ def status(found: "RolloutStatus") -> View:
                         moment(g.seen_at),
                         Text("answers", "good") if g.answering else Text("silent", "bad"),
                         share(g.candidate_ppm),
-                        ", ".join(f"{name} {phase.value}" for name, phase in g.phases.items()),
+                        ", ".join(f"{names.get(d, short(d))} {p.value}" for d, p in g.phases.items()),
                     )
                     for g in found.gateways
                 ),
@@ -197,6 +198,16 @@ def status(found: "RolloutStatus") -> View:
             screen.line(Text("No gateway has been seen; start one with 'modelkeep gateway'.", "warn"))
 
     return draw
+
+
+def _names(found: "Rollout | None") -> dict[str, str]:
+    """The versions of a rollout by digest, as a gateway names them."""
+    if found is None:
+        return {}
+    names = {str(found.candidate_digest): found.candidate_semver}
+    if found.stable_digest is not None and found.stable_semver is not None:
+        names[str(found.stable_digest)] = found.stable_semver
+    return names
 
 
 def change(found: "RolloutStatus") -> str:
@@ -212,6 +223,11 @@ def change(found: "RolloutStatus") -> str:
     elif r.judgement is not None and r.judgement.verdict.value != "hold":
         words.append(r.judgement.verdict.value)
     return ": ".join(words)
+
+
+def one_line(text: str) -> View:
+    """A line."""
+    return lambda screen: screen.line(text)
 
 
 def redraw(screen: Screen, view: View, drawn: int) -> int:
