@@ -125,9 +125,9 @@ def test_who_may_not_read_a_model_does_not_learn_of_its_endpoint(world: RolloutW
     rollout = world.latest()
     world.person("out", Role.MAINTAINER, project="elsewhere")
     rollouts = world.rollouts
-    for method in (rollouts.get_endpoint, rollouts.status):
+    for look in (rollouts.get_endpoint, rollouts.status):
         with pytest.raises(errors.EndpointNotFound):
-            world.read("out", method, NAME)
+            world.read("out", look, NAME)
     with pytest.raises(errors.EndpointNotFound):
         world.do("out", rollouts.delete_endpoint, NAME)
     for method in (rollouts.abort, rollouts.pause, rollouts.resume, rollouts.step):
@@ -694,3 +694,15 @@ def test_two_controllers_share_the_work_by_lease(world: RolloutWorld) -> None:
     gateway.turn()
     world.look("third")
     assert world.database.read(lambda tx: store.lease_of(tx, rollout_id)).owner == "third"
+
+
+def test_a_table_is_built_once_for_all_who_ask(world: RolloutWorld) -> None:
+    """Gateways ask all the time; what did not change is not made again, and a poll with the newest number
+    reads one row."""
+    world.serving()
+    table = world.read("gate", world.rollouts.table_if_newer, 0)
+    assert table is not None
+    with world.database.statements() as statements:
+        assert world.read("gate", world.rollouts.table_if_newer, 0) is table
+        assert world.read("gate", world.rollouts.table_if_newer, table.number) is None
+    assert len(statements) == 2
