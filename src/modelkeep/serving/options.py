@@ -83,7 +83,7 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     hang_s: float = 90.0
     """A worker silent for this long is taken for hung: longer than any request may take."""
     worker_threads: int = 0
-    """Threads of one model's arithmetic (0: the machine's cores)."""
+    """Threads of one model's arithmetic (0: half of the machine's cores)."""
     worker_memory_bytes: int = 0
     """Limit of one worker's address space (0: none)."""
     backoff_first_s: float = 0.1

@@ -28,6 +28,8 @@ FETCH_TRIES = 5
 """After so many failures a version's fetch counts as failed; it is tried on nevertheless."""
 FETCH_WAIT_MAX_S = 10.0
 PING_EVERY_S = 5.0
+BUSY_VERSIONS = 2
+"""Versions that share the cores when nobody says how: the stable one and the candidate."""
 STOP_GRACE_S = 1.0
 """Beyond what a worker asks for itself to become quiet."""
 
@@ -166,7 +168,7 @@ class VersionUnit:
         self._loaded, self._ended = loop.create_future(), asyncio.Event()
         self.path.unlink(missing_ok=True)
         child = self._child = Child(messages.FromWorker, self._heard, self._gone, name=self.spec.label)
-        threads = options.worker_threads or os.cpu_count() or 1
+        threads = options.worker_threads or max(1, (os.cpu_count() or 1) // BUSY_VERSIONS)
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         try:
             environment = {
@@ -174,6 +176,7 @@ class VersionUnit:
                 **dict.fromkeys(names, str(threads)),
                 "HOME": str(folder),
                 "PYTHONDONTWRITEBYTECODE": "1",
+                "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime would note what it does, and send it home
             }
             await child.start("modelkeep.serving.worker", keep_output=True, environment=environment)
         except OSError as problem:
