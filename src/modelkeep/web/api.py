@@ -34,6 +34,10 @@ def _model(text: str | None) -> ModelName | None:
     return parse_model_name(text) if text is not None else None
 
 
+def _project(text: str | None) -> str | None:
+    return values.check_name(text, "project") if text is not None else None
+
+
 def _moment(text: str | None) -> datetime | None:
     return codec.parse_time(text) if text is not None else None
 
@@ -54,7 +58,7 @@ def list_models(act: Act, call: Call) -> Any:
         act,
         limit=q.limit,
         page_token=q.page_token,
-        project=q.project,
+        project=_project(q.project),
         filter_text=q.filter,
         order_text=q.order,
     )
@@ -96,7 +100,7 @@ def search_versions(act: Act, call: Call) -> Any:
         act,
         limit=q.limit,
         page_token=q.page_token,
-        project=q.project,
+        project=_project(q.project),
         filter_text=q.filter,
         order_text=q.order,
     )

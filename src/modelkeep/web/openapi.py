@@ -10,7 +10,9 @@ import msgspec
 
 from modelkeep import __version__
 from modelkeep.web.dispatch import Dispatcher
-from modelkeep.web.operations import Call, NoQuery, Operation
+from modelkeep.web.operations import Call, Mode, NoQuery, Operation
+from modelkeep.web.requests import TOKEN_PATTERN
+from modelkeep.web.shapes import NAME_PATTERN
 
 _PROBLEM = {
     "type": "object",
@@ -25,13 +27,21 @@ _PROBLEM = {
         "request_id": {"type": ["string", "null"]},
     },
 }
+_ID = r"^[A-Za-z0-9_]{1,64}$"
 _PARAMETERS = {
-    "project": "The project; `default` unless the model's name says another.",
-    "model": "The model's name within its project.",
-    "alias": "The alias.",
-    "name": "The name.",
-    "id": "The id.",
-    "digest": "A whole digest, `sha256:` and 64 hexadecimal digits.",
+    "project": ("The project; `default` unless the model's name says another.", NAME_PATTERN),
+    "model": ("The model's name within its project.", NAME_PATTERN),
+    "alias": ("The alias.", NAME_PATTERN),
+    "name": ("The name.", NAME_PATTERN),
+    "id": ("The id.", _ID),
+    "digest": ("A whole digest, `sha256:` and 64 hexadecimal digits.", r"^sha256:[0-9a-f]{64}$"),
+}
+_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key with the same request gives the same answer for 24 hours.",
+    "schema": {"type": "string", "pattern": TOKEN_PATTERN},
 }
 
 
@@ -67,7 +77,11 @@ def _operation(row: Operation, names: dict[Any, Any], components: dict[str, Any]
     described: dict[str, Any] = {
         "operationId": row.name,
         "summary": row.summary,
-        "parameters": [*_path_parameters(row), *_query_parameters(row, components)],
+        "parameters": [
+            *_path_parameters(row),
+            *_query_parameters(row, components),
+            *([_KEY] if row.mode is Mode.WRITE else []),
+        ],
         "responses": {
             str(row.status): _answer(row, names),
             "default": {
@@ -102,8 +116,8 @@ def _path_parameters(row: Operation) -> list[dict[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "description": _PARAMETERS[name],
-            "schema": {"type": "string", "minLength": 1},
+            "description": _PARAMETERS[name][0],
+            "schema": {"type": "string", "pattern": _PARAMETERS[name][1]},
         }
         for name in found
     ]

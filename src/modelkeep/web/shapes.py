@@ -26,7 +26,24 @@ RefText = Annotated[
         description="A reference, like churn:2.1.0 or churn#production.",
     ),
 ]
-NameText = Annotated[str, Meta(min_length=1, max_length=300)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""What a name is, for the description: it is checked where it is used, which says more when it is none."""
+_SEGMENT = NAME_PATTERN[1:-1]
+_FULL_NAME_PATTERN = f"^({_SEGMENT}/)?{_SEGMENT}$"
+
+NameText = Annotated[str, Meta(min_length=1, max_length=300, extra_json_schema={"pattern": NAME_PATTERN})]
+ModelText = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=300,
+        description="A model: `name`, or `project/name`.",
+        extra_json_schema={"pattern": _FULL_NAME_PATTERN},
+    ),
+]
+TimeText = Annotated[
+    str, Meta(max_length=60, description="RFC 3339.", extra_json_schema={"format": "date-time"})
+]
 Reason = Annotated[str, Meta(max_length=values.TEXT_MAX, description="Why; people read it later.")]
 Tags = dict[
     Annotated[str, Meta(max_length=values.TAG_KEY_MAX)], Annotated[str, Meta(max_length=values.TAG_VALUE_MAX)]
@@ -62,7 +79,7 @@ class RefAtQuery(Shape, frozen=True, kw_only=True):
     """The version meant, at a moment."""
 
     ref: RefText
-    at: Annotated[str, Meta(max_length=60)] | None = None
+    at: TimeText | None = None
 
 
 class FileQuery(Shape, frozen=True, kw_only=True):
@@ -89,10 +106,10 @@ class CompareQuery(Shape, frozen=True, kw_only=True):
 class BestQuery(Shape, frozen=True, kw_only=True):
     """By which metric, and among which versions."""
 
-    metric: NameText
+    metric: Annotated[str, Meta(min_length=1, max_length=values.TAG_KEY_MAX)]
     direction: Annotated[str, Meta(pattern="^(higher|lower)$")] | None = None
     filter: Annotated[str, Meta(max_length=4_096)] | None = None
-    split: NameText | None = None
+    split: Annotated[str, Meta(min_length=1, max_length=values.TAG_KEY_MAX)] | None = None
 
 
 class DiffQuery(Shape, frozen=True, kw_only=True):
@@ -112,7 +129,7 @@ class GateQuery(Shape, frozen=True, kw_only=True):
 class RequestsQuery(ListQuery, frozen=True, kw_only=True):
     """Which promotion requests."""
 
-    model: NameText | None = None
+    model: ModelText | None = None
     state: RequestState | None = None
 
 
@@ -120,13 +137,13 @@ class RolloutsQuery(ListQuery, frozen=True, kw_only=True):
     """Which rollouts."""
 
     endpoint: NameText | None = None
-    model: NameText | None = None
+    model: ModelText | None = None
 
 
 class ScopeQuery(Shape, frozen=True, kw_only=True):
     """A model, a project (`project/`), or the installation when left out."""
 
-    scope: NameText | None = None
+    scope: Annotated[str, Meta(min_length=1, max_length=300)] | None = None
 
 
 class HistoryQuery(Shape, frozen=True, kw_only=True):
@@ -141,9 +158,9 @@ class EventsQuery(Shape, frozen=True, kw_only=True):
 
     after: Annotated[int, Meta(ge=0, le=2**62)] = 0
     limit: Limit = values.PAGE_DEFAULT
-    model: NameText | None = None
-    kind: NameText | None = None
-    subject: NameText | None = None
+    model: ModelText | None = None
+    kind: Annotated[str, Meta(max_length=100)] | None = None
+    subject: Annotated[str, Meta(max_length=600)] | None = None
     newest: bool = False
 
 
@@ -204,7 +221,7 @@ class NewRequest(Shape, frozen=True, kw_only=True):
 class NewRollback(Shape, frozen=True, kw_only=True):
     """A model to take back, to its last healthy version or to a named one."""
 
-    model: NameText
+    model: ModelText
     reason: Reason
     to: RefText | None = None
     stage: NameText = "production"
@@ -229,7 +246,7 @@ class Because(Shape, frozen=True, kw_only=True):
 class NewEndpoint(Shape, frozen=True, kw_only=True):
     """An endpoint to create or change."""
 
-    model: NameText
+    model: ModelText
     stage: NameText = "production"
     key_header: Annotated[str, Meta(max_length=100)] | None = None
     slow_ms: Annotated[float, Meta(gt=0, le=3_600_000)] = 250.0
