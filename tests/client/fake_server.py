@@ -104,10 +104,15 @@ class Drafts:
     def begin(self, asked: Asked) -> Answer:
         spec = json.loads(asked.body)
         self.draft = {
-            "id": "dft_1", "model": {"project": "default", "name": "churn"}, "status": "open", "spec": spec,
-            "files": [{**entry} for entry in spec["files"]], "created_at": "2026-01-25T14:03:00Z",
-            "created_by": "ada", "touched_at": "2026-01-25T14:03:00Z",
-        }  # fmt: skip
+            "id": "dft_1",
+            "model": {"project": "default", "name": "churn"},
+            "status": "open",
+            "spec": spec,
+            "files": [{**entry} for entry in spec["files"]],
+            "created_at": "2026-01-25T14:03:00Z",
+            "created_by": "ada",
+            "touched_at": "2026-01-25T14:03:00Z",
+        }
         return ok(self.state(), 201)
 
     def state(self) -> dict[str, Any]:

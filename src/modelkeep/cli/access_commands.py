@@ -171,7 +171,10 @@ def audit() -> None:
 def audit_log(
     session: Session, model: str | None, kind: str | None, subject: str | None, after: int | None, limit: int
 ) -> None:
-    """Read the log of MODEL, or all of it; the newest first unless --after says where to begin."""
+    """Read the log of MODEL, or all of it; the newest first unless --after says where to begin.
+
+    A name with a question mark was asserted: nobody checked it.
+    """
     found = session.client.list_events(
         after=after or 0,
         limit=min(limit, 1_000),

@@ -30,7 +30,9 @@ def serve(settings: Settings, listener: socket.socket, url: str, on_ready: Calla
         if settings.auth == "token":
             first = house.access.first_start()
             admin = first.secret if first is not None else None
-            wiring.write_private(settings.gateway_folder / "token", house.access.gateway_token() + "\n")
+            shown = settings.gateway_folder / "token"
+            former = shown.read_text().strip() if shown.exists() else None
+            wiring.write_private(shown, house.access.gateway_token(former) + "\n")
         app = create_app(house, hosts=(settings.host, *settings.host_names))
         running = Server(app, lambda: on_ready(Ready(url=url, admin_token=admin)))
         controller = Controller(house)

@@ -1,0 +1,501 @@
+"""What people read: each answer drawn once in a pipe, and tables on terminals of several widths."""
+
+import io
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelkeep.cli import (
+    access_views,
+    catalog_views,
+    promotion_views,
+    rollout_views,
+    server_views,
+)
+from modelkeep.cli.catalog_views import View
+from modelkeep.cli.doctor import Check as DoctorCheck
+from modelkeep.cli.main import run
+from modelkeep.cli.show import Screen, Text, duration, size
+from modelkeep.client_answers import (
+    AuthMode,
+    EventPage,
+    FileProblem,
+    FsckReport,
+    GateReport,
+    GatewayStatus,
+    History,
+    Promotion,
+    PromotionKind,
+    Pulled,
+    Registration,
+    Rollback,
+    RolloutStatus,
+    Ruling,
+    VerifyReport,
+    WhatWas,
+    WhoAmI,
+)
+from modelkeep.core import compare
+from modelkeep.core.access import Grant, Principal, PrincipalKind, Role, TokenInfo
+from modelkeep.core.catalog import Metric
+from modelkeep.core.events import GENESIS, Event, EventKind, chain
+from modelkeep.core.observation import SideCounts, VersionPhase
+from modelkeep.core.policy import GateResult, Mode, Outcome
+from modelkeep.core.promotion import Approval, Interval, MoveCause, PromotionRequest, Seen, Vote
+from modelkeep.core.rollout import Endpoint, Judgement, Rollout, RolloutState, Verdict
+from modelkeep.core.routing import Epoch
+from modelkeep.core.values import Actor
+from tests.client.samples import CHURN, T0, digest, model, version
+
+pytestmark = pytest.mark.req("U1")
+ADA, BEN = Actor(name="ada"), Actor(name="ben", asserted=True)
+
+
+def _drawn(*views: tuple[str, View], width: int | None = None, colour: bool = False) -> str:
+    out = io.StringIO()
+    for title, view in views:
+        out.write(f"--- {title}\n")
+        view(Screen(out, width=width, colour=colour))
+        out.write("\n")
+    return out.getvalue()
+
+
+def _versions() -> list[Any]:
+    first = version(
+        1,
+        "1.0.0",
+        stage="production",
+        aliases=("champion",),
+        parent=None,
+        digest=digest("e"),
+        metrics=(Metric(name="accuracy", value=0.93, split="test"), Metric(name="f1", value=0.9)),
+        params={"max_depth": "4"},
+        created_at=T0 - timedelta(days=9),
+    )
+    return [first, version(), version(3, "2.0.0", stage="archived", tombstone="errors", aliases=())]
+
+
+def test_the_catalog_reads_well(golden: Callable[[str, str], None]) -> None:
+    """Models, versions, comparisons, differences and what registering and pulling say."""
+    first, second, third = _versions()
+    problem = FileProblem(
+        digest=digest("c"),
+        path="model.onnx",
+        versions=("churn:1.1.0",),
+        problem="has other bytes",
+        actual=digest("0"),
+    )
+    damaged = VerifyReport(
+        version="churn:1.1.0",
+        digest=digest("a"),
+        ok=False,
+        files=2,
+        size_bytes=4_321_987,
+        problems=(problem,),
+    )
+    text = _drawn(
+        ("ls", catalog_views.models([model()])),
+        ("show churn", catalog_views.model(model())),
+        ("ls churn", catalog_views.versions([third, second, first])),
+        ("show churn:1.1.0", catalog_views.version(second)),
+        ("compare", catalog_views.comparison(compare.compare([first, second, third]))),
+        ("diff", catalog_views.difference(compare.diff(first, second))),
+        ("best", catalog_views.best(compare.best([first, second], "f1"))),
+        (
+            "register",
+            catalog_views.registration(Registration(version=second, created=True, reasons=("minor: new",))),
+        ),
+        (
+            "register again",
+            catalog_views.registration(Registration(version=second, created=False, reasons=())),
+        ),
+        ("pull", catalog_views.pulled(Pulled(version=second, folder="here", fetched=1, already_there=1))),
+        ("verify", catalog_views.verification(damaged)),
+        ("alias", catalog_views.aliases(model())),
+    )
+    golden("cli_catalog.txt", text)
+
+
+def _gates() -> tuple[GateResult, ...]:
+    return (
+        GateResult(
+            gate="files_verified",
+            outcome=Outcome.PASSED,
+            mode=Mode.ENFORCE,
+            why="every stored byte matches its digest",
+            evidence=digest("1"),
+        ),
+        GateResult(
+            gate="metric:f1",
+            outcome=Outcome.FAILED,
+            mode=Mode.ENFORCE,
+            why="f1 is 0.9; at least 0.95 is required",
+            fix="reach f1 at least 0.95",
+            evidence=digest("2"),
+        ),
+        GateResult(
+            gate="metadata",
+            outcome=Outcome.INCONCLUSIVE,
+            mode=Mode.WARN,
+            why="the metadata lacks business.owner",
+            fix="register a version whose metadata has these fields",
+            evidence=digest("3"),
+        ),
+    )
+
+
+def _request(**more: Any) -> PromotionRequest:
+    seen = Seen(version=digest("a"), policy=digest("b"), evidence=digest("c"))
+    made: dict[str, Any] = {
+        "id": "req_1",
+        "model": CHURN,
+        "number": 2,
+        "semver": "1.1.0",
+        "digest": digest("a"),
+        "to": "production",
+        "reason": "AUC +0.4",
+        "requested_by": ADA,
+        "created_at": T0,
+        "expires_at": T0 + timedelta(days=14),
+        "gates": _gates()[:1],
+        "approvals_needed": 2,
+        "reviews": (
+            Approval(
+                by=BEN, vote=Vote.APPROVE, roles=("approver",), comment="Looks right.", seen=seen, at=T0
+            ),
+        ),
+    }
+    return PromotionRequest(**{**made, **more})
+
+
+def _interval(**more: Any) -> Interval:
+    made: dict[str, Any] = {
+        "stage": "production",
+        "number": 1,
+        "semver": "1.0.0",
+        "from_at": T0,
+        "from_sequence": 7,
+        "cause": MoveCause.ROLLOUT,
+        "actor": "ada",
+        "reason": "first",
+        "request": "req_1",
+        "rollout": "rol_1",
+    }
+    return Interval(**{**made, **more})
+
+
+def test_promotion_reads_well(golden: Callable[[str, str], None]) -> None:
+    """Gates with and without their explanation, requests, moves, history and the time machine."""
+    first, second, _ = _versions()
+    report = GateReport(
+        version="churn:1.1.0",
+        number=2,
+        stage="production",
+        ruling=Ruling.DENIED,
+        gates=_gates(),
+        policy="team",
+        policy_version=3,
+        policy_digest=digest("d"),
+        incumbent=1,
+        request=None,
+        approved_by=("ben",),
+        approvals_missing=1,
+        approvals_roles=("approver", "admin"),
+        obstacle=None,
+        next="reach f1 at least 0.95",
+    )
+    event = Event(sequence=7, kind=EventKind.STAGE_MOVED, at=T0, actor=ADA, subject="churn:1.0.0")
+    moved = Promotion(
+        kind=PromotionKind.MOVED, version=second, stage="production", displaced=1, gates=_gates()[:1]
+    )
+    rolling = Promotion(
+        kind=PromotionKind.ROLLOUT, version=second, stage="production", rollout="rol_1", endpoint="churn"
+    )
+    back = Rollback(
+        kind=PromotionKind.MOVED,
+        stage="production",
+        version=first,
+        from_number=2,
+        from_semver="1.1.0",
+        tombstoned=True,
+    )
+    stays = (
+        _interval(number=2, semver="1.1.0", from_at=T0 + timedelta(hours=30), cause=MoveCause.PROMOTION),
+        _interval(to_at=T0 + timedelta(hours=30), to_sequence=9),
+    )
+    was = WhatWas(
+        version=first,
+        stage="production",
+        at=T0 + timedelta(hours=1),
+        sequence=8,
+        interval=stays[1],
+        event=event,
+        gates=_gates()[:1],
+        approved_by=("ben",),
+    )
+    text = _drawn(
+        ("gate", promotion_views.gate(report, False)),
+        ("gate --explain", promotion_views.gate(report, True)),
+        ("promote, moved", promotion_views.promoted(moved)),
+        ("promote, rollout", promotion_views.promoted(rolling)),
+        ("rollback", promotion_views.rolled_back(back)),
+        ("request list", promotion_views.requests([_request(), _request(id="req_2", approvals_needed=0)])),
+        ("request show", promotion_views.request(_request())),
+        ("history", promotion_views.history(History(model=CHURN, intervals=stays))),
+        ("whatwas", promotion_views.whatwas(was)),
+        ("stages show", promotion_views.stages(model())),
+    )
+    golden("cli_promotion.txt", text)
+
+
+def _endpoint() -> Endpoint:
+    return Endpoint(
+        id="end_1",
+        name="churn",
+        model=CHURN,
+        stage="production",
+        key_header="x-user-id",
+        stable=1,
+        rollout="rol_1",
+        created_at=T0,
+        created_by="ada",
+    )
+
+
+def _rollout(**more: Any) -> Rollout:
+    judgement = Judgement(
+        verdict=Verdict.HOLD, why="not enough evidence yet from 120 new callers", p_value=0.4
+    )
+    made: dict[str, Any] = {
+        "id": "rol_1",
+        "endpoint": "churn",
+        "model": CHURN,
+        "stage": "production",
+        "stable": 1,
+        "stable_digest": digest("e"),
+        "stable_semver": "1.0.0",
+        "candidate": 2,
+        "candidate_digest": digest("a"),
+        "candidate_semver": "1.1.0",
+        "plan": _endpoint().plan,
+        "salt": "s",
+        "state": RolloutState.STEPPING,
+        "epoch": Epoch(2, 1),
+        "weight_ppm": 100_000,
+        "started_at": T0,
+        "started_by": ADA,
+        "reason": "AUC +0.4",
+        "judgement": judgement,
+        "candidate_counts": SideCounts(
+            requests=240, errors=2, new_callers=120, callers_first_error=2, duration_ms_sum=900
+        ),
+        "stable_counts": SideCounts(requests=2_160, new_callers=1_080, duration_ms_sum=7_700),
+        "notes": ("In row 0, field 'age': missing.",),
+    }
+    return Rollout(**{**made, **more})
+
+
+def _status(rollout: Rollout | None) -> RolloutStatus:
+    gateway = GatewayStatus(
+        gateway="gw_1",
+        url="http://127.0.0.1:5001",
+        seen_at=T0,
+        answering=True,
+        epoch=Epoch(2, 1),
+        candidate_ppm=100_000,
+        in_step=True,
+        phases={
+            digest("e"): VersionPhase.READY,
+            digest("a"): VersionPhase.READY,
+            digest("9"): VersionPhase.STARTING,
+        },
+    )
+    return RolloutStatus(
+        endpoint=_endpoint(),
+        stable="1.0.0",
+        previous=None,
+        rollout=rollout,
+        active=rollout is not None and not rollout.state.finished,
+        gateways=(gateway,) if rollout else (),
+    )
+
+
+def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:
+    """Endpoints, a rollout in a step and after its end, and the lines of a watch in a pipe."""
+    done = _rollout(
+        state=RolloutState.ROLLED_BACK,
+        outcome="more callers fail than on stable",
+        weight_ppm=0,
+        finished_at=T0 + timedelta(minutes=3),
+    )
+    text = _drawn(
+        ("endpoint ls", rollout_views.endpoints([_endpoint()])),
+        ("endpoint show", rollout_views.endpoint(_endpoint())),
+        ("rollout status", rollout_views.status(_status(_rollout()))),
+        ("rollout status, ended", rollout_views.status(_status(done))),
+        ("rollout status, none", rollout_views.status(_status(None))),
+        ("rollout ls", rollout_views.rollouts([done, _rollout()])),
+        ("watch", rollout_views.one_line(rollout_views.change(_status(_rollout())))),
+        ("watch, ended", rollout_views.one_line(rollout_views.change(_status(done)))),
+    )
+    golden("cli_rollout.txt", text)
+
+
+def test_people_and_records_read_well(golden: Callable[[str, str], None]) -> None:
+    """Who one is, roles, tokens without secrets, and the log with a mark on who was not checked."""
+    grants = (
+        Grant(id="grt_1", principal="ben", role=Role.APPROVER, created_at=T0, created_by="ada"),
+        Grant(
+            id="grt_2",
+            principal="ben",
+            role=Role.VIEWER,
+            project="risk",
+            model="churn",
+            created_at=T0,
+            created_by="ada",
+        ),
+    )
+    who = WhoAmI(
+        actor=Actor(name="ben"), mode=AuthMode.TOKEN, owner=False, grants=grants, verbs=None, project=None
+    )
+    owner = WhoAmI(actor=BEN, mode=AuthMode.LOCAL, owner=True, grants=(), verbs=None, project=None)
+    info = TokenInfo(
+        id="abc",
+        principal="ben",
+        label="laptop",
+        verbs=None,
+        project="risk",
+        created_at=T0,
+        expires_at=T0 + timedelta(days=90),
+    )
+    event = Event(sequence=1, kind=EventKind.MODEL_CREATED, at=T0, actor=BEN, subject="churn", reason="new")
+    ben = Principal(name="ben", kind=PrincipalKind.USER, created_at=T0, created_by="ada")
+    text = _drawn(
+        ("whoami", access_views.whoami(who, "http://127.0.0.1:5000")),
+        ("whoami, local", access_views.whoami(owner, "http://127.0.0.1:5000")),
+        ("user create", access_views.principal(ben)),
+        ("user ls", access_views.principals([ben])),
+        ("grant ls", access_views.grants(grants)),
+        ("token ls", access_views.tokens([info])),
+        ("audit log", access_views.events(EventPage(items=(chain(GENESIS, event),)))),
+    )
+    golden("cli_access.txt", text)
+
+
+def test_care_reads_well(golden: Callable[[str, str], None]) -> None:
+    """The doctor, fsck, the gateway's own rollback, and the first line of all."""
+    problem = FileProblem(digest=digest("c"), path="model.onnx", versions=("churn:1.1.0",), problem="missing")
+    report = FsckReport(
+        ok=False,
+        versions=2,
+        blobs=3,
+        size_bytes=9_000_000,
+        missing=1,
+        damaged=0,
+        problems=(problem,),
+        dangling=1,
+        dangling_bytes=2_048,
+    )
+    checks = [
+        DoctorCheck(name="server", ok=True, found="answers in 1 ms"),
+        DoctorCheck(name="disk", ok=False, found="0.1 GiB are free", advice="make room"),
+    ]
+    back = {
+        "endpoint": "churn",
+        "version": "churn:1.0.0",
+        "removed_version": "churn:1.1.0",
+        "took_ms": 0.61,
+        "fronts": 1,
+        "journaled": True,
+    }
+    places = {
+        "registry": "http://127.0.0.1:5000",
+        "gateway": "http://127.0.0.1:5001",
+        "data": "modelkeep-data",
+    }
+    text = _drawn(
+        ("up", server_views.up(places)),
+        ("doctor", server_views.checks(checks)),
+        ("fsck", server_views.fsck(report)),
+        ("gateway rollback", server_views.gateway_rollback(back)),
+    )
+    golden("cli_server.txt", text)
+
+
+def test_help_reads_well(golden: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    """The first thing a newcomer reads."""
+    assert run(["--help"]) == 0
+    golden("cli_help.txt", capsys.readouterr().out)
+
+
+@given(
+    rows=st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60), st.integers()), max_size=5),
+    width=st.integers(40, 120),
+)
+def test_a_table_fits_the_terminal(rows: list[tuple[str, str, int]], width: int) -> None:
+    """No line is wider than the terminal, whatever the cells hold, and none breaks."""
+    out = io.StringIO()
+    Screen(out, width=width).table(("one", "two", "three"), rows, right=(2,))
+    lines = out.getvalue().splitlines()
+    used = any(any(str(cell) for cell in row) for row in rows)
+    assert len(lines) == (len(rows) + 1 if used else 0)
+    assert all(_cells(line) <= width for line in lines)
+
+
+def _cells(line: str) -> int:
+    from modelkeep.cli.show import _width
+
+    return _width(line)
+
+
+@given(text=st.text())
+def test_no_text_reaches_the_terminal_raw(text: str) -> None:
+    """Of what comes from a server only printable characters are written."""
+    out = io.StringIO()
+    screen = Screen(out, colour=False)
+    screen.line(text)
+    screen.facts((("name", text),))
+    assert all(c.isprintable() or c == "\n" for c in out.getvalue())
+
+
+def test_colour_is_only_where_it_is_wanted() -> None:
+    """The same view with and without colours has the same words."""
+    view = catalog_views.versions(_versions())
+    plain, coloured = _drawn(("x", view)), _drawn(("x", view), colour=True)
+    assert "\x1b[" not in plain
+    assert "\x1b[32m" in coloured
+
+
+def test_a_view_is_drawn_over_the_former() -> None:
+    """A redraw goes up exactly as many lines as it drew before."""
+    out = io.StringIO()
+    screen = Screen(out, width=80)
+    drawn = rollout_views.redraw(screen, lambda s: [s.line("a"), s.line("b" * 100)] and None, 0)
+    assert drawn == 3
+    rollout_views.redraw(screen, lambda s: s.line("c"), drawn)
+    assert out.getvalue().endswith("\x1b[3F\x1b[Jc\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0.5 s"), (90, "90 s"), (600, "10 min"), (7_200, "2 h"), (200_000, "2.31 d")]
+)
+def test_spans_are_said_as_people_do(seconds: float, text: str) -> None:
+    """A span has the unit in which it is a small number."""
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 1024**4, "3072.0 GiB")]
+)
+def test_sizes_are_said_as_people_do(count: int, text: str) -> None:
+    """A size has the unit in which it is a small number."""
+    assert size(count) == text
+
+
+def test_a_styled_text_is_its_text() -> None:
+    """Style is beside the text, so comparing and joining see the text alone."""
+    assert Text("x", "good") == "x"
