@@ -35,6 +35,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"  # the address to listen on; another than this machine's own needs auth = token
     port: int = 5000  # the control plane's port; 0 for any free one
     auth: str = "local"  # local: the operating system's user owns everything; token: nobody without a token
+    token_key_file: str | None = None  # the key of all tokens; servers on one database share it
     host_names: tuple[str, ...] = ()  # further names under which callers may address the server; * for any
     log_level: str = "INFO"  # DEBUG, INFO, WARNING or ERROR
     user: str = "owner"  # who acts in local mode; the operating system's user
@@ -61,6 +62,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def blobs_place(self) -> str:
         return self.blobs or str(self.folder / "blobs")
+
+    @property
+    def token_key_path(self) -> Path:
+        return Path(self.token_key_file) if self.token_key_file else self.folder / "keys" / "token.key"
 
     @property
     def gateway_folder(self) -> Path:

@@ -7,14 +7,15 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from modelkeep.core import errors, policy
 from modelkeep.ports import BlobStore
+from modelkeep.service import token_key
 from modelkeep.service.access import Access, AuthMode
-from modelkeep.service.act import Desk
+from modelkeep.service.act import SYSTEM_CONTEXT, Desk
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.house import House
@@ -22,6 +23,9 @@ from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
 from modelkeep.settings import Settings
 from modelkeep.store.database import Database
+
+KEY_BYTES = 32
+"""Of the key that tokens are hashed with: as many as its hash has."""
 
 
 @contextmanager
@@ -61,7 +65,7 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House
     return House(
         desk=desk,
         blobs=blobs,
-        access=Access(desk, mode, _key(settings.folder / "keys" / "token.key"), settings.user),
+        access=Access(desk, mode, _token_key(settings.token_key_path, desk), settings.user),
         audit=Audit(),
         catalog=catalog,
         promotions=promotions,
@@ -121,24 +125,49 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _key(path: Path) -> bytes:
-    """The installation's secret, made at the first start: 32 random bytes in a file that only its owner
-    reads.
+def _token_key(path: Path, desk: Desk) -> bytes:
+    """The installation's secret. A new installation makes it: 32 random bytes in a file that only its owner
+    reads; one whose database has tokens already must be given the file they were made with.
+
+    Raises:
+        InvalidSetting: it is missing, cannot be read or made, or is another installation's.
     """
-    make_private(path.parent)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) < 32:
-            raise errors.InvalidSetting(f"{path} is damaged; restore it from a backup.") from None
-        return key
-    with os.fdopen(descriptor, "wb") as file:
-        key = secrets.token_bytes(32)
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            key = path.read_bytes()
+        except FileNotFoundError:
+            if desk.read(SYSTEM_CONTEXT, token_key.is_bound):
+                raise errors.InvalidSetting(
+                    f"The key of this database's tokens is not at {path}; copy the key file of a server that "
+                    "uses the database there, or restore it from a backup.",
+                    field="token_key_file",
+                ) from None
+            key = _make_key(path)
+    except OSError as problem:
+        raise errors.InvalidSetting(
+            f"The key file {path} cannot be used: {problem.strerror}.", field="token_key_file"
+        ) from problem
+    if len(key) < KEY_BYTES:
+        raise errors.InvalidSetting(f"{path} is damaged; restore it from a backup.", field="token_key_file")
+    desk.do(SYSTEM_CONTEXT, token_key.bind, key)
     return key
+
+
+def _make_key(path: Path) -> bytes:
+    """Make the key's file whole or not at all; of two servers that do so at once, the first one's stays."""
+    make_private(path.parent)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(beside, path)
+    finally:
+        beside.unlink()
+    return path.read_bytes()
 
 
 def write_private(path: Path, text: str) -> None:

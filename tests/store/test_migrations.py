@@ -188,7 +188,7 @@ def test_an_older_database_is_migrated(
         database.write(lambda tx: tx.run(schema.settings.insert(), **row)).result(10)
     request.getfixturevalue("next_release")
     if dialect == "postgresql":
-        with pytest.raises(errors.StoreUnavailable, match="modelkeep migrate"):
+        with pytest.raises(errors.StoreUnavailable, match="modelkeep server migrate"):
             Database.open(database_url)
         assert migrate.migrate(database_url) == ("0001", "0002")
     with Database.open(database_url) as database:

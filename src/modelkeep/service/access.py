@@ -51,6 +51,7 @@ REMEMBER_S = 24 * 3_600.0
 REFUSALS_PER_HOUR = 20
 """Refused attempts per caller that become audit events; the rest are only logged."""
 
+_GATEWAY_LABEL = "local gateway"
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -493,23 +494,23 @@ class Access:
 
         return self.desk.do(SYSTEM_CONTEXT, begin)
 
-    def gateway_token(self) -> str:
-        """A fresh token for the gateway that is started beside this server; the former one is revoked."""
+    def gateway_token(self, former: str | None) -> str:
+        """A fresh token for the gateway that is started beside this server.
+
+        Args:
+            former: the text of the one it had, which is revoked; those of other servers stay good.
+        """
 
         def begin(act: Act) -> str:
             known = store.get_principal(act.tx, "gateway")
             gateway = known or self._add_principal(act, "gateway", PrincipalKind.SERVICE)
             if known is None:
                 self._give(act, "gateway", Role.GATEWAY)
-            after = ""
-            while page := store.list_tokens(act.tx, after, values.PAGE_MAX, "gateway"):
-                for old in page:
-                    if old.label == "local gateway" and old.revoked_at is None:
-                        store.revoke_token(act.tx, old.id, act.now)
-                        act.record(EventKind.TOKEN_REVOKED, f"token/{old.id}", principal="gateway")
-                after = page[-1].id
+            old = store.get_token(act.tx, _parse(former)[0]) if former and _has_form(former) else None
+            if old is not None and old.label == _GATEWAY_LABEL:
+                self.revoke_token(act, old.id)
             life = timedelta(seconds=TOKEN_MAX_S)
-            return self._new_token(act, gateway, "local gateway", act.now + life, None, None).secret
+            return self._new_token(act, gateway, _GATEWAY_LABEL, act.now + life, None, None).secret
 
         return self.desk.do(SYSTEM_CONTEXT, begin)
 
@@ -556,12 +557,17 @@ def _token_text(credential: str) -> str:
 
 def _parse(text: str) -> tuple[str, str]:
     """Id and secret of a token's text; whatever has not its form is unknown."""
+    if not _has_form(text):
+        raise _unknown()
+    _, _, token_id, rest = text.split("_")
+    return token_id, rest[:32]
+
+
+def _has_form(text: str) -> bool:
     parts = text.split("_")
     if len(parts) != 4 or parts[0] != "mk" or len(parts[2]) != 12 or len(parts[3]) != 38:
-        raise _unknown()
-    if not text.isascii() or _checksum(text[:-6]) != text[-6:]:
-        raise _unknown()
-    return parts[2], parts[3][:32]
+        return False
+    return text.isascii() and _checksum(text[:-6]) == text[-6:]
 
 
 def _base62(length: int) -> str:

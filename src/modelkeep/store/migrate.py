@@ -54,7 +54,7 @@ def prepare(dialect: Dialect, connection: Connection) -> None:
         if dialect.reads_block:
             raise errors.StoreUnavailable(
                 f"The database has the schema {revision} of an older release; this one needs {HEAD}. "
-                "Run 'modelkeep migrate' once, then start again.",
+                "Run 'modelkeep server migrate' once, then start again.",
                 found=revision,
                 needed=HEAD,
             )

@@ -1,6 +1,6 @@
 """What Alembic runs for each migration, on the connection and in the transaction of `store.migrate`.
 
-It reads no file of settings and knows no address; there is no command line for it but `modelkeep migrate`.
+It reads no file of settings and knows no address; the only command line for it is `modelkeep server migrate`.
 """
 
 from alembic import context
