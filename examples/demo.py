@@ -479,7 +479,7 @@ To have callers again:
   cd {demo.rows.parent}
   python examples/traffic.py --url {demo.predict} --rows {demo.rows.name} --summary seen.json
 To stop it, and to remove its folder:
-  kill {demo.house.process.pid}; rm -r {demo.premises.folder}"""
+  {demo.premises.how_to_stop}"""
 
 
 def main() -> int:
@@ -503,6 +503,8 @@ def main() -> int:
     except (Broken, errors.ModelkeepError) as problem:
         story.failed(str(problem))
         story.lines(premises.last_words)
+        if premises.keep:
+            story.lines(f"\nTo stop what is still up, and to remove its folder:\n  {premises.how_to_stop}")
         return 1
     return 0
 

@@ -127,6 +127,12 @@ class Premises:
         self._programs.append(program)
         return program
 
+    @property
+    def how_to_stop(self) -> str:
+        """What to type to end what is left running."""
+        ids = " ".join(str(program.process.pid) for program in self._programs if program.running)
+        return f"kill {ids}; sleep 5; rm -r {self.folder}" if ids else f"rm -r {self.folder}"
+
     def __enter__(self) -> Self:
         return self
 

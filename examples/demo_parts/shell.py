@@ -46,6 +46,7 @@ def environment(folder: Path, url: str | None = None, token: str | None = None) 
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith("MODELKEEP_")}
     own["TMPDIR"] = str(folder / SCRATCH)
+    own["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime would keep notes of what it does in the home folder
     own["PATH"] = f"{PROGRAMS}{os.pathsep}{own.get('PATH', os.defpath)}"
     if url is not None:
         own["MODELKEEP_URL"] = url
