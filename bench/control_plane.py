@@ -18,10 +18,11 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from bench import filling, peers, report, servers
 from bench.filling import Wanted
@@ -32,6 +33,8 @@ from bench.servers import Running
 CONNECTIONS = 8
 MODELS = 100
 """Models that both servers hold, two versions each; `registry_growth` has the large registries."""
+PROMOTIONS = 1_000
+"""Promotions in a round: each model's two versions in turn, so that each one displaces the other."""
 ROLLBACKS = 500
 """Rollbacks in a round, each of a model of its own: what was taken back may not be taken back again."""
 RATIO_MIN = 20.0
@@ -90,27 +93,48 @@ def our_models(rounds: int, rollbacks: int) -> list[Wanted]:
     return [Wanted(name, 2) for name in named]
 
 
-def roll_back(port: int, turn: int, rollbacks: int) -> Figure:
+def watched(server: Running, asking: Callable[[], Figure]) -> Figure:
+    """What a run gave, with the server's processor time."""
+    before = server.cpu_s()
+    figure = asking()
+    return structs.replace(figure, cpu_us=(server.cpu_s() - before) * 1e6 / figure.requests)
+
+
+def promote(server: Running, count: int) -> Figure:
+    """Promote the two versions of each model in turn.
+
+    A number of times and not for some seconds: who stops in the middle does not know which version is where.
+    """
+    each = [our_promotion(f"m{model}", number) for number in (1, 2) for model in range(MODELS)]
+    calls = each * (count // len(each))
+    return watched(server, lambda: drive_each(server.port, calls, connections=CONNECTIONS))
+
+
+def roll_back(server: Running, turn: int, rollbacks: int) -> Figure:
     """Promote two versions of fresh models one after the other, then take each model back, which counts."""
     names = [rolled(turn, index) for index in range(rollbacks)]
     for number in (1, 2):
-        drive_each(port, [our_promotion(name, number) for name in names], connections=CONNECTIONS)
-    return drive_each(port, [our_rollback(name) for name in names], connections=CONNECTIONS)
+        drive_each(server.port, [our_promotion(name, number) for name in names], connections=CONNECTIONS)
+    calls = [our_rollback(name) for name in names]
+    return watched(server, lambda: drive_each(server.port, calls, connections=CONNECTIONS))
 
 
-def operations(ours: Running, peer: Running | None, seconds: float, rollbacks: int) -> list[Operation]:
+def operations(
+    ours: Running, peer: Running | None, *, seconds: int, promotions: int, rollbacks: int
+) -> list[Operation]:
     """Everything that is asked, in the order of the table."""
     models = range(MODELS)
 
     def at_ours(calls: Sequence[Call]) -> Run:
-        return lambda _turn: drive(ours.port, calls, connections=CONNECTIONS, seconds=seconds)
+        return lambda _turn: watched(
+            ours, lambda: drive(ours.port, calls, connections=CONNECTIONS, seconds=seconds)
+        )
 
     def at_peer(calls: Sequence[Call]) -> Run | None:
         if peer is None:
             return None
-        return lambda _turn: drive(
-            peer.port, calls, connections=CONNECTIONS, seconds=seconds, errors_max=PEER_ERRORS_MAX
-        )
+        asking = partial(drive, connections=CONNECTIONS, seconds=seconds, errors_max=PEER_ERRORS_MAX)
+        return lambda _turn: watched(peer, lambda: asking(peer.port, calls))
 
     transitions = [peers.to_production(model, number) for number in (1, 2) for model in models]
     return [
@@ -134,12 +158,12 @@ def operations(ours: Running, peer: Running | None, seconds: float, rollbacks: i
         ),
         Operation(
             name="promote",
-            ours=at_ours([our_promotion(f"m{model}", number) for number in (1, 2) for model in models]),
+            ours=lambda _turn: promote(ours, promotions),
             peer=at_peer(transitions),
         ),
         Operation(
             name="roll back",
-            ours=lambda turn: roll_back(ours.port, turn, rollbacks),
+            ours=lambda turn: roll_back(ours, turn, rollbacks),
             peer=at_peer(transitions),
             p99_max_ms=ROLLBACK_P99_MAX_MS,
         ),
@@ -165,6 +189,8 @@ def row_of(operation: Operation, ours: Sequence[Figure], peer: Sequence[Figure])
     """The line of one operation, from its rounds."""
     middle = median_of(ours)
     values = {"per_second": middle.per_second, "p50_ms": middle.p50_ms, "p99_ms": middle.p99_ms}
+    if middle.cpu_us is not None:
+        values["cpu_us"] = middle.cpu_us
     beside, ratio = "", None
     if peer:
         theirs = median_of(peer)
@@ -209,9 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer-workers", type=int, default=peers.WORKERS, help="worker processes of MLflow")
     parser.add_argument("--alone", action="store_true", help="leave MLflow out, also where it is installed")
     options = parser.parse_args(argv)
-    rounds, seconds, rollbacks = options.rounds, options.seconds, ROLLBACKS
+    rounds, seconds, promotions, rollbacks = options.rounds, options.seconds, PROMOTIONS, ROLLBACKS
     if options.quick:
-        rounds, seconds, rollbacks = 1, 1, 20
+        rounds, seconds, promotions, rollbacks = 2, 1, 2 * MODELS, 20
     machine = report.this_machine()
     version = None if options.alone else peers.installed()
     with tempfile.TemporaryDirectory(prefix="modelkeep-bench-", dir=options.folder) as name:
@@ -221,7 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             servers.modelkeep(folder / "ours") as ours,
             peer_server(folder / "peer", options.peer_workers, version is not None) as peer,
         ):
-            rows = [measure(operation, rounds) for operation in operations(ours, peer, seconds, rollbacks)]
+            asked = operations(ours, peer, seconds=seconds, promotions=promotions, rollbacks=rollbacks)
+            rows = [measure(operation, rounds) for operation in asked]
     beside = (
         f"Beside it: MLflow {version} with {options.peer_workers} workers, uvloop, and its job runner off."
         if version is not None
@@ -233,7 +260,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         name="control_plane",
         title=f"The registry over HTTP, {CONNECTIONS} connections, SQLite with synchronous=FULL",
         rows=tuple(rows),
-        remarks=(beside, f"The middle of {rounds} rounds of {seconds} s; the servers were asked in turn."),
+        remarks=(
+            beside,
+            f"The middle of {rounds} rounds of {seconds} s; the servers were asked in turn.",
+            f"A round of ours has {promotions:,} promotions and {rollbacks:,} rollbacks.",
+            "CPU is the server's processor time a request, of all its processes.",
+        ),
         beside="MLflow",
     )
     return report.finish(table, machine, as_json=options.json)

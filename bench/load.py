@@ -67,17 +67,21 @@ class Call(NamedTuple):
 
 
 class Figure(Struct, frozen=True, kw_only=True):
-    """What a run gave. Times are those of single requests, from sending to the whole answer."""
+    """What a run gave. Times are those of single requests, from sending to the whole answer; `cpu_us` is
+    the server's processor time a request, where somebody looked: on a busy machine it says more than speed.
+    """
 
     per_second: float
     p50_ms: float
     p99_ms: float
     requests: int
     failed: int = 0
+    cpu_us: float | None = None
 
     def text(self) -> str:
         """As it stands in a table."""
-        return f"{self.per_second:,.0f}/s, p50 {_ms(self.p50_ms)}, p99 {_ms(self.p99_ms)}"
+        cpu = f", {self.cpu_us:,.0f} us CPU" if self.cpu_us is not None else ""
+        return f"{self.per_second:,.0f}/s, p50 {_ms(self.p50_ms)}, p99 {_ms(self.p99_ms)}{cpu}"
 
 
 class Refused(RuntimeError):

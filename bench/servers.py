@@ -39,9 +39,10 @@ class Running(Struct, frozen=True, kw_only=True):
         top = psutil.Process(self.pid)
         return sum(_resident(process) for process in [top, *top.children(recursive=True)]) / 2**20
 
-    def processes(self) -> int:
-        """How many processes it consists of."""
-        return 1 + len(psutil.Process(self.pid).children(recursive=True))
+    def cpu_s(self) -> float:
+        """Processor time that all of it has used so far, in seconds."""
+        top = psutil.Process(self.pid)
+        return sum(_cpu(process) for process in [top, *top.children(recursive=True)])
 
 
 def _resident(process: psutil.Process) -> int:
@@ -49,6 +50,14 @@ def _resident(process: psutil.Process) -> int:
         return int(process.memory_info().rss)
     except psutil.NoSuchProcess:
         return 0
+
+
+def _cpu(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def free_port() -> int:
