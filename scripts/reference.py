@@ -25,8 +25,9 @@ GENERATED = "<!-- Written from the code by scripts/reference.py (make docs); do 
 
 
 COMMANDS = """\
-Every command takes `--json` (the server's answer), `-q` (names and ids only), `--url` and `--token`. Data goes to
-standard output and everything else to standard error. Progress is drawn on a terminal only; `NO_COLOR` is obeyed.
+Every command takes `--json` (the server's answer), `-q` (names and ids only), `--url` and `--token`. Data
+goes to standard output and everything else to standard error. Progress is drawn on a terminal only; `NO_COLOR`
+is obeyed.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 gate or policy failed, 4 not authenticated or allowed, 5 not found,
 6 conflict, 8 pending (somebody else has to act), 130 stopped by Ctrl-C.
@@ -38,8 +39,8 @@ Read once by each process, each from the last of these that says something: the 
 """
 ERRORS = """\
 The codes are stable and are what programs compare. On the wire an error is `application/problem+json` with
-`code`, `detail` and `details`; the SDK raises the class of the same code; the command line prints the sentence
-and exits with the code of the family.
+`code`, `detail` and `details`; the SDK raises the class of the same code; the command line prints the
+sentence and exits with the code of the family.
 """
 EVENTS = """\
 `modelkeep audit log` reads them, `modelkeep audit verify` walks their chain. Each has a sequence, a time, an
@@ -139,8 +140,8 @@ def _kinds(family: type[errors.ModelkeepError]) -> Iterator[type[errors.Modelkee
 
 def _error(kind: type[errors.ModelkeepError]) -> str:
     made = kind("")
-    above = kind.__bases__[0].__name__
-    return f"| `{kind.__name__}` | `{kind.code}` | {above} | {problems.status_of(made)} | {main.exit_code(made)} |"
+    above, status, code = kind.__bases__[0].__name__, problems.status_of(made), main.exit_code(made)
+    return f"| `{kind.__name__}` | `{kind.code}` | {above} | {status} | {code} |"
 
 
 def events_page() -> str:
@@ -153,7 +154,7 @@ def events_page() -> str:
 
 
 def _commented(path: Path, name: str) -> Iterator[tuple[str | None, str]]:
-    """The fields of a class with the comments on their lines; a comment on a line of its own comes with None."""
+    """The fields of a class with the comments on their lines; a line that is all comment comes with None."""
     source = path.read_text(encoding="utf-8")
     body = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef) and n.name == name)
     comments = {

@@ -474,7 +474,7 @@ def test_a_view_is_drawn_over_the_former() -> None:
     """A redraw goes up exactly as many lines as it drew before."""
     out = io.StringIO()
     screen = Screen(out, width=80)
-    drawn = rollout_views.redraw(screen, lambda s: [s.line("a"), s.line("b" * 100)] and None, 0)
+    drawn = rollout_views.redraw(screen, lambda s: s.raw("a\n" + "b" * 100), 0)
     assert drawn == 3
     rollout_views.redraw(screen, lambda s: s.line("c"), drawn)
     assert out.getvalue().endswith("\x1b[3F\x1b[Jc\n")
