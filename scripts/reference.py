@@ -26,8 +26,8 @@ GENERATED = "<!-- Written from the code by scripts/reference.py (make docs); do 
 
 COMMANDS = """\
 Every command takes `--json` (the server's answer), `-q` (names and ids only), `--url` and `--token`. Data
-goes to standard output and everything else to standard error. Progress is drawn on a terminal only; `NO_COLOR`
-is obeyed.
+goes to standard output and everything else to standard error. Progress is drawn on a terminal only, and
+`NO_COLOR` is obeyed.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 gate or policy failed, 4 not authenticated or allowed, 5 not found,
 6 conflict, 8 pending (somebody else has to act), 130 stopped by Ctrl-C.
