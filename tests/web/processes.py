@@ -18,11 +18,17 @@ READY_S = 30.0
 class Server:
     """One server process over a data folder."""
 
-    def __init__(self, folder: Path, *, port: int = 0, auth: str = "local") -> None:
+    def __init__(
+        self, folder: Path, *, port: int = 0, auth: str = "local", before: tuple[str, ...] = ()
+    ) -> None:
+        """
+        Args:
+            before: words that the server's own command follows, such as those of `unshare`.
+        """
         self.folder = folder
         self.auth = auth
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.web.serve", str(folder), str(port), auth],
+            [*before, sys.executable, "-m", "tests.web.serve", str(folder), str(port), auth],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
