@@ -31,6 +31,8 @@ SEND_BYTES = 8 * 1024 * 1024
 """Bytes that the kernel is asked to send at a time: large enough to cost nothing, small enough to show
 progress.
 """
+CHUNKS_WAITING = 8
+"""Pieces that have come and are not written yet; more, and the sender is made to wait."""
 STALLS_MAX = 6
 """Times in a row that an upload or download may break without having moved on; then it is given up."""
 STALL_FIRST_S = 0.2
@@ -213,8 +215,9 @@ def send_missing(
     """Send the bytes of a draft that are not there yet, from where each file stands; go on after breaks.
 
     Raises:
-        ServerUnavailable: the connection broke again and again; `details.draft` names the draft to go on
-        with. InvalidManifest, DigestMismatch: a file is not what was announced; it changed meanwhile.
+        Unavailable: the connection broke, or the server could not, again and again; `details.draft` names the
+        draft to go on with. InvalidManifest, DigestMismatch: a file is not what was announced; it changed
+        meanwhile.
     """
     total = sum(file.size_bytes for file in draft.files)
     done = sum(file.size_bytes for file in draft.files if file.present)
@@ -244,28 +247,31 @@ def _send_one(
     size_bytes: int,
     progress: Callable[[int], None],
 ) -> None:
-    stalls = 0
+    stalls, known = 0, True
     while True:
         try:
+            if not known:
+                state = _state(uploads.get_draft(draft), path)
+                if state.present:
+                    return
+                if state.offset > offset:
+                    stalls = 0
+                offset, known = min(state.offset, size_bytes), True
             uploads.upload_file(draft, path, offset, FileBody(source, offset, size_bytes, progress))
             return
         except errors.OffsetMismatch as problem:
             arrived = int(problem.details.get("offset", 0))
-        except (errors.ServerUnavailable, errors.TimedOut) as problem:
-            problem.details["draft"] = draft
-            stalls += 1
+            # Told the same offset twice counts too, so that two who disagree do not go on for ever.
+            stalls = 0 if arrived > offset else stalls + 1
             if stalls >= STALLS_MAX:
                 raise
+            offset = min(arrived, size_bytes)
+        except errors.Unavailable as problem:
+            problem.details["draft"] = draft
+            stalls, known = stalls + 1, False
+            if stalls >= STALLS_MAX or isinstance(problem, errors.StorageFull):
+                raise
             time.sleep(STALL_FIRST_S * 2 ** (stalls - 1) * random.uniform(0.75, 1.25))
-            state = _state(uploads.get_draft(draft), path)
-            if state.present:
-                return
-            arrived = state.offset
-        if arrived > offset:
-            stalls = 0
-        elif stalls == 0:
-            stalls = 1  # told the same offset twice: count it, so that two who disagree do not go on for ever
-        offset = min(arrived, size_bytes)
 
 
 def _state(draft: Draft, path: str) -> "_Where":
@@ -361,33 +367,76 @@ def _is_there(folder: Path, entry: FileEntry, overwrite: bool) -> bool:
     )
 
 
-def _fetch_one(fetch: Fetch, entry: FileEntry, part: Path, progress: Callable[[int], None]) -> None:
+class _Part:
+    """A file that is not whole yet: what has come of it, hashed while it is written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._found = hashlib.sha256()
+        self.size_bytes = 0
+
+    def recall(self) -> None:
+        """Take in what an earlier pull left."""
+        while chunk := self._file.read(CHUNK_BYTES):
+            self._found.update(chunk)
+            self.size_bytes += len(chunk)
+
+    def take(self, chunk: bytes) -> None:
+        """Hash and write what came next."""
+        self._found.update(chunk)
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self.size_bytes += len(chunk)
+
+    def take_all(self, chunks: Iterator[bytes], most: int, progress: Callable[[int], None]) -> None:
+        """Hash and write in a thread beside the one that receives: both wait for other things than each
+        other.
+        """
+        from collections import deque
+        from concurrent.futures import Future, ThreadPoolExecutor
+
+        waiting: deque[Future[None]] = deque()
+        received = self.size_bytes
+        try:
+            with ThreadPoolExecutor(1) as beside:
+                for chunk in chunks:
+                    received += len(chunk)
+                    if received > most:
+                        break
+                    if len(waiting) == CHUNKS_WAITING:
+                        waiting.popleft().result()
+                    waiting.append(beside.submit(self.take, chunk))
+                    progress(received)
+        finally:
+            for done in waiting:
+                done.result()  # a full disk is told before a broken connection
+
+    def is_whole(self, entry: FileEntry) -> bool:
+        """Whether the bytes are those of the entry."""
+        return self.size_bytes == entry.size_bytes and f"sha256:{self._found.hexdigest()}" == entry.digest
+
+
+def _fetch_one(fetch: Fetch, entry: FileEntry, place: Path, progress: Callable[[int], None]) -> None:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(part, flags, 0o644), "r+b", buffering=0) as file:
-        found, size = hashlib.sha256(), 0
-        while chunk := file.read(CHUNK_BYTES):  # what an earlier pull left
-            found.update(chunk)
-            size += len(chunk)
-        stalls = 0
-        while size < entry.size_bytes:
-            before = size
+    with os.fdopen(os.open(place, flags, 0o644), "r+b", buffering=0) as file:
+        part, stalls = _Part(file), 0
+        part.recall()
+        while part.size_bytes < entry.size_bytes:
+            before = part.size_bytes
             try:
-                for chunk in fetch(entry.path, size):
-                    found.update(chunk)
-                    file.write(chunk)
-                    size += len(chunk)
-                    progress(size)
-                if size < entry.size_bytes:
+                part.take_all(fetch(entry.path, before), entry.size_bytes, progress)
+                if part.size_bytes < entry.size_bytes:
                     raise errors.ServerUnavailable(
-                        f"{entry.path} broke off at {size:,} bytes; run the same again."
+                        f"{entry.path} broke off at {part.size_bytes:,} bytes; run the same again."
                     )
             except (errors.ServerUnavailable, errors.TimedOut):
-                stalls = 0 if size > before else stalls + 1
+                stalls = 0 if part.size_bytes > before else stalls + 1
                 if stalls >= STALLS_MAX:
                     raise
                 time.sleep(STALL_FIRST_S * 2**stalls * random.uniform(0.75, 1.25))
-    if size != entry.size_bytes or f"sha256:{found.hexdigest()}" != entry.digest:
-        part.unlink(missing_ok=True)
+    if not part.is_whole(entry):
+        place.unlink(missing_ok=True)
         raise errors.DigestMismatch(
             f"The bytes that arrived for {entry.path!r} are not those that were registered; pull again, and "
             "run 'modelkeep verify' on the version if it stays so.",
