@@ -40,7 +40,7 @@ class PromotionVerbs(Wire):
             (now).
         """
         body = given(ref=ref, to=to, reason=reason, request=request, ticket=ticket)
-        return self.send(Promotion, "POST", f"{V1}/promotions", body, repeatable=False, patient=True)
+        return self.send(Promotion, "POST", f"{V1}/promotions", body, patient=True)
 
     def rollback(
         self,
@@ -66,7 +66,7 @@ class PromotionVerbs(Wire):
     def open_request(self, ref: str, to: str, reason: str, *, ticket: str | None = None) -> PromotionRequest:
         """Ask others to agree to a promotion."""
         body = given(ref=ref, to=to, reason=reason, ticket=ticket)
-        return self.send(PromotionRequest, "POST", f"{V1}/requests", body, repeatable=False, patient=True)
+        return self.send(PromotionRequest, "POST", f"{V1}/requests", body, patient=True)
 
     def list_requests(
         self, *, model: str | None = None, state: RequestState | str | None = None, limit: int | None = None
@@ -100,7 +100,7 @@ class PromotionVerbs(Wire):
         """
         body = {"vote": Vote(vote), "comment": comment, "checks": dict(checks or {}), "waive": tuple(waive)}
         path = f"{V1}/requests/{segment(request)}/reviews"
-        return self.send(PromotionRequest, "POST", path, body, repeatable=False, patient=True)
+        return self.send(PromotionRequest, "POST", path, body, patient=True)
 
     def withdraw(self, request: str, reason: str) -> PromotionRequest:
         """Take a request back. Raises RequestClosed."""

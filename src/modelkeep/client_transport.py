@@ -345,7 +345,6 @@ class Wire:
         body: object = None,
         *,
         query: Mapping[str, Any] | None = None,
-        repeatable: bool = True,
         patient: bool = False,
     ) -> T:
         """Carry out one operation and return its answer in its shape."""
@@ -357,7 +356,6 @@ class Wire:
             query=query or {},
             payload=payload,
             headers=headers,
-            repeatable=repeatable,
             patient=patient,
         )
         return self.read(self.http.send(request), kind)

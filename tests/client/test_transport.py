@@ -10,6 +10,7 @@ import pytest
 
 from modelkeep import client_transport
 from modelkeep.client import Client
+from modelkeep.client_files import FileBody
 from modelkeep.core import errors
 from tests.client.fake_server import Asked, BreakOff, FakeServer, refusal
 from tests.client.samples import model, version
@@ -68,21 +69,28 @@ def test_a_passing_failure_is_tried_again_with_the_same_key(server: FakeServer, 
     assert len({asked.headers["idempotency-key"] for asked in server.asked}) == 1
 
 
-def test_a_broken_connection_is_tried_again_when_that_is_safe(server: FakeServer, client: Client) -> None:
-    """A read is repeated; a promotion, which the server could have carried out already, is not."""
+def test_a_broken_connection_is_tried_again_when_that_is_safe(
+    server: FakeServer, client: Client, tmp_path: Path
+) -> None:
+    """A read is repeated, and so is a write that the server knows again by its key; bytes are not."""
 
-    def broken(_: Asked) -> object:
-        if len(server.asked) == 1:
+    def broken_once(asked: Asked) -> object:
+        if sum(before.path == asked.path for before in server.asked) == 1:
             raise BreakOff
-        return model()
+        return model() if asked.path == MODEL else version()
 
-    server.on("GET", MODEL, broken)
+    server.on("GET", MODEL, broken_once)
     assert client.get_model("churn") == model()
-    server.asked.clear()
-    server.on("POST", "/api/v1/promotions", broken)
-    with pytest.raises(errors.ServerUnavailable, match="broke"):
-        client.promote("churn:1.1.0", "production", "better")
-    assert len(server.asked) == 1
+    server.on("POST", "/api/v1/version/clear", broken_once)
+    client.clear_version("churn:1.1.0", "mended")
+    keys = [asked.headers["idempotency-key"] for asked in server.asked if asked.method == "POST"]
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+    server.on("PUT", "/api/v1/drafts/dft_9/file", broken_once)
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with open(tmp_path / "model.bin", "rb") as file, pytest.raises(errors.ServerUnavailable, match="broke"):
+        client.upload_file("dft_9", "model.bin", 0, FileBody(file, 0, 1, lambda _: None))
+    assert sum(asked.method == "PUT" for asked in server.asked) == 1
 
 
 def test_retries_end_with_their_budget(server: FakeServer, client: Client) -> None:
@@ -204,7 +212,5 @@ def test_a_refused_upload_tells_why(server: FakeServer, client: Client, tmp_path
     source = tmp_path / "model.bin"
     source.write_bytes(b"x" * 200_000)
     server.on("PUT", "/api/v1/drafts/dft_9/file", errors.DraftNotFound("There is no such draft."))
-    from modelkeep.client_files import FileBody
-
     with open(source, "rb") as file, pytest.raises(errors.DraftNotFound):
         client.upload_file("dft_9", "model.bin", 0, FileBody(file, 0, 200_000, lambda _: None))
