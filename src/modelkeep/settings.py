@@ -114,6 +114,8 @@ def _checked(settings: Settings) -> Settings:
             f"Listening on {settings.host} would let anybody in; add --auth token, or listen on 127.0.0.1.",
             field="auth",
         )
+    if not 0 < settings.timeout_s <= 86_400:
+        raise errors.InvalidSetting("'timeout_s' is a number of seconds above 0.", field="timeout_s")
     if settings.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise errors.InvalidSetting("'log_level' is DEBUG, INFO, WARNING or ERROR.", field="log_level")
     return settings

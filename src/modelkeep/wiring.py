@@ -111,7 +111,13 @@ def make_private(folder: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the data folder. The kernel lets go of the lock when the process ends, however it ends."""
-    descriptor = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(folder / "server.lock", flags, 0o600)
+    except OSError as problem:
+        raise errors.InvalidSetting(
+            f"The folder {folder} cannot be used: {problem.strerror}. Name another with --data.", field="data"
+        ) from problem
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,4 +183,6 @@ def write_private(path: Path, text: str) -> None:
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(beside, path)

@@ -82,11 +82,15 @@ class InProcess:
         parts: Sequence[bytes] | None = None,
         headers: dict[str, str] | Sequence[tuple[str, str]] | None = None,
         token: str | None = None,
+        stops: bool = False,
+        deaf: bool = False,
     ) -> Reply:
         """Send one request.
 
         Args:
             body: sent as JSON. raw: sent as it is. parts: sent piece by piece, without a length.
+            stops: the last piece never comes, and the connection stays open.
+            deaf: nothing is taken after the head of the answer.
         """
         lines = list(headers.items()) if isinstance(headers, dict) else list(headers or ())
         given = {name.lower() for name, _ in lines}
@@ -113,9 +117,11 @@ class InProcess:
             "query_string": text.encode(),
             "headers": [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in lines],
         }
-        return asyncio.run_coroutine_threadsafe(self._exchange(scope, list(pieces)), self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(
+            self._exchange(scope, list(pieces), stops, deaf), self._loop
+        ).result(60)
 
-    async def _exchange(self, scope: dict[str, Any], pieces: list[bytes]) -> Reply:
+    async def _exchange(self, scope: dict[str, Any], pieces: list[bytes], stops: bool, deaf: bool) -> Reply:
         sent: list[dict[str, Any]] = []
         forever = asyncio.Event()
 
@@ -123,9 +129,11 @@ class InProcess:
             if not pieces:
                 await forever.wait()
             part = pieces.pop(0)
-            return {"type": "http.request", "body": part, "more_body": bool(pieces)}
+            return {"type": "http.request", "body": part, "more_body": bool(pieces) or stops}
 
         async def send(message: Any) -> None:
+            if deaf and sent:
+                await forever.wait()
             sent.append(dict(message))
 
         await self.app(scope, receive, send)
