@@ -227,8 +227,8 @@ class Bench:
         route = Route(
             endpoint="churn",
             epoch=Epoch(self.term, seq),
-            stable=V1.digest,
-            candidate=V2.digest,
+            stable=V1.key,
+            candidate=V2.key,
             candidate_ppm=ppm,
             salt="salt",
             rollout=f"ro_{self.term}",
@@ -399,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plane.blobs.update({**models.blobs(ONE), **models.blobs(TWO)})
         with running(Path(name) / "gw", plane.url) as gateway:
             bench = Bench(plane, gateway)
-            route = Route(endpoint="churn", epoch=Epoch(1, 0), stable=V1.digest)
+            route = Route(endpoint="churn", epoch=Epoch(1, 0), stable=V1.key)
             bench.number += 1
             plane.publish(RoutingTable(number=1, routes=(route,), versions=(V1,)))
             gateway.wait_route("churn", stable="churn:1.0.0")

@@ -20,7 +20,7 @@ from modelkeep.cli.catalog_views import View
 from modelkeep.cli.doctor import Check as DoctorCheck
 from modelkeep.cli.main import run
 from modelkeep.cli.show import Screen, Text, duration, size
-from modelkeep.client_answers import (
+from modelkeep.client.answers import (
     AuthMode,
     EventPage,
     FileProblem,
@@ -309,9 +309,9 @@ def _status(rollout: Rollout | None) -> RolloutStatus:
         candidate_ppm=100_000,
         in_step=True,
         phases={
-            digest("e"): VersionPhase.READY,
-            digest("a"): VersionPhase.READY,
-            digest("9"): VersionPhase.STARTING,
+            "1.0.0": VersionPhase.READY,
+            "1.1.0": VersionPhase.READY,
+            "0.9.0": VersionPhase.STARTING,
         },
     )
     return RolloutStatus(

@@ -47,13 +47,13 @@ from modelkeep.core.rollout import (
     step_on,
     take_back,
 )
-from modelkeep.core.routing import WHOLE_PPM, Epoch, RoutingTable, VersionSpec, check_table
+from modelkeep.core.routing import WHOLE_PPM, Epoch, RoutingTable, VersionKey, VersionSpec, check_table
 from modelkeep.core.values import SYSTEM, Digest, ModelName
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
 CHURN = ModelName("default", "churn")
-STABLE, CANDIDATE, FORMER = (Digest("sha256:" + letter * 64) for letter in "abc")
-DIGESTS = {1: FORMER, 2: STABLE, 3: CANDIDATE}
+STABLE, CANDIDATE = (Digest("sha256:" + letter * 64) for letter in "ab")
+KEYS = {n: VersionKey(f"version:{n}") for n in (1, 2, 3)}
 MIN_S, MAX_S, PREPARE_S = 10.0, 100.0, 60.0
 STEPS = tuple(Step(weight_ppm=weight, min_s=MIN_S, max_s=MAX_S) for weight in (100_000, 500_000, WHOLE_PPM))
 PLAN = Plan(steps=STEPS, prepare_s=PREPARE_S)
@@ -369,20 +369,20 @@ def test_the_routes_of_every_state_could_be_obeyed() -> None:
         created_by="ann",
     )
     specs = tuple(
-        VersionSpec(model="churn", number=n, semver=f"1.{n}.0", digest=d, files=())
-        for n, d in DIGESTS.items()
+        VersionSpec(key=key, model="churn", number=n, semver=f"1.{n}.0", digest=CANDIDATE, files=())
+        for n, key in KEYS.items()
     )
     for name in PLANS:
         for of, _ in reachable(name):
-            route = route_of(endpoint, of, DIGESTS)
+            route = route_of(endpoint, of, KEYS)
             assert route is not None
             check_table(RoutingTable(number=1, routes=(route,), versions=specs))
             assert sum(arm.weight_ppm for arm in route.arms) == WHOLE_PPM
-            assert route.stable == STABLE
-            assert route.previous == FORMER
+            assert route.stable == KEYS[2]
+            assert route.previous == KEYS[1]
             assert route.epoch == of.epoch
             live = of.state in (RolloutState.PREPARING, RolloutState.STEPPING)
-            assert (route.candidate == CANDIDATE) == live
+            assert (route.candidate == KEYS[3]) == live
             assert route.candidate_ppm == (of.weight_ppm if live else 0)
             assert (route.salt == of.salt) == live
 
@@ -454,13 +454,13 @@ def test_the_first_version_of_an_endpoint_serves_when_it_is_loaded() -> None:
         created_at=NOW,
         created_by="ann",
     )
-    route = route_of(endpoint, of, {})
+    route = route_of(endpoint, of, KEYS)
     assert route is not None
-    assert (route.stable, route.candidate) == (CANDIDATE, None)
+    assert (route.stable, route.candidate) == (KEYS[3], None)
     done = advance(of, seen(of), NOW)
     assert done.rollout.state is RolloutState.SUCCEEDED
     failed = advance(of, seen(of, phase=VersionPhase.FAILED, error="bad bytes"), NOW).rollout
-    assert route_of(endpoint, failed, {}) is None
+    assert route_of(endpoint, failed, KEYS) is None
 
 
 # --------------------------------------------------------------------------------------------------- stepping
@@ -664,13 +664,13 @@ def report(name: str = "g1", **changes: Any) -> GatewayReport:
             RouteState(
                 endpoint="churn",
                 epoch=Epoch(4, 3),
-                stable=STABLE,
-                candidate=CANDIDATE,
+                stable=KEYS[2],
+                candidate=KEYS[3],
                 candidate_ppm=100_000,
                 previous=None,
             ),
         ),
-        "versions": (VersionReport(digest=CANDIDATE, phase=VersionPhase.READY),),
+        "versions": (VersionReport(key=KEYS[3], phase=VersionPhase.READY),),
     }
     return GatewayReport(**(fields | changes))
 
@@ -678,36 +678,41 @@ def report(name: str = "g1", **changes: Any) -> GatewayReport:
 def test_the_slowest_and_the_worst_gateway_counts() -> None:
     """One that lags, or that does not know the version, holds all."""
     of = stepping()
-    assert observe(of, [], ()).applied is None
-    assert observe(of, [report(), report("g2")], ()) == seen(of)
+    assert observe(of, KEYS[3], [], ()).applied is None
+    assert observe(of, KEYS[3], [report(), report("g2")], ()) == seen(of)
     failed = report(
-        "g2", versions=(VersionReport(digest=CANDIDATE, phase=VersionPhase.FAILED, error="no\x1b[2J"),)
+        "g2", versions=(VersionReport(key=KEYS[3], phase=VersionPhase.FAILED, error="no\x1b[2J"),)
     )
-    assert observe(of, [report(), failed], ()).phase is VersionPhase.FAILED
-    assert observe(of, [report(), failed], ()).error == "no\\x1b[2J", "a model does not steer terminals"
-    assert observe(of, [report(), report("g2", versions=())], ()).phase is None
-    assert observe(of, [report(), report("g2", routes=())], ()).applied == Epoch(0, 0)
+    assert observe(of, KEYS[3], [report(), failed], ()).phase is VersionPhase.FAILED
+    assert observe(of, KEYS[3], [report(), failed], ()).error == "no\\x1b[2J", (
+        "a model does not steer terminals"
+    )
+    assert observe(of, KEYS[3], [report(), report("g2", versions=())], ()).phase is None
+    assert observe(of, KEYS[3], [report(), report("g2", routes=())], ()).applied == Epoch(0, 0)
 
 
 def test_a_gateway_that_came_back_with_stable_alone_has_not_confirmed() -> None:
     """After a kill it serves the same epoch without the candidate, until it is told again."""
     of = stepping()
     alone = structs.replace(report().routes[0], candidate_ppm=0)
-    assert observe(of, [report(routes=(alone,))], ()).applied == Epoch(0, 0)
+    assert observe(of, KEYS[3], [report(routes=(alone,))], ()).applied == Epoch(0, 0)
 
 
 def test_what_a_gateway_said_before_it_knew_of_the_rollout_does_not_count() -> None:
     """The version may have failed there in an earlier rollout."""
     of = begun()
-    old = report(table=6, versions=(VersionReport(digest=CANDIDATE, phase=VersionPhase.FAILED, error="old"),))
-    assert observe(of, [old], ()).phase is None
-    assert advance(of, observe(of, [old], ()), NOW).rollout.state is RolloutState.PREPARING
+    old = report(table=6, versions=(VersionReport(key=KEYS[3], phase=VersionPhase.FAILED, error="old"),))
+    assert observe(of, KEYS[3], [old], ()).phase is None
+    assert advance(of, observe(of, KEYS[3], [old], ()), NOW).rollout.state is RolloutState.PREPARING
 
 
 def test_a_gateway_without_the_route_does_not_hold_up_a_rollback() -> None:
     """Who has no route sends nobody to the candidate."""
     of = take_back(stepping(), "no", NOW).rollout
-    assert advance(of, observe(of, [report(routes=())], ()), NOW).rollout.state is RolloutState.ROLLED_BACK
+    assert (
+        advance(of, observe(of, KEYS[3], [report(routes=())], ()), NOW).rollout.state
+        is RolloutState.ROLLED_BACK
+    )
 
 
 SIDES = st.builds(

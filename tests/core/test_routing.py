@@ -13,10 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelkeep.core import errors, routing
-from modelkeep.core.routing import WHOLE_PPM, Arm, Epoch, Role, Route, RoutingTable, VersionSpec
+from modelkeep.core.routing import (
+    WHOLE_PPM,
+    Arm,
+    Epoch,
+    Role,
+    Route,
+    RoutingTable,
+    VersionKey,
+    VersionSpec,
+)
+from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Digest
 
-STABLE, CANDIDATE, PREVIOUS = (Digest(f"sha256:{letter * 64}") for letter in "abc")
+STABLE, CANDIDATE, PREVIOUS = (VersionKey(f"version:{letter * 64}") for letter in "abc")
+CONTENT = Digest(f"sha256:{'e' * 64}")
 KEYS = st.binary(min_size=0, max_size=64)
 SALTS = st.text(max_size=80)
 PPM = st.integers(0, WHOLE_PPM)
@@ -40,9 +51,9 @@ def route(**changes: Any) -> Route:
     return Route(**{**fields, **changes})
 
 
-def spec(digest: Digest) -> VersionSpec:
+def spec(key: VersionKey) -> VersionSpec:
     """A version of no files."""
-    return VersionSpec(model="churn", number=1, semver="1.0.0", digest=digest, files=())
+    return VersionSpec(key=key, model="churn", number=1, semver="1.0.0", digest=CONTENT, files=())
 
 
 @pytest.mark.req("S2", "S3")
@@ -127,7 +138,7 @@ def test_a_rollback_without_a_candidate_goes_to_the_former_version_once() -> Non
     """The version that was taken away is no target of the next rollback, so rollbacks never ping-pong."""
     after = routing.rolled_back(route(candidate=None, candidate_ppm=0))
     assert after.stable == PREVIOUS
-    assert after.digests == {PREVIOUS}
+    assert after.keys == {PREVIOUS}
     with pytest.raises(errors.NoRollbackTarget, match="modelkeep rollback"):
         routing.rolled_back(after)
 
@@ -157,3 +168,33 @@ def test_a_table_finds_its_routes_and_versions() -> None:
     assert table.version(STABLE).label == "churn:1.0.0"
     with pytest.raises(errors.VersionNotFound):
         table.version(CANDIDATE)
+
+
+@pytest.mark.req("S1", "V1")
+def test_a_served_version_has_a_key_of_its_own_whatever_its_bytes() -> None:
+    """Two versions with the same files differ as soon as name, number, signature or runtime do; the same
+    facts give the same key on every machine."""
+    facts: dict[str, Any] = {
+        "model": "churn", "number": 1, "semver": "1.0.0", "digest": CONTENT, "files": (),
+        "signature": None, "runtime": None,
+    }  # fmt: skip
+    others = (
+        {"model": "team/churn"},
+        {"number": 2},
+        {"semver": "1.0.1"},
+        {"signature": Signature(inputs=(Field(name="age", type=DataType.FLOAT32),))},
+        {"runtime": "skops"},
+        {"digest": Digest(f"sha256:{'f' * 64}")},
+    )
+    keys = [VersionSpec.of(**(facts | other)).key for other in ({}, *others)]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == VersionSpec.of(**facts).key
+    assert keys[0] == "version:8a49478c31e875a771ef3e62e3b512baecc59771f78a9ccf380ca3e62ebaf5c1"
+    assert CONTENT not in keys
+
+
+def test_a_table_calls_no_two_versions_the_same() -> None:
+    """What a key names must not depend on who reads the table."""
+    table = RoutingTable(number=1, versions=(spec(STABLE), spec(STABLE)))
+    with pytest.raises(errors.Invalid, match="same key"):
+        routing.check_table(table)

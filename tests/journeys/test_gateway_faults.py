@@ -33,7 +33,7 @@ FILES = (ONE, TWO, MORTAL, {"model.joblib": models.misbehaving(models.HANGS_ABOV
 def route(seq: int, **changed: Any) -> Route:
     """A canary at half."""
     fields: dict[str, Any] = {
-        "endpoint": "churn", "epoch": Epoch(1, seq), "stable": V1.digest, "candidate": V2.digest,
+        "endpoint": "churn", "epoch": Epoch(1, seq), "stable": V1.key, "candidate": V2.key,
         "candidate_ppm": 500_000, "salt": "salt", "rollout": "ro_1", "key_header": "X-User",
     }  # fmt: skip
     return Route(**{**fields, **changed})
@@ -111,7 +111,7 @@ def live(gateway: Gateway) -> list[tuple[str, str, str | None, int]]:
 
 def briefly(found: RoutingTable) -> list[tuple[str, str, str | None, int]]:
     """The same of a table."""
-    names = {spec.digest: spec.label for spec in found.versions}
+    names = {spec.key: spec.label for spec in found.versions}
     return [
         (r.endpoint, names[r.stable], names[r.candidate] if r.candidate else None, r.candidate_ppm)
         for r in found.routes
@@ -148,7 +148,7 @@ def test_killed_workers_cost_no_request(tmp_path: Path, plane: FakeControlPlane)
 def test_a_candidate_that_keeps_dying_is_taken_back(tmp_path: Path, plane: FakeControlPlane) -> None:
     """A request that kills the candidate is answered by stable; five deaths are enough, without any
     controller."""
-    plane.publish(table(1, route(1, candidate=V3.digest, candidate_ppm=1_000_000)))
+    plane.publish(table(1, route(1, candidate=V3.key, candidate_ppm=1_000_000)))
     options = "backoff_first_s=0.01, crashes_max=3"
     with running(tmp_path / "gw", plane.url, options=options) as gateway:
         gateway.wait_route("churn", candidate="churn:3.0.0", candidate_ppm=1_000_000)
@@ -166,7 +166,7 @@ def test_a_candidate_that_keeps_dying_is_taken_back(tmp_path: Path, plane: FakeC
         until(lambda: bool(plane.rollbacks), "the rollback is reported when the control plane is back")
         rollback = plane.rollbacks[0]
         assert (rollback.cause, rollback.actor) == ("candidate crashed", "gateway")
-        assert (rollback.epoch, rollback.removed, rollback.rollout) == (Epoch(2, 0), V3.digest, "ro_1")
+        assert (rollback.epoch, rollback.removed, rollback.rollout) == (Epoch(2, 0), V3.key, "ro_1")
         until(
             lambda: sum(t.candidate.errors for t in plane.ticks.get(("churn", "ro_1"), [])) == 3,
             "the errors of the time without a control plane are reported",
@@ -180,7 +180,7 @@ def test_a_candidate_that_keeps_dying_is_taken_back(tmp_path: Path, plane: FakeC
 @pytest.mark.req("S7")
 def test_a_candidate_that_hangs_costs_time_and_no_request(tmp_path: Path, plane: FakeControlPlane) -> None:
     """After its share of the time the request goes to stable; a hung worker is ended and started anew."""
-    plane.publish(table(1, route(1, candidate=V4.digest, candidate_ppm=1_000_000)))
+    plane.publish(table(1, route(1, candidate=V4.key, candidate_ppm=1_000_000)))
     options = "request_deadline_s=1.0, hang_s=4.0"
     with running(tmp_path / "gw", plane.url, options=options) as gateway:
         gateway.wait_route("churn", candidate="churn:4.0.0", candidate_ppm=1_000_000)
@@ -192,7 +192,7 @@ def test_a_candidate_that_hangs_costs_time_and_no_request(tmp_path: Path, plane:
         until(lambda: gone(pid), "the hung worker is ended", timeout_s=30)
         gateway.wait_ready("churn:4.0.0")
         # On stable there is nobody to help: the caller is told in time.
-        plane.publish(table(2, Route(endpoint="churn", epoch=Epoch(1, 2), stable=V4.digest)))
+        plane.publish(table(2, Route(endpoint="churn", epoch=Epoch(1, 2), stable=V4.key)))
         gateway.wait_route("churn", stable="churn:4.0.0")
         answer = gateway.predict([[120, 1]])
         assert (answer.status, answer.json()["code"]) == (504, "TIMED_OUT")
@@ -203,7 +203,7 @@ def test_a_request_that_kills_stable_is_tried_twice_and_no_more(
     tmp_path: Path, plane: FakeControlPlane
 ) -> None:
     """The poisonous request gets 503 with Retry-After; the version comes back for everybody else."""
-    plane.publish(table(1, Route(endpoint="churn", epoch=Epoch(1, 1), stable=V3.digest)))
+    plane.publish(table(1, Route(endpoint="churn", epoch=Epoch(1, 1), stable=V3.key)))
     with running(tmp_path / "gw", plane.url) as gateway:
         gateway.wait_route("churn", stable="churn:3.0.0")
         answer = gateway.predict([[120, 1]])
@@ -248,7 +248,7 @@ def test_a_killed_supervisor_leaves_nobody_and_comes_back_by_its_journal(
 ) -> None:
     """kill -9: children die with it; the next start obeys the journal's table with no candidate's weight,
     without a control plane, until one says so again."""
-    plane.publish(table(1, route(1, previous=V3.digest)))
+    plane.publish(table(1, route(1, previous=V3.key)))
     gateway = Gateway(tmp_path / "gw", plane.url).start()
     try:
         gateway.wait_route("churn", candidate="churn:2.0.0", candidate_ppm=500_000)
@@ -317,7 +317,7 @@ def test_killed_at_any_moment_the_journal_is_what_was_obeyed(tmp_path: Path, pla
 def test_a_rollback_by_hand_needs_no_control_plane(tmp_path: Path, plane: FakeControlPlane) -> None:
     """One local command under load: fronts swap, nothing more goes to the candidate, the time is measured; a
     second one goes to the former version, a third says that there is nothing left."""
-    plane.publish(table(1, route(1, previous=V3.digest)))
+    plane.publish(table(1, route(1, previous=V3.key)))
     with running(tmp_path / "gw", plane.url, fronts=2) as gateway:
         gateway.wait_route("churn", candidate="churn:2.0.0", candidate_ppm=500_000)
         gateway.wait_ready("churn:3.0.0")
@@ -369,7 +369,7 @@ def test_a_silent_controller_loses_its_lease(tmp_path: Path, plane: FakeControlP
 def test_a_gateway_starts_from_its_cache_alone(tmp_path: Path, plane: FakeControlPlane) -> None:
     """With the control plane gone a restart serves from journal and cache; a changed file is refused and
     fetched anew as soon as somebody has it."""
-    plane.publish(table(1, Route(endpoint="churn", epoch=Epoch(1, 1), stable=V1.digest)))
+    plane.publish(table(1, Route(endpoint="churn", epoch=Epoch(1, 1), stable=V1.key)))
     gateway = Gateway(tmp_path / "gw", plane.url, options="backoff_max_s=0.3").start()
     try:
         gateway.wait_route("churn", stable="churn:1.0.0")
@@ -468,7 +468,7 @@ def test_too_many_requests_are_turned_away_at_once(tmp_path: Path, plane: FakeCo
     slow = {"model.joblib": models.misbehaving(models.SLOW)}
     spec = models.spec(slow, "7.0.0")
     plane.blobs.update(models.blobs(slow))
-    one = Route(endpoint="churn", epoch=Epoch(1, 1), stable=spec.digest)
+    one = Route(endpoint="churn", epoch=Epoch(1, 1), stable=spec.key)
     plane.publish(RoutingTable(number=1, routes=(one,), versions=(spec,)))
     with running(tmp_path / "gw", plane.url, options="queue_max=2") as gateway:
         gateway.wait_route("churn", stable="churn:7.0.0")
@@ -517,7 +517,7 @@ def test_reports_say_how_every_version_stands(tmp_path: Path, plane: FakeControl
         assert (report.gateway, report.url, report.table) == ("gw-test", "http://gw.example:80", 1)
         assert {v.phase for v in report.versions} == {VersionPhase.READY}
         assert all(v.memory_bytes > 10_000_000 for v in report.versions)
-        assert {v.digest for v in report.versions} == {V1.digest, V2.digest}
+        assert {v.key for v in report.versions} == {V1.key, V2.key}
         assert (
             json.loads(json.dumps(gateway.status()))["pid"] == gateway.process.pid
             if gateway.process

@@ -32,7 +32,7 @@ V3 = models.spec(FRAIL, "3.0.0")
 
 def stable_route(seq: int = 1, spec: VersionSpec = V1) -> Route:
     """Everybody on one version."""
-    return Route(endpoint="churn", epoch=Epoch(1, seq), stable=spec.digest)
+    return Route(endpoint="churn", epoch=Epoch(1, seq), stable=spec.key)
 
 
 def canary(seq: int, candidate: VersionSpec = V2, ppm: int = 500_000) -> Route:
@@ -40,8 +40,8 @@ def canary(seq: int, candidate: VersionSpec = V2, ppm: int = 500_000) -> Route:
     return Route(
         endpoint="churn",
         epoch=Epoch(1, seq),
-        stable=V1.digest,
-        candidate=candidate.digest,
+        stable=V1.key,
+        candidate=candidate.key,
         candidate_ppm=ppm,
         salt="salt",
         rollout="ro_1",
@@ -59,8 +59,8 @@ def plane() -> Iterator[FakeControlPlane]:
 
 def publish(plane: FakeControlPlane, number: int, *routes: Route) -> None:
     """A table of these routes."""
-    named = frozenset().union(*(route.digests for route in routes)) if routes else frozenset()
-    versions = tuple(spec for spec in (V1, V2, V3) if spec.digest in named)
+    named = frozenset().union(*(route.keys for route in routes)) if routes else frozenset()
+    versions = tuple(spec for spec in (V1, V2, V3) if spec.key in named)
     plane.publish(RoutingTable(number=number, routes=routes, versions=versions))
 
 
@@ -198,6 +198,44 @@ def test_a_canary_is_sticky_and_its_counts_come_home(tmp_path: Path, plane: Fake
         assert sum(s.requests for s in counted(plane, "ro_1")) == before
 
 
+@pytest.mark.req("S1", "S2")
+def test_versions_of_equal_bytes_answer_each_as_itself(tmp_path: Path, plane: FakeControlPlane) -> None:
+    """A canary to a version with the same files and a narrower signature, and another model with the same
+    files beside it: three workers, three labels, three signatures, three accounts, one copy of the bytes."""
+    narrow = (Field(name="age", type=DataType.FLOAT32, minimum=0, maximum=50), models.AGE_INCOME[1])
+    wide = (Field(name="age", type=DataType.FLOAT32), models.AGE_INCOME[1])
+    patched = models.spec(ONE, "1.0.1", signature=Signature(inputs=narrow, outputs=models.SCORE))
+    other = models.spec(ONE, "1.0.0", model="risk", signature=Signature(inputs=wide, outputs=models.SCORE))
+    assert len({V1.digest, patched.digest, other.digest}) == 1
+    beside = Route(endpoint="risk", epoch=Epoch(1, 1), stable=other.key)
+    plane.publish(RoutingTable(number=1, routes=(canary(1, patched), beside), versions=(V1, patched, other)))
+    with running(tmp_path / "gw", plane.url) as gateway:
+        gateway.wait_route("churn", stable="churn:1.0.0", candidate="churn:1.0.1", candidate_ppm=500_000)
+        gateway.wait_route("risk", stable="risk:1.0.0")
+        assert len({version["pid"] for version in gateway.status()["versions"]}) == 3
+        blobs = list((gateway.data / "cache" / "blobs").iterdir())
+        assert [blob.stat().st_nlink for blob in blobs] == [4], "one copy, linked by three versions"
+        seen: set[str | None] = set()
+        for number in range(40):
+            user = f"u{number}"
+            candidate = choose(canary(1, patched), user.encode()) is Role.CANDIDATE
+            answers = [gateway.predict([[age, 0]], X_User=user) for age in (40, 120)]
+            label = "churn:1.0.1" if candidate else "churn:1.0.0"
+            assert [answer.version for answer in answers] == [label, label]
+            assert [answer.status for answer in answers] == [200, 422 if candidate else 200]
+            seen.add(label)
+        assert seen == {"churn:1.0.0", "churn:1.0.1"}
+        answer = gateway.predict([[200, 0]], endpoint="risk")
+        assert (answer.status, answer.version) == (200, "risk:1.0.0")
+        until(lambda: sum(s.requests for s in counted(plane, "ro_1")) == 80, "both sides are counted")
+        stable, candidate_side = counted(plane, "ro_1")
+        assert (stable.refused, candidate_side.refused) == (0, candidate_side.requests // 2)
+        undone = control.call(gateway.data, "rollback", endpoint="churn")
+        assert (undone["version"], undone["removed_version"]) == ("churn:1.0.0", "churn:1.0.1")
+        assert {gateway.predict([[120, 0]], X_User=f"u{n}").version for n in range(10)} == {"churn:1.0.0"}
+    assert (plane.rollbacks[0].stable, plane.rollbacks[0].removed) == (V1.key, patched.key)
+
+
 @pytest.mark.req("S6")
 def test_a_candidate_that_raises_is_counted_and_nobody_notices(
     tmp_path: Path, plane: FakeControlPlane
@@ -222,7 +260,7 @@ def test_a_candidate_that_raises_is_counted_and_nobody_notices(
         assert 'requests_total{endpoint="churn",version="churn:3.0.0",outcome="error"} 10' in metrics
         assert 'modelkeep_gateway_retries_total{endpoint="churn"} 10' in metrics
         # On stable itself the same mistake is the caller's to see.
-        publish(plane, 2, Route(endpoint="churn", epoch=Epoch(1, 2), stable=V3.digest))
+        publish(plane, 2, Route(endpoint="churn", epoch=Epoch(1, 2), stable=V3.key))
         gateway.wait_route("churn", stable="churn:3.0.0")
         answer = gateway.predict([[120, 7]])
         assert (answer.status, answer.json()["code"]) == (500, "MODEL_FAILED")
@@ -280,12 +318,12 @@ def test_a_version_that_cannot_be_loaded_never_gets_weight(tmp_path: Path, plane
             route = canary(number, spec)
             plane.publish(RoutingTable(number=number, routes=(route,), versions=(V1, spec)))
 
-            def failed(digest: str = spec.digest) -> bool:
-                found = [v for r in plane.reports[-3:] for v in r.versions if v.digest == digest]
+            def failed(key: str = spec.key) -> bool:
+                found = [v for r in plane.reports[-3:] for v in r.versions if v.key == key]
                 return any(v.phase is VersionPhase.FAILED for v in found)
 
             until(failed, f"{spec.label} is reported as failed")
-            error = next(v.error for v in reversed(plane.reports[-1].versions) if v.digest == spec.digest)
+            error = next(v.error for v in reversed(plane.reports[-1].versions) if v.key == spec.key)
             assert text in str(error)
             assert gateway.status()["routes"][0]["candidate"] is None
             assert {gateway.predict([[1, 1]], X_User=f"u{n}").version for n in range(5)} == {"churn:1.0.0"}
@@ -314,7 +352,7 @@ def test_a_stop_answers_what_came_and_leaves_nothing(tmp_path: Path, plane: Fake
     slow = {"model.joblib": models.misbehaving(models.SLOW)}
     spec = models.spec(slow, "7.0.0")
     plane.blobs.update(models.blobs(slow))
-    route = Route(endpoint="churn", epoch=Epoch(1, 1), stable=spec.digest)
+    route = Route(endpoint="churn", epoch=Epoch(1, 1), stable=spec.key)
     plane.publish(RoutingTable(number=1, routes=(route,), versions=(spec,)))
     gateway = Gateway(tmp_path / "gw", plane.url).start()
     try:

@@ -103,7 +103,7 @@ class RolloutMachine(RuleBasedStateMachine):
         fit = [one for one in order if one != serving and self.world.get(one).tombstone is None]
         semver = fit[0] if fit else order[0]
         for gateway in self.gateways:
-            gateway.failing[self.world.get(semver).digest] = percent
+            gateway.failing[self.world.key(semver)] = percent
         self.attempt("promote", lambda: self.world.promote(semver, by="owner"))
 
     @rule(word=st.sampled_from(["abort", "pause", "resume", "step", "step", "rollback", "clear"]))
@@ -259,10 +259,10 @@ class RolloutMachine(RuleBasedStateMachine):
         assert endpoint.rollout is None, world.latest()
         status = world.status()
         assert world.in_production() == status.stable
-        digest = world.get(status.stable or "").digest
+        key = world.key(status.stable or "")
         for gateway in self.gateways:
             route = gateway.route()
-            assert (route.stable, route.candidate, route.epoch) == (digest, None, endpoint.epoch)
+            assert (route.stable, route.candidate, route.epoch) == (key, None, endpoint.epoch)
             assert gateway.waiting == []
             assert gateway.rollbacks == []
         assert all(one.in_step for one in status.gateways)

@@ -23,8 +23,7 @@ from modelkeep.core.observation import (
 )
 from modelkeep.core.policy import ALONE
 from modelkeep.core.rollout import Endpoint, Plan, Rollout, RolloutState, Step
-from modelkeep.core.routing import EMPTY_TABLE, WHOLE_PPM, Epoch, Route, RoutingTable
-from modelkeep.core.values import Digest
+from modelkeep.core.routing import EMPTY_TABLE, WHOLE_PPM, Epoch, Route, RoutingTable, VersionKey
 from modelkeep.service.access import Access, AuthMode
 from modelkeep.service.act import SYSTEM_CONTEXT, Desk
 from modelkeep.service.audit import Audit
@@ -32,6 +31,7 @@ from modelkeep.service.catalog import Catalog
 from modelkeep.service.house import House
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts, RolloutStatus
+from modelkeep.service.traffic import Traffic
 from modelkeep.serving import moves
 from modelkeep.store.database import Database
 from tests.fakes import MemoryBlobs
@@ -96,6 +96,11 @@ class RolloutWorld(World):
         """Where its latest rollout stands."""
         return self.latest(name).state
 
+    def key(self, semver: str) -> VersionKey:
+        """What gateways call a version."""
+        version = self.get(semver)
+        return self.desk.read(SYSTEM_CONTEXT, Traffic().spec, version.model, version.number).key
+
     def look(self, owner: str = OWNER) -> None:
         """What a controller does in one round."""
         for rollout_id in self.desk.read(SYSTEM_CONTEXT, self.rollouts.active):
@@ -153,9 +158,9 @@ class FakeGateway:
         self.name = name
         self.live: RoutingTable = EMPTY_TABLE
         self.desired: RoutingTable = EMPTY_TABLE
-        self.ready: set[Digest] = set()
-        self.broken: dict[Digest, str] = {}
-        self.failing: dict[Digest, int] = {}
+        self.ready: set[VersionKey] = set()
+        self.broken: dict[VersionKey, str] = {}
+        self.failing: dict[VersionKey, int] = {}
         self.silent = False
         self.callers = 4_000
         self.waiting: list[Tick] = []
@@ -180,7 +185,7 @@ class FakeGateway:
     def obey(self) -> None:
         """Load what is named, and swap the table in as far as it is loaded."""
         wanted = set(moves.needed(self.live, self.desired))
-        self.ready = {digest for digest in wanted if digest not in self.broken}
+        self.ready = {key for key in wanted if key not in self.broken}
         self.live = moves.next_table(self.live, self.desired, self.ready)
         self.applied.append(self.live)
 
@@ -207,8 +212,8 @@ class FakeGateway:
             candidate=self._side(route.candidate, on_candidate),
         )
 
-    def _side(self, digest: Digest, callers: int) -> SideCounts:
-        failed = callers * self.failing.get(digest, 0) // 100
+    def _side(self, key: VersionKey, callers: int) -> SideCounts:
+        failed = callers * self.failing.get(key, 0) // 100
         return SideCounts(
             requests=callers,
             new_callers=callers,
@@ -237,10 +242,10 @@ class FakeGateway:
                 for route in self.live.routes
             ),
             versions=tuple(
-                VersionReport(digest=digest, phase=VersionPhase.FAILED, error=self.broken[digest])
-                if digest in self.broken
-                else VersionReport(digest=digest, phase=VersionPhase.READY)
-                for digest in sorted(wanted)
+                VersionReport(key=key, phase=VersionPhase.FAILED, error=self.broken[key])
+                if key in self.broken
+                else VersionReport(key=key, phase=VersionPhase.READY)
+                for key in sorted(wanted)
             ),
             ticks=tuple(self.waiting[:120]),
             rollbacks=tuple(self.rollbacks),
@@ -298,11 +303,11 @@ class FakeGateway:
         assert found is not None
         return found
 
-    def serves(self, endpoint: str = NAME) -> Digest:
+    def serves(self, endpoint: str = NAME) -> VersionKey:
         """Who answers most callers of an endpoint."""
         route = self.route(endpoint)
         share = max(route.arms, key=lambda arm: arm.weight_ppm)
-        return share.digest
+        return share.key
 
 
 def epoch_of(world: RolloutWorld, name: str = NAME) -> Epoch:

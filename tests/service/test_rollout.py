@@ -6,8 +6,10 @@ from msgspec import structs
 from modelkeep.core import errors
 from modelkeep.core.access import Role
 from modelkeep.core.events import EventKind
+from modelkeep.core.observation import VersionPhase
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import WHOLE_PPM, Epoch, check_table
+from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import ModelName, parse_ref
 from modelkeep.store import events
 from modelkeep.store import rollout as store
@@ -39,7 +41,7 @@ def test_an_endpoint_on_an_occupied_stage_begins_to_serve(world: RolloutWorld) -
     world.turn(gateway)
     after = world.endpoint()
     assert (after.stable, after.rollout) == (1, None)
-    assert gateway.serves() == world.get("1.0.0").digest
+    assert gateway.serves() == world.key("1.0.0")
     assert world.in_production() == "1.0.0"
 
 
@@ -48,7 +50,7 @@ def test_an_endpoint_that_could_not_serve_tries_again_when_it_is_put_again(world
     world.promote("1.0.0", by="owner")
     world.made()
     gateway = FakeGateway(world)
-    gateway.broken[world.get("1.0.0").digest] = "no such operator"
+    gateway.broken[world.key("1.0.0")] = "no such operator"
     world.turn(gateway)
     assert world.state() is RolloutState.FAILED
     assert "no such operator" in (world.latest().outcome or "")
@@ -242,8 +244,8 @@ def test_a_healthy_candidate_goes_through_every_step_and_the_stage_follows(world
     endpoint = world.endpoint()
     assert (endpoint.stable, endpoint.previous, endpoint.rollout) == (2, 1, None)
     world.turn(gateway)
-    assert gateway.route().stable == world.get("1.1.0").digest
-    assert gateway.route().previous == world.get("1.0.0").digest
+    assert gateway.route().stable == world.key("1.1.0")
+    assert gateway.route().previous == world.key("1.0.0")
     kinds = [event.kind for event in world.events() if event.kind.startswith(("rollout.", "stage."))]
     assert kinds[-2:] == [EventKind.ROLLOUT_SUCCEEDED, EventKind.STAGE_MOVED]
     assert kinds.count(EventKind.ROLLOUT_STEPPED) == 3
@@ -254,14 +256,14 @@ def test_a_healthy_candidate_goes_through_every_step_and_the_stage_follows(world
 def test_a_worse_candidate_is_taken_back_by_itself(world: RolloutWorld) -> None:
     """With the evidence in the event; tombstoned until somebody clears it; the stage never moved."""
     gateway = world.serving()
-    worse = world.get("1.1.0").digest
+    worse = world.key("1.1.0")
     gateway.failing[worse] = 30
     world.promote("1.1.0", by="owner")
     term = world.endpoint().epoch.term
     gone = world.until(RolloutState.ROLLED_BACK, gateway)
     assert "more callers fail than on stable" in (gone.outcome or "")
     assert gone.epoch.term == term + 1
-    assert gateway.serves() == world.get("1.0.0").digest
+    assert gateway.serves() == world.key("1.0.0")
     assert world.in_production() == "1.0.0"
     assert "more callers fail" in (world.get("1.1.0").tombstone or "")
     told = world.events(EventKind.ROLLOUT_ROLLED_BACK)
@@ -345,7 +347,7 @@ def test_nobody_steps_on_past_counts_that_have_just_come(world: RolloutWorld) ->
     world.promote("1.1.0", by="owner")
     world.until(RolloutState.STEPPING, gateway)
     world.turn(gateway)
-    gateway.failing[world.get("1.1.0").digest] = 50
+    gateway.failing[world.key("1.1.0")] = 50
     gateway.turn()
     with pytest.raises(errors.GateFailed, match="more callers fail"):
         world.do("owner", world.rollouts.step, NAME, "go on")
@@ -378,7 +380,7 @@ def test_a_rollback_of_the_model_moves_traffic_in_the_same_act(world: RolloutWor
     assert (endpoint.stable, endpoint.previous) == (1, None)
     assert endpoint.epoch == Epoch(term + 1, 0)
     world.turn(gateway)
-    assert gateway.serves() == world.get("1.0.0").digest
+    assert gateway.serves() == world.key("1.0.0")
     with pytest.raises(errors.NoRollbackTarget):
         gateway.roll_back()
     with pytest.raises(errors.NoRollbackTarget):
@@ -473,7 +475,7 @@ def test_a_gateways_own_rollback_becomes_the_registrys(world: RolloutWorld) -> N
     assert first.route().candidate_ppm == second.route().candidate_ppm == 100_000
     first.silent = True
     done = first.roll_back(cause="lease lost")
-    assert first.serves() == world.get("1.0.0").digest
+    assert first.serves() == world.key("1.0.0")
     first.silent = False
     report = first.make_report()
     for _ in range(2):
@@ -507,8 +509,35 @@ def test_a_gateways_rollback_without_a_rollout_moves_the_stage_back(world: Rollo
     moved = world.events(EventKind.STAGE_MOVED)[-1]
     assert (moved.number, moved.body["cause"]) == (1, "rollback")
     world.turn(gateway)
-    assert gateway.serves() == world.get("1.0.0").digest
+    assert gateway.serves() == world.key("1.0.0")
     events.verify(world.database)
+
+
+@pytest.mark.req("S2", "S8", "V1")
+def test_a_version_of_equal_bytes_is_rolled_out_and_taken_back_as_itself(world: RolloutWorld) -> None:
+    """A PATCH of other metadata or signature has the bytes of the version before, and is another."""
+    signature = Signature(inputs=(Field(name="x", type=DataType.FLOAT64, maximum=9.0),))
+    world.version("1.0.1", digest=world.get("1.0.0").digest, signature=signature)
+    gateway = world.serving()
+    world.promote("1.0.1", by="owner")
+    world.until(RolloutState.STEPPING, gateway)
+    world.turn(gateway)
+    route = gateway.route()
+    assert (route.stable, route.candidate) == (world.key("1.0.0"), world.key("1.0.1"))
+    assert {spec.semver: spec.signature for spec in check_table(gateway.live).versions} == {
+        "1.0.0": world.get("1.0.0").signature,
+        "1.0.1": signature,
+    }
+    phases = world.status().gateways[0].phases
+    assert phases == {"1.0.0": VersionPhase.READY, "1.0.1": VersionPhase.READY}
+    world.until(RolloutState.SUCCEEDED, gateway)
+    world.turn(gateway)
+    assert (gateway.serves(), world.in_production()) == (world.key("1.0.1"), "1.0.1")
+    gateway.roll_back()
+    gateway.report()
+    assert (world.endpoint().stable, world.in_production()) == (1, "1.0.0")
+    assert world.get("1.0.1").tombstone is not None
+    assert world.get("1.0.0").tombstone is None
 
 
 @pytest.mark.req("S8")
@@ -530,7 +559,7 @@ def test_a_rollback_that_is_told_after_the_success_is_followed(world: RolloutWor
     assert world.in_production() == "1.0.0"
     assert world.endpoint().stable == 1
     world.turn(first, second)
-    assert first.serves() == second.serves() == world.get("1.0.0").digest
+    assert first.serves() == second.serves() == world.key("1.0.0")
     assert first.route().epoch == second.route().epoch == world.endpoint().epoch
 
 
@@ -552,7 +581,7 @@ def test_two_rollbacks_in_one_report_are_both_followed(world: RolloutWorld) -> N
     for _ in range(3):
         world.turn(gateway)
     assert world.state() is RolloutState.ROLLED_BACK
-    assert gateway.serves() == world.get("1.0.0").digest
+    assert gateway.serves() == world.key("1.0.0")
     assert gateway.route().epoch == world.endpoint().epoch
     assert world.get("1.1.0").tombstone is not None
     assert world.get("1.2.0").tombstone is not None
@@ -571,7 +600,7 @@ def test_a_base_that_is_taken_back_ends_the_rollout_that_starts_from_it(world: R
     assert world.get("1.2.0").tombstone is None
     assert world.in_production() == "1.0.0"
     world.turn(gateway)
-    assert gateway.serves() == world.get("1.0.0").digest
+    assert gateway.serves() == world.key("1.0.0")
 
 
 def test_a_late_gateway_does_not_overrule_what_was_decided_without_it(world: RolloutWorld) -> None:
@@ -592,7 +621,7 @@ def test_a_late_gateway_does_not_overrule_what_was_decided_without_it(world: Rol
     assert world.in_production() == "1.2.0"
     world.turn(first, second)
     world.turn(first, second)
-    assert first.serves() == second.serves() == world.get("1.2.0").digest
+    assert first.serves() == second.serves() == world.key("1.2.0")
     assert first.route().epoch == world.endpoint().epoch
 
 

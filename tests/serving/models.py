@@ -27,7 +27,7 @@ def spec(
     manifest = make_manifest(
         FileEntry(path=path, size_bytes=len(data), digest=_digest(data)) for path, data in files.items()
     )
-    return VersionSpec(
+    return VersionSpec.of(
         model=model,
         number=int(semver.split(".", maxsplit=1)[0]),
         semver=semver,

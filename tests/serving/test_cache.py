@@ -52,7 +52,7 @@ def test_wrong_bytes_never_get_in(tmp_path: Path) -> None:
         made = Cache(tmp_path)
         with pytest.raises(errors.DigestMismatch, match=r"model\.onnx"):
             made.prepare(SPEC, wrong)
-        assert not made.folder_of(SPEC.digest).exists()
+        assert not made.folder_of(SPEC.key).exists()
         assert not list((tmp_path / "blobs").iterdir())
     assert Cache(tmp_path).prepare(SPEC, fetch).is_dir()
 
@@ -113,8 +113,8 @@ def test_unused_versions_are_swept_oldest_first(tmp_path: Path, monkeypatch: pyt
         specs.append(models.spec(files, f"{number + 1}.0.0"))
         folder = made.prepare(specs[-1], fetch)
         os.utime(folder, (1_000_000 + number, 1_000_000 + number))
-    assert made.sweep([specs[0].digest]) == 2
-    left = [spec.semver for spec in specs if made.folder_of(spec.digest).exists()]
+    assert made.sweep([specs[0].key]) == 2
+    left = [spec.semver for spec in specs if made.folder_of(spec.key).exists()]
     assert left == ["1.0.0", "4.0.0", "5.0.0"]
     assert len(list((tmp_path / "blobs").iterdir())) == 3
 

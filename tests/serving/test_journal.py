@@ -16,14 +16,17 @@ from hypothesis import strategies as st
 
 from modelkeep.core import errors
 from modelkeep.core.observation import LocalRollback
-from modelkeep.core.routing import EMPTY_TABLE, Epoch, Route, RoutingTable, VersionSpec
+from modelkeep.core.routing import EMPTY_TABLE, Epoch, Route, RoutingTable, VersionKey, VersionSpec
 from modelkeep.core.values import Digest
 from modelkeep.serving import journal
 from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind, Replayed
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
-A, B = (Digest(f"sha256:{letter * 64}") for letter in "ab")
-VERSIONS = tuple(VersionSpec(model="m", number=1, semver="1.0.0", digest=d, files=()) for d in (A, B))
+A, B = (VersionKey(f"version:{letter * 64}") for letter in "ab")
+CONTENT = Digest(f"sha256:{'e' * 64}")
+VERSIONS = tuple(
+    VersionSpec(key=key, model="m", number=1, semver="1.0.0", digest=CONTENT, files=()) for key in (A, B)
+)
 
 
 def table(number: int, ppm: int = 0) -> RoutingTable:

@@ -7,11 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelkeep.core import errors
-from modelkeep.core.routing import EMPTY_TABLE, Epoch, Route, RoutingTable, VersionSpec, check_table
+from modelkeep.core.routing import (
+    EMPTY_TABLE,
+    Epoch,
+    Route,
+    RoutingTable,
+    VersionKey,
+    VersionSpec,
+    check_table,
+)
 from modelkeep.core.values import Digest
 from modelkeep.serving import moves
 
-DIGESTS = [Digest(f"sha256:{letter * 64}") for letter in "abcd"]
+KEYS = [VersionKey(f"version:{letter * 64}") for letter in "abcd"]
+CONTENT = Digest(f"sha256:{'e' * 64}")
 ENDPOINTS = ["one", "two", "three"]
 EPOCHS = st.builds(Epoch, st.integers(1, 3), st.integers(0, 3))
 
@@ -19,14 +28,14 @@ EPOCHS = st.builds(Epoch, st.integers(1, 3), st.integers(0, 3))
 @st.composite
 def routes(draw: st.DrawFn, endpoint: str) -> Route:
     """Any route of an endpoint."""
-    candidate = draw(st.none() | st.sampled_from(DIGESTS))
+    candidate = draw(st.none() | st.sampled_from(KEYS))
     return Route(
         endpoint=endpoint,
         epoch=draw(EPOCHS),
-        stable=draw(st.sampled_from(DIGESTS)),
+        stable=draw(st.sampled_from(KEYS)),
         candidate=candidate,
         candidate_ppm=draw(st.integers(0, 1_000_000)) if candidate else 0,
-        previous=draw(st.none() | st.sampled_from(DIGESTS)),
+        previous=draw(st.none() | st.sampled_from(KEYS)),
     )
 
 
@@ -34,18 +43,21 @@ def routes(draw: st.DrawFn, endpoint: str) -> Route:
 def tables(draw: st.DrawFn) -> RoutingTable:
     """Any table of up to three endpoints."""
     chosen = tuple(draw(routes(name)) for name in ENDPOINTS if draw(st.booleans()))
-    named = set().union(*(route.digests for route in chosen)) if chosen else set()
-    specs = tuple(VersionSpec(model="m", number=1, semver="1.0.0", digest=d, files=()) for d in sorted(named))
+    named = set().union(*(route.keys for route in chosen)) if chosen else set()
+    specs = tuple(
+        VersionSpec(key=key, model="m", number=1, semver="1.0.0", digest=CONTENT, files=())
+        for key in sorted(named)
+    )
     return RoutingTable(number=draw(st.integers(1, 9)), routes=chosen, versions=specs)
 
 
-READY = st.sets(st.sampled_from(DIGESTS))
+READY = st.sets(st.sampled_from(KEYS))
 
 
 @pytest.mark.req("S1", "S7")
 @given(live=tables(), desired=tables(), ready=READY)
 def test_a_move_forward_obeys_fencing_and_readiness(
-    live: RoutingTable, desired: RoutingTable, ready: set[Digest]
+    live: RoutingTable, desired: RoutingTable, ready: set[VersionKey]
 ) -> None:
     """No route goes back in its epoch, and none gives weight to a version that is not ready."""
     after = check_table(moves.next_table(live, desired, ready))
@@ -65,23 +77,23 @@ def test_a_move_forward_obeys_fencing_and_readiness(
 @given(live=tables(), desired=tables())
 def test_a_move_ends_where_it_wants_when_all_is_ready(live: RoutingTable, desired: RoutingTable) -> None:
     """With everything ready, routes that are not fenced are as wanted; going on changes nothing more."""
-    after = moves.next_table(live, desired, DIGESTS)
+    after = moves.next_table(live, desired, KEYS)
     for want in desired.routes:
         have = live.route(want.endpoint)
         fenced = have is not None and want.epoch < have.epoch
         assert after.route(want.endpoint) == (have if fenced else want)
-    assert moves.next_table(after, desired, DIGESTS) == after
+    assert moves.next_table(after, desired, KEYS) == after
 
 
 @given(live=tables(), desired=tables(), ready=READY)
 def test_everything_that_is_obeyed_or_wanted_is_kept_loaded(
-    live: RoutingTable, desired: RoutingTable, ready: set[Digest]
+    live: RoutingTable, desired: RoutingTable, ready: set[VersionKey]
 ) -> None:
     """The versions to load cover every route before and after the move."""
     needed = moves.needed(live, desired)
     for table in (live, moves.next_table(live, desired, ready)):
         for route in table.routes:
-            assert route.digests <= set(needed)
+            assert route.keys <= set(needed)
 
 
 @pytest.mark.req("S7")
@@ -101,7 +113,7 @@ def test_nothing_late_undoes_a_rollback(live: RoutingTable, late: RoutingTable) 
         assert rolled.candidate is None
         assert removed == (route.candidate or route.stable)
         same_age = msgspec.structs.replace(live, number=99)
-        assert moves.next_table(after, same_age, DIGESTS).route(route.endpoint) == rolled
+        assert moves.next_table(after, same_age, KEYS).route(route.endpoint) == rolled
         others = [other for other in after.routes if other.endpoint != route.endpoint]
         assert others == sorted(
             (other for other in live.routes if other.endpoint != route.endpoint), key=lambda r: r.endpoint
@@ -120,6 +132,4 @@ def test_after_a_crash_nobody_has_weight_but_the_stable_versions(live: RoutingTa
     it."""
     after = moves.stable_only(live)
     assert all(route.candidate_ppm == 0 for route in after.routes)
-    assert moves.next_table(after, live, DIGESTS).routes == tuple(
-        sorted(live.routes, key=lambda r: r.endpoint)
-    )
+    assert moves.next_table(after, live, KEYS).routes == tuple(sorted(live.routes, key=lambda r: r.endpoint))

@@ -6,21 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelkeep.core.routing import Epoch, Role, Route, VersionSpec, choose
+from modelkeep.core.routing import Epoch, Role, Route, VersionKey, VersionSpec, choose
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Digest
 from modelkeep.serving.counting import caller_hash, count
 from modelkeep.serving.messages import Swap
 from modelkeep.serving.router import Router, changes, named
 
-STABLE, CANDIDATE, PREVIOUS = (Digest(f"sha256:{letter * 64}") for letter in "abc")
+STABLE, CANDIDATE, PREVIOUS = (VersionKey(f"version:{letter * 64}") for letter in "abc")
 
 
 class Version:
     """What a router needs of a version."""
 
-    def __init__(self, digest: Digest, semver: str) -> None:
-        self.digest = digest
+    def __init__(self, key: VersionKey, semver: str) -> None:
+        self.key = key
         self.semver = semver
 
 
@@ -144,11 +144,11 @@ def test_a_versions_name_is_safe_in_a_header() -> None:
     """Whatever a table calls a version, no line break reaches a header; tensors are named in the protocol's
     words."""
     fields = (Field(name="img", type=DataType.FLOAT32, shape=(3, -1)),)
-    spec = VersionSpec(
+    spec = VersionSpec.of(
         model="a\r\nX: y",
         number=1,
         semver="1.0.0",
-        digest=STABLE,
+        digest=Digest(f"sha256:{'e' * 64}"),
         files=(),
         signature=Signature(inputs=fields),
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from modelkeep.core import errors
-from modelkeep.core.routing import VersionSpec
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving import runtimes
 from modelkeep.serving.frames import Kind
@@ -263,9 +263,4 @@ def test_a_runtime_can_be_named() -> None:
     """With several kinds of file the version's own word decides."""
     files = {"a.onnx": b"x", "b.skops": b"y"}
     spec = models.spec(files, "1.0.0")
-    assert runtimes.choose(
-        VersionSpec(**{f: getattr(spec, f) for f in spec.__struct_fields__} | {"runtime": "skops"})
-    ) == (
-        "b.skops",
-        "skops",
-    )
+    assert runtimes.choose(structs.replace(spec, runtime="skops")) == ("b.skops", "skops")

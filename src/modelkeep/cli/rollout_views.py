@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelkeep.cli.catalog_views import View
-from modelkeep.cli.show import Screen, Text, duration, moment, number, share, short
+from modelkeep.cli.show import Screen, Text, duration, moment, number, share
 
 if TYPE_CHECKING:
-    from modelkeep.client_answers import Explanation, RolloutStatus
+    from modelkeep.client.answers import Explanation, RolloutStatus
     from modelkeep.core.rollout import Endpoint, Plan, Rollout
 
 _STATES = {
@@ -166,7 +166,6 @@ def status(found: "RolloutStatus") -> View:
     """How an endpoint's traffic stands."""
 
     def draw(screen: Screen) -> None:
-        names = _names(found.rollout)
         screen.line(
             Text(found.endpoint.name, "strong"),
             f"follows {found.endpoint.model}#{found.endpoint.stage}",
@@ -189,7 +188,7 @@ def status(found: "RolloutStatus") -> View:
                         moment(g.seen_at),
                         Text("answers", "good") if g.answering else Text("silent", "bad"),
                         share(g.candidate_ppm),
-                        ", ".join(f"{names.get(d, short(d))} {p.value}" for d, p in g.phases.items()),
+                        ", ".join(f"{semver} {phase.value}" for semver, phase in g.phases.items()),
                     )
                     for g in found.gateways
                 ),
@@ -198,16 +197,6 @@ def status(found: "RolloutStatus") -> View:
             screen.line(Text("No gateway has been seen; start one with 'modelkeep gateway'.", "warn"))
 
     return draw
-
-
-def _names(found: "Rollout | None") -> dict[str, str]:
-    """The versions of a rollout by digest, as a gateway names them."""
-    if found is None:
-        return {}
-    names = {str(found.candidate_digest): found.candidate_semver}
-    if found.stable_digest is not None and found.stable_semver is not None:
-        names[str(found.stable_digest)] = found.stable_semver
-    return names
 
 
 def change(found: "RolloutStatus") -> str:

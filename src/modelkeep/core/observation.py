@@ -14,9 +14,8 @@ from enum import StrEnum
 from msgspec import Struct
 
 from modelkeep.core import errors, values
-from modelkeep.core.routing import ROUTES_MAX, WHOLE_PPM, Epoch
+from modelkeep.core.routing import ROUTES_MAX, WHOLE_PPM, Epoch, VersionKey
 from modelkeep.core.sequential import COUNT_MAX
-from modelkeep.core.values import Digest
 
 TICKS_PER_REPORT_MAX = 120
 """Ticks that one report carries; older unsent ones are merged, never dropped."""
@@ -103,7 +102,7 @@ class VersionPhase(StrEnum):
 class VersionReport(Struct, frozen=True, kw_only=True):
     """One version on one gateway. `crashes` counts since it was first started there."""
 
-    digest: Digest
+    key: VersionKey
     phase: VersionPhase
     crashes: int = 0
     error: str | None = None
@@ -120,8 +119,8 @@ class LocalRollback(Struct, frozen=True, kw_only=True):
     actor: str
     at: datetime
     took_ms: float
-    stable: Digest
-    removed: Digest
+    stable: VersionKey
+    removed: VersionKey
 
 
 class RouteState(Struct, frozen=True, kw_only=True):
@@ -129,10 +128,10 @@ class RouteState(Struct, frozen=True, kw_only=True):
 
     endpoint: str
     epoch: Epoch
-    stable: Digest
-    candidate: Digest | None
+    stable: VersionKey
+    candidate: VersionKey | None
     candidate_ppm: int
-    previous: Digest | None
+    previous: VersionKey | None
 
 
 class GatewayReport(Struct, frozen=True, kw_only=True):

@@ -34,7 +34,7 @@ from modelkeep.core.plan import (
     check_plan,
     read_plan,
 )
-from modelkeep.core.routing import WHOLE_PPM, Epoch, Route
+from modelkeep.core.routing import WHOLE_PPM, Epoch, Route, VersionKey
 from modelkeep.core.values import Actor, Digest, ModelName
 
 __all__ = [
@@ -243,15 +243,17 @@ _BADNESS = (
 _UNSEEN = Epoch(0, 0)
 
 
-def observe(rollout: Rollout, answering: Sequence[GatewayReport], ticks: Sequence[Tick]) -> Observed:
-    """What the gateways that answer now say about a rollout.
+def observe(
+    rollout: Rollout, candidate: VersionKey, answering: Sequence[GatewayReport], ticks: Sequence[Tick]
+) -> Observed:
+    """What the gateways that answer now say about a rollout and its candidate, which they call by its key.
 
     A gateway has confirmed an epoch only when it also splits the traffic as the rollout wants: one that was
     killed comes back with stable alone under the same epoch. What a gateway says of the candidate counts from
     the first table on that names it, for the same version may have failed in an earlier rollout.
     """
     applied = min((_confirmed(rollout, report) for report in answering), default=None)
-    told = [_entry(rollout, report) for report in answering]
+    told = [_entry(rollout, candidate, report) for report in answering]
     if not told or None in told:
         return Observed(applied=applied, ticks=tuple(ticks))
     phase, error = min((entry for entry in told if entry is not None), key=lambda one: _BADNESS.index(one[0]))
@@ -272,11 +274,13 @@ def _confirmed(rollout: Rollout, report: GatewayReport) -> Epoch:
     return rollout.epoch if gone else _UNSEEN
 
 
-def _entry(rollout: Rollout, report: GatewayReport) -> tuple[VersionPhase, str | None] | None:
+def _entry(
+    rollout: Rollout, candidate: VersionKey, report: GatewayReport
+) -> tuple[VersionPhase, str | None] | None:
     if report.table < rollout.table:
         return None
     for version in report.versions:
-        if version.digest == rollout.candidate_digest:
+        if version.key == candidate:
             return version.phase, _shown(version.error) if version.error is not None else None
     return None
 
@@ -586,19 +590,19 @@ def _alarm(rollout: Rollout, observed: Observed) -> Judgement | None:
 # ---------------------------------------------------------------------------------------------------- routes
 
 
-def route_of(endpoint: Endpoint, rollout: Rollout | None, digests: Mapping[int, Digest]) -> Route | None:
+def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, VersionKey]) -> Route | None:
     """What the gateways should do for an endpoint; None while it has nothing to serve.
 
     Args:
         rollout: the endpoint's unfinished rollout, if there is one.
-        digests: the content of each version that is named, by number.
+        keys: what gateways call each version that endpoint and rollout name, by number.
     """
     former = endpoint.previous
     if rollout is not None and not rollout.state.finished and rollout.candidate == former:
         former = None  # a candidate that is taken back is no version to go back to
-    previous = digests[former] if former is not None else None
+    previous = keys[former] if former is not None else None
 
-    def route(stable: Digest, epoch: Epoch) -> Route:
+    def route(stable: VersionKey, epoch: Epoch) -> Route:
         return Route(
             endpoint=endpoint.name,
             epoch=epoch,
@@ -613,12 +617,12 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, digests: Mapping[int, 
         if endpoint.stable is None:
             return None
         epoch = endpoint.epoch if rollout is None else max(endpoint.epoch, rollout.epoch)
-        return route(digests[endpoint.stable], epoch)
+        return route(keys[endpoint.stable], epoch)
     if endpoint.stable is None:
-        return route(rollout.candidate_digest, rollout.epoch)
+        return route(keys[rollout.candidate], rollout.epoch)
     return structs.replace(
-        route(digests[endpoint.stable], rollout.epoch),
-        candidate=rollout.candidate_digest,
+        route(keys[endpoint.stable], rollout.epoch),
+        candidate=keys[rollout.candidate],
         candidate_ppm=rollout.weight_ppm,
         salt=rollout.salt,
         rollout=rollout.id,

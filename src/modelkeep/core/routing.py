@@ -12,18 +12,25 @@ ppm), so raising its weight moves callers one way only.
 
 import hashlib
 from enum import StrEnum
+from typing import NewType
 
 from msgspec import Struct
 
-from modelkeep.core import errors
+from modelkeep.core import codec, errors
 from modelkeep.core.catalog import FileEntry
 from modelkeep.core.signature import Signature
 from modelkeep.core.values import Digest
+
+VersionKey = NewType("VersionKey", str)
+"""Names one served version: `version:` and 64 hexadecimal digits. Not a digest of content: two versions with
+equal bytes have two keys."""
 
 WHOLE_PPM = 1_000_000
 """All of the traffic."""
 ROUTES_MAX = 10_000
 """Endpoints of one table."""
+_KEY_DOMAIN = b"modelkeep served version 1\n"
+"""Before what a key is taken of, so that it is never the digest of anything else."""
 
 
 class Epoch(Struct, frozen=True, order=True):
@@ -34,8 +41,14 @@ class Epoch(Struct, frozen=True, order=True):
 
 
 class VersionSpec(Struct, frozen=True, kw_only=True):
-    """All that a gateway needs in order to fetch, verify, load and serve a version without asking anyone."""
+    """All that a gateway needs in order to fetch, verify, load and serve a version without asking anyone.
 
+    `key` is what routes, messages and reports call it. Only `of` makes one; a gateway never derives it anew,
+    so that a gateway and a control plane of different releases mean the same. `digest` is the content's, for
+    people and for verification: several versions may share it.
+    """
+
+    key: VersionKey
     model: str
     number: int
     semver: str
@@ -44,6 +57,30 @@ class VersionSpec(Struct, frozen=True, kw_only=True):
     signature: Signature | None = None
     runtime: str | None = None
 
+    @staticmethod
+    def of(
+        *,
+        model: str,
+        number: int,
+        semver: str,
+        digest: Digest,
+        files: tuple[FileEntry, ...],
+        signature: Signature | None = None,
+        runtime: str | None = None,
+    ) -> "VersionSpec":
+        """A version under its own key: that of all that makes it answer as it does, and under which name."""
+        told = (model, number, semver, digest, signature, runtime)
+        return VersionSpec(
+            key=VersionKey(f"version:{hashlib.sha256(_KEY_DOMAIN + codec.canonical(told)).hexdigest()}"),
+            model=model,
+            number=number,
+            semver=semver,
+            digest=digest,
+            files=files,
+            signature=signature,
+            runtime=runtime,
+        )
+
     @property
     def label(self) -> str:
         """`churn:2.1.0`: what answers carry in their version header and metrics in their label."""
@@ -51,9 +88,9 @@ class VersionSpec(Struct, frozen=True, kw_only=True):
 
 
 class Arm(Struct, frozen=True, kw_only=True):
-    """A version, by digest, and its share."""
+    """A version and its share."""
 
-    digest: Digest
+    key: VersionKey
     weight_ppm: int
 
 
@@ -77,10 +114,10 @@ class Route(Struct, frozen=True, kw_only=True):
 
     endpoint: str
     epoch: Epoch
-    stable: Digest
-    candidate: Digest | None = None
+    stable: VersionKey
+    candidate: VersionKey | None = None
     candidate_ppm: int = 0
-    previous: Digest | None = None
+    previous: VersionKey | None = None
     salt: str = ""
     rollout: str | None = None
     key_header: str | None = None
@@ -90,15 +127,15 @@ class Route(Struct, frozen=True, kw_only=True):
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The versions with a share of the traffic; the shares sum to 1,000,000."""
-        stable = Arm(digest=self.stable, weight_ppm=WHOLE_PPM - self.candidate_ppm)
+        stable = Arm(key=self.stable, weight_ppm=WHOLE_PPM - self.candidate_ppm)
         if self.candidate is None or self.candidate_ppm == 0:
             return (stable,)
-        return (stable, Arm(digest=self.candidate, weight_ppm=self.candidate_ppm))
+        return (stable, Arm(key=self.candidate, weight_ppm=self.candidate_ppm))
 
     @property
-    def digests(self) -> frozenset[Digest]:
+    def keys(self) -> frozenset[VersionKey]:
         """All versions that have to be loaded for this route."""
-        return frozenset(d for d in (self.stable, self.candidate, self.previous) if d is not None)
+        return frozenset(k for k in (self.stable, self.candidate, self.previous) if k is not None)
 
 
 class RoutingTable(Struct, frozen=True, kw_only=True):
@@ -111,14 +148,12 @@ class RoutingTable(Struct, frozen=True, kw_only=True):
     def route(self, endpoint: str) -> Route | None:
         return next((route for route in self.routes if route.endpoint == endpoint), None)
 
-    def version(self, digest: Digest) -> VersionSpec:
+    def version(self, key: VersionKey) -> VersionSpec:
         """Raises VersionNotFound when the table does not carry the version."""
         for spec in self.versions:
-            if spec.digest == digest:
+            if spec.key == key:
                 return spec
-        raise errors.VersionNotFound(
-            f"The routing table names the version {digest} but does not describe it."
-        )
+        raise errors.VersionNotFound(f"The routing table names the version {key} but does not describe it.")
 
 
 EMPTY_TABLE = RoutingTable(number=0)
@@ -129,11 +164,13 @@ def check_table(table: RoutingTable) -> RoutingTable:
 
     Raises:
         Invalid: a share outside 0..1,000,000, a share without a candidate, an endpoint twice, an undescribed
-        version.
+        version, two versions under one key.
     """
     if len(table.routes) > ROUTES_MAX:
         raise errors.LimitExceeded(f"A routing table has at most {ROUTES_MAX:,} routes.")
-    known = {spec.digest for spec in table.versions}
+    known = {spec.key for spec in table.versions}
+    if len(known) < len(table.versions):
+        raise errors.Invalid("Two versions of the routing table have the same key.")
     seen: set[str] = set()
     for route in table.routes:
         if not 0 <= route.candidate_ppm <= WHOLE_PPM:
@@ -146,7 +183,7 @@ def check_table(table: RoutingTable) -> RoutingTable:
             )
         if route.endpoint in seen:
             raise errors.Invalid(f"The endpoint {route.endpoint!r} stands twice in one table.")
-        if not route.digests <= known:
+        if not route.keys <= known:
             raise errors.Invalid(
                 f"The route {route.endpoint!r} names a version that the table does not describe."
             )

@@ -17,7 +17,7 @@ from modelkeep.core.events import EventKind
 from modelkeep.core.observation import GatewayReply, GatewayReport, LocalRollback, check_report
 from modelkeep.core.promotion import MoveCause
 from modelkeep.core.rollout import Endpoint, Observed, Rollout, RolloutState
-from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionSpec
+from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey, VersionSpec
 from modelkeep.service.act import Act
 from modelkeep.service.traffic import Traffic
 from modelkeep.store import catalog as catalog_store
@@ -66,15 +66,16 @@ class Gateways:
 
     def _build(self, act: Act, number: int) -> RoutingTable:
         routes: list[Route] = []
-        specs: dict[str, VersionSpec] = {}
+        specs: dict[VersionKey, VersionSpec] = {}
         after = ""
         while batch := store.all_endpoints(act.tx, after, values.PAGE_MAX):
             for endpoint in batch:
                 running = self._traffic.active(act, endpoint)
-                route = self._traffic.route(act, endpoint, running)
+                served = self._traffic.served(act, endpoint, running)
+                route = core.route_of(endpoint, running, {n: spec.key for n, spec in served.items()})
                 if route is not None:
                     routes.append(route)
-                    _describe(act, endpoint, running, route, specs)
+                    specs.update((spec.key, spec) for spec in served.values() if spec.key in route.keys)
             after = batch[-1].name
         return RoutingTable(number=number, routes=tuple(routes), versions=tuple(specs.values()))
 
@@ -143,16 +144,14 @@ class Gateways:
         self._traffic.apply(act, endpoint, running, core.advance(running, seen, act.now))
 
     def _former(self, act: Act, endpoint: Endpoint, done: LocalRollback) -> ModelVersion | None:
-        """The version that a gateway went back to, when it took back the one that the endpoint serves; one
-        that was itself taken back is none."""
-        model = store.model_id(act.tx, endpoint.model)
-        if model is None or endpoint.stable is None:
+        """The version before, when a gateway took back the one that the endpoint serves and went back to
+        that; one that was itself taken back is none."""
+        if endpoint.stable is None or endpoint.previous is None:
             return None
-        serving = store.digests(act.tx, model, [endpoint.stable]).get(endpoint.stable)
-        number = store.number_of(act.tx, model, done.stable)
-        if done.removed != serving or number is None or number == endpoint.stable:
+        keys = {n: spec.key for n, spec in self._traffic.served(act, endpoint, None).items()}
+        if (done.removed, done.stable) != (keys[endpoint.stable], keys[endpoint.previous]):
             return None
-        former = catalog_store.get_version(act.tx, endpoint.model, number)
+        former = catalog_store.get_version(act.tx, endpoint.model, endpoint.previous)
         return former if former.tombstone is None else None
 
     def _outrank(
@@ -180,29 +179,3 @@ class Gateways:
     def forget(self, act: Act) -> None:
         """Let go of gateways that have long been gone."""
         store.forget_gateways(act.tx, act.now - timedelta(seconds=FORGOTTEN_S))
-
-
-def _describe(
-    act: Act, endpoint: Endpoint, running: Rollout | None, route: Route, specs: dict[str, VersionSpec]
-) -> None:
-    """Add what a gateway has to know of the versions that a route names."""
-    numbers = {endpoint.stable, endpoint.previous, running.candidate if running is not None else None}
-    for number in numbers - {None}:
-        assert number is not None
-        version = catalog_store.get_version(act.tx, endpoint.model, number)
-        if version.digest in route.digests:
-            specs.setdefault(version.digest, _spec(version))
-
-
-def _spec(version: ModelVersion) -> VersionSpec:
-    model = version.metadata.get("model")
-    runtime = model.get("runtime") if isinstance(model, dict) else None
-    return VersionSpec(
-        model=str(version.model),
-        number=version.number,
-        semver=version.semver,
-        digest=version.digest,
-        files=version.files,
-        signature=version.signature,
-        runtime=runtime if isinstance(runtime, str) else None,
-    )

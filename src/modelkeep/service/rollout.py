@@ -16,7 +16,7 @@ from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.observation import GatewayReply, GatewayReport, VersionPhase
 from modelkeep.core.rollout import Advanced, Endpoint, Evidence, Plan, Rollout, RolloutState
-from modelkeep.core.routing import Epoch, Route, RoutingTable
+from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey
 from modelkeep.core.values import ModelName
 from modelkeep.service.act import Act
 from modelkeep.service.gateways import SILENT_S, Gateways
@@ -58,7 +58,8 @@ class RolloutPage(Struct, frozen=True, kw_only=True):
 class GatewayStatus(Struct, frozen=True, kw_only=True):
     """What one gateway does for an endpoint, as far as it has told.
 
-    `in_step` says that it obeys the newest route; `phases` are of the versions that this route names.
+    `in_step` says that it obeys the newest route; `phases` are of the versions that this route names,
+    by semver.
     """
 
     gateway: str
@@ -474,7 +475,9 @@ class Rollouts:
         running = self._traffic.active(act, endpoint)
         everything = visible_to(act.caller)
         latest = running or next(iter(store.list_rollouts(act.tx, everything, store.FIRST, 1, name)), None)
-        wanted = self._traffic.route(act, endpoint, running)
+        served = self._traffic.served(act, endpoint, running)
+        names = {spec.key: spec.semver for spec in served.values()}
+        wanted = core.route_of(endpoint, running, {n: spec.key for n, spec in served.items()})
         return RolloutStatus(
             endpoint=endpoint,
             stable=self._semver(act, endpoint.model, endpoint.stable),
@@ -482,7 +485,8 @@ class Rollouts:
             rollout=latest,
             active=running is not None,
             gateways=tuple(
-                _gateway_status(gateway, endpoint, wanted, act.now) for gateway in store.list_gateways(act.tx)
+                _gateway_status(gateway, endpoint, wanted, names, act.now)
+                for gateway in store.list_gateways(act.tx)
             ),
         )
 
@@ -568,7 +572,8 @@ class Rollouts:
         if arrived:
             current = structs.replace(current, ticks_until=arrived[-1].at)
         ticks = [one.tick for one in arrived]
-        return current, core.observe(current, self._gateways.answering(act), ticks)
+        candidate = self._traffic.spec(act, current.model, current.candidate).key
+        return current, core.observe(current, candidate, self._gateways.answering(act), ticks)
 
 
 def _no_endpoint(name: str) -> errors.EndpointNotFound:
@@ -590,11 +595,15 @@ def _header(name: str) -> str:
 
 
 def _gateway_status(
-    gateway: store.Gateway, endpoint: Endpoint, wanted: Route | None, now: datetime
+    gateway: store.Gateway,
+    endpoint: Endpoint,
+    wanted: Route | None,
+    names: dict[VersionKey, str],
+    now: datetime,
 ) -> GatewayStatus:
     report = gateway.report
     state = next((route for route in report.routes if route.endpoint == endpoint.name), None)
-    digests = wanted.digests if wanted is not None else frozenset()
+    keys = wanted.keys if wanted is not None else frozenset()
     in_step = state is not None and wanted is not None and state.epoch >= wanted.epoch
     return GatewayStatus(
         gateway=report.gateway,
@@ -607,5 +616,5 @@ def _gateway_status(
         and state is not None
         and wanted is not None
         and state.candidate_ppm == wanted.candidate_ppm,
-        phases={one.digest: one.phase for one in report.versions if one.digest in digests},
+        phases={names[one.key]: one.phase for one in report.versions if one.key in keys},
     )

@@ -14,7 +14,8 @@ from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.promotion import MoveCause
 from modelkeep.core.rollout import Advanced, Change, Endpoint, Rollout, RolloutState
-from modelkeep.core.routing import Epoch, Route
+from modelkeep.core.routing import Epoch, Route, VersionSpec
+from modelkeep.core.values import ModelName
 from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import rollout as store
@@ -61,10 +62,28 @@ class Traffic:
 
     def route(self, act: Act, endpoint: Endpoint, rollout: Rollout | None) -> Route | None:
         """What gateways are to do for an endpoint; None while it has nothing to serve."""
-        numbers = [number for number in (endpoint.stable, endpoint.previous) if number is not None]
-        model = store.model_id(act.tx, endpoint.model) if numbers else None
-        digests = store.digests(act.tx, model, numbers) if model is not None else {}
-        return core.route_of(endpoint, rollout, digests)
+        served = self.served(act, endpoint, rollout)
+        return core.route_of(endpoint, rollout, {number: spec.key for number, spec in served.items()})
+
+    def served(self, act: Act, endpoint: Endpoint, rollout: Rollout | None) -> dict[int, VersionSpec]:
+        """What gateways have to know of the versions that an endpoint and its rollout name, by number."""
+        numbers = {endpoint.stable, endpoint.previous, rollout.candidate if rollout is not None else None}
+        return {n: self.spec(act, endpoint.model, n) for n in numbers if n is not None}
+
+    def spec(self, act: Act, model: ModelName, number: int) -> VersionSpec:
+        """What gateways have to know of a version."""
+        version = catalog_store.get_version(act.tx, model, number)
+        described = version.metadata.get("model")
+        runtime = described.get("runtime") if isinstance(described, dict) else None
+        return VersionSpec.of(
+            model=str(version.model),
+            number=version.number,
+            semver=version.semver,
+            digest=version.digest,
+            files=version.files,
+            signature=version.signature,
+            runtime=runtime if isinstance(runtime, str) else None,
+        )
 
     def moved(self, act: Act, before: Route | None, after: Route | None, sequence: int) -> None:
         """Raise the table's number to that of the event, when the event changed a route."""

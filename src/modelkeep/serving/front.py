@@ -19,8 +19,7 @@ from typing import Any, cast
 
 from modelkeep import telemetry
 from modelkeep.core import codec, errors
-from modelkeep.core.routing import Role
-from modelkeep.core.values import Digest
+from modelkeep.core.routing import Role, VersionKey
 from modelkeep.serving import frames, messages
 from modelkeep.serving.answers import Answers
 from modelkeep.serving.counting import count
@@ -82,7 +81,7 @@ class Front:
         self.answers = Answers()
         self.draining = False
         self._channel = channel
-        self._versions: dict[Digest, ServedVersion] = {}
+        self._versions: dict[VersionKey, ServedVersion] = {}
         self._router: Router[ServedVersion] = Router()
         self._connections: set[HttpConnection] = set()
         self._retries: dict[str, int] = {}
@@ -103,8 +102,8 @@ class Front:
                 self.obey(message)
             case messages.WorkerUp(version=name, path=path):
                 self._version_up(name, path)
-            case messages.WorkerDown(digest=digest, failed=failed):
-                self._version_down(digest, failed)
+            case messages.WorkerDown(key=key, failed=failed):
+                self._version_down(key, failed)
             case messages.Collect():
                 self._report()
             case messages.Page(number=number, text=text):
@@ -122,7 +121,7 @@ class Front:
             self._version(name)
         self._router.swap(swap, self._versions)
         self._pages.known = self._pages.known or swap.number > 0
-        last_sent = {v.digest: v.last_sent for v in self._versions.values() if v.last_sent}
+        last_sent = {v.key: v.last_sent for v in self._versions.values() if v.last_sent}
         self._report()
         self._channel.send(messages.Swapped(serial=swap.serial, last_sent=last_sent))
 
@@ -144,9 +143,9 @@ class Front:
         self.answers.statuses, self._retries, self._shed = {}, {}, {}
 
     def _version(self, name: messages.VersionName) -> ServedVersion:
-        version = self._versions.get(name.digest)
+        version = self._versions.get(name.key)
         if version is None:
-            version = self._versions[name.digest] = ServedVersion(name)
+            version = self._versions[name.key] = ServedVersion(name)
         return version
 
     def _version_up(self, name: messages.VersionName, path: str) -> None:
@@ -156,8 +155,8 @@ class Front:
             version.connecting = True
             self._loop.create_task(self._connect(version, 0.0))
 
-    def _version_down(self, digest: Digest, failed: bool) -> None:
-        version = self._versions.get(digest)
+    def _version_down(self, key: VersionKey, failed: bool) -> None:
+        version = self._versions.get(key)
         if version is None:
             return
         version.path, version.failed = None, failed
@@ -168,7 +167,7 @@ class Front:
                 self._unavailable(version.parked.popleft())
         used = {id(v) for t in self._router.targets.values() for v in (t.stable, t.candidate, t.previous)}
         if id(version) not in used and not version.in_flight and not version.parked:
-            del self._versions[digest]
+            del self._versions[key]
 
     async def _connect(self, version: ServedVersion, wait_s: float) -> None:
         """Reach a worker; try again for as long as the supervisor says that it is there.
@@ -189,7 +188,7 @@ class Front:
                     continue
                 version.upstream = upstream
                 version.warm_left = self.options.warmup_requests
-                self._channel.send(messages.Connected(digest=version.digest))
+                self._channel.send(messages.Connected(key=version.key))
                 while version.parked and version.upstream is not None:
                     self._dispatch(version.parked.popleft(), time.monotonic())
         finally:

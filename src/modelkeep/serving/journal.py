@@ -31,12 +31,13 @@ from msgspec import Struct
 
 from modelkeep.core import codec, errors
 from modelkeep.core.observation import LocalRollback
-from modelkeep.core.routing import EMPTY_TABLE, RoutingTable
+from modelkeep.core.routing import EMPTY_TABLE, RoutingTable, check_table
 
 RECORDS_MAX = 2_000
 """Records after which the file is written anew with the live table alone."""
 FILE_MAX_BYTES = 16 * 1024 * 1024
 """Bytes after which it is too, whatever the records."""
+_WAY_ON = "Move the file away and start again: the gateway then takes its table from the control plane."
 GENESIS = "0" * 64
 _HASH = 64
 
@@ -192,7 +193,7 @@ class Journal:
         """Read, verify and cut a torn last line.
 
         Raises:
-            JournalDamaged: a line before the last one is not what was written.
+            JournalDamaged: a line before the last one is not what was written, or its table cannot be obeyed.
             SchemaTooNew: a line is what was written, by a release that says more than this one understands.
         """
         data = self._file.read()
@@ -200,7 +201,12 @@ class Journal:
         self._records = len(records)
         if self._size < len(data):
             self._file.truncate(self._size)
-        return replay(records)
+        replayed = replay(records)
+        try:
+            check_table(replayed.table)
+        except errors.ModelkeepError as problem:
+            raise errors.JournalDamaged(f"{problem.message[:-1]} (in {self._name}). {_WAY_ON}") from problem
+        return replayed
 
     def _parse(self, data: bytes) -> tuple[list[Record], int, str]:
         records: list[Record] = []
@@ -214,9 +220,7 @@ class Journal:
             if record is None:
                 if 0 <= end < len(data) - 1:
                     raise errors.JournalDamaged(
-                        f"Line {number} of {self._name} is not what was written. Move the file away and "
-                        "start again: the gateway then takes its table from the control plane.",
-                        line=number,
+                        f"Line {number} of {self._name} is not what was written. {_WAY_ON}", line=number
                     )
                 break
             chain = data[size : size + _HASH].decode()

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 import msgspec
 from msgspec import Struct
 
-from modelkeep.core.routing import Route, VersionSpec
+from modelkeep.core.routing import Route, VersionKey, VersionSpec
 from modelkeep.core.values import Digest
 from modelkeep.serving import frames
 from modelkeep.serving.counting import RouteCounts
@@ -35,8 +35,9 @@ class TensorInfo(Struct, frozen=True, kw_only=True):
 
 
 class VersionName(Struct, frozen=True, kw_only=True):
-    """What a front has to know of a version."""
+    """What a front has to know of a version. `digest` is shown to people."""
 
+    key: VersionKey
     digest: Digest
     label: str
     semver: str
@@ -75,7 +76,7 @@ class WorkerUp(Struct, frozen=True, kw_only=True, tag=True):
 class WorkerDown(Struct, frozen=True, kw_only=True, tag=True):
     """A version cannot be reached. `failed`: nor will it be soon; do not let requests wait for it."""
 
-    digest: Digest
+    key: VersionKey
     failed: bool
 
 
@@ -104,7 +105,7 @@ class Swapped(Struct, frozen=True, kw_only=True, tag=True):
     front last sent it a request: the proof that after a rollback nothing more went there."""
 
     serial: int
-    last_sent: dict[Digest, float]
+    last_sent: dict[VersionKey, float]
 
 
 class FrontCounts(Struct, frozen=True, kw_only=True, tag=True):
@@ -123,7 +124,7 @@ class FrontCounts(Struct, frozen=True, kw_only=True, tag=True):
 class Connected(Struct, frozen=True, kw_only=True, tag=True):
     """A front has reached a version's worker."""
 
-    digest: Digest
+    key: VersionKey
 
 
 class WantPage(Struct, frozen=True, kw_only=True, tag=True):

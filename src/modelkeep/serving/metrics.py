@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modelkeep.core.observation import VersionPhase, VersionReport
-from modelkeep.core.routing import RoutingTable
-from modelkeep.core.values import Digest
+from modelkeep.core.routing import RoutingTable, VersionKey
 from modelkeep.serving.counting import BUCKETS_MS, SideDelta
 from modelkeep.serving.messages import FrontCounts
 
@@ -69,7 +68,7 @@ class Metrics:
         self,
         table: RoutingTable,
         versions: Iterable[VersionReport],
-        labels: Mapping[Digest, str],
+        labels: Mapping[VersionKey, str],
         *,
         contact_age_s: float | None,
         ticks_waiting: int,
@@ -77,7 +76,7 @@ class Metrics:
         cpu_s: float,
         memory_bytes: int,
     ) -> str:
-        """The page. `labels` names versions by digest."""
+        """The page. `labels` names versions by key."""
         page = _Page()
         page.family("requests_total", "counter", "Prediction requests answered, by version and outcome.")
         for (endpoint, label, outcome), number in sorted(self._outcomes.items()):
@@ -112,19 +111,19 @@ class Metrics:
         page.family("route_weight_ratio", "gauge", "Share of an endpoint's callers that a version has.")
         for route in table.routes:
             for arm in route.arms:
-                label = labels.get(arm.digest, arm.digest)
+                label = labels.get(arm.key, arm.key)
                 page.sample(
                     "route_weight_ratio", arm.weight_ppm / 1e6, endpoint=route.endpoint, version=label
                 )
-        reports = sorted(versions, key=lambda version: labels.get(version.digest, version.digest))
+        reports = sorted(versions, key=lambda version: labels.get(version.key, version.key))
         page.family("version_ready", "gauge", "1 when a version's worker is loaded and serving.")
         for report in reports:
             ready = report.phase is VersionPhase.READY
-            page.sample("version_ready", int(ready), version=labels.get(report.digest, report.digest))
+            page.sample("version_ready", int(ready), version=labels.get(report.key, report.key))
         page.family("version_crashes_total", "counter", "Deaths of a version's worker.")
         page.family("version_memory_bytes", "gauge", "Resident memory of a version's worker.")
         for report in reports:
-            label = labels.get(report.digest, report.digest)
+            label = labels.get(report.key, report.key)
             page.sample("version_crashes_total", report.crashes, version=label)
             page.sample("version_memory_bytes", report.memory_bytes, version=label)
         page.single("table_number", "gauge", "Number of the routing table that is obeyed.", table.number)

@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from modelkeep.core import errors
-from modelkeep.core.routing import Route, RoutingTable, VersionSpec, rolled_back
-from modelkeep.core.values import Digest
+from modelkeep.core.routing import Route, RoutingTable, VersionKey, VersionSpec, rolled_back
 
 
-def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Digest]) -> RoutingTable:
+def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[VersionKey]) -> RoutingTable:
     """The table to obey now: `desired`, except for routes that are fenced or not ready yet, which stay as
     they are.
 
@@ -37,21 +36,21 @@ def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Dige
     return _table(desired.number, routes, desired.versions, live.versions)
 
 
-def needed(live: RoutingTable, desired: RoutingTable) -> dict[Digest, VersionSpec]:
+def needed(live: RoutingTable, desired: RoutingTable) -> dict[VersionKey, VersionSpec]:
     """The versions that have to be loaded: those of the live routes, and those of wanted routes that are not
     fenced."""
     current = {route.endpoint: route for route in live.routes}
-    digests: set[Digest] = set()
+    keys: set[VersionKey] = set()
     for route in live.routes:
-        digests |= route.digests
+        keys |= route.keys
     for wanted in desired.routes:
         have = current.get(wanted.endpoint)
         if have is None or wanted.epoch >= have.epoch:
-            digests |= wanted.digests
-    return {spec.digest: spec for spec in (*live.versions, *desired.versions) if spec.digest in digests}
+            keys |= wanted.keys
+    return {spec.key: spec for spec in (*live.versions, *desired.versions) if spec.key in keys}
 
 
-def taken_back(live: RoutingTable, endpoint: str) -> tuple[RoutingTable, Route, Digest]:
+def taken_back(live: RoutingTable, endpoint: str) -> tuple[RoutingTable, Route, VersionKey]:
     """The table after a rollback of one endpoint, its former route, and the version that was removed.
 
     Raises:
@@ -81,11 +80,11 @@ def _table(
 ) -> RoutingTable:
     """A table that describes exactly the versions its routes name, routes and versions in a fixed order."""
     kept = tuple(sorted(routes, key=lambda route: route.endpoint))
-    named: set[Digest] = set()
+    named: set[VersionKey] = set()
     for route in kept:
-        named |= route.digests
-    specs: dict[Digest, VersionSpec] = {}
+        named |= route.keys
+    specs: dict[VersionKey, VersionSpec] = {}
     for spec in (*first, *second):
-        if spec.digest in named:
-            specs.setdefault(spec.digest, spec)
-    return RoutingTable(number=number, routes=kept, versions=tuple(specs[digest] for digest in sorted(specs)))
+        if spec.key in named:
+            specs.setdefault(spec.key, spec)
+    return RoutingTable(number=number, routes=kept, versions=tuple(specs[key] for key in sorted(specs)))

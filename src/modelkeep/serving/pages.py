@@ -122,13 +122,13 @@ class Pages:
 
 def _described(target: Target[ServedVersion]) -> dict[str, Any]:
     route = target.route
-    named = {v.digest: v for v in (target.stable, target.candidate) if v is not None}
+    named = {v.key: v for v in (target.stable, target.candidate) if v is not None}
     versions = [
         {
-            "version": named[arm.digest].label,
-            "digest": arm.digest,
+            "version": named[arm.key].label,
+            "digest": named[arm.key].name.digest,
             "weight_ppm": arm.weight_ppm,
-            "ready": named[arm.digest].upstream is not None,
+            "ready": named[arm.key].upstream is not None,
         }
         for arm in route.arms
     ]

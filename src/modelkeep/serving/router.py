@@ -7,9 +7,8 @@ half by another. Sockets, workers and bytes are not known here.
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
-from modelkeep.core.routing import Role, Route, VersionSpec, choose
+from modelkeep.core.routing import Role, Route, VersionKey, VersionSpec, choose
 from modelkeep.core.signature import DataType, Field, Signature
-from modelkeep.core.values import Digest
 from modelkeep.serving.counting import Callers, RouteTally, caller_hash
 from modelkeep.serving.messages import Swap, TensorInfo, VersionName
 from modelkeep.serving.options import KEY_MAX_BYTES
@@ -18,7 +17,7 @@ from modelkeep.serving.options import KEY_MAX_BYTES
 class Served(Protocol):
     """What the router asks of a version: its name."""
 
-    digest: Digest
+    key: VersionKey
     semver: str
 
 
@@ -36,7 +35,7 @@ class Target(Generic[V]):
         "stable", "tally",
     )  # fmt: skip
 
-    def __init__(self, route: Route, versions: dict[Digest, V], callers: Callers | None) -> None:
+    def __init__(self, route: Route, versions: dict[VersionKey, V], callers: Callers | None) -> None:
         self.name = route.endpoint.encode()
         self.route = route
         self.stable = versions[route.stable]
@@ -85,11 +84,11 @@ class Router(Generic[V]):
         self._callers: dict[tuple[str, str], Callers] = {}
         self._retired: list[RouteTally] = []
 
-    def swap(self, swap: Swap, versions: dict[Digest, V]) -> None:
+    def swap(self, swap: Swap, versions: dict[VersionKey, V]) -> None:
         """Obey the new routes from the next request on.
 
         Args:
-            versions: the served version of every digest that a changed route names.
+            versions: the served version of every key that a changed route names.
         """
         if swap.serial <= self.serial:
             return
@@ -140,6 +139,7 @@ def named(spec: VersionSpec) -> VersionName:
     """What fronts have to know of a version; the label is made safe for a header, whatever a table says."""
     signature = spec.signature or Signature()
     return VersionName(
+        key=spec.key,
         digest=spec.digest,
         label="".join(c if c.isascii() and c.isprintable() else "?" for c in spec.label),
         semver=spec.semver,

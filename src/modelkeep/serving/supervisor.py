@@ -26,8 +26,7 @@ from modelkeep.core.observation import (
     RouteState,
     VersionPhase,
 )
-from modelkeep.core.routing import Role, Route, RoutingTable, VersionSpec, rolled_back
-from modelkeep.core.values import Digest
+from modelkeep.core.routing import Role, Route, RoutingTable, VersionKey, VersionSpec, rolled_back
 from modelkeep.serving import messages, moves
 from modelkeep.serving.cache import Cache
 from modelkeep.serving.contact import Contact
@@ -80,8 +79,8 @@ class Supervisor:
         journal.append(*([opened, self._snapshot("start")] if self._known else [opened]))
         self._scribe = Scribe(journal, self._snapshot)
         self._contact = Contact(options, self)
-        self._units: dict[Digest, VersionUnit] = {}
-        self._leaving: set[Digest] = set()
+        self._units: dict[VersionKey, VersionUnit] = {}
+        self._leaving: set[VersionKey] = set()
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
         self._unit_number = 0
         self._fronts = [FrontUnit(self, index, listener) for index, listener in enumerate(listeners)]
@@ -89,7 +88,7 @@ class Supervisor:
         now = _now()
         self._ledger = Ledger(now, int(now.timestamp() * 1000))
         self._metrics = Metrics()
-        self._labels: dict[Digest, str] = {spec.digest: spec.label for spec in self._live.versions}
+        self._labels: dict[VersionKey, str] = {spec.key: spec.label for spec in self._live.versions}
         self._sides: dict[tuple[str, int, int], tuple[str, str]] = {}
         self._dirty = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -175,34 +174,34 @@ class Supervisor:
         """Have a unit for every version that is needed, and let go of the others."""
         wanted = moves.needed(self._live, self._desired)
         stable = {route.stable for route in (*self._live.routes, *self._desired.routes)}
-        for digest, spec in wanted.items():
-            if digest not in self._units and digest not in self._leaving and not self._stopping:
+        for key, spec in wanted.items():
+            if key not in self._units and key not in self._leaving and not self._stopping:
                 self._add_unit(spec)
-        for digest, unit in list(self._units.items()):
-            unit.is_stable = digest in stable
-            if digest not in wanted:
-                del self._units[digest]
-                self._leaving.add(digest)
+        for key, unit in list(self._units.items()):
+            unit.is_stable = key in stable
+            if key not in wanted:
+                del self._units[key]
+                self._leaving.add(key)
                 self._spawn(self._let_go(unit))
 
     def _add_unit(self, spec: VersionSpec) -> None:
         self._unit_number += 1
         path = self._run_folder.path / f"w-{self._unit_number}.sock"
-        self._labels[spec.digest] = spec.label
+        self._labels[spec.key] = spec.label
         unit = VersionUnit(self, spec, self._cache, self._contact.fetch, path, self._loads)
-        self._units[spec.digest] = unit
+        self._units[spec.key] = unit
         unit.start()
 
     async def _let_go(self, unit: VersionUnit) -> None:
         await asyncio.sleep(REMOVAL_GRACE_S)
         await unit.stop(grace_s=self.options.drain_s)
-        digest = unit.spec.digest
+        key = unit.spec.key
         for front in self._fronts:
-            front.send(messages.WorkerDown(digest=digest, failed=True))
-        self._leaving.discard(digest)
+            front.send(messages.WorkerDown(key=key, failed=True))
+        self._leaving.discard(key)
         self._require()
-        if digest not in self._units:
-            label = self._labels.pop(digest, "")
+        if key not in self._units:
+            label = self._labels.pop(key, "")
             self._metrics.forget(other for other in self._labels.values() if other != label)
         await asyncio.to_thread(self._cache.sweep, list(self._units))
 
@@ -212,7 +211,7 @@ class Supervisor:
             await self._dirty.wait()
             self._dirty.clear()
             before = self._live
-            ready = {digest for digest, unit in self._units.items() if unit.phase is VersionPhase.READY}
+            ready = {key for key, unit in self._units.items() if unit.phase is VersionPhase.READY}
             after = moves.next_table(before, self._desired, ready)
             if after == before:
                 continue
@@ -246,16 +245,11 @@ class Supervisor:
     async def _reached(self, table: RoutingTable) -> bool:
         """Wait until every front has a connection to every version with weight. False: something changed
         meanwhile."""
-        digests = {
-            digest
-            for route in table.routes
-            for digest in (route.stable, route.candidate)
-            if digest is not None
-        }
+        keys = {key for route in table.routes for key in (route.stable, route.candidate) if key is not None}
         until = time.monotonic() + CONNECT_WAIT_S
         while time.monotonic() < until:
-            ready = {digest for digest, unit in self._units.items() if unit.phase is VersionPhase.READY}
-            wanted = digests & ready
+            ready = {key for key, unit in self._units.items() if unit.phase is VersionPhase.READY}
+            wanted = keys & ready
             if all(not front.alive or wanted <= front.connected for front in self._fronts):
                 return True
             await asyncio.sleep(0.005)
@@ -283,10 +277,10 @@ class Supervisor:
         removed: tuple[str, ...],
         table: RoutingTable,
     ) -> messages.Swap:
-        digests: set[Digest] = set()
+        keys: set[VersionKey] = set()
         for route in changed:
-            digests |= route.digests
-        names = tuple(named(spec) for spec in table.versions if spec.digest in digests)
+            keys |= route.keys
+        names = tuple(named(spec) for spec in table.versions if spec.key in keys)
         return messages.Swap(serial=serial, number=number, changed=changed, removed=removed, versions=names)
 
     async def _acknowledged(self, serial: int) -> None:
@@ -403,29 +397,29 @@ class Supervisor:
 
     def version_changed(self, unit: VersionUnit) -> None:
         """A version became ready (its fronts connect), or it did not and never will."""
-        digest = unit.spec.digest
+        key = unit.spec.key
         if unit.phase is VersionPhase.READY:
             name = named(unit.spec)
             for front in self._fronts:
                 front.send(messages.WorkerUp(version=name, path=str(unit.path)))
         elif unit.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
             for front in self._fronts:
-                front.connected.discard(digest)
-                front.send(messages.WorkerDown(digest=digest, failed=unit.phase is VersionPhase.FAILED))
+                front.connected.discard(key)
+                front.send(messages.WorkerDown(key=key, failed=unit.phase is VersionPhase.FAILED))
         if unit.phase is VersionPhase.FAILED:
             cause = "candidate crashed" if unit.report().crashes else "candidate could not be loaded"
             for route in self._live.routes:
-                if route.candidate == digest and route.candidate_ppm > 0:
+                if route.candidate == key and route.candidate_ppm > 0:
                     self._spawn(self._automatic(route, cause))
         self._dirty.set()
         self._contact.hurry()
 
     def version_crashed(self, unit: VersionUnit) -> None:
         """Count the crash on every side that the version serves."""
-        digest = unit.spec.digest
+        key = unit.spec.key
         for route in self._live.routes:
             for role, other in ((Role.STABLE, route.stable), (Role.CANDIDATE, route.candidate)):
-                if other == digest:
+                if other == key:
                     self._ledger.crashed(
                         route.endpoint, route.rollout, route.epoch, route.candidate_ppm, role
                     )
@@ -436,12 +430,12 @@ class Supervisor:
         swap = self._swap_message(max(self._serial, 1), table.number, table.routes, (), table)
         hello = messages.Hello(options=self.options, index=unit.index, swap=swap, known=self._known)
         said: list[messages.ToFront] = [hello]
-        for digest, version in self._units.items():
+        for key, version in self._units.items():
             if version.phase is VersionPhase.READY:
                 name = named(version.spec)
                 said.append(messages.WorkerUp(version=name, path=str(version.path)))
             elif version.phase is VersionPhase.FAILED:
-                said.append(messages.WorkerDown(digest=digest, failed=True))
+                said.append(messages.WorkerDown(key=key, failed=True))
         if self._draining:
             said.append(messages.Drain(close=False))
         return said
@@ -455,8 +449,8 @@ class Supervisor:
                 self._check_acks()
             case messages.FrontCounts():
                 self._counted(unit, message)
-            case messages.Connected(digest=digest):
-                unit.connected.add(digest)
+            case messages.Connected(key=key):
+                unit.connected.add(key)
             case messages.WantPage(number=number):
                 unit.send(messages.Page(number=number, text=self._page()))
             case messages.Drained():
@@ -464,7 +458,7 @@ class Supervisor:
 
     def _remember(self, table: RoutingTable) -> None:
         """Keep the versions' names by endpoint and epoch, for counts that come in late."""
-        labels = {spec.digest: spec.label for spec in table.versions}
+        labels = {spec.key: spec.label for spec in table.versions}
         if len(self._sides) > 10_000 + len(table.routes):
             self._sides.clear()
         for route in table.routes:

@@ -17,8 +17,7 @@ from typing import Any, Protocol
 from modelkeep import telemetry
 from modelkeep.core import errors
 from modelkeep.core.observation import VersionPhase, VersionReport
-from modelkeep.core.routing import VersionSpec
-from modelkeep.core.values import Digest
+from modelkeep.core.routing import VersionKey, VersionSpec
 from modelkeep.serving import messages
 from modelkeep.serving.cache import Cache, Fetch
 from modelkeep.serving.options import ERROR_TEXT_MAX, GatewayOptions
@@ -100,7 +99,7 @@ class VersionUnit:
     def report(self) -> VersionReport:
         """How it stands, for the control plane."""
         return VersionReport(
-            digest=self.spec.digest,
+            key=self.spec.key,
             phase=self.phase,
             crashes=self._backoff.total,
             error=self.error,
@@ -297,8 +296,8 @@ class FrontUnit:
     def __init__(self, owner: Owner, index: int, listener: socket.socket) -> None:
         self.index = index
         self.acked = -1
-        self.last_sent: dict[Digest, float] = {}
-        self.connected: set[Digest] = set()
+        self.last_sent: dict[VersionKey, float] = {}
+        self.connected: set[VersionKey] = set()
         self.collected = asyncio.Event()
         self.drained = asyncio.Event()
         self._owner = owner

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from modelkeep.core.errors import ModelkeepError
-from modelkeep.core.values import Digest
+from modelkeep.core.routing import VersionKey
 from modelkeep.serving import frames
 from modelkeep.serving.messages import Door, VersionName
 
@@ -38,14 +38,13 @@ class ServedVersion:
     """One version as a front sees it."""
 
     __slots__ = (
-        "bytes_in_flight", "connecting", "digest", "failed", "in_flight", "label", "last_sent",
-        "name", "ok_head",
-        "parked", "path", "semver", "upstream", "version_header", "warm_left",
+        "bytes_in_flight", "connecting", "failed", "in_flight", "key", "label", "last_sent", "name",
+        "ok_head", "parked", "path", "semver", "upstream", "version_header", "warm_left",
     )  # fmt: skip
 
     def __init__(self, name: VersionName) -> None:
         self.name = name
-        self.digest: Digest = name.digest
+        self.key: VersionKey = name.key
         self.label = label = name.label
         self.semver = name.semver
         self.version_header = b"X-Modelkeep-Version: %b\r\n" % label.encode()

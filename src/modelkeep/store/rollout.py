@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, case, delete, func, or_, select, update
 from modelkeep.core import codec
 from modelkeep.core.observation import GatewayReport, Tick
 from modelkeep.core.rollout import Endpoint, Rollout
-from modelkeep.core.values import Digest, ModelName
+from modelkeep.core.values import ModelName
 from modelkeep.store.schema import (
     endpoints,
     gateways,
@@ -22,9 +22,8 @@ from modelkeep.store.schema import (
     rollout_ticks,
     rollouts,
     settings,
-    versions,
 )
-from modelkeep.store.statements import insert, json_text, one_of
+from modelkeep.store.statements import insert, json_text
 from modelkeep.store.transaction import Transaction
 from modelkeep.store.visibility import Visible, condition
 
@@ -43,19 +42,6 @@ _MODEL_ID = select(models.c.id).where(
     models.c.project == bindparam("project"),
     models.c.name == bindparam("name"),
     models.c.deleted_at.is_(None),
-)
-_DIGESTS = select(versions.c.number, versions.c.digest).where(
-    versions.c.model_id == bindparam("model_id"), one_of(versions.c.number, "numbers")
-)
-_NUMBER = (
-    select(versions.c.number)
-    .where(
-        versions.c.model_id == bindparam("model_id"),
-        versions.c.digest == bindparam("digest"),
-        versions.c.status == "ready",
-    )
-    .order_by(versions.c.number)
-    .limit(1)
 )
 _GET = select(endpoints.c.document).where(endpoints.c.name == bindparam("name"))
 _ALL = (
@@ -166,20 +152,6 @@ def model_id(tx: Transaction, model: ModelName) -> str | None:
     """The id of a registered model, under which endpoints and rollouts are filed."""
     row = tx.one(_MODEL_ID, project=model.project, name=model.name)
     return str(row[0]) if row else None
-
-
-def digests(tx: Transaction, model: str, numbers: Sequence[int]) -> dict[int, Digest]:
-    """The contents of some versions of a model (given by its id), by number; a deleted one keeps its own."""
-    if not numbers:
-        return {}
-    rows = tx.all(_DIGESTS, model_id=model, numbers=list(numbers))
-    return {int(number): Digest(digest) for number, digest in rows}
-
-
-def number_of(tx: Transaction, model: str, digest: Digest) -> int | None:
-    """The version of a model (given by its id) that has this content; None when it has none."""
-    row = tx.one(_NUMBER, model_id=model, digest=digest)
-    return int(row[0]) if row else None
 
 
 # -------------------------------------------------------------------------------------------------- endpoints

@@ -1,0 +1,89 @@
+"""The client's verbs of rollouts: endpoints, how their traffic stands, and a person's word in it.
+
+Predictions go to the gateway and not through here.
+"""
+
+from typing import Any
+
+from modelkeep.client.answers import Done, Explanation, Listing, Page, RolloutStatus
+from modelkeep.client.transport import V1, Wire, given, segment
+from modelkeep.core.rollout import Endpoint, Plan, Rollout
+
+
+class RolloutVerbs(Wire):
+    """How traffic moves."""
+
+    def list_endpoints(self, *, limit: int | None = None) -> Listing[Endpoint]:
+        """Endpoints by name."""
+        return self.listing(Page[Endpoint], f"{V1}/endpoints", limit)
+
+    def get_endpoint(self, name: str) -> Endpoint:
+        """One endpoint. Raises EndpointNotFound."""
+        return self.get(Endpoint, _endpoint(name))
+
+    def put_endpoint(
+        self,
+        name: str,
+        model: str,
+        *,
+        stage: str = "production",
+        key_header: str | None = None,
+        slow_ms: float | None = None,
+        lease_s: float | None = None,
+        plan: Plan | None = None,
+    ) -> Endpoint:
+        """Create an endpoint that follows a stage of a model, or change its settings; what is left out is the
+        default.
+
+        Raises:
+            EndpointExists: the name belongs to another model or stage.
+            InvalidPlan: a step or a bound does not fit.
+        """
+        body: dict[str, Any] = {"model": model, "stage": stage}
+        body |= given(key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, plan=plan)
+        return self.send(Endpoint, "PUT", _endpoint(name), body)
+
+    def delete_endpoint(self, name: str) -> Done:
+        """Delete an endpoint. Raises RolloutActive while a rollout is under way."""
+        return self.send(Done, "DELETE", _endpoint(name))
+
+    def rollout_status(self, endpoint: str) -> RolloutStatus:
+        """How an endpoint's traffic stands, with the evidence so far."""
+        return self.get(RolloutStatus, f"{_endpoint(endpoint)}/rollout")
+
+    def rollout_abort(self, endpoint: str, reason: str) -> Rollout:
+        """Give the candidate's traffic back to stable. Raises RolloutNotFound, RolloutFinished."""
+        return self._say(endpoint, "abort", reason)
+
+    def rollout_pause(self, endpoint: str, reason: str) -> Rollout:
+        """Stay at this step; a rollback verdict still acts. Raises RolloutNotFound, RolloutFinished."""
+        return self._say(endpoint, "pause", reason)
+
+    def rollout_resume(self, endpoint: str, reason: str) -> Rollout:
+        """Go on after a pause. Raises RolloutNotFound, RolloutFinished."""
+        return self._say(endpoint, "resume", reason)
+
+    def rollout_step(self, endpoint: str, reason: str) -> Rollout:
+        """Go to the next step now, whatever the evidence for it. Raises RolloutNotFound, RolloutFinished."""
+        return self._say(endpoint, "step", reason)
+
+    def _say(self, endpoint: str, word: str, reason: str) -> Rollout:
+        return self.send(Rollout, "POST", f"{_endpoint(endpoint)}/rollout/{word}", {"reason": reason})
+
+    def list_rollouts(
+        self, *, endpoint: str | None = None, model: str | None = None, limit: int | None = None
+    ) -> Listing[Rollout]:
+        """Rollouts, newest first."""
+        return self.listing(Page[Rollout], f"{V1}/rollouts", limit, endpoint=endpoint, model=model)
+
+    def get_rollout(self, rollout: str) -> Rollout:
+        """One rollout. Raises RolloutNotFound."""
+        return self.get(Rollout, f"{V1}/rollouts/{segment(rollout)}")
+
+    def explain_rollout(self, rollout: str) -> Explanation:
+        """Recompute a rollout's evidence from the counts that were stored, and compare."""
+        return self.get(Explanation, f"{V1}/rollouts/{segment(rollout)}/explanation")
+
+
+def _endpoint(name: str) -> str:
+    return f"{V1}/endpoints/{segment(name)}"
