@@ -213,6 +213,53 @@ def test_a_request_that_kills_stable_is_tried_twice_and_no_more(
         assert gateway.version("churn:3.0.0")["crashes"] == 2
 
 
+@pytest.mark.req("S1", "S9")
+def test_a_failed_version_that_is_asked_for_anew_begins_anew(tmp_path: Path, plane: FakeControlPlane) -> None:
+    """The cause is mended and the version promoted again: it is tried at once, long before its own back-off,
+    and its former failure is not told under the new route. Without a newer route nothing is forgotten."""
+    flag = tmp_path / "mended"
+    files = {"model.joblib": models.misbehaving(models.ECHO, on_load=f"open({str(flag)!r}).close()")}
+    spec = models.spec(files, "6.0.0")
+    plane.blobs.update(models.blobs(files))
+
+    def publish(number: int, seq: int, rollout: str) -> None:
+        one = route(seq, candidate=spec.key, candidate_ppm=seq * 100_000, rollout=rollout)
+        plane.publish(RoutingTable(number=number, routes=(one,), versions=(V1, spec)))
+
+    def phases(table: int) -> list[VersionPhase]:
+        told = [report for report in plane.reports if report.table >= table]
+        return [version.phase for report in told for version in report.versions if version.key == spec.key]
+
+    publish(1, 1, "ro_1")
+    with running(tmp_path / "gw", plane.url, options="backoff_max_s=300") as gateway:
+        until(lambda: VersionPhase.FAILED in phases(1), "the load fails")
+        assert "No such file" in gateway.version("churn:6.0.0")["error"]
+        publish(2, 1, "ro_1")
+        until(lambda: bool(phases(2)), "the same route in a newer table is reported")
+        assert set(phases(2)) == {VersionPhase.FAILED}
+        flag.touch()
+        publish(3, 2, "ro_2")
+        gateway.wait_route("churn", candidate="churn:6.0.0", candidate_ppm=200_000)
+        until(lambda: VersionPhase.READY in phases(3), "it is reported as ready")
+        assert VersionPhase.FAILED not in phases(3)
+
+
+@pytest.mark.req("S1")
+def test_a_version_that_cannot_be_fetched_is_asked_for_anew(tmp_path: Path, plane: FakeControlPlane) -> None:
+    """The same for bytes that nobody had: a newer route does not wait out the back-off of the fetch."""
+    files = {"model.onnx": models.linear_onnx(8.0)}
+    spec = models.spec(files, "8.0.0")
+    plane.publish(
+        RoutingTable(number=1, routes=(route(1, candidate=spec.key, candidate_ppm=0),), versions=(V1, spec))
+    )
+    with running(tmp_path / "gw", plane.url, options="backoff_first_s=0.02") as gateway:
+        until(lambda: gateway.version("churn:8.0.0")["phase"] == "failed", "nobody has the bytes")
+        plane.blobs.update(models.blobs(files))
+        newer = route(2, candidate=spec.key, candidate_ppm=300_000, rollout="ro_2")
+        plane.publish(RoutingTable(number=2, routes=(newer,), versions=(V1, spec)))
+        gateway.wait_route("churn", candidate="churn:8.0.0", candidate_ppm=300_000)
+
+
 @pytest.mark.req("S1")
 def test_a_killed_front_comes_back_with_the_same_table(tmp_path: Path, plane: FakeControlPlane) -> None:
     """Callers who connect meanwhile wait in the socket that outlives the front; only requests under way are

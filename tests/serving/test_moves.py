@@ -133,3 +133,19 @@ def test_after_a_crash_nobody_has_weight_but_the_stable_versions(live: RoutingTa
     after = moves.stable_only(live)
     assert all(route.candidate_ppm == 0 for route in after.routes)
     assert moves.next_table(after, live, KEYS).routes == tuple(sorted(live.routes, key=lambda r: r.endpoint))
+
+
+def test_only_newer_routes_ask_for_their_versions_anew() -> None:
+    """The same route again, or one that is fenced, is no new wish; a new endpoint and a newer epoch are."""
+    a, b, c, d = KEYS
+    old = Route(endpoint="one", epoch=Epoch(2, 1), stable=a, candidate=b)
+    live = RoutingTable(number=1, routes=(old,))
+    before = RoutingTable(number=2, routes=(msgspec.structs.replace(old, epoch=Epoch(2, 3)),))
+
+    def anew(*routes: Route) -> set[VersionKey]:
+        return moves.named_anew(live, before, RoutingTable(number=3, routes=routes))
+
+    assert anew(*live.routes) == anew(*before.routes) == set()
+    assert anew(msgspec.structs.replace(old, epoch=Epoch(1, 9))) == set()
+    assert anew(msgspec.structs.replace(old, epoch=Epoch(2, 4), candidate=c)) == {a, c}
+    assert anew(old, Route(endpoint="two", epoch=Epoch(1, 0), stable=d)) == {d}

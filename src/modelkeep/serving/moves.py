@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from modelkeep.core import errors
-from modelkeep.core.routing import Route, RoutingTable, VersionKey, VersionSpec, rolled_back
+from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey, VersionSpec, rolled_back
 
 
 def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[VersionKey]) -> RoutingTable:
@@ -48,6 +48,19 @@ def needed(live: RoutingTable, desired: RoutingTable) -> dict[VersionKey, Versio
         if have is None or wanted.epoch >= have.epoch:
             keys |= wanted.keys
     return {spec.key: spec for spec in (*live.versions, *desired.versions) if spec.key in keys}
+
+
+def named_anew(live: RoutingTable, before: RoutingTable, wanted: RoutingTable) -> set[VersionKey]:
+    """The versions that somebody asks for anew: those of routes that are newer than what was obeyed or wanted
+    until now."""
+    known: dict[str, Epoch] = {}
+    for route in (*live.routes, *before.routes):
+        known[route.endpoint] = max(route.epoch, known.get(route.endpoint, route.epoch))
+    keys: set[VersionKey] = set()
+    for route in wanted.routes:
+        if route.endpoint not in known or route.epoch > known[route.endpoint]:
+            keys |= route.keys
+    return keys
 
 
 def taken_back(live: RoutingTable, endpoint: str) -> tuple[RoutingTable, Route, VersionKey]:

@@ -84,6 +84,11 @@ class BackOff:
         self.total += 1
         return wait
 
+    def forget(self) -> None:
+        """Begin anew: what happened before had a cause that is said to be mended. `total` stays."""
+        self._next = self._options.backoff_first_s
+        self._crashes.clear()
+
     @property
     def looping(self) -> bool:
         """Whether the last crashes came too close together."""

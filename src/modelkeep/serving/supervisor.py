@@ -162,12 +162,14 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------- moves
 
     def accept(self, table: RoutingTable) -> None:
-        """Take a table from the control plane as what is wanted."""
+        """Take a table from the control plane as what is wanted. A version that failed is tried again; where
+        it is asked for anew, its failure is not told any more, for it belongs to what was asked before."""
+        anew = moves.named_anew(self._live, self._desired, table)
         self._desired = table
         self._known = True
         self._require()
-        for unit in self._units.values():
-            unit.retry()
+        for key, unit in self._units.items():
+            unit.retry(afresh=key in anew)
         self._dirty.set()
 
     def _require(self) -> None:

@@ -79,6 +79,8 @@ class VersionUnit:
         self._loaded: asyncio.Future[messages.Loaded | messages.LoadFailed | None] | None = None
         self._ended = asyncio.Event()
         self._exit_code = 0
+        self._fetching = True
+        self._fetch_tries = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
@@ -87,9 +89,17 @@ class VersionUnit:
         """Begin."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def retry(self) -> None:
-        """Try a failed version again now: something about its routes changed."""
+    def retry(self, *, afresh: bool) -> None:
+        """Try a failed version again now: something about its routes changed.
+
+        Args:
+            afresh: somebody asks for it anew, so what went wrong before counts no more and is told no more.
+        """
         if self.phase is VersionPhase.FAILED:
+            if afresh:
+                self._backoff.forget()
+                self._fetch_tries = 0
+                self._set(VersionPhase.FETCHING if self._fetching else VersionPhase.STARTING)
             self._wake.set()
 
     @property
@@ -147,18 +157,24 @@ class VersionUnit:
                 await self._after_failure(outcome.error)
 
     async def _fetched(self, error: str | None = None) -> Path:
-        wait_s, tries = self._owner.options.backoff_first_s, 0
+        self._fetching, self._fetch_tries = True, 0
         while True:
             try:
-                return await asyncio.to_thread(self._cache.prepare, self.spec, self._fetch)
+                folder = await asyncio.to_thread(self._cache.prepare, self.spec, self._fetch)
             except errors.ModelkeepError as problem:
-                tries += 1
+                self._fetch_tries += 1
+                tries = self._fetch_tries
                 text = f"{error} {problem.message}" if error else problem.message
                 log.warning("A version cannot be fetched.", version=self.spec.label, error=text, tries=tries)
                 self._set(VersionPhase.FAILED if tries >= FETCH_TRIES else VersionPhase.FETCHING, text)
-                self.error = text
-            await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))
-            wait_s = min(wait_s * 2, FETCH_WAIT_MAX_S)
+            else:
+                self._fetching = False
+                return folder
+            wait_s = min(self._owner.options.backoff_first_s * 2 ** min(tries - 1, 10), FETCH_WAIT_MAX_S)
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s * random.uniform(0.8, 1.2)):
+                    await self._wake.wait()
 
     async def _load(self, folder: Path) -> messages.Loaded | messages.LoadFailed | None:
         """Start a process and have it load the version. None: it was killed meanwhile."""
@@ -251,7 +267,6 @@ class VersionUnit:
     async def _after_failure(self, error: str) -> None:
         log.error("A version cannot be loaded.", version=self.spec.label, error=error)
         self._set(VersionPhase.FAILED, error)
-        self.error = error
         await self._pause(self._owner.options.backoff_max_s)
 
     async def _pause(self, wait_s: float) -> None:
