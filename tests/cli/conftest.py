@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from modelkeep import client_files, client_transport
 from modelkeep.cli.main import run
+from modelkeep.client import files, transport
 from tests.client.fake_server import FakeServer, running
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     """A server of the wire's own words, which MODELKEEP_URL names."""
-    monkeypatch.setattr(client_transport, "RETRY_FIRST_S", 0.001)
-    monkeypatch.setattr(client_files, "STALL_FIRST_S", 0.001)
+    monkeypatch.setattr(transport, "RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(files, "STALL_FIRST_S", 0.001)
     with running() as fake:
         monkeypatch.setenv("MODELKEEP_URL", fake.url)
         yield fake

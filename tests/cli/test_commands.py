@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modelkeep.cli import main
-from modelkeep.client_answers import (
+from modelkeep.client.answers import (
     GateReport,
     History,
     Promotion,

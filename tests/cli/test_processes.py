@@ -22,7 +22,6 @@ from tests.servers import free_port
 
 pytestmark = [pytest.mark.req("V1", "G9"), pytest.mark.journey]
 MODELKEEP = str(Path(sys.executable).with_name("modelkeep"))
-READY_MAX_S = 1.5
 MEMORY_MAX_BYTES = 150 * 1024 * 1024
 STOP_MAX_S = 5.0
 LIMIT_S = 30.0
@@ -107,16 +106,12 @@ def _up(start: Start, folder: Path, *more: str) -> tuple[Running, dict[str, Any]
     return running, json.loads(running.line)
 
 
-def test_a_server_is_ready_soon_and_small(start: Start, tmp_path: Path) -> None:
-    """Ready in below 1.5 s, at its best of three, with below 150 MiB resident."""
-    best = float("inf")
-    for place in range(3):
-        running = start("server", "--data", str(tmp_path / f"house{place}"), "--port", "0")
-        assert "The server is at http://127.0.0.1:" in running.line
-        best = min(best, running.ready_s)
-        assert sum(p.memory_info().rss for p in running.tree) < MEMORY_MAX_BYTES
-        running.stop()
-    assert best < READY_MAX_S
+def test_a_server_says_where_it_is_and_is_small(start: Start, tmp_path: Path) -> None:
+    """It prints its address when it is ready, with below 150 MiB resident (bench/ has how soon that is)."""
+    running = start("server", "--data", str(tmp_path / "house"), "--port", "0")
+    assert "The server is at http://127.0.0.1:" in running.line
+    assert sum(p.memory_info().rss for p in running.tree) < MEMORY_MAX_BYTES
+    running.stop()
 
 
 def test_a_server_stops_while_gateways_wait(start: Start, tmp_path: Path) -> None:

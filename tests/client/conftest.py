@@ -6,16 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelkeep import client_files, client_transport
-from modelkeep.client import Client
+from modelkeep.client import Client, files, transport
 from tests.client.fake_server import FakeServer, running
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     """A server of the wire's own words, without anything behind it."""
-    monkeypatch.setattr(client_transport, "RETRY_FIRST_S", 0.001)
-    monkeypatch.setattr(client_files, "STALL_FIRST_S", 0.001)
+    monkeypatch.setattr(transport, "RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(files, "STALL_FIRST_S", 0.001)
     with running() as fake:
         yield fake
 

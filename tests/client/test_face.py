@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 import modelkeep
-from modelkeep import client, client_answers
+from modelkeep import client
 from modelkeep.client import Client
+from modelkeep.client import answers as wire
 from modelkeep.core import errors
 
 IMPORT_MAX_US = 100_000
@@ -97,8 +98,8 @@ def _read_by(method: str) -> Any:
     import typing
 
     answer = typing.get_type_hints(getattr(Client, method))["return"]
-    if get_origin(answer) is client_answers.Listing:
-        return client_answers.Page[get_args(answer)]  # type: ignore[misc]  # made at run time
+    if get_origin(answer) is wire.Listing:
+        return wire.Page[get_args(answer)]  # type: ignore[misc]  # made at run time
     return answer
 
 
@@ -131,7 +132,7 @@ def _plain_schema(kind: Any) -> Any:
 @pytest.mark.req("U2")
 def test_a_secret_is_not_in_a_repr() -> None:
     """Neither the client nor a new token shows its secret where it could be logged."""
-    from modelkeep.client_answers import NewToken
+    from modelkeep.client.answers import NewToken
     from modelkeep.core.access import TokenInfo
     from tests.client.samples import T0
 

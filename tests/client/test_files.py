@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modelkeep import client_files
-from modelkeep.client import Client
-from modelkeep.client_answers import Registration
+from modelkeep.client import Client, files
+from modelkeep.client.answers import Registration
 from modelkeep.core import errors
 from modelkeep.core.catalog import FileEntry
 from modelkeep.core.values import Digest
@@ -209,7 +208,7 @@ def test_a_pull_goes_on_with_a_range(pulled: FakeServer, client: Client, tmp_pat
 
 def test_a_killed_pull_is_taken_up_by_the_next(pulled: FakeServer, client: Client, tmp_path: Path) -> None:
     """What an earlier process had fetched is verified with the rest and not fetched again."""
-    part = tmp_path / "out" / client_files.PARTS_FOLDER / f"{_digest(BYTES).removeprefix('sha256:')}.part"
+    part = tmp_path / "out" / files.PARTS_FOLDER / f"{_digest(BYTES).removeprefix('sha256:')}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(BYTES[:500_000])
     client.pull("churn:1.1.0", tmp_path / "out")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import assert_type
 
 import modelkeep
-from modelkeep.client_answers import GateReport, Listing, Promotion, Pulled, Registration, WhatWas
+from modelkeep.client.answers import GateReport, Listing, Promotion, Pulled, Registration, WhatWas
 from modelkeep.core.catalog import ModelVersion, RegisteredModel
 
 

@@ -111,7 +111,7 @@ def test_a_head_that_does_not_come(house: House, sent: bytes, status: bytes) -> 
             connection.sendall(bytes([letter]))
         answer = listen(connection)
         assert answer.partition(b" ")[2][:3] == status
-        assert 0.2 < time.monotonic() - began < 3
+        assert 0.2 < time.monotonic() - began < 30
 
 
 @pytest.mark.network

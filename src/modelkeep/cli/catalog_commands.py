@@ -181,8 +181,8 @@ def register(
     """Register the file or folder at PATH as a new version."""
     from pathlib import Path
 
-    from modelkeep.client_files import find_files, hash_files
-    from modelkeep.client_registration import metrics_of
+    from modelkeep.client.files import find_files, hash_files
+    from modelkeep.client.registration import metrics_of
 
     if override_semver != bool(reason):
         raise click.UsageError("--override-semver and -m WHY go together.")

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from modelkeep import __version__
 from modelkeep.client import Client
-from modelkeep.client_transport import Request
+from modelkeep.client.transport import Request
 from modelkeep.core import errors
 from modelkeep.settings import Settings
 

@@ -14,7 +14,7 @@ from modelkeep.cli import rollout_views as views
 from modelkeep.cli.session import Session, limit, read_text, reason, verb, yes
 
 if TYPE_CHECKING:
-    from modelkeep.client_answers import RolloutStatus
+    from modelkeep.client.answers import RolloutStatus
     from modelkeep.core.rollout import Plan, Step
 
 WATCH_S = 0.5
@@ -257,7 +257,7 @@ def predict(
 ) -> None:
     """Ask ENDPOINT for predictions of rows: a list, or a body with "inputs"."""
     from modelkeep.cli.session import pairs
-    from modelkeep.client_transport import Request, Transport, segment
+    from modelkeep.client.transport import Request, Transport, segment
     from modelkeep.core import codec, errors
 
     rows = codec.decode_untrusted(read_text(path), object)

@@ -1,7 +1,7 @@
 """The client's verbs of the catalog: models, versions, labels, aliases, and looking versions up and against
 each other.
 
-Bytes go in and out in `client_registration`.
+Bytes go in and out in `registration`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """The client's verbs around bytes: registering files as a version, and pulling a version's files back.
 
-Hashing, sending and checking are `client_files`'; here stand the routes and the order of the steps.
+Hashing, sending and checking are `files`'; here stand the routes and the order of the steps.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
