@@ -163,7 +163,7 @@ class Demo:
         shell.type(
             self.ben,
             "modelkeep endpoint create flights --model flights --follows production --key-header x-user-id "
-            "--step 10%:8 --step 50%:8 --step 100%:8",
+            "--slow-ms 1000 --step 10%:8 --step 50%:8 --step 100%:8",
         )
         shell.type(self.ben, "modelkeep promote flights:1.0.0 --to production -m 'the first one'")
         rollout = self._rollout()
@@ -243,13 +243,13 @@ class Demo:
         before = self.traffic.seen()
         shell.type(self.ben, "modelkeep promote flights:2.2.0 --to production -m 'AUC 0.795'")
         rollout = self._watch()
-        judged, ours, theirs = rollout.judgement, rollout.candidate_counts, rollout.stable_counts
-        assert judged is not None, "a rollout that had a share was judged"
         tell.claim(
             "it was taken back, and nobody had to do it",
             rollout.state is RolloutState.ROLLED_BACK,
             f"{rollout.state}: {rollout.outcome}",
         )
+        judged, ours, theirs = rollout.judgement, rollout.candidate_counts, rollout.stable_counts
+        assert judged is not None, "a rollout that had a share was judged"
         shell.type(self.ben, "modelkeep rollout status flights", lines_max=16)
         tell.claim(
             f"blamed: {judged.blamed}. {ours.callers_first_error} of its {ours.new_callers:,} callers met an "
