@@ -110,7 +110,8 @@ class Contact:
                 if self.after != asked:
                     continue  # interrupted on purpose
                 log.warning("No table was to be had.", error=problem.message, code=problem.code)
-                self._away = True
+                # `_away` is for the reports to say: were it said here, each report that is taken would end
+                # this wait, and a server that fails tables alone would be asked without a pause.
                 self._back.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s * random.uniform(0.5, 1.0)):
