@@ -150,10 +150,22 @@ class Registrations:
     def get_draft(self, act: Act, draft_id: str) -> Draft:
         """How far a registration is.
 
+        Where an open file stands is asked of the blob store, which alone knows after a crash, and for an
+        upload that began at another server.
+
         Raises:
             DraftNotFound: there is none, or it is somebody else's.
         """
-        return _own(act, draft_id)[0]
+        draft, _ = _own(act, draft_id)
+        if draft.status is not DraftStatus.OPEN:
+            return draft
+        files = tuple(
+            entry
+            if entry.present
+            else replace(entry, offset=self._came(_upload_id(draft, index), entry.offset))
+            for index, entry in enumerate(draft.files)
+        )
+        return replace(draft, files=files)
 
     def cancel_draft(self, act: Act, draft_id: str) -> None:
         """Give a registration up. What was sent is collected later; cancelling twice is no error.
@@ -203,7 +215,7 @@ class Registrations:
                 return UploadPlan(
                     draft=draft.id,
                     path=path,
-                    upload_id=f"{draft.id}_{index}",
+                    upload_id=_upload_id(draft, index),
                     digest=entry.digest,
                     size_bytes=entry.size_bytes,
                     offset=entry.offset,
@@ -238,19 +250,19 @@ class Registrations:
             if end == plan.size_bytes:
                 self._blobs.commit(plan.upload_id, plan.digest)
         except BaseException:
-            self._note(plan, self._came(plan))
+            self._note(plan, self._came(plan.upload_id, plan.offset))
             raise
         self._note(plan, end, whole=end == plan.size_bytes)
         return replace(plan, offset=end, present=end == plan.size_bytes)
 
-    def _came(self, plan: UploadPlan) -> int:
-        """How many bytes the blob store has, after something went wrong."""
+    def _came(self, upload_id: str, known: int) -> int:
+        """How many bytes of an upload the blob store has; what was known before, when it cannot say."""
         try:
-            return self._blobs.status(plan.upload_id)
+            return self._blobs.status(upload_id)
         except errors.NotFound:
             return 0
         except errors.Unavailable:
-            return plan.offset
+            return known
 
     def _note(self, plan: UploadPlan, received_bytes: int, *, whole: bool = False) -> None:
         self._desk.do(SYSTEM_CONTEXT, _note_received, plan, received_bytes, whole)
@@ -310,6 +322,10 @@ def _own(act: Act, draft_id: str) -> tuple[Draft, bool]:
             f"You have no draft {shown}; 'modelkeep register' begins one.", draft=shown
         )
     return found
+
+
+def _upload_id(draft: Draft, index: int) -> str:
+    return f"{draft.id}_{index}"
 
 
 def _closed(draft: Draft) -> errors.DraftClosed:

@@ -261,6 +261,8 @@ class Bound:
         """Carry out the operation; what it returns is the answer's shape, or its bytes."""
         dispatcher, operation = self.dispatcher, self.operation
         match operation.mode:
+            case Mode.PLAIN:
+                return operation.handler(call)
             case Mode.READ:
                 return await dispatcher.read(call.context, operation.handler, await self._prepared(call))
             case Mode.SLOW:

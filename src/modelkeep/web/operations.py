@@ -24,6 +24,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class Mode(StrEnum):
     """How an operation runs.
 
+    plain   on the event loop, without the store; the function gets no act
     read    in a snapshot, on the event loop where the store never waits for a network, else in the pool
     slow    a read that may be long: always in the pool
     write   one durable act in the store's writer, once for each idempotency key
@@ -31,6 +32,7 @@ class Mode(StrEnum):
     stream  bytes in or out; the function drives the connection itself
     """
 
+    PLAIN = "plain"
     READ = "read"
     SLOW = "slow"
     WRITE = "write"
