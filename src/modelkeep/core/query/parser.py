@@ -388,10 +388,6 @@ class _Parser:
             return codec.parse_time(token.text)
         except errors.InvalidTime as problem:
             raise self._problem(token, problem.message) from problem
-        except OverflowError as problem:
-            raise self._problem(
-                token, "That time is outside the years 1 to 9999; write a nearer one."
-            ) from problem
 
     def _check_choice(self, subject: Subject, token: Token, value: Literal) -> None:
         choices = FIELDS[subject.name].choices if subject.kind is Kind.FIELD else ()
