@@ -162,7 +162,11 @@ class _Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(errors.MalformedBody("This is no HTTP request that can be read in one way only; the connection is closed."))
+        self._refuse(
+            errors.MalformedBody(
+                "This is no HTTP request that can be read in one way only; the connection is closed."
+            )
+        )
 
     def _head_too_late(self) -> None:
         self._head_timer = None
