@@ -30,11 +30,16 @@ LIMIT_S = 30.0
 class Running:
     """A command that runs until it is stopped, and its first line."""
 
-    def __init__(self, words: tuple[str, ...], log: Path) -> None:
+    def __init__(self, words: tuple[str, ...], log: Path, folder: Path | None = None) -> None:
         self.began = time.perf_counter()
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [MODELKEEP, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True
+                [MODELKEEP, *words],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
             )
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline().strip()
@@ -65,8 +70,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a command; whatever is left of it at the end of the test is killed."""
     started: list[Running] = []
 
-    def begin(*words: str) -> Running:
-        running = Running(words, tmp_path / f"log{len(started)}")
+    def begin(*words: str, folder: Path | None = None) -> Running:
+        running = Running(words, tmp_path / f"log{len(started)}", folder)
         started.append(running)
         return running
 
@@ -142,6 +147,25 @@ def test_up_starts_both_and_leaves_nothing(start: Start, tmp_path: Path) -> None
     running.stop()
     assert running.process.returncode == 0
     _until(lambda: _gone(tree), "a child outlived its parent")
+
+
+def test_files_beside_whoever_types_up_are_no_modules(start: Start, tmp_path: Path) -> None:
+    """A secrets.py in the working folder is not imported in the place of the library's own."""
+    (tmp_path / "secrets.py").write_text("raise SystemExit('imported from the working folder')\n")
+    running = start(
+        "up", "--data", str(tmp_path / "house"), "--port", "0", "--gateway-port", "0", folder=tmp_path
+    )
+    assert running.line.startswith("registry http://127.0.0.1:"), running.log.read_text()
+    running.stop()
+
+
+def test_a_gateway_alone_says_where_it_keeps_things(start: Start, tmp_path: Path) -> None:
+    """Its first line names its own folder, not the server's."""
+    running = start(
+        "gateway", "run", "--data", str(tmp_path / "edge"), "--port", "0", "--server", "http://127.0.0.1:9"
+    )
+    assert running.line.endswith(f"data {tmp_path / 'edge'}")
+    running.stop()
 
 
 def test_a_killed_parent_leaves_nothing(start: Start, tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ class Child:
         words = self._arguments(self.ready.url if self.ready is not None else None)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "modelkeep.cli.main", *words, "--parent", str(theirs.fileno())],
+                # -P: a file of the folder where somebody typed `up` must not stand in for a module
+                [sys.executable, "-P", "-m", "modelkeep.cli.main", *words, "--parent", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
             )

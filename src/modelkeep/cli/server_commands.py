@@ -40,7 +40,7 @@ def _settings(session: Session, **flags: Any) -> "Settings":
     return session.settings
 
 
-def _ready(channel: int | None, settings: "Settings", what: str) -> "Any":
+def _ready(channel: int | None, data: object, what: str) -> "Any":
     """What is done when a process can be used: its parent is told, or a line is printed."""
     from modelkeep.cli.processes import bind_to_parent
 
@@ -48,7 +48,7 @@ def _ready(channel: int | None, settings: "Settings", what: str) -> "Any":
         return bind_to_parent(channel)
 
     def say(ready: "Ready") -> None:
-        click.echo(f"{what} {ready.url}, data {settings.data}")
+        click.echo(f"{what} {ready.url}, data {data}")
         if ready.admin_token is not None:
             click.echo(f"{_SECRET}\n{ready.admin_token}")
 
@@ -122,7 +122,7 @@ def server_run(
 
     level = log_level.upper() if log_level else None
     settings = _settings(session, host_names=host_names or None, log_level=level, **flags)
-    on_ready = _ready(channel, settings, "The server is at")
+    on_ready = _ready(channel, settings.data, "The server is at")
     telemetry.configure(level=settings.log_level)
     with listen(settings.host, settings.port) as listener:
         try:
@@ -192,7 +192,7 @@ def gateway_run(
     settings = _settings(session, log_level=log_level.upper() if log_level else None, **flags)
     folder = gateway_folder(settings, data)
     telemetry.configure(level=settings.log_level)
-    told = _ready(channel, settings, "The gateway is at")
+    told = _ready(channel, folder, "The gateway is at")
     options = GatewayOptions(
         data=folder,
         host=settings.gateway_host,
