@@ -7,6 +7,7 @@ folder that another server would need but the key of the tokens.
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,9 +25,11 @@ from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import ChainedEvent, EventKind
 from modelkeep.core.rollout import Plan, Rollout, RolloutState, Step
 from tests.journeys.apart import Apart, Site, until
-from tests.servers import PostgresServer, S3Server, run_postgres
+from tests.journeys.houses import MODELKEEP
+from tests.servers import PostgresServer, S3Server, run_postgres, run_s3
 from tests.serving import models
 
+ACCESS_PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "access.md"
 TRAFFIC = Path(__file__).parents[2] / "examples" / "traffic.py"
 RATE = 240
 QUICK = Plan(
@@ -273,6 +276,34 @@ def test_the_database_dies_and_comes_back(site: Site, durable_postgres: Postgres
     assert site.client(server).verify_audit().intact
 
 
+def test_the_bucket_goes_away_and_comes_back(told: dict[str, str]) -> None:
+    """What needs no bytes goes on; what does hears what to do, and works when the bucket is back."""
+    with run_s3() as bucket:
+        told |= {
+            "MODELKEEP_BLOBS": f"s3://{bucket.bucket}",
+            "MODELKEEP_S3_ENDPOINT": bucket.endpoint,
+            "MODELKEEP_S3_ACCESS_KEY_ID": bucket.access_key,
+            "MODELKEEP_S3_SECRET_ACCESS_KEY": bucket.secret_key,
+        }
+        with Site(told) as site:
+            people = People(site, site.server("one"))
+            first = people.register(models.linear_onnx(1.0))
+            bucket.kill()
+            try:
+                people.ana.change_version(first.reference, set_tags={"team": "risk"})
+                for refused in (
+                    lambda: people.register(models.linear_onnx(2.0)),
+                    lambda: people.ana.pull(first.reference, site.folder / "pulled"),
+                    lambda: people.ana.verify_version(first.reference),
+                ):
+                    with pytest.raises(errors.BlobsUnavailable, match="bucket"):
+                        refused()
+            finally:
+                bucket.start()
+            assert people.register(models.linear_onnx(2.0)).semver == "1.1.0"
+            assert people.ana.verify_version(first.reference).ok
+
+
 def test_a_server_dies_in_the_middle_of_an_upload(site: Site) -> None:
     """kill -9 with half a file sent: once a server runs again, the same call goes on from what is stored."""
     server = site.server("one")
@@ -354,3 +385,27 @@ def test_two_servers_share_one_database_and_one_bucket(site: Site, told: dict[st
     assert [event.body["step"] for event in events if event.kind is EventKind.ROLLOUT_STEPPED] == [0, 1]
     assert site.client(one).get_version("churn#production").semver == "1.1.0"
     assert site.client(one).verify_audit() == site.client(two).verify_audit()
+
+
+def test_the_page_on_access_does_what_it_says(site: Site) -> None:
+    """Every command of docs/how-to/access.md that starts no process works as it stands there."""
+    server = site.server("one")
+    admin = site.client(server)
+    own = {"MODELKEEP_URL": server.url, "MODELKEEP_TOKEN": site.admin_token}
+    own["PATH"] = f"{Path(MODELKEEP).parent}:{os.environ['PATH']}"
+    page = re.findall(r"^    ((?:modelkeep|chmod) .*)$", ACCESS_PAGE.read_text(), re.MULTILINE)
+    commands = [line for line in page if not re.match(r"modelkeep (server|gateway) |.*after the loss", line)]
+    assert len(commands) >= 14
+    for command in commands:
+        line = command.replace(" ID ", f" {admin.create_token('spare').info.id} ")
+        line = line.replace("grt_...", admin.list_grants().whole().items[-1].id)
+        line = line.replace("disable ana", "disable ana --yes")  # nobody is there to be asked
+        done = subprocess.run(
+            ["bash", "-c", line], env=own, cwd=site.folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    token = (site.folder / "edge.token").read_text().strip()
+    assert site.client(server, token).whoami().actor.name == "edge"
+    gateway = site.gateway("edge", server, token)
+    status = site.run(server, "gateway", "status", "--data", str(gateway.folder))
+    assert status.returncode == 0, status.stderr
