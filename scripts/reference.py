@@ -135,7 +135,8 @@ def errors_page() -> str:
 def _kinds(family: type[errors.ModelkeepError]) -> Iterator[type[errors.ModelkeepError]]:
     yield family
     for kind in family.__subclasses__():
-        yield from _kinds(kind)
+        if kind.__module__ == errors.__name__:  # the store has one that never leaves it
+            yield from _kinds(kind)
 
 
 def _error(kind: type[errors.ModelkeepError]) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from modelkeep import settings
 from modelkeep.core import errors, values
@@ -28,11 +29,26 @@ def test_words_of_the_environment_become_values() -> None:
     assert (found.timeout_s, found.host_names) == (2.5, ("a.example", "b.example"))
 
 
+@pytest.mark.parametrize("name", [field.name for field in structs.fields(Settings)])
+def test_every_setting_can_be_said_in_the_environment_and_in_the_file(name: str, tmp_path: Path) -> None:
+    """A variable and a line of the file mean the same, for each there is."""
+    words = {"auth": "token", "log_level": "DEBUG", "port": "1", "gateway_port": "1", "gateway_fronts": "2"}
+    word = words.get(name, "7" if name == "timeout_s" else "word")
+    file = tmp_path / "modelkeep.toml"
+    file.write_text(f'{name} = ["{word}"]\n' if name == "host_names" else f'{name} = "{word}"\n')
+    more = {"MODELKEEP_AUTH": "token"} if name == "host" else {}
+    said = settings.load({}, more | {f"MODELKEEP_{name.upper()}": word})
+    assert said == settings.load({}, more | {"MODELKEEP_CONFIG": str(file)})
+    assert getattr(said, name) != getattr(settings.load({}, more), name)
+
+
 @pytest.mark.parametrize(
     ("flags", "env", "word"),
     [
         ({}, {"MODELKEEP_PROT": "1"}, "MODELKEEP_PROT"),
         ({}, {"MODELKEEP_PORT": "many"}, "port"),
+        ({}, {"MODELKEEP_PORT": "many"}, "the environment"),
+        ({"nonsense": 1}, {}, "the command line"),
         ({"port": 70_000}, {}, "port"),
         ({"gateway_port": -1}, {}, "gateway_port"),
         ({"auth": "none"}, {}, "auth"),
@@ -52,11 +68,12 @@ def test_what_does_not_fit_is_named(flags: dict[str, object], env: dict[str, str
 
 
 def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
-    """The message names the file."""
+    """The message names the file, also when it is TOML and says what cannot be."""
     file = tmp_path / "modelkeep.toml"
-    file.write_bytes(b"port = \xff")
-    with pytest.raises(errors.InvalidSetting, match=r"modelkeep\.toml"):
-        settings.load({}, {"MODELKEEP_CONFIG": str(file)})
+    for text in (b"port = \xff", b"prot = 1", b'port = "many"', b"[server]\nport = 1"):
+        file.write_bytes(text)
+        with pytest.raises(errors.InvalidSetting, match=r"modelkeep\.toml"):
+            settings.load({}, {"MODELKEEP_CONFIG": str(file)})
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])

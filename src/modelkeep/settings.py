@@ -91,16 +91,22 @@ def load(flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] 
     merged: dict[str, Any] = {}
     config = env.get(PREFIX + "CONFIG")
     if config:
-        merged.update(_file(Path(config)))
-    merged.update(_environment(env))
-    merged.update({name: value for name, value in (flags or {}).items() if value is not None})
+        merged.update(_fitting(_file(Path(config)), f"the file {config}"))
+    merged.update(_fitting(_environment(env), "the environment"))
+    said = {name: value for name, value in (flags or {}).items() if value is not None}
+    merged.update(_fitting(said, "the command line"))
     merged.setdefault("user", _user())
+    return _checked(msgspec.convert(merged, Settings, strict=False))
+
+
+def _fitting(found: dict[str, Any], source: str) -> dict[str, Any]:
+    """What one source says, when all of it can be settings."""
     try:
-        settings = msgspec.convert(merged, Settings, strict=False)
+        msgspec.convert(found, Settings, strict=False)
     except msgspec.ValidationError as problem:
         known = ", ".join(entry.name for entry in msgspec.structs.fields(Settings))
-        raise errors.InvalidSetting(f"The settings do not fit: {problem}. They are: {known}.") from problem
-    return _checked(settings)
+        raise errors.InvalidSetting(f"{problem} in {source}. The settings are: {known}.") from problem
+    return found
 
 
 def _checked(settings: Settings) -> Settings:
@@ -143,7 +149,8 @@ def _environment(env: Mapping[str, str]) -> dict[str, Any]:
             raise errors.InvalidSetting(
                 f"{values.printable(name)[:80]} is no setting; they are: {', '.join(known)}.", field=setting
             )
-        found[setting] = tuple(value.split(",")) if setting == "host_names" else value
+        words = (word.strip() for word in value.split(","))
+        found[setting] = tuple(filter(None, words)) if setting == "host_names" else value
     return found
 
 

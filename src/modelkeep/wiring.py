@@ -161,7 +161,7 @@ def _token_key(path: Path, desk: Desk) -> bytes:
 
 def _make_key(path: Path) -> bytes:
     """Make the key's file whole or not at all; of two servers that do so at once, the first one's stays."""
-    make_private(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:

@@ -276,6 +276,7 @@ def test_the_database_dies_and_comes_back(site: Site, durable_postgres: Postgres
     assert site.client(server).verify_audit().intact
 
 
+@pytest.mark.long
 def test_the_bucket_goes_away_and_comes_back(told: dict[str, str]) -> None:
     """What needs no bytes goes on; what does hears what to do, and works when the bucket is back."""
     with run_s3() as bucket:
