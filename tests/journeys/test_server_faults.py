@@ -81,12 +81,13 @@ class Ledger:
 
     def __init__(self) -> None:
         self.tags: dict[int, int] = {}
-        self.versions: list[tuple[str, str]] = []
+        self.growing = "growing-0"
+        self.versions: dict[str, dict[str, str]] = {}
         self.staged: dict[int, list[int]] = {}
 
     @property
     def writes(self) -> int:
-        return sum(self.tags.values()) + len(self.versions) + sum(map(len, self.staged.values()))
+        return sum(self.tags.values()) + sum(map(len, (*self.versions.values(), *self.staged.values())))
 
 
 def tag(caller: Caller, ledger: Ledger, who: int) -> None:
@@ -98,8 +99,9 @@ def tag(caller: Caller, ledger: Ledger, who: int) -> None:
 
 def enrol(caller: Caller, ledger: Ledger, _who: int) -> None:
     """Register new bytes."""
-    version = caller.register("growing", random.randbytes(random.choice((10, 5_000, 300_000))))
-    ledger.versions.append((version["semver"], version["digest"]))
+    model = ledger.growing
+    version = caller.register(model, random.randbytes(random.choice((10, 5_000, 300_000))))
+    ledger.versions.setdefault(model, {})[version["semver"]] = version["digest"]
 
 
 def promote(caller: Caller, ledger: Ledger, who: int) -> None:
@@ -138,17 +140,8 @@ def check(server: Server, ledger: Ledger) -> None:
             stands = int(caller("GET", "/version", ref=f"tagged-{who}:1.0.0")["tags"]["n"])
             assert number <= stands <= number + 1, "an acknowledged tag is lost"
             ledger.tags[who] = stands
-        known: dict[str, str] = {}
-        page: dict[str, Any] = {"next_page_token": None}
-        while True:
-            more = {"page_token": page["next_page_token"]} if page["next_page_token"] else {}
-            page = caller("GET", "/models/default/growing/versions", limit=1_000, **more)
-            known |= {item["semver"]: item["digest"] for item in page["items"]}
-            if not page["next_page_token"]:
-                break
-        assert dict(ledger.versions).items() <= known.items(), "an acknowledged version is lost"
-        for semver in random.sample(sorted(known), min(len(known), 10)):
-            assert caller("POST", "/version/verify", ref=f"growing:{semver}")["ok"]
+        for model, versions in ledger.versions.items():
+            check_versions(caller, model, versions)
         for who, done in ledger.staged.items():
             versions = caller("GET", f"/models/default/moved-{who}/versions")["items"]
             standing = [item["number"] for item in versions if item["stage"] == "staging"]
@@ -159,12 +152,26 @@ def check(server: Server, ledger: Ledger) -> None:
         assert caller("GET", "/audit/verification")["intact"] is True
 
 
+def check_versions(caller: Caller, model: str, acknowledged: dict[str, str]) -> None:
+    """All acknowledged versions of a model are there, and those that are there are whole."""
+    known: dict[str, str] = {}
+    more: dict[str, str] = {}
+    while True:
+        page = caller("GET", f"/models/default/{model}/versions", limit=1_000, **more)
+        known |= {item["semver"]: item["digest"] for item in page["items"]}
+        if not page["next_page_token"]:
+            break
+        more = {"page_token": page["next_page_token"]}
+    assert acknowledged.items() <= known.items(), "an acknowledged version is lost"
+    for semver in random.sample(sorted(known), min(len(known), 10)):
+        assert caller("POST", "/version/verify", ref=f"{model}:{semver}")["ok"]
+
+
 def prepare(server: Server) -> None:
     """The models that the writers write to."""
     with calling(server) as caller:
         for who in (0, 1, 2):
             caller.register(f"tagged-{who}", f"tagged {who}".encode())
-        caller.register("growing", b"the first")
         for who in (0, 1):
             for number in range(3):
                 caller.register(f"moved-{who}", f"{who} {number}".encode())
@@ -177,7 +184,10 @@ def killed(folder: Path, times: int) -> int:
     server = Server(folder).ready()
     try:
         prepare(server)
-        for _ in range(times):
+        for turn in range(times):
+            ledger.growing = (
+                f"growing-{turn // 25}"  # each kill leaves open drafts, of which a model takes 100
+            )
             threads = [
                 threading.Thread(target=write_until_cut, args=(server, ledger, job, who))
                 for job, who in WRITERS
