@@ -21,8 +21,9 @@ class Served(Protocol):
     semver: str
 
 
-ASSIGNED_MAX = 20_000
-"""Callers whose side is remembered per target, to save two hashes a request; past it, all are hashed anew."""
+ASSIGNED_MAX = 8_192
+"""Callers whose side is remembered per target, to save two hashes a request; past it, all are hashed anew.
+Few enough that letting go of them all holds nobody up."""
 
 V = TypeVar("V", bound=Served)
 
@@ -44,7 +45,9 @@ class Target(Generic[V]):
         self.key_header = route.key_header.lower().encode() if route.key_header else None
         self.callers = callers
         self.tally = RouteTally(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
-        self._assigned: dict[bytes, tuple[Role, int]] = {}
+        self._assigned: dict[bytes, int] = {}
+        """Twice the caller's hash, and one more on the candidate's side: plain numbers, which the garbage
+        collector need not walk through while callers wait."""
         self.rollout_header = b""
         if route.rollout is not None:
             name = "".join(c for c in route.rollout if c.isascii() and c.isprintable())
@@ -62,9 +65,9 @@ class Target(Generic[V]):
         if known is None:
             if len(self._assigned) >= ASSIGNED_MAX:
                 self._assigned.clear()
-            known = choose(route, key), caller_hash(key) if route.rollout is not None else 0
-            self._assigned[key] = known
-        return known
+            caller = caller_hash(key) if route.rollout is not None else 0
+            known = self._assigned[key] = caller * 2 + (choose(route, key) is Role.CANDIDATE)
+        return Role.CANDIDATE if known & 1 else Role.STABLE, known >> 1
 
     def pinned(self, semver: str) -> V | None:
         """The loaded version with this semver, whatever its weight."""

@@ -9,6 +9,7 @@ version.
 
 import contextlib
 import faulthandler
+import gc
 import os
 import selectors
 import signal
@@ -291,6 +292,8 @@ def main(arguments: list[str]) -> None:
         text = f"Loading raised {type(problem).__name__}: {problem}"[:ERROR_TEXT_MAX]
         channel.sendall(messages.pack(messages.LoadFailed(code=errors.Invalid.code, error=text)))
         sys.exit(1)
+    gc.collect()
+    gc.freeze()  # libraries and model stay: no request is to wait while they are looked through
     took_s = time.monotonic() - started
     channel.sendall(messages.pack(messages.Loaded(runtime=runtime.name, took_s=took_s, warmed=warmed)))
     try:
