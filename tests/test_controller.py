@@ -63,7 +63,7 @@ def test_a_healthy_rollout_is_brought_to_its_end(world: RolloutWorld) -> None:
 def test_a_bad_candidate_is_taken_back(world: RolloutWorld) -> None:
     """Nobody has to be there."""
     gateway = world.serving()
-    gateway.failing[world.get("1.1.0").digest] = 25
+    gateway.failing[world.key("1.1.0")] = 25
     world.promote("1.1.0", by="owner")
     controller = Controller(world.house)
     drive(world, gateway, lambda: controller)
@@ -80,7 +80,7 @@ def test_a_controller_that_is_killed_at_any_look_is_followed_by_the_next(
 ) -> None:
     """Each look by another one, none of which ever ends properly: all that counts is in the store."""
     gateway = world.serving()
-    gateway.failing[world.get("1.1.0").digest] = failing
+    gateway.failing[world.key("1.1.0")] = failing
     world.promote("1.1.0", by="owner")
     for _ in range(80):
         world.later(seconds=6)  # a lease that nobody lets go of

@@ -104,8 +104,8 @@ def split(weight: int, callers: int) -> tuple[SideCounts, SideCounts]:
     """Callers who all fare well, shared between stable and candidate as the weight says."""
     new = callers * weight // WHOLE_PPM
     return (
-        SideCounts(requests=callers - new, new_callers=callers - new),
-        SideCounts(requests=new, new_callers=new),
+        SideCounts(requests=callers - new, callers_arrived=callers - new, new_callers=callers - new),
+        SideCounts(requests=new, callers_arrived=new, new_callers=new),
     )
 
 
@@ -552,6 +552,22 @@ def test_a_candidate_that_breaks_with_all_of_the_traffic_is_taken_back() -> None
     assert after.state is RolloutState.STEPPING, "a fault of both is no fault of the candidate"
 
 
+def test_a_stable_version_that_answers_nobody_for_a_while_does_not_tip_the_shares() -> None:
+    """Callers are shared out when they come: that stable is slow to answer says nothing about the split."""
+    half = stepping(step=1)
+    stalled = tick(
+        500_000,
+        SideCounts(callers_arrived=60),
+        SideCounts(requests=60, callers_arrived=60, new_callers=60),
+    )
+    after = advance(half, seen(half, ticks=(stalled,)), NOW).rollout
+    assert after.state is RolloutState.STEPPING
+    unfair = structs.replace(stalled, stable=SideCounts(callers_arrived=6))
+    gone = advance(half, seen(half, ticks=(unfair,)), NOW).rollout
+    assert gone.state is RolloutState.ROLLING_BACK
+    assert "60 of 66 new callers were given to the candidate" in (gone.outcome or "")
+
+
 def test_only_the_beginning_of_a_hold_is_news() -> None:
     """The counts in its reason change with every tick; people are told once."""
     of = stepping()
@@ -718,6 +734,7 @@ def test_a_gateway_without_the_route_does_not_hold_up_a_rollback() -> None:
 SIDES = st.builds(
     lambda n, k, e, s: SideCounts(
         requests=n,
+        callers_arrived=n,
         new_callers=n,
         new_callers_failed=min(k, n),
         errors=e,

@@ -216,6 +216,7 @@ class FakeGateway:
         failed = callers * self.failing.get(key, 0) // 100
         return SideCounts(
             requests=callers,
+            callers_arrived=callers,
             new_callers=callers,
             errors=failed,
             new_callers_failed=failed,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from modelkeep.core.observation import TICKS_PER_REPORT_MAX, SideCounts, Tick
 from modelkeep.core.routing import Epoch, Role
 from modelkeep.serving import counting
-from modelkeep.serving.counting import BUCKETS_MS, Callers, Ledger, RouteTally, count
+from modelkeep.serving.counting import BUCKETS_MS, Callers, Ledger, RouteTally, arrive, count
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
 EVENTS = st.lists(
@@ -103,6 +103,23 @@ def test_a_caller_whom_a_higher_weight_moves_is_not_new_on_the_other_side() -> N
     assert second.candidate.requests == second.candidate.errors == 1
     moved = second.candidate
     assert (moved.new_callers, moved.callers_first_error, moved.callers_first_slow) == (0, 0, 0)
+
+
+@pytest.mark.req("S7")
+def test_callers_are_shared_out_when_they_come_not_when_they_are_answered() -> None:
+    """A side that answers nobody for a while still has the callers it was given; each caller comes once."""
+    ledger, book, tally = Ledger(NOW, 1), Callers(), RouteTally("e", "ro", Epoch(1, 1), 500_000)
+    for caller in (1, 2, 3, 2):
+        arrive(tally.stable if caller % 2 else tally.candidate, book, caller)
+    record(tally, book, 2)
+    counts = tally.collect()
+    assert counts is not None
+    ledger.add(counts)
+    ledger.close(NOW)
+    (tick,) = ledger.to_send()
+
+    assert (tick.stable.callers_arrived, tick.stable.new_callers) == (2, 0)
+    assert (tick.candidate.callers_arrived, tick.candidate.new_callers) == (1, 1)
 
 
 def test_past_the_bound_callers_are_no_longer_new() -> None:

@@ -81,7 +81,7 @@ class Specs(Struct, frozen=True, kw_only=True):
         c, s, weight = tick.candidate, tick.stable, tick.candidate_ppm
         failing = CallerTick(x=c.callers_first_error, y=s.callers_first_error, weight_ppm=weight)
         slow = CallerTick(x=c.callers_first_slow, y=s.callers_first_slow, weight_ppm=weight)
-        arrived = CallerTick(x=c.new_callers, y=s.new_callers, weight_ppm=weight)
+        arrived = CallerTick(x=c.callers_arrived, y=s.callers_arrived, weight_ppm=weight)
         trials = TrialTick(n=c.new_callers, k=c.new_callers_failed)
         alone = trials if weight == WHOLE_PPM else TrialTick(n=0, k=0)
         return Evidence(
@@ -120,6 +120,11 @@ def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCou
     )
     if against.rollback:
         limit = f"p = {against.p_value:.2g} for the whole rollout, limit {plan.alpha:g}"
+        if against.blamed == "traffic shares":
+            seen = (
+                f"{c.callers_arrived} of {c.callers_arrived + s.callers_arrived} new callers were given to the "
+                "candidate, which is not what the weights ask for"
+            )
         return Judgement(
             verdict=Verdict.ROLLBACK,
             why=f"{_BLAME[against.blamed]}: {seen}; {limit}",

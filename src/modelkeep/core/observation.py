@@ -35,6 +35,9 @@ class SideCounts(Struct, frozen=True, kw_only=True):
 
     `errors` are answers the version is to blame for (5xx, crash, time-out, output that breaks its own
     signature); `refused` are the caller's own faults (4xx) and never count against a version.
+
+    `callers_arrived` are counted when they are given a side, `new_callers` when their first request is answered: how
+    callers were split must not depend on how fast either side answers.
     """
 
     requests: int = 0
@@ -43,6 +46,7 @@ class SideCounts(Struct, frozen=True, kw_only=True):
     refused: int = 0
     schema_violations: int = 0
     crashes: int = 0
+    callers_arrived: int = 0
     new_callers: int = 0
     new_callers_failed: int = 0
     callers_first_error: int = 0
@@ -59,6 +63,7 @@ class SideCounts(Struct, frozen=True, kw_only=True):
             refused=self.refused + other.refused,
             schema_violations=self.schema_violations + other.schema_violations,
             crashes=self.crashes + other.crashes,
+            callers_arrived=self.callers_arrived + other.callers_arrived,
             new_callers=self.new_callers + other.new_callers,
             new_callers_failed=self.new_callers_failed + other.new_callers_failed,
             callers_first_error=self.callers_first_error + other.callers_first_error,

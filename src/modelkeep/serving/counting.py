@@ -37,7 +37,7 @@ class SideTally:
     path."""
 
     __slots__ = (
-        "buckets", "crashes", "duration_ms_max", "duration_ms_sum", "errors", "first_error", "first_slow",
+        "arrived", "buckets", "crashes", "duration_ms_max", "duration_ms_sum", "errors", "first_error", "first_slow",
         "new", "new_failed", "refused", "requests", "schema_violations", "slow",
     )  # fmt: skip
 
@@ -46,6 +46,7 @@ class SideTally:
         self.duration_ms_sum = 0.0
         self.duration_ms_max = 0.0
         self.buckets = [0] * (len(BUCKETS_MS) + 1)
+        self.arrived: list[int] = []
         self.new: list[int] = []
         self.new_failed: list[int] = []
         self.first_error: list[int] = []
@@ -65,6 +66,7 @@ class SideTally:
                 duration_ms_max=self.duration_ms_max,
             ),
             buckets=self.buckets,
+            arrived=self.arrived,
             new=self.new,
             new_failed=self.new_failed,
             first_error=self.first_error,
@@ -79,19 +81,27 @@ class Callers:
     shares and rates would take a whole population that moves for one that arrives.
     """
 
-    __slots__ = ("failed", "maximum", "seen", "slow")
+    __slots__ = ("arrived", "failed", "maximum", "seen", "slow")
 
     def __init__(self, maximum: int = CALLERS_TRACKED_MAX) -> None:
+        self.arrived: set[int] = set()
         self.seen: set[int] = set()
         self.failed: set[int] = set()
         self.slow: set[int] = set()
         self.maximum = maximum
 
+    def arrives(self, caller: int) -> bool:
+        """Whether the caller comes for the first time, answered or not; past the bound nobody does."""
+        return self._enters(caller, self.arrived)
+
     def is_new(self, caller: int) -> bool:
-        """Whether the caller is seen for the first time; past the bound nobody is."""
-        if caller in self.seen or len(self.seen) >= self.maximum:
+        """Whether the caller is answered for the first time; past the bound nobody is."""
+        return self._enters(caller, self.seen)
+
+    def _enters(self, caller: int, among: set[int]) -> bool:
+        if caller in among or len(among) >= self.maximum:
             return False
-        self.seen.add(caller)
+        among.add(caller)
         return True
 
     def is_first(self, caller: int, among: set[int]) -> bool:
@@ -135,7 +145,8 @@ class RouteTally:
 
     def collect(self) -> "RouteCounts | None":
         """Hand over what was counted since the last call; None when there was nothing."""
-        if not (self.stable.requests or self.candidate.requests):
+        sides = (self.stable, self.candidate)
+        if not any(side.requests or side.arrived for side in sides):
             return None
         counts = RouteCounts(
             endpoint=self.endpoint,
@@ -148,6 +159,13 @@ class RouteTally:
         )
         self.stable, self.candidate, self.errors_seen = SideTally(), SideTally(), []
         return counts
+
+
+def arrive(side: SideTally, callers: Callers, caller: int) -> None:
+    """Count a caller on the side it was given, at once: the shares of the sides must not depend on how fast
+    either answers."""
+    if callers.arrives(caller):
+        side.arrived.append(caller)
 
 
 def count(
@@ -189,6 +207,7 @@ class SideDelta(Struct, frozen=True, kw_only=True):
 
     counts: SideCounts
     buckets: list[int]
+    arrived: list[int] = []
     new: list[int] = []
     new_failed: list[int] = []
     first_error: list[int] = []
@@ -343,10 +362,12 @@ def _resolve(delta: SideDelta, callers: Callers | None) -> SideCounts:
     """A side's counts with its callers counted against the book of the whole rollout."""
     if callers is None:
         return delta.counts
+    arrived = sum(callers.arrives(caller) for caller in delta.arrived)
     new = sum(callers.is_new(caller) for caller in delta.new)
     failed = sum(callers.is_new(caller) for caller in delta.new_failed)
     return msgspec.structs.replace(
         delta.counts,
+        callers_arrived=arrived,
         new_callers=new + failed,
         new_callers_failed=failed,
         callers_first_error=_firsts(callers, delta.first_error, callers.failed),

@@ -22,7 +22,7 @@ from modelkeep.core import codec, errors
 from modelkeep.core.routing import Role, VersionKey
 from modelkeep.serving import frames, messages
 from modelkeep.serving.answers import Answers
-from modelkeep.serving.counting import count
+from modelkeep.serving.counting import arrive, count
 from modelkeep.serving.http import HttpConnection, Request
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import GatewayOptions
@@ -271,7 +271,11 @@ class Front:
         call.expires = now + self.options.request_deadline_s
         if semver is None:
             call.role, call.caller = target.assign(headers, connection.peer_key)
-            target.tally.open += 1
+            tally = target.tally
+            tally.open += 1
+            if target.callers is not None:
+                side = tally.candidate if call.role is Role.CANDIDATE else tally.stable
+                arrive(side, target.callers, call.caller)
             if call.role is Role.CANDIDATE and target.candidate is not None:
                 call.version = target.candidate
         else:
