@@ -122,8 +122,8 @@ def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCou
         limit = f"p = {against.p_value:.2g} for the whole rollout, limit {plan.alpha:g}"
         if against.blamed == "traffic shares":
             seen = (
-                f"{c.callers_arrived} of {c.callers_arrived + s.callers_arrived} new callers were given to the "
-                "candidate, which is not what the weights ask for"
+                f"{c.callers_arrived} of {c.callers_arrived + s.callers_arrived} new callers were given to "
+                "the candidate, which is not what the weights ask for"
             )
         return Judgement(
             verdict=Verdict.ROLLBACK,

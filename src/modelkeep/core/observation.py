@@ -36,8 +36,8 @@ class SideCounts(Struct, frozen=True, kw_only=True):
     `errors` are answers the version is to blame for (5xx, crash, time-out, output that breaks its own
     signature); `refused` are the caller's own faults (4xx) and never count against a version.
 
-    `callers_arrived` are counted when they are given a side, `new_callers` when their first request is answered: how
-    callers were split must not depend on how fast either side answers.
+    `callers_arrived` are counted when they are given a side, `new_callers` when their first request is
+    answered: how callers were split must not depend on how fast either side answers.
     """
 
     requests: int = 0

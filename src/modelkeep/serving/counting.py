@@ -37,7 +37,8 @@ class SideTally:
     path."""
 
     __slots__ = (
-        "arrived", "buckets", "crashes", "duration_ms_max", "duration_ms_sum", "errors", "first_error", "first_slow",
+        "arrived", "buckets", "crashes", "duration_ms_max", "duration_ms_sum", "errors", "first_error",
+        "first_slow",
         "new", "new_failed", "refused", "requests", "schema_violations", "slow",
     )  # fmt: skip
 

@@ -255,12 +255,16 @@ class VersionUnit:
         child = self._child
         now = time.monotonic()
         wait_s = self._backoff.crashed(now, now - child.started if child is not None else 0.0)
+        if self.is_stable:
+            # Its callers have nowhere else to go: it is back before those who wait for it have to be refused.
+            wait_s = min(wait_s, self._owner.options.hold_s / 2)
         output = child.output[-ERROR_TEXT_MAX:] if child is not None else ""
         text = f"The worker died with {self._exit_code}. {output}".strip()
         log.error(
             "A worker died.", version=self.spec.label, code=self._exit_code, output=output, again_in_s=wait_s
         )
-        self._set(VersionPhase.FAILED if self._backoff.looping else VersionPhase.RESTARTING, text)
+        given_up = self._backoff.looping and not self.is_stable
+        self._set(VersionPhase.FAILED if given_up else VersionPhase.RESTARTING, text)
         self._owner.version_crashed(self)
         await self._pause(wait_s)
 
