@@ -38,8 +38,7 @@ class SideTally:
 
     __slots__ = (
         "arrived", "buckets", "crashes", "duration_ms_max", "duration_ms_sum", "errors", "first_error",
-        "first_slow",
-        "new", "new_failed", "refused", "requests", "schema_violations", "slow",
+        "first_slow", "new", "new_failed", "refused", "requests", "schema_violations", "slow",
     )  # fmt: skip
 
     def __init__(self) -> None:
