@@ -36,6 +36,9 @@ schema: modelkeep.policy/v1
 name: flights
 description: What is looked at before a passenger is told anything, and who has to agree.
 stages:
+  staging:
+    gates:
+      - {gate: files_verified}
   production:
     gates:
       - {gate: files_verified}

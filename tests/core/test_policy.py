@@ -15,6 +15,8 @@ from modelkeep.core.policy import (
     ALONE,
     GATES,
     TEAM,
+    AnyGate,
+    Approvals,
     BetterThanGate,
     Check,
     ChecklistGate,
@@ -32,6 +34,7 @@ from modelkeep.core.policy import (
     evidence_digest,
     policy_digest,
     read_policy,
+    weaker,
 )
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Digest, ModelName
@@ -128,6 +131,12 @@ def test_metadata_names_what_is_missing() -> None:
         (MetricGate(name="auc", min=0.8), [auc(0.9, slice="women")], INCONCLUSIVE, "auc was not measured"),
         (
             MetricGate(name="auc", min=0.8, split="test", slice="women"),
+            [auc(0.9, split="test"), auc(0.7, split="test", slice="women")],
+            FAILED,
+            "auc@test[women] is 0.7; at least 0.8 is required",
+        ),
+        (
+            MetricGate(name="auc@test[women]", min=0.8),
             [auc(0.9, split="test"), auc(0.7, split="test", slice="women")],
             FAILED,
             "auc@test[women] is 0.7; at least 0.8 is required",
@@ -443,3 +452,60 @@ def test_the_reference_page_tells_every_gate() -> None:
     assert all(outcome.value in rows for outcome in Outcome)
     example = page.split("```yaml\n")[1].split("```")[0]
     assert len(read_policy(example).rules("production").gates) == 7
+
+
+OUTER = read_policy(
+    """
+name: outer
+stages:
+  production:
+    approvals: {count: 2, roles: [approver, admin]}
+    gates:
+      - {gate: signature}
+      - {gate: metadata, fields: [business.owner, business.use]}
+      - {gate: metric, name: auc, min: 0.8}
+      - {gate: metric, name: loss, max: 0.2}
+      - {gate: better_than, metric: auc, tolerance: 0.01}
+      - {gate: checklist, items: [a, b], mode: warn}
+"""
+)
+
+
+def changed(**more: Any) -> tuple[str, ...]:
+    """In what OUTER would be weaker with another production."""
+    rules = structs.replace(OUTER.rules("production"), **more)
+    return weaker(structs.replace(OUTER, stages={"production": rules}), OUTER)
+
+
+@pytest.mark.req("G3", "G7")
+@pytest.mark.parametrize(
+    ("gate", "reason"),
+    [
+        (SignatureGate(mode=Mode.WARN), "only warns of the gate signature"),
+        (MetadataGate(fields=("business.owner",)), "asks for less in the gate metadata"),
+        (MetadataGate(fields=("business.use", "business.owner", "business.risk")), None),
+        (MetricGate(name="auc", max=0.8), "asks for less in the gate metric:auc"),
+        (MetricGate(name="auc", min=0.8, max=0.99), None),
+        (MetricGate(name="loss", max=0.3), "asks for less in the gate metric:loss"),
+        (BetterThanGate(metric="auc", tolerance=0.02), "asks for less in the gate better_than:auc"),
+        (BetterThanGate(metric="auc", by=0.0), None),
+        (ChecklistGate(items=("c",)), None),
+    ],
+)
+def test_a_gate_that_asks_for_less_is_told(gate: AnyGate, reason: str | None) -> None:
+    """Each rule knows what is stricter; a gate that only warned binds nobody."""
+    gates = tuple(gate if gate.label == own.label else own for own in OUTER.rules("production").gates)
+    assert changed(gates=gates) == ((f"production {reason}",) if reason else ())
+
+
+@pytest.mark.req("G3", "G7")
+def test_fewer_people_and_more_roles_are_told() -> None:
+    """As many approvals of the same or fewer roles are as strict; so is a policy to itself."""
+    assert weaker(OUTER, OUTER) == ()
+    assert changed(approvals=Approvals(count=3, roles=("admin",))) == ()
+    assert changed(approvals=Approvals(count=1, roles=("admin",))) == (
+        "production asks for 1 approvals instead of 2",
+    )
+    assert changed(approvals=Approvals(count=2)) == ("production also takes the approval of maintainer",)
+    assert len(weaker(ALONE, OUTER, ["production"])) == 6
+    assert weaker(ALONE, OUTER, ["staging"]) == ()

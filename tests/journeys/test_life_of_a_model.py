@@ -36,6 +36,9 @@ POLICY = """\
 schema: modelkeep.policy/v1
 name: churn
 stages:
+  staging:
+    gates:
+      - {gate: files_verified}
   production:
     gates:
       - {gate: files_verified}

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from msgspec import structs
 
 from modelkeep.core import errors
 from modelkeep.core.access import Role
@@ -22,6 +23,23 @@ stages:
   production:
     gates:
       - {gate: files_verified}
+      - {gate: metric, name: auc, min: 0.8}
+"""
+
+UNGUARDED = StageGraph(
+    stages=(StageSpec(name="none"), StageSpec(name="live", exclusive=True)),
+    transitions=(("none", "live"),),
+    displaced_to="none",
+)
+AS_STRICT = b"""
+name: as-strict
+stages:
+  staging: {gates: [{gate: files_verified}]}
+  production:
+    approvals: {count: 1}
+    gates:
+      - {gate: files_verified}
+      - {gate: signature}
       - {gate: metric, name: auc, min: 0.8}
 """
 
@@ -169,7 +187,7 @@ def test_a_slot_taken_by_another_process_is_said_so(world: World) -> None:
 def test_a_denial_is_recorded_and_says_everything(world: World) -> None:
     """The caller gets every gate's answer, the log keeps it, and nothing else has changed."""
     world.versions("1.0.0")
-    world.do("ann", world.promotions.set_policy, "churn", STRICT)
+    world.do("dan", world.promotions.set_policy, "churn", STRICT)
     with pytest.raises(errors.PolicyDenied) as caught:
         world.promote("1.0.0")
     assert caught.value.message == (
@@ -378,7 +396,7 @@ def test_a_stage_with_two_versions_cannot_become_exclusive(world: World) -> None
             displaced_to="archived",
         )
 
-    world.do("ann", world.promotions.set_stages, CHURN, graph(False))
+    world.do("dan", world.promotions.set_stages, CHURN, graph(False))
     world.promote("1.0.0", "test")
     world.promote("1.1.0", "test")
     assert (world.stage("1.0.0"), world.stage("1.1.0")) == ("test", "test")
@@ -480,9 +498,9 @@ def test_policies_are_versioned_and_kept_whole_in_the_log(world: World) -> None:
     """Each change is a new version with its digest; setting what holds already is no change."""
     world.versions("1.0.0")
     put = world.promotions.set_policy
-    first = world.do("ann", put, "churn", STRICT)
+    first = world.do("dan", put, "churn", STRICT)
     assert world.do("cat", put, "churn", STRICT) == first
-    second = world.do("ann", put, "churn", b'{"name": "loose"}')
+    second = world.do("dan", put, "churn", b'{"name": "loose"}')
     assert (second.version, second.digest != first.digest) == (2, True)
     events = world.events(EventKind.POLICY_CHANGED)
     assert [(e.subject, e.model, e.body["version"], e.body["from"]) for e in events] == [
@@ -498,16 +516,70 @@ def test_who_may_set_a_policy(world: World) -> None:
     world.versions("1.0.0")
     world.person("gus", Role.MAINTAINER, "default", "churn")
     put = world.promotions.set_policy
-    world.do("gus", put, "churn", STRICT)
+    world.do("gus", put, "churn", AS_STRICT)
     for scope in ("default/", None):
-        with pytest.raises(errors.NotAllowed):
-            world.do("gus", put, scope, STRICT)
+        with pytest.raises(errors.NotAllowed, match="lacks the permission 'configure'"):
+            world.do("gus", put, scope, AS_STRICT)
     with pytest.raises(errors.ModelNotFound):
         world.do("zoe", put, "churn", STRICT)
     with pytest.raises(errors.ModelNotFound):
         world.read("zoe", world.promotions.get_policy, "churn")
     with pytest.raises(errors.ModelNotFound):
         world.read("eve", world.promotions.get_policy, "nothing")
+
+
+@pytest.mark.req("G3", "G7", "G10")
+def test_nobody_takes_the_four_eyes_away_alone(world: World) -> None:
+    """A policy that asks for less than the next scope up takes an admin; a maintainer may ask for more."""
+    world.versions("1.0.0")
+    put = world.promotions.set_policy
+    with pytest.raises(errors.NotAllowed, match="less than the built-in one: staging drops") as caught:
+        world.do("ann", put, "churn", b"name: p\nstages: {production: {}}")
+    assert caught.value.details["weaker"] == [
+        "staging drops the gate files_verified",
+        "production asks for 0 approvals instead of 1",
+        "production drops the gate files_verified",
+        "production drops the gate signature",
+    ]
+    with pytest.raises(errors.ApprovalRequired):
+        world.promote("1.0.0")
+    for scope in ("default/", None):
+        with pytest.raises(errors.NotAllowed, match="asks for less than the built-in one"):
+            world.do("ann", put, scope, b"name: p")
+    world.do("dan", put, "default/", AS_STRICT)
+    with pytest.raises(errors.NotAllowed, match=r"that of default/: .*asks for less in the gate metric:auc"):
+        world.do("ann", put, "churn", AS_STRICT.replace(b"0.8", b"0.7"))
+    assert world.do("ann", put, "churn", AS_STRICT.replace(b"0.8", b"0.9")).version == 1
+    world.person("ida", Role.ADMIN, "default", "churn")
+    assert world.do("ida", put, "churn", b"name: p").version == 2
+    assert world.promote("1.0.0").version.stage == "production"
+
+
+def test_the_owner_of_a_machine_sets_what_policy_they_like(alone: World) -> None:
+    """In local mode nobody else is there to ask."""
+    alone.versions("1.0.0")
+    assert alone.do("owner", alone.promotions.set_policy, "churn", b"name: p").version == 1
+    assert alone.do("owner", alone.promotions.set_stages, CHURN, UNGUARDED).stages == UNGUARDED
+
+
+@pytest.mark.req("G1", "G7", "G10")
+def test_stages_do_not_get_round_the_policy(world: World) -> None:
+    """Dropping a guarded stage, a new way into one, and one that the model's own policy leaves unguarded take
+    an admin."""
+    world.versions("1.0.0")
+    put = world.promotions.set_stages
+    with pytest.raises(errors.NotAllowed, match="production, which the policy guards, goes") as caught:
+        world.do("ann", put, CHURN, UNGUARDED)
+    assert len(caught.value.details["weaker"]) == 2
+    assert world.events(EventKind.STAGES_CHANGED) == []
+    fewer = tuple(way for way in DEFAULT_STAGES.transitions if way != ("none", "production"))
+    world.do("ann", put, CHURN, structs.replace(DEFAULT_STAGES, transitions=fewer))
+    with pytest.raises(errors.NotAllowed, match="production can be entered from none as well"):
+        world.do("ann", put, CHURN, DEFAULT_STAGES)
+    world.do("dan", put, CHURN, UNGUARDED)
+    world.do("ann", world.promotions.set_policy, "churn", b"name: p")
+    with pytest.raises(errors.NotAllowed, match="production asks for 0 approvals instead of 1"):
+        world.do("ann", put, CHURN, DEFAULT_STAGES)
 
 
 @pytest.mark.req("G3")

@@ -137,7 +137,7 @@ def test_every_change_has_its_event(sqlite_database: Database) -> None:
     world.versions("1.0.0", "1.1.0")
     ref = parse_ref("churn:1.0.0")
     verbs = (
-        lambda: world.do("ann", world.promotions.set_policy, "churn", b"name: p"),
+        lambda: world.do("dan", world.promotions.set_policy, "churn", b"name: p"),
         lambda: world.ask("1.0.0"),
         lambda: world.promote("1.0.0"),
         lambda: world.promote("1.1.0"),

@@ -169,5 +169,11 @@ STAGES = {
     "transitions": [["none", "staging"], ["staging", "production"], ["production", "archived"]],
     "displaced_to": "archived",
 }
-POLICY = b'{"schema": "modelkeep.policy/v1", "name": "ours", "stages": {}}'
+POLICY = b"""
+schema: modelkeep.policy/v1
+name: ours
+stages:
+  staging: {gates: [{gate: files_verified}]}
+  production: {gates: [{gate: files_verified}, {gate: signature}], approvals: {count: 1}}
+"""
 REPORT = {"gateway": "gw-1", "table": 0, "url": "http://127.0.0.1:1", "sent_at": "2026-01-25T14:03:00Z"}

@@ -8,16 +8,16 @@ answer for ever. Approvals, which are about people rather than about facts, are 
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from msgspec import Struct, field
 
 from modelkeep.core import codec, errors, metadata, values
 from modelkeep.core.access import ROLE_VERBS, Role, Verb
-from modelkeep.core.catalog import Direction, Metric, ModelVersion
+from modelkeep.core.catalog import Direction, Metric, ModelVersion, metric_label
 from modelkeep.core.values import Digest
 
 GATES_MAX = 100
@@ -109,7 +109,9 @@ class GateResult(Struct, frozen=True, kw_only=True):
 
 
 class Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="gate"):
-    """A rule. Subclasses are the rows of the gate table; their docstrings are its reference page."""
+    """What all rules have. Subclasses are the rows of the gate table, and their docstrings are its reference
+    page; each says with `examine` what it finds in the facts (see `Rule`).
+    """
 
     waivable: ClassVar[bool] = True
     mode: Mode = Mode.ENFORCE
@@ -119,13 +121,28 @@ class Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fi
         """How people refer to it, for example in a waiver."""
         return str(self.__struct_config__.tag)
 
-    def examine(self, facts: Facts) -> Finding:
-        """What the rule says of the facts."""
-        raise NotImplementedError
-
     def problem(self) -> str | None:
         """What is wrong with the rule as it is written, for whoever writes it."""
         return None
+
+
+class Rule(Protocol):
+    """What a gate is to whoever asks it."""
+
+    @property
+    def waivable(self) -> bool:
+        """Whether somebody may take it upon themselves."""
+
+    @property
+    def mode(self) -> Mode:
+        """Whether it stops a promotion."""
+
+    @property
+    def label(self) -> str:
+        """How people refer to it."""
+
+    def examine(self, facts: Facts) -> Finding:
+        """What the rule says of the facts."""
 
 
 class SignatureGate(Gate, frozen=True, tag="signature"):
@@ -202,11 +219,6 @@ def _exact(value: float) -> Decimal:
     return Decimal(repr(value))
 
 
-def _part(split: str | None, slice_of: str | None) -> str:
-    """How a metric's split and slice are written behind its name."""
-    return (f"@{split}" if split is not None else "") + (f"[{slice_of}]" if slice_of is not None else "")
-
-
 class MetricGate(Gate, frozen=True, tag="metric"):
     """A metric is at least `min`, at most `max`, or both. One that was not measured is inconclusive."""
 
@@ -223,7 +235,7 @@ class MetricGate(Gate, frozen=True, tag="metric"):
     @property
     def shown(self) -> str:
         """The metric with its split and slice."""
-        return self.name + _part(self.split, self.slice)
+        return metric_label(self.name, self.split, self.slice)
 
     def examine(self, facts: Facts) -> Finding:
         metric = facts.version.metric(self.name, self.split, self.slice)
@@ -277,7 +289,7 @@ class BetterThanGate(Gate, frozen=True, tag="better_than"):
     @property
     def shown(self) -> str:
         """The metric with its split and slice."""
-        return self.metric + _part(self.split, self.slice)
+        return metric_label(self.metric, self.split, self.slice)
 
     def examine(self, facts: Facts) -> Finding:
         incumbent = facts.incumbent
@@ -308,18 +320,22 @@ class BetterThanGate(Gate, frozen=True, tag="better_than"):
             )
         return self._compare(mine, theirs, incumbent, seen)
 
+    @property
+    def gain(self) -> Decimal:
+        """By how much the version has to be better; below 0 it may be worse."""
+        return _exact(self.by) if self.by is not None else -_exact(self.tolerance)
+
     def _compare(
         self, mine: Metric, theirs: Metric, incumbent: ModelVersion, seen: Mapping[str, Any]
     ) -> Finding:
         sign = 1 if mine.better is Direction.HIGHER else -1
         gain = sign * (_exact(mine.value) - _exact(theirs.value))
-        need = _exact(self.by) if self.by is not None else -_exact(self.tolerance)
         how = f"{'better' if gain > 0 else 'worse'} by {_number(float(abs(gain)))}" if gain else "equal"
         against = f"{_number(theirs.value)} of {incumbent.semver} ({how})"
         why = f"{self.shown} is {_number(mine.value)} against {against}"
-        if gain >= need:
+        if gain >= self.gain:
             return Finding(outcome=Outcome.PASSED, why=why, seen=dict(seen))
-        limit = float(_exact(theirs.value) + sign * need)
+        limit = float(_exact(theirs.value) + sign * self.gain)
         fix = f"reach {self.shown} {'at least' if sign > 0 else 'at most'} {_number(limit)}"
         return Finding(outcome=Outcome.FAILED, why=why, fix=fix, seen=dict(seen))
 
@@ -498,7 +514,7 @@ def evaluate(rules: StageRules, facts: Facts) -> tuple[GateResult, ...]:
     return tuple(_answer(gate, facts, waivers.get(gate.label)) for gate in rules.gates)
 
 
-def _answer(gate: Gate, facts: Facts, waiver: Waiver | None) -> GateResult:
+def _answer(gate: Rule, facts: Facts, waiver: Waiver | None) -> GateResult:
     finding = gate.examine(facts)
     outcome, why, fix = finding.outcome, finding.why, finding.fix
     waived = waiver if waiver is not None and gate.waivable and outcome is not Outcome.PASSED else None
@@ -530,6 +546,57 @@ def evidence_digest(results: Sequence[GateResult]) -> Digest:
     """One digest over everything the gates saw."""
     document = codec.canonical([[result.gate, result.evidence] for result in results])
     return Digest("sha256:" + hashlib.sha256(b"modelkeep.evidence-list.v1\n" + document).hexdigest())
+
+
+def weaker(inner: Policy, outer: Policy, stages: Collection[str] | None = None) -> tuple[str, ...]:
+    """In what a policy asks for less than the one of the next scope up; nothing when it asks for as much.
+
+    Fewer approvals, approvals of more roles, and an enforced gate that is gone, only warns or asks for less.
+
+    Args:
+        stages: the stages to look at; all that `outer` names when None.
+    """
+    named = [stage for stage in outer.stages if stages is None or stage in stages]
+    return tuple(reason for stage in named for reason in _less(stage, inner.rules(stage), outer.rules(stage)))
+
+
+def _less(stage: str, inner: StageRules, outer: StageRules) -> list[str]:
+    reasons = []
+    mine, theirs = inner.approvals, outer.approvals
+    if mine.count < theirs.count:
+        reasons.append(f"{stage} asks for {mine.count} approvals instead of {theirs.count}")
+    more = sorted(set(mine.roles) - set(theirs.roles))
+    if theirs.count and mine.count and more:
+        reasons.append(f"{stage} also takes the approval of {', '.join(more)}")
+    kept = {gate.label: gate for gate in inner.gates}
+    for gate in outer.gates:
+        if gate.mode is not Mode.ENFORCE:
+            continue
+        own = kept.get(gate.label)
+        if own is None:
+            reasons.append(f"{stage} drops the gate {gate.label}")
+        elif own.mode is not Mode.ENFORCE:
+            reasons.append(f"{stage} only warns of the gate {gate.label}")
+        elif not _as_strict(own, gate):
+            reasons.append(f"{stage} asks for less in the gate {gate.label}")
+    return reasons
+
+
+def _as_strict(inner: AnyGate, outer: AnyGate) -> bool:
+    """Whether a gate passes nothing that another one with the same label stops."""
+    match inner, outer:
+        case MetadataGate(), MetadataGate():
+            return set(inner.fields) >= set(outer.fields)
+        case ChecklistGate(), ChecklistGate():
+            return set(inner.items) >= set(outer.items)
+        case MetricGate(), MetricGate():
+            low = outer.min is None or (inner.min is not None and inner.min >= outer.min)
+            high = outer.max is None or (inner.max is not None and inner.max <= outer.max)
+            return low and high
+        case BetterThanGate(), BetterThanGate():
+            return inner.gain >= outer.gain
+        case _:
+            return type(inner) is type(outer)
 
 
 ALONE = Policy(

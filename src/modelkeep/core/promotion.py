@@ -310,6 +310,25 @@ def check_graph_change(
             )
 
 
+def weaker_graph(before: StageGraph, after: StageGraph, rules_of: Policy) -> tuple[str, ...]:
+    """In what a new graph gets round the policy that holds; nothing when it does not.
+
+    A stage that the policy guards goes, or can be entered from where it could not be entered before.
+    """
+    names = {spec.name for spec in after.stages}
+    known = {spec.name for spec in before.stages}
+    guarded = [stage for stage in rules_of.stages if stage in known and _guards(rules_of, stage)]
+    gone = [f"{stage}, which the policy guards, goes" for stage in guarded if stage not in names]
+    added = sorted(set(after.transitions) - set(before.transitions))
+    ways = [f"{target} can be entered from {source} as well" for source, target in added if target in guarded]
+    return (*gone, *ways)
+
+
+def _guards(rules_of: Policy, stage: str) -> bool:
+    rules = rules_of.rules(stage)
+    return rules.approvals.count > 0 or any(gate.mode is policy.Mode.ENFORCE for gate in rules.gates)
+
+
 class MoveCause(StrEnum):
     """Why a version came to a stage."""
 

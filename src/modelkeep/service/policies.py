@@ -63,6 +63,9 @@ class Policies:
         for place, key in zip(places, keys, strict=True):
             if key in found:
                 return _record(scope, place, found[key])
+        return self._built_in(scope)
+
+    def _built_in(self, scope: Scope) -> PolicyRecord:
         return PolicyRecord(
             scope=scope_text(scope),
             source="built in",
@@ -70,6 +73,16 @@ class Policies:
             digest=self._default_digest,
             policy=self._default,
         )
+
+    def outer(self, tx: Transaction, scope: Scope) -> PolicyRecord:
+        """The policy that would hold for a scope had it none of its own."""
+        match scope:
+            case None:
+                return self._built_in(None)
+            case str():
+                return self.effective(tx, None)
+            case _:
+                return self.effective(tx, scope.project)
 
     def get(self, act: Act, scope: str | None) -> PolicyRecord:
         """The policy that holds for a model, a project (`project/`), or, with None, the installation.
@@ -98,20 +111,27 @@ class Policies:
 
         Raises:
             InvalidPolicy: names the place in the document; for a model also a stage that it does not have.
-            ModelNotFound, NotAllowed: the scope is not the caller's to configure.
+            ModelNotFound, NotAllowed: the scope is not the caller's to configure, or the policy asks for less
+                than that of the next scope up and the caller does not administer this one.
         """
         place = read_scope(scope)
         if isinstance(place, ModelName):
             act.readable(place)
         act.authorise(Verb.CONFIGURE, place)
         wanted = policy.read_policy(document)
-        if isinstance(place, ModelName):
-            _check_stages(act, place, wanted)
+        stages = _check_stages(act, place, wanted) if isinstance(place, ModelName) else None
         key = store.scope_key(place)
         former = store.latest_policies(act.tx, [key]).get(key)
         digest = policy.policy_digest(wanted)
         if former is not None and former.digest == digest:
             return _record(place, place, former)
+        outer = self.outer(act.tx, place)
+        refuse_weaker(
+            act,
+            place,
+            f"This policy asks for less than {_whose(outer)}",
+            policy.weaker(wanted, outer.policy, stages),
+        )
         stored = store.StoredPolicy(
             scope=key,
             version=former.version + 1 if former is not None else 1,
@@ -133,6 +153,31 @@ class Policies:
             **change,
         )
         return _record(place, place, stored)
+
+
+def refuse_weaker(act: Act, scope: Scope, what: str, reasons: tuple[str, ...]) -> None:
+    """Go on only when nothing is weakened, or the caller administers the scope: who may configure it alone
+    could otherwise do alone what takes several.
+
+    Raises:
+        NotAllowed: names what is weaker.
+    """
+    if reasons and not act.may(Verb.ADMINISTER, scope):
+        where = scope_text(scope) if scope is not None else "the installation"
+        raise errors.NotAllowed(
+            f"{what}: {'; '.join(reasons)}. Keep at least that, or ask an admin of {where} to set it.",
+            verb=Verb.ADMINISTER,
+            scope=scope_text(scope),
+            weaker=list(reasons),
+        )
+
+
+def _whose(record: PolicyRecord) -> str:
+    match record.source:
+        case "built in":
+            return "the built-in one"
+        case source:
+            return f"that of {'the ' if source == 'installation' else ''}{source}"
 
 
 def read_scope(text: str | None) -> Scope:
@@ -167,8 +212,8 @@ def _record(scope: Scope, source: Scope, stored: store.StoredPolicy) -> PolicyRe
     )
 
 
-def _check_stages(act: Act, model: ModelName, wanted: Policy) -> None:
-    """A misspelt stage would ask for nothing where something was meant."""
+def _check_stages(act: Act, model: ModelName, wanted: Policy) -> list[str]:
+    """The model's stages. A misspelt one would ask for nothing where something was meant."""
     graph = catalog_store.get_model(act.tx, model).stages
     known = [spec.name for spec in graph.stages]
     for stage in wanted.stages:
@@ -176,3 +221,4 @@ def _check_stages(act: Act, model: ModelName, wanted: Policy) -> None:
             raise errors.InvalidPolicy(
                 f"{model} has no stage {stage!r}; its stages are {', '.join(known)}.", stage=stage
             )
+    return known

@@ -11,7 +11,7 @@ from typing import assert_never
 
 from msgspec import Struct
 
-from modelkeep.core import codec, errors, promotion, values
+from modelkeep.core import codec, errors, policy, promotion, values
 from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.events import EventKind
@@ -33,7 +33,7 @@ from modelkeep.core.values import ModelName, Ref
 from modelkeep.service import stages
 from modelkeep.service.act import Act
 from modelkeep.service.gates import GateReport, Ruling, report
-from modelkeep.service.policies import Policies, PolicyRecord
+from modelkeep.service.policies import Policies, PolicyRecord, refuse_weaker
 from modelkeep.service.references import present
 from modelkeep.service.requests import Case, RequestPage, Requests
 from modelkeep.service.rollbacks import PromotionKind, Resolver, Rollback, Rollbacks, RolloutStarter
@@ -400,7 +400,8 @@ class Promotions:
         """Give a model another stage graph.
 
         Raises:
-            NotAllowed: the caller may not configure the model.
+            NotAllowed: the caller may not configure the model, or the graph gets round its policy and the
+                caller does not administer it.
             InvalidTransition: the graph could not be kept, or does not fit where the versions are.
         """
         act.readable(model)
@@ -409,7 +410,15 @@ class Promotions:
         followed = frozenset(
             spec.name for spec in row.stages.stages if self._following(act, model, spec.name) is not None
         )
-        return stages.set_stages(act, row, graph, followed)
+        holds, outer = self._policies.effective(act.tx, model), self._policies.outer(act.tx, model)
+        added = {spec.name for spec in graph.stages} - {spec.name for spec in row.stages.stages}
+        reasons = (
+            *promotion.weaker_graph(row.stages, graph, holds.policy),
+            *policy.weaker(holds.policy, outer.policy, added),
+        )
+        done = stages.set_stages(act, row, graph, followed)
+        refuse_weaker(act, model, "These stages get round the policy that holds", reasons)
+        return done
 
     def history(self, act: Act, model: ModelName, *, stage: str | None, limit: int) -> History:
         """Who stood where, the latest first, and the model's latest events.
