@@ -94,11 +94,11 @@ def test_metrics_are_asked_for_by_name_and_split() -> None:
     )
     one = version("1.0.0", metrics=metrics)
 
-    assert [row.name for row in compare.compare([one], ["val/f1", "auc"]).metrics] == ["val/f1", "test/auc"]
+    assert [row.name for row in compare.compare([one], ["f1@val", "auc"]).metrics] == ["f1@val", "auc@test"]
     with pytest.raises(errors.MetricNotFound, match="several splits"):
         compare.compare([one], ["f1"])
-    with pytest.raises(errors.MetricNotFound, match="Did you mean test/auc"):
-        compare.compare([one], ["test/aucc"])
+    with pytest.raises(errors.MetricNotFound, match="Did you mean auc@test"):
+        compare.compare([one], ["auc@testt"])
     with pytest.raises(errors.MetricNotFound, match="--metric"):
         compare.compare([version("1.0.0")], ["auc"])
     with pytest.raises(errors.Invalid):
@@ -177,7 +177,27 @@ def test_values_of_different_splits_are_not_ranked_together() -> None:
     assert found.skipped[0].reason == "its auc was measured on train, not on test"
     assert any("--split" in reason for reason in found.reasons)
     assert compare.best(versions, "auc", split="train").best.number == 3
-    assert compare.best(versions, "train/auc").best.number == 3
+    labelled = compare.best(versions, "auc@train")
+    assert (labelled.best.number, labelled.metric, labelled.split, labelled.label) == (
+        3,
+        "auc",
+        "train",
+        "auc@train",
+    )
+
+
+def test_a_slice_is_ranked_by_its_label() -> None:
+    """The label that is shown is the one that is asked for, and versions without the slice are skipped."""
+    sliced = Metric(name="auc", value=0.8, split="test", slice="age<30")
+    versions = [
+        version("1.0.0", 1, metrics=(sliced,)),
+        version("1.1.0", 2, metrics=(Metric(name="auc", value=0.9, split="test"),)),
+    ]
+
+    found = compare.best(versions, sliced.label)
+    assert (found.best.number, found.value, found.label) == (1, 0.8, "auc@test[age<30]")
+    assert found.skipped[0].reason == "it has no auc[age<30]"
+    assert compare.compare(versions, [sliced.label]).metrics[0].cells[0].value == 0.8
 
 
 def test_without_the_metric_there_is_no_best() -> None:

@@ -103,7 +103,7 @@ def test_a_condition_carries_subject_operator_and_typed_value(
 @pytest.mark.parametrize(
     ("text", "kind", "key"),
     [
-        ("metrics.val/f1@10 exists", Kind.METRIC, "val/f1@10"),
+        ("metrics.f1@validation exists", Kind.METRIC, "f1@validation"),
         ("tags.mlflow.runName exists", Kind.TAG, "mlflow.runName"),
         ("tags.quant:int8 exists", Kind.TAG, "quant:int8"),
         ("tags.and exists", Kind.TAG, "and"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from modelkeep.core import bump, errors, registration, semver
+from modelkeep.core import bump, catalog, errors, registration, semver
 from modelkeep.core.catalog import DraftSpec, FileEntry, Metric, ModelVersion
 from modelkeep.core.semver import Bump, SemVer
 from modelkeep.core.signature import DataType, Field, Signature
@@ -117,8 +117,11 @@ def test_metrics_are_found_by_name_and_by_split() -> None:
         Metric(name="f1", value=0.2, slice="x"),
     )
 
-    assert registration.searchable(metrics) == {"auc": 0.7, "test/auc": 0.7, "train/auc": 0.9}
-    assert registration.spelled(metrics[2]) == "test/auc@age<30"
+    assert registration.searchable(metrics) == {"auc": 0.7, "auc@test": 0.7, "auc@train": 0.9}
+    assert metrics[2].label == "auc@test[age<30]"
+    assert [catalog.parse_metric(metric.label) for metric in metrics] == [
+        (metric.name, metric.split, metric.slice) for metric in metrics
+    ]
 
 
 @pytest.mark.parametrize(

@@ -186,5 +186,12 @@ def test_versions_are_compared_where_they_are(world: World) -> None:
     assert [(metric.before, metric.after) for metric in diff.metrics] == [(0.8, 0.9)]
     with pytest.raises(errors.VersionNotFound, match="filter"):
         world.read(OWNER, world.catalog.best, CHURN, "auc", filter_text="number > 9")
+    measured = Metric(name="auc", value=0.6, split="test")
+    world.register(data=b"split", metrics=(measured,))
+    label = measured.label
+    found = world.read(OWNER, world.catalog.search_versions, filter_text=f"metrics.{label} < 0.7")
+    assert (label, [version.number for version in found.items]) == ("auc@test", [4])
+    assert world.read(OWNER, world.catalog.best, CHURN, label).best.number == 4
+    assert world.read(OWNER, world.catalog.compare, CHURN, metrics=(label,)).metrics[0].name == label
     with pytest.raises(errors.InvalidReference):
         world.read(OWNER, world.catalog.compare, CHURN, refs=(parse_ref("other:1.0.0"),))

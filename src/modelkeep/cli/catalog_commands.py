@@ -125,7 +125,9 @@ def diff(session: Session, a: str, b: str) -> None:
 
 @verb()
 @click.argument("model")
-@click.option("-m", "--metric", required=True, metavar="NAME", help="The metric to rank by.")
+@click.option(
+    "-m", "--metric", required=True, metavar="NAME", help="The metric to rank by, such as auc or auc@test."
+)
 @click.option("--direction", type=click.Choice(["higher", "lower"]), help="What is better, when not stated.")
 @click.option("--split", metavar="NAME", help="The metric of this split.")
 @click.option("--filter", "filter_text", metavar="FILTER", help=FILTER_HELP)
@@ -152,7 +154,13 @@ def best(
 @click.option(
     "--metadata", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Metadata in YAML."
 )
-@click.option("--metric", "metrics", multiple=True, metavar="NAME[@SPLIT]=NUMBER", help="A measured number.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    help="A measured number, such as auc=0.9 or auc@test=0.9.",
+)
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="What it was trained with.")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A label.")
 @click.option("--description", default="", metavar="TEXT", help="What a reader should know.")
@@ -186,7 +194,7 @@ def register(
 
     if override_semver != bool(reason):
         raise click.UsageError("--override-semver and -m WHY go together.")
-    measured: dict[str, Any] = pairs(metrics, "metric")
+    measured: dict[str, Any] = pairs(metrics, "metric", at_last=True)
     if dry_run:
         with Bars(shown=False if session.quiet else None) as bars:
             entries = hash_files(find_files(Path(path)), bars)

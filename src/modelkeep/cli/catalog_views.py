@@ -117,18 +117,9 @@ def versions(items: Sequence["ModelVersion"]) -> View:
     return draw
 
 
-def metric_name(metric: "Metric") -> str:
-    """A metric with its split and slice."""
-    return (
-        metric.name
-        + (f"@{metric.split}" if metric.split else "")
-        + (f"[{metric.slice}]" if metric.slice else "")
-    )
-
-
 def _few(metrics: Sequence["Metric"]) -> str:
     whole = [m for m in metrics if m.slice is None]
-    shown = ", ".join(f"{metric_name(m)} {number(m.value)}" for m in whole[:METRICS_SHOWN])
+    shown = ", ".join(f"{m.label} {number(m.value)}" for m in whole[:METRICS_SHOWN])
     return shown + (f", +{len(whole) - METRICS_SHOWN}" if len(whole) > METRICS_SHOWN else "")
 
 
@@ -158,7 +149,7 @@ def version(found: "ModelVersion") -> View:
             screen.blank()
             screen.table(
                 ("metric", "value", "unit", "better", "dataset"),
-                ((metric_name(m), m.value, m.unit, m.better.value, m.dataset) for m in found.metrics),
+                ((m.label, m.value, m.unit, m.better.value, m.dataset) for m in found.metrics),
                 right=(1,),
             )
         if found.signature is not None:
@@ -298,17 +289,16 @@ def best(found: "Best") -> View:
     """The best version, the ranking below it, and what was left out."""
 
     def draw(screen: Screen) -> None:
-        split = f"@{found.split}" if found.split else ""
         screen.line(
             Text(found.best.reference, "strong"),
-            f"has the best {found.metric}{split}: {number(found.value)} ({found.direction.value} is better)",
+            f"has the best {found.label}: {number(found.value)} ({found.direction.value} is better)",
         )
         for reason in found.reasons:
             screen.line(f"  {reason}")
         if len(found.ranking) > 1:
             screen.blank()
             screen.table(
-                ("rank", "version", "stage", found.metric),
+                ("rank", "version", "stage", found.label),
                 ((r.rank, r.reference, stage(r.stage), r.value) for r in found.ranking),
                 right=(0, 3),
             )

@@ -155,15 +155,15 @@ yes = click.option("--yes", is_flag=True, help="Do not ask.")
 """For programs that delete."""
 
 
-def pairs(entries: Iterable[str], what: str) -> dict[str, str]:
-    """`KEY=VALUE` words as a mapping.
+def pairs(entries: Iterable[str], what: str, *, at_last: bool = False) -> dict[str, str]:
+    """`KEY=VALUE` words as a mapping; with `at_last`, the key may hold `=` and the value may not.
 
     Raises:
         click.BadParameter: a word without `=` or without a key, or a key twice.
     """
     found: dict[str, str] = {}
     for entry in entries:
-        key, equals, value = entry.partition("=")
+        key, equals, value = entry.rpartition("=") if at_last else entry.partition("=")
         if not equals or not key:
             raise click.BadParameter(f"write KEY=VALUE, not {entry!r}", param_hint=f"--{what}")
         if key in found:

@@ -24,7 +24,16 @@ from modelkeep.client.files import (
 )
 from modelkeep.client.transport import CHUNK_BYTES, V1, Body, Request, model_path, segment
 from modelkeep.core import codec, errors, values
-from modelkeep.core.catalog import Bump, Draft, DraftSpec, FileEntry, Manifest, Metric, check_metrics
+from modelkeep.core.catalog import (
+    Bump,
+    Draft,
+    DraftSpec,
+    FileEntry,
+    Manifest,
+    Metric,
+    check_metrics,
+    parse_metric,
+)
 from modelkeep.core.signature import Signature
 
 METADATA_NAMES = ("metadata.yaml", "metadata.yml", "metadata.json")
@@ -303,7 +312,7 @@ class DraftWriter:
 
 
 def metrics_of(given: Mapping[str, float] | Iterable[Metric]) -> Iterator[Metric]:
-    """Metrics from numbers by name; `accuracy@test` is the metric `accuracy` of the split `test`.
+    """Metrics from numbers by name; `accuracy@test[age<30]` is that of a split and a slice.
 
     Raises:
         InvalidMetric: a value is no number.
@@ -312,7 +321,7 @@ def metrics_of(given: Mapping[str, float] | Iterable[Metric]) -> Iterator[Metric
         yield from given
         return
     for key, value in given.items():
-        name, _, split = key.partition("@")
+        name, split, part = parse_metric(key)
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -320,7 +329,7 @@ def metrics_of(given: Mapping[str, float] | Iterable[Metric]) -> Iterator[Metric
                 f"The metric {values.printable(key)[:60]!r} is {str(value)[:40]!r}, which is no number.",
                 field=f"metrics.{key}",
             ) from None
-        yield Metric(name=name, value=number, split=split or None)
+        yield Metric(name=name, value=number, split=split, slice=part)
 
 
 def read_document(

@@ -115,6 +115,24 @@ def guess_direction(name: str) -> Direction:
     return Direction.LOWER if any(word in lowered for word in _LOWER_IS_BETTER) else Direction.HIGHER
 
 
+def metric_label(name: str, split: str | None = None, part: str | None = None) -> str:
+    """The one spelling of a metric: `auc`, `auc@test`, `auc@test[age<30]`."""
+    return name + (f"@{split}" if split else "") + (f"[{part}]" if part else "")
+
+
+def parse_metric(label: str) -> tuple[str, str | None, str | None]:
+    """A metric's name, split and slice out of its label.
+
+    A name that has an `@` itself cannot be told from a name with a split, so what is looked up is compared by
+    its label instead, with `ModelVersion.metric`.
+    """
+    whole, bracket, part = label.partition("[")
+    if not bracket or not part.endswith("]"):
+        whole, part = label, ""
+    name, _, split = whole.partition("@")
+    return name, split or None, part.removesuffix("]") or None
+
+
 class Metric(Struct, frozen=True, kw_only=True):
     """One measured number of a version; `interval_low` and `interval_high` bound it where computed."""
 
@@ -133,6 +151,11 @@ class Metric(Struct, frozen=True, kw_only=True):
         return (self.name, self.split or "", self.slice or "")
 
     @property
+    def label(self) -> str:
+        """How it is written wherever it is shown or asked for; no two of one version have the same."""
+        return metric_label(self.name, self.split, self.slice)
+
+    @property
     def better(self) -> Direction:
         return self.direction or guess_direction(self.name)
 
@@ -146,7 +169,7 @@ def check_metrics(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
     """
     if len(metrics) > values.METRICS_MAX:
         raise errors.LimitExceeded(f"A version has at most {values.METRICS_MAX:,} metrics.", field="metrics")
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[str] = set()
     for metric in metrics:
         values.check_text(metric.name, "metric name", maximum=values.TAG_KEY_MAX, required=True)
         numbers = (metric.value, metric.interval_low, metric.interval_high)
@@ -155,11 +178,9 @@ def check_metrics(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
                 f"The metric {metric.name!r} is not a finite number; leave out what could not be measured.",
                 field=f"metrics.{metric.name}",
             )
-        if metric.key in seen:
-            raise errors.InvalidMetric(
-                f"The metric {metric.name!r} stands twice for one split and slice; keep one."
-            )
-        seen.add(metric.key)
+        if metric.label in seen:
+            raise errors.InvalidMetric(f"The metric {metric.label!r} stands twice; keep one.")
+        seen.add(metric.label)
     return tuple(sorted(metrics, key=lambda metric: metric.key))
 
 
@@ -295,10 +316,11 @@ class ModelVersion(Struct, frozen=True, kw_only=True):
         return f"{self.model}:{self.semver}"
 
     def metric(self, name: str, split: str | None = None, part: str | None = None) -> Metric | None:
-        """The metric of that name with that split and slice; without either, the first unsliced one."""
-        same = [metric for metric in self.metrics if metric.name == name]
-        exact = [metric for metric in same if metric.split == split and metric.slice == part]
-        whole = [metric for metric in same if metric.slice is None]
+        """The metric of that name with that split and slice, or of that whole label; a name alone is the
+        first unsliced one."""
+        label = metric_label(name, split, part)
+        exact = [metric for metric in self.metrics if metric.label == label]
+        whole = [metric for metric in self.metrics if metric.name == name and metric.slice is None]
         chosen = exact or (whole if split is None and part is None else [])
         return chosen[0] if chosen else None
 

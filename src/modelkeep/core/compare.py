@@ -15,8 +15,8 @@ from typing import Any
 from msgspec import Struct
 
 from modelkeep.core import bump, errors, semver, signature, values
-from modelkeep.core.catalog import Direction, FileEntry, Metric, ModelVersion, guess_direction
-from modelkeep.core.registration import facts_of, spelled, stated_by
+from modelkeep.core.catalog import Direction, FileEntry, Metric, ModelVersion, guess_direction, metric_label
+from modelkeep.core.registration import facts_of, stated_by
 from modelkeep.core.values import Digest
 
 # Limits of what a comparison shows; each with the reason for its size.
@@ -99,7 +99,7 @@ def compare(
     """Set versions of one model side by side.
 
     Args:
-        metrics: which, by name (`auc` or `test/auc`) and in this order; None is all of them, by name.
+        metrics: which, by label (`auc` or `auc@test`) and in this order; None is all of them, by name.
 
     Raises:
         Invalid: no version.
@@ -108,9 +108,9 @@ def compare(
     ordered = in_order(versions)
     if not ordered:
         raise errors.Invalid("There is no version to compare; register one first.", field="refs")
-    tables = [{spelled(metric): metric for metric in version.metrics} for version in ordered]
-    every = dict.fromkeys(sorted({name for table in tables for name in table}))
-    names = list(every) if metrics is None else [_named(wanted, every) for wanted in dict.fromkeys(metrics)]
+    tables = [{metric.label: metric for metric in version.metrics} for version in ordered]
+    every = {label: metric for table in tables for label, metric in table.items()}
+    names = sorted(every) if metrics is None else [_named(wanted, every) for wanted in dict.fromkeys(metrics)]
     keys = sorted({key for version in ordered for key in version.params})
     params = [ParamRow(name=k, values=tuple(v.params.get(k) for v in ordered)) for k in keys]
     return Comparison(
@@ -143,19 +143,18 @@ def _head(version: ModelVersion) -> Compared:
     )
 
 
-def _named(wanted: str, every: Iterable[str]) -> str:
-    """The whole name of a metric: as it is, or with the only split that it was measured on.
+def _named(wanted: str, every: Mapping[str, Metric]) -> str:
+    """The label of a metric: as it is, or with the only split that it was measured on.
 
     Raises:
         MetricNotFound: there is none, or there are several splits to choose from.
     """
-    names = list(every)
-    if wanted in names:
+    if wanted in every:
         return wanted
-    splits = [name for name in names if name.rpartition("/")[2] == wanted and "@" not in name]
+    splits = sorted(label for label, metric in every.items() if metric.name == wanted and not metric.slice)
     if len(splits) == 1:
         return splits[0]
-    raise _unknown(wanted, splits or names, several=bool(splits))
+    raise _unknown(wanted, splits or sorted(every), several=bool(splits))
 
 
 def _unknown(wanted: str, names: Sequence[str], *, several: bool = False) -> errors.MetricNotFound:
@@ -249,6 +248,7 @@ class Best(Struct, frozen=True, kw_only=True):
     model: str
     metric: str
     split: str | None
+    slice: str | None = None
     direction: Direction
     best: ModelVersion
     value: float
@@ -259,6 +259,11 @@ class Best(Struct, frozen=True, kw_only=True):
     skipped_count: int
     reasons: tuple[str, ...]
 
+    @property
+    def label(self) -> str:
+        """The metric that the values are of, with its split and slice."""
+        return metric_label(self.metric, self.split, self.slice)
+
 
 def best(
     versions: Iterable[ModelVersion],
@@ -267,7 +272,7 @@ def best(
     direction: Direction | None = None,
     split: str | None = None,
 ) -> Best:
-    """The best of some versions of a model by one metric.
+    """The best of some versions of a model by one metric, by its name or its whole label.
 
     Versions that were taken back, and those without the metric, are skipped and named. Without `split`, the
     split that most of the versions have is compared, because numbers of different splits do not compare. Of
@@ -279,11 +284,13 @@ def best(
     """
     ordered = in_order(versions)
     standing = [version for version in ordered if version.tombstone is None]
-    measured = {v.number: m for v in standing if (m := _measured(v, metric, split)) is not None}
+    measured = {v.number: m for v in standing if (m := v.metric(metric, split)) is not None}
     if not measured:
-        every = sorted({spelled(m) for version in standing for m in version.metrics if m.slice is None})
-        raise _unknown(metric if split is None else f"{split}/{metric}", every)
+        every = sorted({m.label for version in standing for m in version.metrics if m.slice is None})
+        raise _unknown(metric_label(metric, split), every)
     reasons: list[str] = []
+    asked = next(iter(measured.values()))
+    metric, part = asked.name, asked.slice
     if split is None:
         split = _common_split(measured.values(), reasons)
     rated = {number: m for number, m in measured.items() if m.split == split}
@@ -293,10 +300,11 @@ def best(
     ranking = _ranking([v for v in ordered if v.number in rated], rated, way)
     winner = next(v for v in ordered if v.number == ranking[0].number)
     ties = tuple(entry.number for entry in ranking[1:] if entry.value == top)
-    skipped = [_skip(version, metric, split) for version in ordered if version.number not in rated]
+    skipped = [_skip(version, metric, split, part) for version in ordered if version.number not in rated]
     ways = "highest" if way is Direction.HIGHER else "lowest"
     of = f"{len(rated)} {'versions' if len(rated) > 1 else 'version'}"
-    reasons.insert(0, f"{winner.reference} has the {ways} {metric} of {of}: {top:g}.")
+    label = metric_label(metric, split, part)
+    reasons.insert(0, f"{winner.reference} has the {ways} {label} of {of}: {top:g}.")
     if ties:
         reasons.append(
             f"{len(ties)} other {'versions have' if len(ties) > 1 else 'version has'} the same value; "
@@ -308,6 +316,7 @@ def best(
         model=str(winner.model),
         metric=metric,
         split=split,
+        slice=part,
         direction=way,
         best=winner,
         value=top,
@@ -318,16 +327,6 @@ def best(
         skipped_count=len(skipped),
         reasons=tuple(reasons),
     )
-
-
-def _measured(version: ModelVersion, name: str, split: str | None) -> Metric | None:
-    """The metric that speaks for the whole version: `auc`, or `test/auc` where the name has a split before
-    it."""
-    found = version.metric(name, split)
-    if found is None and split is None and "/" in name:
-        part, _, rest = name.rpartition("/")
-        found = version.metric(rest, part)
-    return found
 
 
 def _common_split(metrics: Iterable[Metric], reasons: list[str]) -> str | None:
@@ -380,14 +379,15 @@ def _ranking(versions: Sequence[ModelVersion], rated: Mapping[int, Metric], way:
     return ranking
 
 
-def _skip(version: ModelVersion, metric: str, split: str | None) -> Skipped:
-    others = sorted({m.split or "no split" for m in version.metrics if m.name == metric and m.slice is None})
+def _skip(version: ModelVersion, metric: str, split: str | None, part: str | None) -> Skipped:
+    name = metric_label(metric, None, part)
+    others = sorted({m.split or "no split" for m in version.metrics if (m.name, m.slice) == (metric, part)})
     if version.tombstone is not None:
         reason = f"it was taken back: {version.tombstone}"
     elif others:
-        reason = f"its {metric} was measured on {', '.join(others)}, not on {split or 'no split'}"
+        reason = f"its {name} was measured on {', '.join(others)}, not on {split or 'no split'}"
     else:
-        reason = f"it has no {metric}"
+        reason = f"it has no {name}"
     return Skipped(reference=version.reference, number=version.number, reason=reason)
 
 
@@ -487,7 +487,7 @@ def _signatures(a: ModelVersion, b: ModelVersion) -> tuple[signature.Change, ...
 
 
 def _metrics(a: ModelVersion, b: ModelVersion) -> list[MetricChange]:
-    before, after = ({spelled(metric): metric for metric in version.metrics} for version in (a, b))
+    before, after = ({metric.label: metric for metric in version.metrics} for version in (a, b))
     found: list[MetricChange] = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)

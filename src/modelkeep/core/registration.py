@@ -224,7 +224,7 @@ def facts_of(stated: Statement) -> Facts:
         weights=weights or None,
         data=_fingerprint({name: part for name, part in trained_on.items() if part}),
         environment=lock if isinstance(lock, str) else _fingerprint(environment),
-        metrics={spelled(metric): metric.value for metric in stated.metrics} or None,
+        metrics={metric.label: metric.value for metric in stated.metrics} or None,
         metadata=_fingerprint({**rest, **({"params": stated.params} if stated.params else {})}),
     )
 
@@ -247,22 +247,15 @@ def _fingerprint(value: object) -> str | None:
     return "sha256:" + hashlib.sha256(codec.canonical(value)).hexdigest()
 
 
-def spelled(metric: Metric) -> str:
-    """A metric's whole name: `auc`, `test/auc`, `test/auc@age<30`."""
-    split = f"{metric.split}/" if metric.split else ""
-    part = f"@{metric.slice}" if metric.slice else ""
-    return f"{split}{metric.name}{part}"
-
-
 def searchable(metrics: Sequence[Metric]) -> dict[str, float]:
     """The names that metrics are found and ordered by: `auc` is the unsliced one that stands first, as in
-    `ModelVersion.metric`; `test/auc` the one of that split. Slices are read, not searched."""
+    `ModelVersion.metric`; `auc@test` the one of that split. Slices are read, not searched."""
     found: dict[str, float] = {}
     whole = [metric for metric in metrics if metric.slice is None]
     for metric in whole:
         found.setdefault(metric.name, metric.value)
     for metric in whole:
-        found.setdefault(spelled(metric), metric.value)
+        found.setdefault(metric.label, metric.value)
     return found
 
 

@@ -206,7 +206,7 @@ version_files = _table(
 version_metrics = _table(
     "version_metrics",
     _words("version_id", ForeignKey("versions.id")),
-    _words("name"),  # `auc` or `test/auc`, as `registration.searchable` names them
+    _words("name"),  # `auc` or `auc@test`, as `registration.searchable` names them
     _double("value"),
     _key("version_id", "name"),
     Index(None, "name", "value"),
