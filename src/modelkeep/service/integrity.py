@@ -1,7 +1,9 @@
 """Whether the stored bytes are still what was registered: of one version, and of everything.
 
 Hashing takes as long as reading, so it is done outside of any transaction, with short reads before and one
-short write after, which records what was found broken. Nothing is repaired and nothing is deleted here.
+short write after, which records what was found broken. No byte is repaired or deleted here: a check may have
+misread. What was found damaged is remembered instead, so that a registration of the same content asks for its
+bytes and replaces them; a later check that finds them right takes that back.
 """
 
 from collections.abc import Iterator
@@ -17,7 +19,8 @@ from modelkeep.core.values import Digest, ModelName, Ref
 from modelkeep.ports import BlobStore, StoredBlob
 from modelkeep.service import references
 from modelkeep.service.act import Act, Context, Desk
-from modelkeep.store import inventory
+from modelkeep.service.projections import Altered, find_altered
+from modelkeep.store import damage, inventory
 from modelkeep.store.inventory import Holder, StoredVersion
 
 # Limits of what a check reports; each with the reason for its size.
@@ -28,6 +31,10 @@ HOLDERS_MAX = 100
 """Versions that one damaged file is reported and recorded for; a shared file may be in very many."""
 BATCH = 500
 """Rows, or blobs, of one short read."""
+
+
+_Found = tuple[str, Digest | None] | None
+"""What is wrong with a stored file, in a word, and the digest of what lies there; None when it is right."""
 
 
 class FileProblem(Struct, frozen=True, kw_only=True):
@@ -58,7 +65,8 @@ class FsckReport(Struct, frozen=True, kw_only=True):
     """What everything was found to be.
 
     `missing` and `damaged` count contents, `dangling` the blobs that no version and no open draft names: room
-    that could be given back, and no fault. `ok` is that no version has a problem.
+    that could be given back, and no fault. `ok` is that no version has a problem and nothing was altered:
+    no stored row says something else than the events do.
     """
 
     ok: bool
@@ -71,6 +79,7 @@ class FsckReport(Struct, frozen=True, kw_only=True):
     dangling: int = 0
     dangling_bytes: int = 0
     dangling_blobs: tuple[StoredBlob, ...] = ()
+    altered: tuple[Altered, ...] = ()
 
 
 class _Tally:
@@ -82,6 +91,7 @@ class _Tally:
         self.holders: list[tuple[Holder, FileProblem]] = []
         self.dangling = self.dangling_bytes = 0
         self.dangling_blobs: list[StoredBlob] = []
+        self.altered: list[Altered] = []
 
     def add(self, problem: FileProblem, holders: list[Holder]) -> None:
         if len(self.problems) < PROBLEMS_MAX:
@@ -90,7 +100,7 @@ class _Tally:
 
     def report(self) -> FsckReport:
         return FsckReport(
-            ok=not self.problems,
+            ok=not self.problems and not self.altered,
             versions=self.versions,
             blobs=self.blobs,
             size_bytes=self.size_bytes,
@@ -100,6 +110,7 @@ class _Tally:
             dangling=self.dangling,
             dangling_bytes=self.dangling_bytes,
             dangling_blobs=tuple(self.dangling_blobs),
+            altered=tuple(self.altered),
         )
 
 
@@ -137,7 +148,7 @@ class Integrity:
 
     def _verify(self, desk: Desk, context: Context, version: ModelVersion) -> VerifyReport:
         problems = [_of_list(version, version.digest)] if not _list_holds(version, version.digest) else []
-        seen: dict[Digest, tuple[str, Digest | None] | None] = {}
+        seen: dict[Digest, _Found] = {}
         for entry in version.files:
             if entry.digest not in seen:
                 seen[entry.digest] = self._look(entry)
@@ -147,6 +158,7 @@ class Integrity:
         holder = Holder(version.model, version.number, version.semver, "")
         if problems:
             desk.do(context, _record_broken, [(holder, problem) for problem in problems[:PROBLEMS_MAX]])
+        _remember(desk, context, seen)
         return VerifyReport(
             version=version.reference,
             digest=version.digest,
@@ -156,7 +168,7 @@ class Integrity:
             problems=tuple(problems[:PROBLEMS_MAX]),
         )
 
-    def _look(self, entry: FileEntry) -> tuple[str, Digest | None] | None:
+    def _look(self, entry: FileEntry) -> _Found:
         """What is wrong with a stored file, in a word, and the digest of what lies there; None when it is
         right."""
         try:
@@ -171,17 +183,20 @@ class Integrity:
     # -------------------------------------------------------------------------------------------- everything
 
     def fsck(self, desk: Desk, context: Context) -> FsckReport:
-        """Hash every stored file that a version names, once each, and list the blobs that nothing names.
+        """Hash every stored file that a version names, once each, list the blobs that nothing names, and hold
+        what people decide on (metrics, stages, history) against the events.
 
         Raises:
             NotAllowed: the caller may not look at the whole installation.
             BlobsUnavailable: the bytes cannot be read now.
+            BrokenChain, MalformedBody: an event cannot be read.
         """
         desk.read(context, _may_check_all)
         tally = _Tally()
         self._check_lists(desk, context, tally)
         self._check_contents(desk, context, tally)
         self._find_dangling(desk, context, tally)
+        tally.altered += islice(find_altered(desk, context), PROBLEMS_MAX)
         if tally.holders:
             desk.do(context, _record_broken, tally.holders[:PROBLEMS_MAX])
         return tally.report()
@@ -205,12 +220,14 @@ class Integrity:
         after = ""
         while True:
             batch = desk.read(context, _named_after, after)
+            seen: dict[Digest, _Found] = {}
             for digest, size_bytes in batch:
                 tally.blobs += 1
                 tally.size_bytes += size_bytes
-                found = self._look(FileEntry(path="", size_bytes=size_bytes, digest=digest))
+                found = seen[digest] = self._look(FileEntry(path="", size_bytes=size_bytes, digest=digest))
                 if found is not None:
                     self._add_broken(desk, context, tally, digest, found)
+            _remember(desk, context, seen)
             if len(batch) < BATCH:
                 return
             after = batch[-1][0]
@@ -294,6 +311,26 @@ def _of_file(entry: FileEntry, versions: tuple[str, ...], found: tuple[str, Dige
 
 def _reference(holder: Holder) -> str:
     return f"{holder.model}:{holder.semver}"
+
+
+def _remember(desk: Desk, context: Context, seen: dict[Digest, _Found]) -> None:
+    """Keep the marks of damaged contents as what was just read; it is a write only where a mark changes."""
+    worse = {digest for digest, found in seen.items() if found is not None and found[0] == "damaged"}
+    marked = desk.read(context, _marked_among, list(seen))
+    better = {digest for digest in marked if seen[digest] is None}
+    if worse - marked or better:
+        desk.do(context, _mark, worse - marked, better)
+
+
+def _marked_among(act: Act, digests: list[Digest]) -> set[Digest]:
+    return damage.damaged_among(act.tx, digests)
+
+
+def _mark(act: Act, worse: set[Digest], better: set[Digest]) -> None:
+    for digest in worse:
+        damage.mark(act.tx, digest, act.now)
+    for digest in better:
+        damage.clear(act.tx, digest)
 
 
 def _record_broken(act: Act, broken: list[tuple[Holder, FileProblem]]) -> None:

@@ -4,11 +4,16 @@ not at all.
 A draft is its author's alone and is swept when nothing has come for the grace period. Bytes travel outside of
 any transaction; what is noted of them is how many came, and that the author has sent all of a file. A file
 that is stored already need not be sent again, but only to those who may pull a version that holds it:
-otherwise anybody could find out, and get hold of, what other projects keep. This file does not decide the
-number; the core's rules do.
+otherwise anybody could find out, and get hold of, what other projects keep.
+
+Rows only say what ought to be stored. So the blob store is asked as well, by `announced_blobs` and
+`draft_blobs` before the act, since a bucket may be slow to answer: what is gone, too short, or was found
+damaged is sent again, which heals every version that names it, and no version is made without its bytes.
+This file does not decide the number; the core's rules do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from msgspec import Struct
@@ -22,6 +27,7 @@ from modelkeep.core.catalog import (
     DraftFile,
     DraftSpec,
     DraftStatus,
+    FileEntry,
     Manifest,
     ModelVersion,
 )
@@ -30,10 +36,10 @@ from modelkeep.core.semver import Bump, SemVer
 from modelkeep.core.values import Digest, ModelName
 from modelkeep.ports import BlobStore
 from modelkeep.service import references
-from modelkeep.service.act import SYSTEM_CONTEXT, Act, Desk
+from modelkeep.service.act import SYSTEM_CONTEXT, Act, Context, Desk
 from modelkeep.store import catalog as store
+from modelkeep.store import damage, models
 from modelkeep.store import drafts as draft_store
-from modelkeep.store import models
 from modelkeep.store.models import ModelRow
 from modelkeep.store.visibility import visible_to
 
@@ -45,6 +51,8 @@ SWEPT_MAX = 200
 round."""
 MISSING_SHOWN = 5
 """Missing files that an error lists."""
+LOOKS_AT_ONCE = 8
+"""Blobs looked for at a time: a bucket takes some 20 ms for each, and a draft may name thousands."""
 
 
 class UploadPlan(Struct, frozen=True, kw_only=True):
@@ -82,7 +90,7 @@ class Numbered(Struct, frozen=True, kw_only=True):
 
 
 class Registrations:
-    """The verbs around drafts. `store_bytes` is the only one that is no act."""
+    """The verbs around drafts. All are acts but `store_bytes`, `announced_blobs` and `draft_blobs`."""
 
     def __init__(self, blobs: BlobStore, desk: Desk) -> None:
         self._blobs = blobs
@@ -90,12 +98,55 @@ class Registrations:
 
     # -------------------------------------------------------------------------------------------- announcing
 
-    def begin_draft(self, act: Act, model: ModelName, spec: DraftSpec) -> Draft:
+    def announced_blobs(
+        self, desk: Desk, context: Context, model: ModelName, spec: DraftSpec
+    ) -> frozenset[Digest]:
+        """What the blob store really has of an announcement's files, for `begin_draft`; no act.
+
+        Only what need not be sent according to the rows is looked for.
+
+        Raises:
+            ModelNotFound, NotAllowed, Invalid (and its leaves), LimitExceeded: as `begin_draft`.
+            BlobsUnavailable: the blob store cannot say now.
+        """
+        return self._really_there(desk.read(context, _believed, model, spec))
+
+    def draft_blobs(self, desk: Desk, context: Context, draft_id: str) -> frozenset[Digest]:
+        """What the blob store really has of a draft's files, for `finalize`; no act.
+
+        Raises:
+            DraftNotFound: there is none, or it is somebody else's.
+            BlobsUnavailable: the blob store cannot say now.
+        """
+        draft, _ = desk.read(context, _own, draft_id)
+        return self._blobs_of(draft)
+
+    def _blobs_of(self, draft: Draft) -> frozenset[Digest]:
+        return self._really_there(entry for entry in draft.files if entry.present)
+
+    def _really_there(self, files: Iterable[FileEntry | DraftFile]) -> frozenset[Digest]:
+        """The contents that the blob store has, in the size that was announced."""
+        sizes = {entry.digest: entry.size_bytes for entry in files}
+        if not sizes:
+            return frozenset()
+        with ThreadPoolExecutor(min(LOOKS_AT_ONCE, len(sizes)), "modelkeep-look") as pool:
+            found = pool.map(self._blobs.stat, sizes)
+            return frozenset(
+                info.digest for info in found if info is not None and info.size_bytes == sizes[info.digest]
+            )
+
+    def begin_draft(
+        self, act: Act, model: ModelName, spec: DraftSpec, stored: Container[Digest] | None = None
+    ) -> Draft:
         """Announce a version: its files by digest, and everything that is to be known of them.
 
         What can be refused is refused here, before any byte is sent: a number that is taken or too low as
         well. The same announcement again, while the first is open, is the same draft, so that whoever lost
         the connection just says it again and sends what is missing.
+
+        Args:
+            stored: what `announced_blobs` found. Left out, it is looked for within the act, for blob stores
+                that are quick.
 
         Raises:
             ModelNotFound, NotAllowed: the caller may not see the model, not register in it, or not create it.
@@ -110,21 +161,24 @@ class Registrations:
             check_new_name(act, model)
         checked = registration.check_spec(spec)
         decide(act, model, row, checked)
+        if stored is None:
+            stored = self._really_there(_believed(act, model, spec))
         again = draft_store.find_same(act.tx, model, act.by, checked)
         if again is not None:
             draft_store.touch(act.tx, again, act.now)
+            _take_back(act, _own(act, again)[0], stored)
             return self.get_draft(act, again)
         if draft_store.count_open(act.tx, model, act.by) >= DRAFTS_MAX:
             raise errors.LimitExceeded(
                 f"You have {DRAFTS_MAX} open drafts of {model}; finalize or cancel some.", limit=DRAFTS_MAX
             )
-        draft = self._announced(act, model, checked)
+        draft = self._announced(act, model, checked, stored)
         draft_store.add_draft(act.tx, draft)
         return draft
 
-    def _announced(self, act: Act, model: ModelName, spec: DraftSpec) -> Draft:
-        digests = dict.fromkeys(entry.digest for entry in spec.files)
-        held = draft_store.held(act.tx, digests, visible_to(act.caller, Verb.PULL))
+    def _announced(self, act: Act, model: ModelName, spec: DraftSpec, stored: Container[Digest]) -> Draft:
+        held = {digest for digest in _held(act, spec) if digest in stored}
+        held -= damage.damaged_among(act.tx, held)
         files = tuple(
             DraftFile(
                 path=entry.path,
@@ -269,12 +323,16 @@ class Registrations:
 
     # --------------------------------------------------------------------------------------------- finalizing
 
-    def finalize(self, act: Act, draft_id: str) -> Registration:
+    def finalize(self, act: Act, draft_id: str, stored: Container[Digest] | None = None) -> Registration:
         """Make the version: it gets its number, and everybody who may sees it from now on. Twice is once.
+
+        Args:
+            stored: what `draft_blobs` found. Left out, it is looked for within the act.
 
         Raises:
             DraftNotFound: there is none, or it is somebody else's. DraftClosed: it was given up, or its
-            version was deleted. Conflict: files are missing; the details name them. VersionExists,
+            version was deleted. Conflict: files are missing, or were lost since they were sent; the details
+            name them, and the draft takes them again. VersionExists,
             SemverTooLow: the number that was asked for, as things stand now. ModelNotFound, NotAllowed: a
             right was taken away meanwhile.
         """
@@ -292,6 +350,9 @@ class Registrations:
         if draft.status is not DraftStatus.OPEN:
             raise _closed(draft)
         _refuse_missing(draft)
+        lost = _take_back(act, draft, self._blobs_of(draft) if stored is None else stored)
+        if lost:
+            raise act.keep(_missing(lost))  # kept, so that the draft takes those files again
         row = models.find_model(act.tx, draft.model)
         decided = decide(act, draft.model, row, draft.spec)
         if isinstance(decided, ModelVersion):
@@ -336,6 +397,7 @@ def _closed(draft: Draft) -> errors.DraftClosed:
 def _note_received(act: Act, plan: UploadPlan, received_bytes: int, whole: bool) -> None:
     if whole:
         draft_store.set_present(act.tx, plan.draft, plan.digest)
+        damage.clear(act.tx, plan.digest)
     else:
         draft_store.set_received(act.tx, plan.draft, plan.path, received_bytes)
     draft_store.touch(act.tx, plan.draft, act.now)
@@ -344,11 +406,45 @@ def _note_received(act: Act, plan: UploadPlan, received_bytes: int, whole: bool)
 def _refuse_missing(draft: Draft) -> None:
     missing = [entry.path for entry in draft.files if not entry.present]
     if missing:
-        listed = ", ".join(values.printable(path)[:80] for path in missing[:MISSING_SHOWN])
-        more = f" and {len(missing) - MISSING_SHOWN:,} more" if len(missing) > MISSING_SHOWN else ""
-        raise errors.Conflict(
-            f"Not all bytes are here: send {listed}{more} first.", missing=missing[: values.PAGE_MAX]
-        )
+        raise _missing(missing)
+
+
+def _missing(paths: list[str]) -> errors.Conflict:
+    listed = ", ".join(values.printable(path)[:80] for path in paths[:MISSING_SHOWN])
+    more = f" and {len(paths) - MISSING_SHOWN:,} more" if len(paths) > MISSING_SHOWN else ""
+    return errors.Conflict(
+        f"Not all bytes are here: send {listed}{more} first.", missing=paths[: values.PAGE_MAX]
+    )
+
+
+def _held(act: Act, spec: DraftSpec) -> set[Digest]:
+    """What need not be sent, as far as the rows know: a version that the caller may pull names it."""
+    digests = dict.fromkeys(entry.digest for entry in spec.files)
+    return draft_store.held(act.tx, digests, visible_to(act.caller, Verb.PULL))
+
+
+def _believed(act: Act, model: ModelName, spec: DraftSpec) -> list[FileEntry]:
+    """The files of an announcement that are stored as far as the rows know: held by a version, or sent to the
+    same draft before. Raises as `begin_draft` does."""
+    act.readable(model)
+    act.authorise(Verb.REGISTER, model)
+    checked = registration.check_spec(spec)
+    known = _held(act, checked)
+    again = draft_store.find_same(act.tx, model, act.by, checked)
+    if again is not None:
+        known |= {entry.digest for entry in _own(act, again)[0].files if entry.present}
+    return [entry for entry in checked.files if entry.digest in known]
+
+
+def _take_back(act: Act, draft: Draft, stored: Container[Digest]) -> list[str]:
+    """Have those files of an open draft sent again whose bytes were there and are no more, or are damaged;
+    their paths."""
+    present = [entry for entry in draft.files if entry.present]
+    damaged = damage.damaged_among(act.tx, {entry.digest for entry in present})
+    lost = [entry for entry in present if entry.digest not in stored or entry.digest in damaged]
+    for digest in {entry.digest for entry in lost}:
+        draft_store.set_absent(act.tx, draft.id, digest)
+    return [entry.path for entry in lost]
 
 
 def _finish(act: Act, draft: Draft, version: ModelVersion, *, made: bool) -> None:
@@ -496,6 +592,7 @@ def _register(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -> Mo
         reason=spec.override_semver,
         semver=version.semver,
         digest=version.digest,
+        record=registration.record_digest(version),
         parent=version.parent,
         bump=version.bump,
         reasons=list(decided.reasons),

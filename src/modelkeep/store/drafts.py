@@ -86,6 +86,11 @@ _PRESENT = (
     .where(draft_files.c.draft_id == bindparam("which"), draft_files.c.digest == bindparam("content"))
     .values(present=1, received_bytes=draft_files.c.size_bytes)
 )
+_ABSENT = (
+    update(draft_files)
+    .where(draft_files.c.draft_id == bindparam("which"), draft_files.c.digest == bindparam("content"))
+    .values(present=0, received_bytes=0)
+)
 _STALE = (
     select(drafts.c.id, drafts.c.status)
     .where(drafts.c.status == bindparam("status"), drafts.c.touched_at < bindparam("before"))
@@ -211,6 +216,11 @@ def set_received(tx: Transaction, draft_id: str, path: str, received_bytes: int)
 def set_present(tx: Transaction, draft_id: str, digest: Digest) -> None:
     """Note that the author has sent this content, under whatever paths it was announced."""
     tx.run(_PRESENT, which=draft_id, content=digest)
+
+
+def set_absent(tx: Transaction, draft_id: str, digest: Digest) -> None:
+    """Note that this content is to be sent, although it was there before."""
+    tx.run(_ABSENT, which=draft_id, content=digest)
 
 
 def close(

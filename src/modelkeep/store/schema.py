@@ -284,6 +284,9 @@ draft_files = _table(
     clustered=True,
 )
 
+damaged_blobs = _table("damaged_blobs", _words("digest"), _words("found_at"), _key("digest"), clustered=True)
+"""Contents whose stored bytes were found to be others, until they are sent again or found right."""
+
 # -------------------------------------------------------------------------------------------------- promotion
 
 occupancy = _table(

@@ -134,8 +134,18 @@ def delete_alias(act: Act, call: Call) -> Any:
     return DONE
 
 
+def look_for_announced(call: Call) -> Any:
+    """Ask the blob store, before any transaction, for what need not be sent again."""
+    return call.house.catalog.announced_blobs(call.house.desk, call.context, call.model, call.body)
+
+
+def look_for_sent(call: Call) -> Any:
+    """The same, for what a draft's author was told is there."""
+    return call.house.catalog.draft_blobs(call.house.desk, call.context, call.path["id"])
+
+
 def begin_draft(act: Act, call: Call) -> Any:
-    return call.house.catalog.begin_draft(act, call.model, call.body)
+    return call.house.catalog.begin_draft(act, call.model, call.body, call.prepared)
 
 
 def get_draft(act: Act, call: Call) -> Any:
@@ -148,7 +158,7 @@ def cancel_draft(act: Act, call: Call) -> Any:
 
 
 def finalize_draft(act: Act, call: Call) -> Any:
-    return call.house.catalog.finalize(act, call.path["id"])
+    return call.house.catalog.finalize(act, call.path["id"], call.prepared)
 
 
 def list_files(act: Act, call: Call) -> Any:

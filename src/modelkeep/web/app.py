@@ -90,7 +90,7 @@ OPERATIONS: tuple[Operation, ...] = (
          compare.VersionDiff, query=shapes.DiffQuery),
     # registration: announce, send bytes, finalize
     _row("begin_draft", "POST", MODEL + "/drafts", WRITE, api.begin_draft, "Announce a version",
-         Draft, body=DraftSpec, status=201),
+         Draft, body=DraftSpec, status=201, before=api.look_for_announced),
     _row("get_draft", "GET", V1 + "/drafts/{id}", READ, api.get_draft, "How far a registration is", Draft),
     _row("cancel_draft", "DELETE", V1 + "/drafts/{id}", WRITE, api.cancel_draft,
          "Give up a registration", api.Done),
@@ -98,7 +98,7 @@ OPERATIONS: tuple[Operation, ...] = (
          catalog.UploadPlan, query=shapes.UploadQuery),
     _row("finalize_draft", "POST", V1 + "/drafts/{id}/finalize", WRITE, api.finalize_draft,
          "Make the version",
-         catalog.Registration),
+         catalog.Registration, before=api.look_for_sent),
     _row("list_files", "GET", V1 + "/version/files", READ, api.list_files, "The files of a version",
          Manifest, query=shapes.RefQuery),
     _row("download_file", "GET", V1 + "/version/file", STREAM, bytes_io.download, "The bytes of a file",

@@ -35,6 +35,7 @@ def _where(condition: str) -> dict[str, Any]:
 def upgrade() -> None:
     """Create every table, parents before children."""
     _chain_head()
+    _damaged_blobs()
     _drafts()
     _events()
     _gateways()
@@ -48,13 +49,13 @@ def upgrade() -> None:
     _endpoints()
     _grants()
     _model_tags()
+    _rollouts()
     _stage_intervals()
     _tokens()
     _versions()
     _aliases()
     _occupancy()
     _requests()
-    _rollouts()
     _version_files()
     _version_metrics()
     _version_params()
@@ -73,6 +74,17 @@ def _chain_head() -> None:
         sqlite_strict=True,
     )
     op.execute(f"insert into chain_head (id, sequence, link) values (1, 0, '{GENESIS}')")
+
+
+def _damaged_blobs() -> None:
+    op.create_table(
+        "damaged_blobs",
+        _words("digest"),
+        _words("found_at"),
+        sa.PrimaryKeyConstraint("digest", name="pk_damaged_blobs"),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
+    )
 
 
 def _drafts() -> None:
@@ -313,6 +325,34 @@ def _model_tags() -> None:
     op.create_index("ix_model_tags_key_value_head_model_id", "model_tags", ["key", "value_head", "model_id"])
 
 
+def _rollouts() -> None:
+    op.create_table(
+        "rollouts",
+        _words("id"),
+        _words("endpoint"),
+        _words("model_id"),
+        _words("state"),
+        _whole("active"),
+        _words("document"),
+        _whole("row_version"),
+        _words("due_at", null=True),
+        _words("lease_owner", null=True),
+        _words("lease_until", null=True),
+        _whole("lease_term"),
+        _words("started_at"),
+        _words("finished_at", null=True),
+        sa.CheckConstraint("(lease_owner is null) = (lease_until is null)", name="ck_rollouts_lease"),
+        sa.CheckConstraint("active in (0, 1)", name="ck_rollouts_active"),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_rollouts_model_id"),
+        sa.PrimaryKeyConstraint("id", name="pk_rollouts"),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_rollouts_due", "rollouts", ["due_at"], **_where("active = 1"))
+    op.create_index("ix_rollouts_endpoint_started_at", "rollouts", ["endpoint", "started_at"])
+    op.create_index("ix_rollouts_model_id_started_at", "rollouts", ["model_id", "started_at"])
+    op.create_index("uq_rollouts_active", "rollouts", ["endpoint"], unique=True, **_where("active = 1"))
+
+
 def _stage_intervals() -> None:
     op.create_table(
         "stage_intervals",
@@ -480,34 +520,6 @@ def _requests() -> None:
     op.create_index("ix_requests_model_id_state_created_at", "requests", ["model_id", "state", "created_at"])
     op.create_index("ix_requests_open_expires_at", "requests", ["expires_at"], **_where("state = 'open'"))
     op.create_index("ix_requests_state_created_at", "requests", ["state", "created_at"])
-
-
-def _rollouts() -> None:
-    op.create_table(
-        "rollouts",
-        _words("id"),
-        _words("endpoint"),
-        _words("model_id"),
-        _words("state"),
-        _whole("active"),
-        _words("document"),
-        _whole("row_version"),
-        _words("due_at", null=True),
-        _words("lease_owner", null=True),
-        _words("lease_until", null=True),
-        _whole("lease_term"),
-        _words("started_at"),
-        _words("finished_at", null=True),
-        sa.CheckConstraint("(lease_owner is null) = (lease_until is null)", name="ck_rollouts_lease"),
-        sa.CheckConstraint("active in (0, 1)", name="ck_rollouts_active"),
-        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_rollouts_model_id"),
-        sa.PrimaryKeyConstraint("id", name="pk_rollouts"),
-        sqlite_strict=True,
-    )
-    op.create_index("ix_rollouts_due", "rollouts", ["due_at"], **_where("active = 1"))
-    op.create_index("ix_rollouts_endpoint_started_at", "rollouts", ["endpoint", "started_at"])
-    op.create_index("ix_rollouts_model_id_started_at", "rollouts", ["model_id", "started_at"])
-    op.create_index("uq_rollouts_active", "rollouts", ["endpoint"], unique=True, **_where("active = 1"))
 
 
 def _version_files() -> None:
