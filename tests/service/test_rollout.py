@@ -266,8 +266,11 @@ def test_a_worse_candidate_is_taken_back_by_itself(world: RolloutWorld) -> None:
     assert gateway.serves() == world.key("1.0.0")
     assert world.in_production() == "1.0.0"
     assert "more callers fail" in (world.get("1.1.0").tombstone or "")
-    told = world.events(EventKind.ROLLOUT_ROLLED_BACK)
-    assert [event.body["state"] for event in told] == ["rolling_back", "rolled_back"]
+    told = world.events(EventKind.ROLLOUT_ROLLING_BACK, EventKind.ROLLOUT_ROLLED_BACK)
+    assert [(event.kind, event.body["state"]) for event in told] == [
+        (EventKind.ROLLOUT_ROLLING_BACK, "rolling_back"),
+        (EventKind.ROLLOUT_ROLLED_BACK, "rolled_back"),
+    ]
     assert told[0].body["judgement"]["blamed"] == "errors"
     assert told[0].actor.name == "modelkeep"
     with pytest.raises(errors.Tombstoned):

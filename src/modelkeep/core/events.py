@@ -57,7 +57,8 @@ class EventKind(StrEnum):
     ROLLOUT_HELD = "rollout.held"
     ROLLOUT_RESUMED = "rollout.resumed"
     ROLLOUT_SUCCEEDED = "rollout.succeeded"
-    ROLLOUT_ROLLED_BACK = "rollout.rolled_back"
+    ROLLOUT_ROLLING_BACK = "rollout.rolling_back"  # why, and the evidence: traffic is on its way back
+    ROLLOUT_ROLLED_BACK = "rollout.rolled_back"  # the gateways have confirmed it, or none answered
     ROLLOUT_FAILED = "rollout.failed"
     ROLLOUT_CANCELLED = "rollout.cancelled"
     PRINCIPAL_CREATED = "principal.created"

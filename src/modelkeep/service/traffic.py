@@ -23,7 +23,7 @@ from modelkeep.store import rollout as store
 _EVENT_OF: dict[Change, EventKind] = {
     Change.STEPPED: EventKind.ROLLOUT_STEPPED,
     Change.HELD: EventKind.ROLLOUT_HELD,
-    Change.ROLLING_BACK: EventKind.ROLLOUT_ROLLED_BACK,
+    Change.ROLLING_BACK: EventKind.ROLLOUT_ROLLING_BACK,
     Change.ROLLED_BACK: EventKind.ROLLOUT_ROLLED_BACK,
     Change.SUCCEEDED: EventKind.ROLLOUT_SUCCEEDED,
     Change.FAILED: EventKind.ROLLOUT_FAILED,
