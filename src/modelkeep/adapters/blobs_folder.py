@@ -135,7 +135,9 @@ class FolderBlobs:
     def open_verified(self, digest: Digest) -> Generator[bytes, None, None]:
         """See `BlobStore.open_verified`."""
         return verified(
-            self.open(digest), digest, "the stored file is damaged, restore it or upload it again"
+            self.open(digest),
+            digest,
+            "the stored file is damaged; run 'modelkeep fsck', then restore it or register it again",
         )
 
     def verify(self, digest: Digest) -> BlobInfo:
