@@ -10,6 +10,7 @@ from modelkeep.core import errors
 from modelkeep.core.access import Role
 from modelkeep.core.catalog import Draft, DraftSpec, Metric
 from modelkeep.core.values import Digest, ModelName, parse_ref
+from modelkeep.ports import BlobInfo
 from modelkeep.service.act import Act
 from modelkeep.service.catalog import Catalog
 from modelkeep.store import damage
@@ -147,7 +148,7 @@ class Counting(MemoryBlobs):
         super().__init__(world.blobs.disk)
         self.asked: list[Digest] = []
 
-    def stat(self, digest: Digest) -> object:  # type: ignore[override]
+    def stat(self, digest: Digest) -> BlobInfo | None:
         self.asked.append(digest)
         return super().stat(digest)
 
