@@ -189,10 +189,14 @@ def audit_log(
 
 
 @verb(audit, "verify")
-def audit_verify(session: Session) -> None:
-    """Walk the whole log and recompute every link of its chain."""
-    found = session.client.verify_audit()
-    session.answer(found, [found.report.head], views.verification(found))
+@click.option(
+    "--head", metavar="SEQ:HASH", help="A head that was printed before, which the log must still hold."
+)
+def audit_verify(session: Session, head: str | None) -> None:
+    """Walk the whole log and recompute every link of its chain. Keep the head it prints somewhere else: given
+    back with --head, it shows events that were cut off or rewritten since."""
+    found = session.client.verify_audit(head)
+    session.answer(found, [found.head], views.verification(found))
 
 
 @verb(audit, "export")

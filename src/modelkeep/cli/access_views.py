@@ -167,6 +167,6 @@ def verification(found: "Verification") -> View:
             else ""
         )
         screen.line(Text("intact:", "good"), f"{report.events:,} events{span}, every link recomputed")
-        screen.line(Text(f"head {report.head}", "dim"))
+        screen.line(Text(f"head {found.head}", "dim"))
 
     return draw

@@ -254,9 +254,11 @@ def doctor(session: Session) -> int:
 
 @verb()
 def fsck(session: Session) -> int:
-    """Have the server hash everything again and look for what dangles."""
+    """Have the server hash everything again, hold every table against the audit log, and look for what
+    dangles."""
     report = session.client.fsck()
-    session.answer(report, (v for p in report.problems for v in p.versions), views.fsck(report))
+    found = [v for p in report.problems for v in p.versions] + [a.where for a in report.altered]
+    session.answer(report, found, views.fsck(report))
     return 0 if report.ok else 1
 
 

@@ -120,7 +120,8 @@ def fsck(report: "FsckReport") -> View:
     """What hashing everything again has shown."""
 
     def draw(screen: Screen) -> None:
-        verdict = Text("intact:", "good") if report.ok else Text("DAMAGED:", "bad")
+        word = "ALTERED:" if report.altered and not report.problems else "DAMAGED:"
+        verdict = Text("intact:", "good") if report.ok else Text(word, "bad")
         screen.line(
             verdict,
             f"{report.versions:,} versions, {report.blobs:,} blobs, {size(report.size_bytes)}, all hashed",
@@ -132,6 +133,11 @@ def fsck(report: "FsckReport") -> View:
                     (p.problem, p.path or "the list of files", ", ".join(p.versions), p.digest)
                     for p in report.problems
                 ),
+            )
+        if report.altered:
+            screen.table(
+                ("altered", "in", "the log says", "found"),
+                ((a.what, a.where, a.recorded or "-", a.found or "-") for a in report.altered),
             )
         if report.dangling:
             room = size(report.dangling_bytes)

@@ -110,11 +110,16 @@ class AccessVerbs(Wire):
                 return
             after = page.next_after
 
-    def verify_audit(self) -> Verification:
-        """Have the server walk the whole audit log. Raises BrokenChain, naming the first event that does not
-        fit.
+    def verify_audit(self, head: str | None = None) -> Verification:
+        """Have the server walk the whole audit log.
+
+        Args:
+            head: `SEQ:HASH`, as `Verification.head` of an earlier walk was; the log must still hold it.
+
+        Raises:
+            BrokenChain: names the first event that does not fit.
         """
-        return self.send(Verification, "GET", f"{V1}/audit/verification", patient=True)
+        return self.send(Verification, "GET", f"{V1}/audit/verification", query={"head": head}, patient=True)
 
     def export_audit(self, *, form: str = "jsonl", after: int = 0) -> Iterator[bytes]:
         """The audit log in pieces, as JSON lines (with leaf and link) or CSV."""

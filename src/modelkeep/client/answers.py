@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from modelkeep.core.access import Grant, TokenInfo, Verb
 from modelkeep.core.catalog import ModelVersion
-from modelkeep.core.events import ChainedEvent, ChainReport, Event
+from modelkeep.core.events import ChainedEvent, ChainReport, Event, KnownHead
 from modelkeep.core.observation import VersionPhase
 from modelkeep.core.policy import GateResult, Policy
 from modelkeep.core.promotion import Interval, PromotionRequest
@@ -141,8 +141,21 @@ class StoredBlob(Struct, frozen=True, kw_only=True):
     modified_at: datetime
 
 
+class Altered(Struct, frozen=True, kw_only=True):
+    """A stored row that is not what the audit log says: of which version or model, in which table, row and
+    column; what is recorded (None: no such row) and what stands there.
+    """
+
+    where: str
+    what: str
+    recorded: str | None
+    found: str | None
+
+
 class FsckReport(Struct, frozen=True, kw_only=True):
-    """What hashing everything again has shown. `dangling` blobs belong to no version, which is no fault."""
+    """What hashing everything again has shown. `dangling` blobs belong to no version, which is no fault;
+    `altered` rows are.
+    """
 
     ok: bool
     versions: int
@@ -154,6 +167,7 @@ class FsckReport(Struct, frozen=True, kw_only=True):
     dangling: int = 0
     dangling_bytes: int = 0
     dangling_blobs: tuple[StoredBlob, ...] = ()
+    altered: tuple[Altered, ...] = ()
 
 
 class Pulled(Struct, frozen=True, kw_only=True):
@@ -249,10 +263,13 @@ class PolicyRecord(Struct, frozen=True, kw_only=True):
 
 
 class History(Struct, frozen=True, kw_only=True):
-    """Who stood in which stage, the latest first, and the model's latest events for who may read the log."""
+    """Who stood in which stage, the latest first; the latest rollouts that ended without success; and the
+    model's latest events for who may read the log.
+    """
 
     model: ModelName
     intervals: tuple[Interval, ...]
+    attempts: tuple[Attempt, ...] = ()
     events: tuple[ChainedEvent, ...] = ()
 
 
@@ -310,10 +327,15 @@ class EventPage(Struct, frozen=True, kw_only=True):
 
 
 class Verification(Struct, frozen=True, kw_only=True):
-    """The whole audit log was walked."""
+    """The whole audit log was walked. Keep its `head` elsewhere and hand it to the next walk."""
 
     intact: bool
     report: ChainReport
+
+    @property
+    def head(self) -> str:
+        """`SEQ:HASH`: the last event's number and link."""
+        return str(KnownHead(self.report.events, self.report.head))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ or changed event breaks every later link.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -23,6 +24,7 @@ from modelkeep.core.values import Actor
 
 GENESIS = hashlib.sha256(b"modelkeep.chain.v1").digest()
 """What the first event is linked to."""
+_HEAD = re.compile(r"([0-9]{1,18}):([0-9a-fA-F]{64})")
 
 
 class EventKind(StrEnum):
@@ -31,7 +33,7 @@ class EventKind(StrEnum):
     MODEL_CREATED = "model.created"  # description, owner, tags
     MODEL_CHANGED = "model.changed"  # what changed, from -> to
     MODEL_DELETED = "model.deleted"
-    VERSION_REGISTERED = "version.registered"  # number, semver, digest, parent, bump, reasons, size_bytes
+    VERSION_REGISTERED = "version.registered"  # number, semver, digest, record, parent, bump, reasons
     VERSION_CHANGED = "version.changed"  # tags and description, from -> to
     VERSION_DELETED = "version.deleted"
     VERSION_TOMBSTONED = "version.tombstoned"  # why it was taken back
@@ -124,15 +126,50 @@ class ChainReport(Struct, frozen=True, kw_only=True):
     last_at: datetime | None = None
 
 
-def verify(events: Iterable[ChainedEvent], *, after: int = 0, previous: bytes = GENESIS) -> ChainReport:
+class KnownHead(NamedTuple):
+    """A head that somebody kept from an earlier walk, outside of the registry: an event's number and its link
+    in hexadecimal. Whoever can rewrite the whole log cannot rewrite this."""
+
+    sequence: int
+    link: str
+
+    def __str__(self) -> str:
+        return f"{self.sequence}:{self.link}"
+
+
+def parse_head(text: str) -> KnownHead:
+    """Read `SEQ:HASH`, as a verification prints it.
+
+    Raises:
+        Invalid: it has another form.
+    """
+    match = _HEAD.fullmatch(text.strip())
+    if match is None:
+        raise errors.Invalid(
+            "A head is SEQ:HASH, a number and 64 hexadecimal digits, as 'modelkeep audit verify' prints it.",
+            field="head",
+        )
+    return KnownHead(int(match[1]), match[2].lower())
+
+
+def verify(
+    events: Iterable[ChainedEvent],
+    *,
+    after: int = 0,
+    previous: bytes = GENESIS,
+    known: KnownHead | None = None,
+) -> ChainReport:
     """Walk a chain and recompute every leaf and link.
 
     Args:
         after: the sequence that `previous` is the link of, when a part is verified.
+        known: a head from an earlier walk: the chain must hold that event with that link.
 
     Raises:
-        BrokenChain: names the first event that does not fit, and how.
+        BrokenChain: names the first event that does not fit, and how; or says that the known head is no part
+            of this chain.
     """
+    _expect(known, after, previous)
     expected = after + 1
     first_at = last_at = None
     for stored in events:
@@ -152,7 +189,24 @@ def verify(events: Iterable[ChainedEvent], *, after: int = 0, previous: bytes = 
                 sequence=event.sequence,
             )
         previous = bytes.fromhex(linked.link)
+        _expect(known, expected, previous)
         first_at = first_at or event.at
         last_at = event.at
         expected += 1
+    if known is not None and known.sequence >= expected:
+        raise errors.BrokenChain(
+            f"The audit log ends at event {expected - 1}, but event {known.sequence} was in it when this "
+            "head was printed: events were cut off at its end. Compare with a backup.",
+            sequence=expected,
+        )
     return ChainReport(events=expected - 1 - after, head=previous.hex(), first_at=first_at, last_at=last_at)
+
+
+def _expect(known: KnownHead | None, sequence: int, link: bytes) -> None:
+    """Refuse a chain that has another link than the known one at its event."""
+    if known is not None and known.sequence == sequence and known.link != link.hex():
+        raise errors.BrokenChain(
+            f"Event {sequence} has another link than this head says: the log was rewritten since the head "
+            "was printed, or the head is of another registry. Compare with a backup.",
+            sequence=sequence,
+        )

@@ -29,6 +29,9 @@ STAGES_MAX = 20
 MEDIA_TYPE_MAX = 127
 """Characters of a media type, as RFC 4288 has them."""
 
+RECORD_DOMAIN = b"modelkeep.version.v1\n"
+"""Begins what a record's digest is taken of, so that it is no digest of anything else."""
+
 WEIGHT_SUFFIXES = (
     ".bin",
     ".cbm",
@@ -257,6 +260,23 @@ def searchable(metrics: Sequence[Metric]) -> dict[str, float]:
     for metric in whole:
         found.setdefault(metric.label, metric.value)
     return found
+
+
+# ------------------------------------------------------------------------------------------------- the record
+
+
+def record_of(version: ModelVersion) -> ModelVersion:
+    """What of a version never changes, as it is stored: without the labels and positions beside it."""
+    return replace(version, description="", tags={}, aliases=(), tombstone=None)
+
+
+def record_digest(version: ModelVersion) -> Digest:
+    """What a version's event vouches for: sha256 over a domain line and the canonical record.
+
+    The record has files, signature, metrics, parameters, metadata, number, bump with its reasons, and parent.
+    """
+    digested = hashlib.sha256(RECORD_DOMAIN + codec.canonical(record_of(version)))
+    return Digest("sha256:" + digested.hexdigest())
 
 
 # ------------------------------------------------------------------------------------------------- the number

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from modelkeep.core import codec, errors
 from modelkeep.core.access import Verb
-from modelkeep.core.events import ChainedEvent, ChainReport, EventKind
+from modelkeep.core.events import ChainedEvent, ChainReport, EventKind, parse_head
 from modelkeep.core.values import ModelName
 from modelkeep.service.act import Act, Context, Desk
 from modelkeep.store import events as store
@@ -69,14 +69,20 @@ class Audit:
         more = items[-1].event.sequence if len(items) == limit else None
         return EventPage(items=tuple(items), next_after=more)
 
-    def verify(self, desk: Desk, context: Context) -> Verification:
+    def verify(self, desk: Desk, context: Context, head: str | None = None) -> Verification:
         """Walk the whole chain.
+
+        Args:
+            head: `SEQ:HASH` of an earlier walk; the chain must hold that event with that link. Without one, a
+                log whose newest events were removed together with the stored head looks whole.
 
         Raises:
             BrokenChain: names the first event that does not fit.
+            Invalid: the head has another form.
         """
         desk.read(context, _authorise)
-        return Verification(intact=True, report=store.verify(desk.database))
+        known = parse_head(head) if head is not None else None
+        return Verification(intact=True, report=store.verify(desk.database, known))
 
     def export(self, desk: Desk, context: Context, *, form: str, after: int) -> Iterator[bytes]:
         """The log as JSON lines (with leaf and link, so that it can be verified elsewhere) or as CSV for

@@ -17,7 +17,7 @@ from sqlalchemy import bindparam, select, update
 
 from modelkeep.core import codec, errors, values
 from modelkeep.core import events as core
-from modelkeep.core.events import ChainedEvent, ChainReport, Event, EventKind
+from modelkeep.core.events import ChainedEvent, ChainReport, Event, EventKind, KnownHead
 from modelkeep.core.values import Actor
 from modelkeep.store.schema import chain_head, events
 from modelkeep.store.statements import Row, Runs, insert
@@ -310,14 +310,17 @@ def _batch_after(cursor: int) -> Callable[[Any], list[ChainedEvent]]:
     return lambda tx: [_checked(row) for row in tx.all(_WALK, after=cursor, limit=WALK_BATCH)]
 
 
-def verify(log: Log) -> ChainReport:
+def verify(log: Log, known: KnownHead | None = None) -> ChainReport:
     """Recompute every leaf and link of the stored log, and that it ends where the head says it does.
+
+    Args:
+        known: a head from an earlier walk, which must be part of the log.
 
     Raises:
         BrokenChain: names the first event that does not fit, or says that the end is missing.
     """
     head: Head = log.read(lambda tx: tx.events.head())
-    report = core.verify(walk(log, until=head.sequence))
+    report = core.verify(walk(log, until=head.sequence), known=known)
     if report.events != head.sequence or report.head != head.link.hex():
         raise errors.BrokenChain(
             f"The audit log ends at event {report.events}, but event {head.sequence} was written: events "

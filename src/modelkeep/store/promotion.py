@@ -207,8 +207,8 @@ def project(tx: Transaction, model_id: str, graph: StageGraph, event: Event) -> 
         tx.run(_LEAVE, model_id=model_id, number=stay.number)
     for stay, kept in begun:
         if kept:
-            tx.run(_OPEN_STAY, **_stay_row(model_id, stay))
-            tx.run(_ENTER, **_place_row(model_id, graph, stay))
+            tx.run(_OPEN_STAY, **stay_row(model_id, stay))
+            tx.run(_ENTER, **place_row(model_id, graph, stay))
     return begun[0].interval
 
 
@@ -259,9 +259,9 @@ def rebuild(tx: Transaction) -> None:
         for model_id, model_project, name, graph_text in rows:
             graph = codec.decode(graph_text, StageGraph)
             found = folded.get(str(ModelName(model_project, name)), [])
-            tx.many(_OPEN_STAY, [_stay_row(model_id, stay) for stay in found])
+            tx.many(_OPEN_STAY, [stay_row(model_id, stay) for stay in found])
             now = [stay for stay in found if stay.to_sequence is None]
-            tx.many(_ENTER, [_place_row(model_id, graph, stay) for stay in now])
+            tx.many(_ENTER, [place_row(model_id, graph, stay) for stay in now])
         after = rows[-1][0]
 
 
@@ -284,7 +284,8 @@ def _at(moment: datetime) -> str:
     return codec.format_time(moment)
 
 
-def _stay_row(model_id: str, stay: Interval) -> dict[str, Any]:
+def stay_row(model_id: str, stay: Interval) -> dict[str, Any]:
+    """A stay as the columns of `stage_intervals`."""
     return {
         "model_id": model_id,
         "stage": stay.stage,
@@ -302,7 +303,12 @@ def _stay_row(model_id: str, stay: Interval) -> dict[str, Any]:
     }
 
 
-def _place_row(model_id: str, graph: StageGraph, stay: Interval) -> dict[str, Any]:
+def place_row(model_id: str, graph: StageGraph, stay: Interval) -> dict[str, Any]:
+    """The place that a running stay takes, as the columns of `occupancy`.
+
+    Raises:
+        InvalidTransition: the graph does not have that stage.
+    """
     return {
         "model_id": model_id,
         "number": stay.number,

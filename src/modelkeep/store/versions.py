@@ -6,7 +6,6 @@ service's part.
 
 from datetime import datetime
 
-from msgspec.structs import replace
 from sqlalchemy import bindparam, delete, select, update
 
 from modelkeep.core import codec, registration, semver
@@ -94,7 +93,7 @@ def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence:
         digest=version.digest,
         size_bytes=version.size_bytes,
         status="ready",
-        document=json_text(replace(version, description="", tags={}, aliases=(), tombstone=None)),
+        document=json_text(registration.record_of(version)),
         parent=version.parent,
         framework=framework if isinstance(framework, str) else None,
         from_sequence=sequence,

@@ -391,7 +391,7 @@ def list_events(act: Act, call: Call) -> Any:
 
 
 def verify_audit(call: Call) -> Any:
-    return call.house.audit.verify(call.house.desk, call.context)
+    return call.house.audit.verify(call.house.desk, call.context, call.query.head)
 
 
 def whoami(act: Act, call: Call) -> Any:

@@ -174,7 +174,7 @@ OPERATIONS: tuple[Operation, ...] = (
          audit.EventPage, query=shapes.EventsQuery),
     _row("verify_audit", "GET", V1 + "/audit/verification", TASK, api.verify_audit,
          "Walk the chain of all events",
-         audit.Verification),
+         audit.Verification, query=shapes.HeadQuery),
     _row("export_audit", "GET", V1 + "/audit/export", STREAM, bytes_io.export_audit, "The audit log as lines",
          bytes, query=shapes.ExportQuery),
     _row("whoami", "GET", V1 + "/whoami", READ, api.whoami, "Who you are, and what you may do",

@@ -164,6 +164,12 @@ class EventsQuery(Shape, frozen=True, kw_only=True):
     newest: bool = False
 
 
+class HeadQuery(Shape, frozen=True, kw_only=True):
+    """A head of an earlier walk, `SEQ:HASH`, which the log must still hold."""
+
+    head: Annotated[str, Meta(max_length=100)] | None = None
+
+
 class ExportQuery(Shape, frozen=True, kw_only=True):
     """In which form, from which event on."""
 

@@ -1,0 +1,90 @@
+"""Whether what people decide on is what the events say: metrics, parameters, stages, history, aliases.
+
+The chain proves the events; this file proves the tables by them. It reads in short snapshots, one for each
+model and one for each batch of versions, changes nothing, and cannot find a log that was rewritten as a whole
+together with the tables: for that, somebody has to have kept a head (`audit verify --head`).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec import Struct
+
+from modelkeep.core import codec, values
+from modelkeep.core.values import ModelName
+from modelkeep.service.act import Act, Context, Desk
+from modelkeep.store import projections as store
+from modelkeep.store.projections import Difference, ModelHead, RecordCheck
+
+# Limits of what is read and told; each with the reason for its size.
+RECORDS_BATCH = 100
+"""Versions of one short read: each may list thousands of files."""
+MODELS_BATCH = 500
+"""Models whose names are read at a time."""
+SHOWN_MAX = 200
+"""Characters that are shown of what was recorded, and of what was found."""
+
+
+class Altered(Struct, frozen=True, kw_only=True):
+    """A stored row that is not what the events say.
+
+    `where` is the version (or model) it is about, `what` the table, the row in it and the column:
+    `version_metrics[auc].value`. `recorded` is what the events vouch for, `found` what stands there; None is
+    no row, or no value.
+    """
+
+    where: str
+    what: str
+    recorded: str | None
+    found: str | None
+
+
+def find_altered(desk: Desk, context: Context) -> Iterator[Altered]:
+    """Everything that was altered behind the events' back, model by model, then record by record.
+
+    The caller's right to look is checked by whoever calls this.
+
+    Raises:
+        BrokenChain, MalformedBody: an event cannot be read; `audit verify` names it.
+    """
+    after = ""
+    while batch := desk.read(context, _models_after, after):
+        for model in batch:
+            for difference in desk.read(context, _compare_model, model):
+                yield _altered(model.name, difference)
+        after = batch[-1].id
+    after = ""
+    while checks := desk.read(context, _compare_records, after):
+        for check in checks:
+            for difference in check.differences:
+                yield _altered(check.model, difference)
+        after = checks[-1].id
+
+
+def _models_after(act: Act, after: str) -> list[ModelHead]:
+    return store.list_models(act.tx, after, MODELS_BATCH)
+
+
+def _compare_model(act: Act, model: ModelHead) -> list[Difference]:
+    return store.compare_model(act.tx, model)
+
+
+def _compare_records(act: Act, after: str) -> list[RecordCheck]:
+    return store.compare_records(act.tx, after, RECORDS_BATCH)
+
+
+def _altered(model: ModelName, difference: Difference) -> Altered:
+    column = f".{difference.column}" if difference.column is not None else ""
+    return Altered(
+        where=f"{model}:#{difference.number}" if difference.number is not None else str(model),
+        what=f"{difference.table}[{difference.key}]{column}",
+        recorded=_shown(difference.recorded),
+        found=_shown(difference.found),
+    )
+
+
+def _shown(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else codec.encode(value).decode()
+    return values.printable(text)[:SHOWN_MAX]
