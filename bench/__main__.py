@@ -95,17 +95,24 @@ def of_blob_throughput(answer: dict[str, Any]) -> Table:
 
 
 def of_rollout_statistics(answer: dict[str, Any]) -> Table:
-    """The false rollbacks of healthy candidates; their power stands in the page about the statistics."""
-    rows = [
-        Row(
-            what=f"{each['scenario']}: {each['judge']}",
-            figure=f"{each['fired']:,} of {each['runs']:,}",
-            goal="" if each["limit"] is None else f"at most {each['limit']:.1%}",
-            kept=None if each["limit"] is None else not each["broken"],
-            values={"rate": each["rate"], "upper_99": each["upper_99"]},
+    """The false rollbacks of healthy candidates, by judge, in the scenario where there were most; all
+    scenarios, and the power, stand in the page about the statistics."""
+    judges: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for each in answer["null"]:
+        if each["limit"] is not None:
+            judges.setdefault((each["judge"], each["limit"]), []).append(each)
+    rows = []
+    for (judge, limit), seen in judges.items():
+        worst = max(seen, key=lambda each: float(each["rate"]))
+        rows.append(
+            Row(
+                what=f"{judge}, the worst of {len(seen)}",
+                figure=f"{worst['fired']:,} of {worst['runs']:,}",
+                goal=f"at most {limit:.1%}",
+                kept=not any(each["broken"] for each in seen),
+                values={"rate": worst["rate"], "upper_99": worst["upper_99"]},
+            )
         )
-        for each in answer["null"]
-    ]
     return Table(
         name="rollout_statistics",
         title="False rollbacks of healthy candidates, simulated",

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import peers, report, servers
@@ -79,32 +79,41 @@ def peer_once(folder: Path) -> tuple[float, float]:
         return running.ready_s, running.resident_mib()
 
 
+def commands() -> list[tuple[str, float, Callable[[], float], Callable[[], float]]]:
+    """What is started for a moment: its name, its limit, ours, and MLflow's nearest."""
+    ours, theirs = sys.executable, str(peers.VENV / "bin" / "python")
+    return [
+        (
+            "import modelkeep",
+            IMPORT_MAX_MS,
+            lambda: import_ms(ours, "import modelkeep"),
+            lambda: import_ms(theirs, "import mlflow"),
+        ),
+        (
+            "from modelkeep import Client",
+            IMPORT_MAX_MS,
+            lambda: import_ms(ours, "from modelkeep import Client"),
+            lambda: import_ms(theirs, "from mlflow import MlflowClient"),
+        ),
+        (
+            "modelkeep --help",
+            HELP_MAX_MS,
+            lambda: run_ms(str(servers.PROGRAM), "--help"),
+            lambda: run_ms(str(peers.VENV / "bin" / "mlflow"), "--help"),
+        ),
+    ]
+
+
 def rows(folder: Path, times: int, peer_times: int) -> list[Row]:
     """All lines. `peer_times` is 0 where MLflow is to be left out."""
     report.tell("importing")
-    theirs = str(peers.VENV / "bin" / "python")
+    started = commands()
+    # In turns, so that a busy second of the machine does not meet one of them ten times.
+    turns = [[ours() for _, _, ours, _ in started] for _ in range(times)]
+    peer_turns = [[theirs() for _, _, _, theirs in started] for _ in range(peer_times)]
     found = [
-        row(
-            "import modelkeep",
-            [import_ms(sys.executable, "import modelkeep") for _ in range(times)],
-            "ms",
-            IMPORT_MAX_MS,
-            [import_ms(theirs, "import mlflow") for _ in range(peer_times)],
-        ),
-        row(
-            "from modelkeep import Client",
-            [import_ms(sys.executable, "from modelkeep import Client") for _ in range(times)],
-            "ms",
-            IMPORT_MAX_MS,
-            [import_ms(theirs, "from mlflow import MlflowClient") for _ in range(peer_times)],
-        ),
-        row(
-            "modelkeep --help",
-            [run_ms(str(servers.PROGRAM), "--help") for _ in range(times)],
-            "ms",
-            HELP_MAX_MS,
-            [run_ms(str(peers.VENV / "bin" / "mlflow"), "--help") for _ in range(peer_times)],
-        ),
+        row(what, [turn[place] for turn in turns], "ms", limit, [turn[place] for turn in peer_turns])
+        for place, (what, limit, _, _) in enumerate(started)
     ]
     report.tell("starting servers")
     fresh = [once(folder / f"server-{turn}") for turn in range(times)]
