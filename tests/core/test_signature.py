@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from modelkeep.core import codec, errors
 from modelkeep.core import signature as sig
-from modelkeep.core.mlflow_signature import from_mlflow
 from modelkeep.core.signature import BREAKS_CALLERS, ChangeKind, DataType, Field, Side, Signature
 
 pytestmark = pytest.mark.req("V2")
@@ -371,93 +370,3 @@ def test_compatible_inputs_accept_all_that_was_accepted(
     probes = [None, *range(-7, 8)]
     subset = all(accepts(after, value) for value in probes if accepts(before, value))
     assert sig.compatible(inputs(before), inputs(after)) == subset
-
-
-# ------------------------------------------------------------ MLflow
-
-
-def test_mlflow_columns() -> None:
-    """MLflow's columns are read by name and type, with what is optional."""
-    value = from_mlflow(
-        {
-            "inputs": '[{"type": "double", "name": "x", "required": true}, '
-            '{"type": "long", "name": "n", "required": false}, '
-            '{"type": "string", "name": "s", "optional": true}]',
-            "outputs": [{"type": "boolean"}],
-            "params": None,
-        }
-    )
-    assert value.inputs == (
-        field("x"),
-        field("n", "int64", required=False),
-        field("s", "string", required=False),
-    )
-    assert value.outputs == (field("output", "bool"),)
-
-
-def test_mlflow_tensors() -> None:
-    """MLflow's tensors lose their batch axis; small integers keep their bounds in a wider type."""
-    value = from_mlflow(
-        {
-            "inputs": '[{"type": "tensor", "name": "image", '
-            '"tensor-spec": {"dtype": "uint8", "shape": [-1, 28, 28]}}]',
-            "outputs": '[{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}, '
-            '{"type": "tensor", "tensor-spec": {"dtype": "<U7", "shape": [-1, 3]}}]',
-        }
-    )
-    assert value.inputs == (field("image", "int32", minimum=0, maximum=255, shape=(28, 28)),)
-    assert value.outputs == (field("output_0", "int64"), field("output_1", "string", shape=(3,)))
-
-
-def test_mlflow_arrays() -> None:
-    """A column of arrays is a field with free axes."""
-    inner = {"type": "array", "items": {"type": "float"}}
-    value = from_mlflow({"inputs": [{"type": "array", "name": "v", "items": inner}]})
-    assert value.inputs == (field("v", "float32", shape=(-1, -1)),)
-
-
-@pytest.mark.parametrize(
-    ("value", "why"),
-    [
-        ("text", "is a mapping"),
-        ({}, "has no fields"),
-        ({"inputs": "[{"}, "cannot be read"),
-        ({"inputs": '[{"name": "a", "name": "b", "type": "long"}]'}, "cannot be read"),
-        ({"inputs": "[" * 100}, "cannot be read"),
-        ({"inputs": "\ud800"}, "cannot be read"),
-        ({"inputs": {"a": "long"}}, "not a list"),
-        ({"inputs": ["long"]}, "not a list"),
-        ({"inputs": [{"type": "object", "name": "o"}]}, "'o' has the MLflow type 'object'"),
-        ({"inputs": [{"type": ["long"], "name": "o"}]}, "no counterpart"),
-        ({"inputs": [{"name": "o"}]}, "'None'"),
-        ({"inputs": [{"type": "array", "name": "o"}]}, "no counterpart"),
-        ({"inputs": [{"type": "tensor", "name": "t"}]}, "has no dtype and shape"),
-        (
-            {"inputs": [{"type": "tensor", "tensor-spec": {"dtype": "complex64", "shape": [-1]}}]},
-            "'complex64'",
-        ),
-        (
-            {"inputs": [{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1, "a"]}}]},
-            "whole numbers",
-        ),
-        (
-            {"inputs": [{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1, 0]}}]},
-            "axis of length 0",
-        ),
-        ({"inputs": [{"type": "long", "name": "a"}, {"type": "long", "name": "a"}]}, "stands twice"),
-    ],
-)
-def test_bad_mlflow_signatures(value: object, why: str) -> None:
-    """What cannot be read, or has no counterpart, is refused by a sentence that says so."""
-    with pytest.raises(errors.InvalidSignature) as caught:
-        from_mlflow(value)
-    assert why in caught.value.message
-
-
-def test_deep_mlflow_arrays_end() -> None:
-    """Nesting is followed only as far as a shape can go."""
-    spec: dict[str, Any] = {"type": "double"}
-    for _ in range(50):
-        spec = {"type": "array", "items": spec}
-    with pytest.raises(errors.InvalidSignature):
-        from_mlflow({"inputs": [{**spec, "name": "deep"}]})

@@ -354,19 +354,6 @@ def replay_rate(spec: RateSpec, ticks: Iterable[TrialTick]) -> MeanEProcess:
     return state
 
 
-def leading_odds(state: BinaryEProcess, spec: EProcessSpec) -> float | None:
-    """The odds ratio of the grid with the most evidence: a hint at the size of an effect, not an estimate
-    with a bound.
-
-    Returns None before the first event.
-    """
-    if not state.log_r:
-        return None
-    return max(
-        zip(state.log_r, spec.mass, spec.odds, strict=True), key=lambda row: row[0] + math.log(row[1])
-    )[2]
-
-
 def log_threshold(alpha: float) -> float:
     """log(1/alpha), which `log_v` has to reach.
 
