@@ -225,7 +225,29 @@ def test_a_token_made_with_a_narrowed_one_is_as_narrow(gate: Gate) -> None:
     assert core.allowed(caller, Verb.READ, ModelName("risk", "a"))
     assert not core.allowed(caller, Verb.READ, CHURN)
     assert not core.allowed(caller, Verb.PROMOTE, ModelName("risk", "a"))
-    assert gate.do(make, label="next year", by=wide).info.expires_at == gate.now + timedelta(days=90)
+
+
+@pytest.mark.req("G10")
+def test_no_token_outlives_the_one_it_is_made_with(gate: Gate) -> None:
+    """Not even one of all its owner's rights makes a year of its hour, nor a project's admin's; only an admin
+    of the installation goes on after their first token."""
+    make = gate.access.create_token
+    gate.person("bob", Role.MAINTAINER)
+    gate.person("ida", Role.ADMIN, project="risk")
+    gate.person("cat", Role.ADMIN)
+    year = 366 * 86_400.0
+    for name in ("bob", "ida"):
+        hour = gate.do(make, label="hour", principal=name, expires_s=3_600.0)
+        by = gate.context(hour.secret)
+        assert gate.do(make, label="year", expires_s=year, by=by).info.expires_at == hour.info.expires_at
+        assert gate.do(make, label="less", expires_s=60.0, by=by).info.expires_at < hour.info.expires_at
+    admin = gate.context(gate.do(make, label="hour", principal="cat", expires_s=3_600.0).secret)
+    assert gate.do(make, label="year", expires_s=year, by=admin).info.expires_at == gate.now + timedelta(
+        days=366
+    )
+    narrow = gate.do(make, label="ci", principal="cat", expires_s=3_600.0, project="risk")
+    child = gate.do(make, label="year", expires_s=year, by=gate.context(narrow.secret))
+    assert child.info.expires_at == narrow.info.expires_at
 
 
 @pytest.mark.req("G10")

@@ -281,7 +281,8 @@ class Access:
         project: str | None = None,
     ) -> NewToken:
         """Make a token for oneself, or, as an admin, for somebody else. It may narrow its owner's rights,
-        never widen them, and one made with a narrowed token is at least as narrow.
+        never widen them, and one made with a narrowed token is at least as narrow. None outlives the token
+        it is made with, but for that of an admin of the installation.
 
         Raises:
             PrincipalNotFound: there is nobody of that name.
@@ -303,16 +304,18 @@ class Access:
         return self._new_token(act, owner, label, expires_at, verbs, project)
 
     def _end_of(self, act: Act, expires_s: float | None) -> datetime:
-        """When a token made now ends. One made with a narrowed token does not outlive that: else a leaked
-        hour would be good for a year.
+        """When a token made now ends. None outlives the token it is made with, else a leaked hour would be
+        good for a year; but for that of an admin of the installation, who could add a person just as well,
+        and without whom nobody could come in once the first token has ended.
         """
         if expires_s is not None and not expires_s > 0:
             raise errors.Invalid("A token lives for more than 0 seconds.", field="expires_s")
         life = TOKEN_DEFAULT_S if expires_s is None else min(expires_s, TOKEN_MAX_S)
         end = act.now + timedelta(seconds=life)
-        caller = act.caller
-        narrowed = caller.verbs is not None or caller.project is not None
-        made_with = store.get_token(act.tx, caller.token) if narrowed and caller.token is not None else None
+        token = act.caller.token
+        if token is None or act.may(Verb.ADMINISTER, None):
+            return end
+        made_with = store.get_token(act.tx, token)
         return min(end, made_with.expires_at) if made_with is not None else end
 
     def _new_token(
