@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from modelkeep.cli import main
 from modelkeep.client.answers import (
@@ -260,6 +261,14 @@ def test_a_dry_register_sends_nothing(server: FakeServer, modelkeep: Run, tmp_pa
     ran = modelkeep("register", str(tmp_path / "model.onnx"), "--name", "churn", "--dry-run")
     assert "model.onnx" in ran.out
     assert not server.asked
+
+
+def test_the_schema_of_metadata_needs_no_server(modelkeep: Run) -> None:
+    """It is a JSON Schema that takes the short forms, as an editor wants it."""
+    done = modelkeep("schema")
+    validator = Draft202012Validator(json.loads(done.out))
+    assert validator.is_valid({"performance": {"metrics": {"auc": 0.9}}})
+    assert not validator.is_valid({"performance": {"metrics": "none"}})
 
 
 def test_damage_is_an_error(server: FakeServer, modelkeep: Run) -> None:

@@ -217,6 +217,17 @@ def register(
 
 
 @verb()
+def schema(session: Session) -> None:
+    """Print the JSON Schema of a metadata document, short forms included.
+
+    An editor that knows it completes and checks a metadata.yaml while it is written; no server is asked.
+    """
+    from modelkeep.core import metadata_schema
+
+    session.screen.json(metadata_schema.json_schema())
+
+
+@verb()
 @click.argument("ref")
 @click.option(
     "--to", "folder", required=True, type=click.Path(file_okay=False), help="The folder to bring them to."
