@@ -111,6 +111,18 @@ def test_a_converted_classifier_with_two_outputs_is_served() -> None:
     assert sum(row["output_probability"]) == pytest.approx(1.0)
 
 
+@pytest.mark.req("S1")
+def test_a_shape_with_the_batch_axis_is_refused_at_load() -> None:
+    """The shape that the file itself shows is one axis too many; the error says which to declare."""
+
+    def signature(*shape: int) -> Signature:
+        return Signature(inputs=(Field(name="x", type=DataType.FLOAT32, shape=shape),))
+
+    with pytest.raises(errors.Invalid, match=r"without the batch axis: \[2\]"):
+        load(ONNX, signature(-1, 2))
+    assert ask(service(ONNX, signature(2)), {"inputs": [{"x": [10, 1]}]})[0] is Kind.ANSWER
+
+
 LOADS: list[tuple[dict[str, bytes], type[errors.ModelkeepError], str]] = [
     ({"model.onnx": b"nonsense"}, errors.Invalid, "cannot load"),
     ({"model.skops": b"nonsense"}, errors.Invalid, "cannot be loaded"),

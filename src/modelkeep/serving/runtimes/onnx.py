@@ -46,6 +46,7 @@ class OnnxRuntime:
                     f"The input {wanted.name!r} of {spec.label} is of a kind not served: {wanted.type}."
                 )
             self._inputs.append((wanted.name, dtype, list(wanted.shape)))
+        _check_ranks(spec, self._inputs)
 
     def predict(self, columns: Columns) -> Columns:
         feeds = self._feeds(columns)
@@ -74,6 +75,29 @@ class OnnxRuntime:
         if missing:
             raise errors.InvalidInput(f"The model needs an input {missing[0]!r}.", field=missing[0])
         return {name: _fitted(name, columns[name], dtype, shape) for name, dtype, shape in self._inputs}
+
+
+def _check_ranks(spec: VersionSpec, inputs: list[tuple[str, str, list[Any]]]) -> None:
+    """Refuse a signature that no row can satisfy, now instead of at each request.
+
+    Raises:
+        Invalid: a field declares other axes than the model's input of that name has behind the batch axis.
+    """
+    fields = {field.name: field for field in (spec.signature.inputs if spec.signature is not None else ())}
+    if len(fields) == len(inputs) == 1:  # the only field goes into the only input, whatever their names
+        fields = {inputs[0][0]: next(iter(fields.values()))}
+    for name, _, shape in inputs:
+        field = fields.get(name)
+        if field is None or not shape:  # several columns become one matrix; no axes are said to be known
+            continue
+        declared = len(field.dimensions)
+        column = (declared, len(shape)) == (0, 2)  # one value a row becomes a column
+        if declared + 1 != len(shape) and not column:
+            wanted = [length if isinstance(length, int) else -1 for length in shape[1:]]
+            raise errors.Invalid(
+                f"The signature of {spec.label} gives {field.name!r} the shape {list(field.dimensions)}, but "
+                f"the model takes {list(shape)}; declare one row, without the batch axis: {wanted}."
+            )
 
 
 def _fitted(name: str, array: Array, dtype: str, shape: list[Any]) -> Array:
