@@ -21,6 +21,7 @@ from modelkeep.cli.doctor import Check as DoctorCheck
 from modelkeep.cli.main import run
 from modelkeep.cli.show import Screen, Text, duration, size
 from modelkeep.client.answers import (
+    Altered,
     AuthMode,
     EventPage,
     FileProblem,
@@ -400,6 +401,11 @@ def test_care_reads_well(golden: Callable[[str, str], None]) -> None:
         dangling=1,
         dangling_bytes=2_048,
     )
+    actor = Altered(where="churn:#2", what="stage_intervals[41].actor", recorded="ann", found="eve")
+    metric = Altered(where="churn:#1", what="version_metrics[auc]", recorded='{"value":0.91}', found=None)
+    changed = FsckReport(
+        ok=False, versions=2, blobs=3, size_bytes=9_000_000, missing=0, damaged=0, altered=(actor, metric)
+    )
     checks = [
         DoctorCheck(name="server", ok=True, found="answers in 1 ms"),
         DoctorCheck(name="disk", ok=False, found="0.1 GiB are free", advice="make room"),
@@ -421,6 +427,7 @@ def test_care_reads_well(golden: Callable[[str, str], None]) -> None:
         ("up", server_views.up(places)),
         ("doctor", server_views.checks(checks)),
         ("fsck", server_views.fsck(report)),
+        ("fsck", server_views.fsck(changed)),
         ("gateway rollback", server_views.gateway_rollback(back)),
     )
     golden("cli_server.txt", text)

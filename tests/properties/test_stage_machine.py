@@ -25,6 +25,7 @@ from modelkeep.core.catalog import DEFAULT_STAGES
 from modelkeep.core.events import EventKind
 from modelkeep.core.promotion import Interval, RequestState, Vote
 from modelkeep.core.values import PAGE_MAX, parse_ref
+from modelkeep.service.projections import find_altered
 from modelkeep.store import events as event_store
 from modelkeep.store import promotion as store
 from modelkeep.store.database import Database, Transaction
@@ -348,6 +349,7 @@ class StageMachine(RuleBasedStateMachine):
             places = tx.all(store.occupancy.select().order_by(store.occupancy.c.number))
             return stays, places
 
+        assert list(find_altered(self.world.desk, self.world.context("dan"))) == []
         written = self.database.read(projections)
         self.database.write(store.rebuild).result()
         assert self.database.read(projections) == written

@@ -10,7 +10,7 @@ from modelkeep.core.access import Role
 from modelkeep.core.catalog import Metric
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import ALONE
-from modelkeep.core.values import parse_ref
+from modelkeep.core.values import ModelName, parse_ref
 from modelkeep.service.audit import Audit
 from modelkeep.service.projections import Altered, find_altered
 from modelkeep.store.database import Database
@@ -110,6 +110,22 @@ def test_what_is_recorded_and_what_is_found_are_both_told(registry: catalog_worl
     tamper(registry.desk.database, "update version_params set value = '9'")
     (one,) = altered(registry)
     assert one == Altered(where="churn:#1", what="version_params[lr].value", recorded="0.1", found="9")
+
+
+def test_a_model_that_was_taken_away_is_missed(registry: catalog_world.World) -> None:
+    """Deleting is an event and leaves a row; what has neither was removed by hand."""
+    registry.do(OWNER, registry.catalog.create_model, ModelName("default", "empty"))
+    tamper(registry.desk.database, "delete from models where name = 'empty'")
+    (one,) = altered(registry)
+    assert (one.where, one.what, one.found) == ("empty", "models", None)
+
+
+def test_a_version_that_was_taken_away_is_missed(history: promotion_world.World) -> None:
+    """So is a version whose rows were all removed."""
+    history.version("1.2.0")
+    tamper(history.database, "delete from version_files where version_id like '%churn_3'")
+    tamper(history.database, "delete from versions where number = 3")
+    assert whats(history) == [("churn:#3", "versions[3]")]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,12 @@ def find_altered(desk: Desk, context: Context) -> Iterator[Altered]:
     Raises:
         BrokenChain, MalformedBody: an event cannot be read; `audit verify` names it.
     """
+    cursor = 0
+    while told := desk.read(context, _told_after, cursor):
+        for sequence, name, there in told:
+            if not there:
+                yield Altered(where=str(name), what="models", recorded=f"event {sequence}", found=None)
+        cursor = told[-1][0]
     after = ""
     while batch := desk.read(context, _models_after, after):
         for model in batch:
@@ -59,6 +65,10 @@ def find_altered(desk: Desk, context: Context) -> Iterator[Altered]:
             for difference in check.differences:
                 yield _altered(check.model, difference)
         after = checks[-1].id
+
+
+def _told_after(act: Act, after: int) -> list[tuple[int, ModelName, bool]]:
+    return store.list_told(act.tx, after, MODELS_BATCH)
 
 
 def _models_after(act: Act, after: str) -> list[ModelHead]:

@@ -15,8 +15,8 @@ from modelkeep.core import codec, errors, promotion, registration
 from modelkeep.core.catalog import ModelVersion, StageGraph
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.promotion import Interval
-from modelkeep.core.values import PAGE_MAX, ModelName
-from modelkeep.store.models import texts
+from modelkeep.core.values import PAGE_MAX, ModelName, parse_ref
+from modelkeep.store.models import find_model, texts
 from modelkeep.store.promotion import place_row, stay_row
 from modelkeep.store.schema import (
     aliases,
@@ -108,6 +108,17 @@ def list_models(tx: Transaction, after: str, limit: int) -> list[ModelHead]:
     return [
         ModelHead(id, ModelName(project, name), stages)
         for id, project, name, stages in tx.all(_MODELS, after=after, limit=limit)  # noqa: A001
+    ]
+
+
+def list_told(tx: Transaction, after: int, limit: int) -> list[tuple[int, ModelName, bool]]:
+    """The models that events say were created, in order: the event's number, the name, and whether there is a
+    row. A row is kept when its model is deleted, so one that is missing was taken away."""
+    created = [stored.event for stored in tx.events.after(after, kind=EventKind.MODEL_CREATED, limit=limit)]
+    names = [parse_ref(event.model or event.subject).model for event in created]
+    return [
+        (event.sequence, name, find_model(tx, name, deleted=True) is not None)
+        for event, name in zip(created, names, strict=True)
     ]
 
 
