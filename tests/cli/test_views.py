@@ -47,7 +47,7 @@ from modelkeep.core.events import GENESIS, Event, EventKind, chain
 from modelkeep.core.observation import SideCounts, VersionPhase
 from modelkeep.core.policy import GateResult, Mode, Outcome
 from modelkeep.core.promotion import Approval, Interval, MoveCause, PromotionRequest, Seen, Vote
-from modelkeep.core.rollout import Endpoint, Judgement, Rollout, RolloutState, Verdict
+from modelkeep.core.rollout import Attempt, Endpoint, Judgement, Rollout, RolloutState, Verdict, attempt_of
 from modelkeep.core.routing import Epoch
 from modelkeep.core.values import Actor
 from tests.client.samples import CHURN, T0, digest, model, version
@@ -247,10 +247,27 @@ def test_promotion_reads_well(golden: Callable[[str, str], None]) -> None:
         ("request list", promotion_views.requests([_request(), _request(id="req_2", approvals_needed=0)])),
         ("request show", promotion_views.request(_request())),
         ("history", promotion_views.history(History(model=CHURN, intervals=stays))),
+        (
+            "history, with rollouts taken back",
+            promotion_views.history(History(model=CHURN, intervals=stays[:1], attempts=_attempts())),
+        ),
         ("whatwas", promotion_views.whatwas(was)),
         ("stages show", promotion_views.stages(model())),
     )
     golden("cli_promotion.txt", text)
+
+
+def _attempts() -> tuple[Attempt, ...]:
+    gone = _rollout(
+        state=RolloutState.ROLLED_BACK,
+        outcome="more callers fail than on stable",
+        finished_at=T0 + timedelta(minutes=3),
+    )
+    stopped = _rollout(
+        state=RolloutState.CANCELLED, outcome="by ada: wrong file", finished_at=T0 + timedelta(seconds=20)
+    )
+    found = [attempt_of(rollout) for rollout in (gone, stopped, _rollout())]
+    return tuple(attempt for attempt in found if attempt is not None)
 
 
 def _endpoint() -> Endpoint:

@@ -271,6 +271,13 @@ def test_a_worse_candidate_is_taken_back_by_itself(world: RolloutWorld) -> None:
         (EventKind.ROLLOUT_ROLLING_BACK, "rolling_back"),
         (EventKind.ROLLOUT_ROLLED_BACK, "rolled_back"),
     ]
+    history = world.read("owner", world.promotions.history, CHURN, stage=None, limit=5)
+    (attempt,) = history.attempts
+    assert (attempt.id, attempt.semver, attempt.stage) == (gone.id, "1.1.0", "production")
+    assert (attempt.state, attempt.outcome) == (RolloutState.ROLLED_BACK, gone.outcome)
+    assert attempt.started_at < attempt.finished_at
+    elsewhere = world.read("owner", world.promotions.history, CHURN, stage="staging", limit=5)
+    assert elsewhere.attempts == ()
     assert told[0].body["judgement"]["blamed"] == "errors"
     assert told[0].actor.name == "modelkeep"
     with pytest.raises(errors.Tombstoned):

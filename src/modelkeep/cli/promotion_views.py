@@ -227,6 +227,26 @@ def history(found: "History") -> View:
             ),
             right=(4,),
         )
+        if found.attempts:
+            screen.blank()
+            screen.line("Rollouts that ended without their version there:")
+            screen.table(
+                ("version", "stage", "from", "to", "lasted", "outcome", "by", "why"),
+                (
+                    (
+                        f"{found.model}:{a.semver}",
+                        stage(a.stage),
+                        moment(a.started_at),
+                        moment(a.finished_at),
+                        duration((a.finished_at - a.started_at).total_seconds()),
+                        Text(a.state.value.replace("_", " "), "bad"),
+                        a.started_by.name,
+                        a.outcome,
+                    )
+                    for a in found.attempts
+                ),
+                right=(4,),
+            )
 
     return draw
 

@@ -19,7 +19,7 @@ from modelkeep.core.events import ChainedEvent, ChainReport, Event, KnownHead
 from modelkeep.core.observation import VersionPhase
 from modelkeep.core.policy import GateResult, Policy
 from modelkeep.core.promotion import Interval, PromotionRequest
-from modelkeep.core.rollout import Endpoint, Evidence, Judgement, Rollout
+from modelkeep.core.rollout import Attempt, Endpoint, Evidence, Judgement, Rollout
 from modelkeep.core.routing import Epoch
 from modelkeep.core.values import Actor, Digest, ModelName
 

@@ -138,6 +138,8 @@ class RolloutState(StrEnum):
 _FINISHED = frozenset(
     {RolloutState.SUCCEEDED, RolloutState.ROLLED_BACK, RolloutState.FAILED, RolloutState.CANCELLED}
 )
+WITHOUT_SUCCESS = frozenset({RolloutState.ROLLED_BACK, RolloutState.FAILED, RolloutState.CANCELLED})
+"""How a rollout ends whose candidate does not enter the stage."""
 
 
 class Rollout(Struct, frozen=True, kw_only=True):
@@ -588,6 +590,39 @@ def _alarm(rollout: Rollout, observed: Observed) -> Judgement | None:
 
 
 # ---------------------------------------------------------------------------------------------------- routes
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """A rollout that ended without its candidate in the stage: taken back, failed or cancelled."""
+
+    id: str
+    endpoint: str
+    stage: str
+    number: int
+    semver: str
+    state: RolloutState
+    started_at: datetime
+    started_by: Actor
+    finished_at: datetime
+    outcome: str
+
+
+def attempt_of(rollout: Rollout) -> Attempt | None:
+    """What history tells of a rollout; None for one that goes on or succeeded."""
+    if rollout.state not in WITHOUT_SUCCESS or rollout.finished_at is None:
+        return None
+    return Attempt(
+        id=rollout.id,
+        endpoint=rollout.endpoint,
+        stage=rollout.stage,
+        number=rollout.candidate,
+        semver=rollout.candidate_semver,
+        state=rollout.state,
+        started_at=rollout.started_at,
+        started_by=rollout.started_by,
+        finished_at=rollout.finished_at,
+        outcome=rollout.outcome or "",
+    )
 
 
 def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, VersionKey]) -> Route | None:

@@ -15,18 +15,22 @@ from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.events import ChainedEvent, Event, EventKind
 from modelkeep.core.policy import GateResult
 from modelkeep.core.promotion import Displaced, Interval, MoveCause, PromotionRequest, StageMove
+from modelkeep.core.rollout import Attempt, attempt_of
 from modelkeep.core.values import Digest, ModelName, Numbered, Ref, Staged
 from modelkeep.service import references
 from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
 from modelkeep.store import promotion as store
+from modelkeep.store import rollout as rollout_store
 from modelkeep.store.database import ConstraintFailed
 from modelkeep.store.events import FAR
 from modelkeep.store.models import ModelRow
 
 PRODUCTION = "production"
 """The stage that is meant where a question names none."""
+HISTORY_ATTEMPTS = 50
+"""Rollouts without success that history looks at; 'modelkeep rollout ls' has all."""
 HISTORY_EVENTS = 50
 """Events shown with a model's history; 'modelkeep audit log' has all."""
 
@@ -52,10 +56,13 @@ class Moved(Struct, frozen=True, kw_only=True):
 
 
 class History(Struct, frozen=True, kw_only=True):
-    """Who stood where, the latest first, and the model's latest events for whoever may read the audit log."""
+    """Who stood where, the latest first; the latest rollouts that ended without success; and the model's
+    latest events for whoever may read the audit log.
+    """
 
     model: ModelName
     intervals: tuple[Interval, ...]
+    attempts: tuple[Attempt, ...] = ()
     events: tuple[ChainedEvent, ...] = ()
 
 
@@ -191,7 +198,8 @@ def set_stages(act: Act, model: ModelRow, graph: StageGraph, followed: frozenset
 
 
 def history(act: Act, model: ModelRow, stage: str | None, limit: int) -> History:
-    """The stays of a model's versions in a stage, or in all, the latest first, and its latest events.
+    """The stays of a model's versions in a stage, or in all, the latest first, the rollouts that were to
+    bring one there and did not, and the model's latest events.
 
     Raises:
         InvalidTransition: the model has no such stage, and never had.
@@ -199,10 +207,17 @@ def history(act: Act, model: ModelRow, stage: str | None, limit: int) -> History
     intervals = store.stays(act.tx, model.id, stage, FAR, limit)
     if stage is not None and not intervals:
         model.stages.stage(stage)
+    ended = rollout_store.attempts(act.tx, model.id, min(limit, HISTORY_ATTEMPTS))
+    told = [attempt_of(rollout) for rollout in ended if stage in (None, rollout.stage)]
     events: list[ChainedEvent] = []
     if act.may(Verb.READ_AUDIT, model.full_name):
         events = act.tx.events.before(limit=min(limit, HISTORY_EVENTS), model=str(model.full_name))
-    return History(model=model.full_name, intervals=tuple(intervals), events=tuple(events))
+    return History(
+        model=model.full_name,
+        intervals=tuple(intervals),
+        attempts=tuple(attempt for attempt in told if attempt is not None),
+        events=tuple(events),
+    )
 
 
 def whatwas(act: Act, model: ModelRow, ref: Ref, at: datetime) -> WhatWas:

@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, case, delete, func, or_, select, update
 
 from modelkeep.core import codec
 from modelkeep.core.observation import GatewayReport, Tick
-from modelkeep.core.rollout import Endpoint, Rollout
+from modelkeep.core.rollout import WITHOUT_SUCCESS, Endpoint, Rollout
 from modelkeep.core.values import ModelName
 from modelkeep.store.schema import (
     endpoints,
@@ -145,6 +145,17 @@ _SET_TABLE = insert(settings)
 _SET_TABLE = _SET_TABLE.on_conflict_do_update(
     index_elements=["key"],
     set_={"value": _SET_TABLE.excluded.value, "updated_at": _SET_TABLE.excluded.updated_at},
+)
+
+
+_ATTEMPTS = (
+    select(rollouts.c.document)
+    .where(
+        rollouts.c.model_id == bindparam("model_id"),
+        rollouts.c.state.in_([state.value for state in sorted(WITHOUT_SUCCESS)]),
+    )
+    .order_by(rollouts.c.started_at.desc(), rollouts.c.id.desc())
+    .limit(bindparam("limit"))
 )
 
 
@@ -293,6 +304,12 @@ def list_rollouts(
         statement = statement.where(rollouts.c.model_id == bindparam("model_id"))
         binds["model_id"] = model
     rows = tx.all(statement, before=before, limit=limit, **binds)
+    return [codec.decode(row[0], Rollout) for row in rows]
+
+
+def attempts(tx: Transaction, model: str, limit: int) -> list[Rollout]:
+    """A model's rollouts (given by its id) that ended without success, newest first."""
+    rows = tx.all(_ATTEMPTS, model_id=model, limit=limit)
     return [codec.decode(row[0], Rollout) for row in rows]
 
 
