@@ -89,6 +89,21 @@ def test_a_cleared_version_may_be_returned_to(world: World) -> None:
 
 
 @pytest.mark.req("G7")
+def test_with_nothing_to_go_back_to_a_promotion_is_named(sqlite_database: Database) -> None:
+    """Where the stage had one version only, the message speaks of no other."""
+    world = World(sqlite_database, ALONE)
+    world.versions("1.0.0", "2.0.0")
+    world.promote("1.0.0")
+    with pytest.raises(errors.NoRollbackTarget) as caught:
+        world.rollback(to=parse_ref("churn:2.0.0"))
+    assert caught.value.message == (
+        "churn:2.0.0 was never in production, so nothing says that it holds there; no other version was "
+        "there either, so run 'modelkeep promote churn:2.0.0 --to production -m WHY'."
+    )
+    assert caught.value.details["choices"] == []
+
+
+@pytest.mark.req("G7")
 def test_a_named_version_must_have_been_there(world: World) -> None:
     """Without asking gates one returns to a former occupant only; the message says to which."""
     world.version("2.0.0")

@@ -228,7 +228,7 @@ def registration(made: "Registration") -> View:
         )
         for reason in made.reasons or found.bump_reasons:
             screen.line(f"  {reason}")
-        screen.line(Text(f"  next: modelkeep promote {found.reference} --to staging -m WHY", "dim"))
+        screen.line(Text(f"  next: modelkeep gate {found.reference} --to production", "dim"))
 
     return draw
 

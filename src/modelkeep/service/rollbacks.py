@@ -211,10 +211,14 @@ class Rollbacks:
         if not store.was_in(act.tx, row.id, stage, wanted.number):
             former = store.former(act.tx, row.id, stage, CHOICES_MAX)
             choices = [stay.semver for stay in reversed(former) if stay.number != current]
+            promote = f"'modelkeep promote {wanted.reference} --to {stage} -m WHY'"
+            instead = (
+                f"go back to {', '.join(choices)}, or run {promote}"
+                if choices
+                else f"no other version was there either, so run {promote}"
+            )
             raise errors.NoRollbackTarget(
-                f"{wanted.reference} was never in {stage}, so nothing says that it holds there; go back to "
-                f"{', '.join(choices) or 'nothing (there is no former version)'}, or run "
-                f"'modelkeep promote {wanted.reference} --to {stage} -m WHY'.",
+                f"{wanted.reference} was never in {stage}, so nothing says that it holds there; {instead}.",
                 choices=choices,
             )
         return wanted
