@@ -1,6 +1,7 @@
 """The pages of metrics say what stands in the reference, and nothing else.
 
-Commands, settings, errors and events are compared in tests/cli, policies and filters beside their own code.
+Commands, settings, errors and events are compared in tests/cli, policies and filters beside their own code. Every
+page is linked from the first one.
 """
 
 import re
@@ -88,3 +89,12 @@ def gateway() -> str:
 def test_the_reference_has_every_metric(section: str, page: Callable[[], str]) -> None:
     """Name, kind, labels and meaning are those of the page, and no row is left of one that is gone."""
     assert documented(section) == exposed(page())
+
+
+@pytest.mark.req("U1")
+def test_every_page_is_linked_from_the_first() -> None:
+    """A page that the table of contents lacks is found by nobody, and no link there leads nowhere."""
+    folder = PAGE.parents[1]
+    index = folder / "README.md"
+    pages = {str(page.relative_to(folder)) for page in folder.rglob("*.md") if page != index}
+    assert pages == set(re.findall(r"\]\(([^)#]+\.md)", index.read_text()))
