@@ -1,7 +1,7 @@
 """The pages of metrics say what stands in the reference, and nothing else.
 
-Commands, settings, errors and events are compared in tests/cli, policies and filters beside their own code. Every
-page is linked from the first one.
+Commands, settings, errors and events are compared in tests/cli, policies and filters beside their own code.
+Every page is linked from the first one.
 """
 
 import re

@@ -14,6 +14,7 @@ from modelkeep.core.values import ModelName, parse_ref
 from modelkeep.store import events
 from modelkeep.store import rollout as store
 from modelkeep.store.database import Database
+from tests.leases import lease_of
 from tests.service.promotion_world import CHURN
 from tests.service.rollout_world import NAME, PLAN, STEP_S, FakeGateway, RolloutWorld
 
@@ -722,17 +723,17 @@ def test_two_controllers_share_the_work_by_lease(world: RolloutWorld) -> None:
     assert world.latest().step_since is None, "the first has it"
     world.look("first")
     assert world.latest().step_since is not None
-    lease = world.database.read(lambda tx: store.lease_of(tx, rollout_id))
+    lease = world.database.read(lambda tx: lease_of(tx, rollout_id))
     assert (lease.owner, lease.term) == ("first", 1)
     world.later(seconds=6)
     gateway.turn()
     world.look("second")
-    taken = world.database.read(lambda tx: store.lease_of(tx, rollout_id))
+    taken = world.database.read(lambda tx: lease_of(tx, rollout_id))
     assert (taken.owner, taken.term) == ("second", 2)
     world.desk.do(world.context("owner"), world.rollouts.release, "second")
     gateway.turn()
     world.look("third")
-    assert world.database.read(lambda tx: store.lease_of(tx, rollout_id)).owner == "third"
+    assert world.database.read(lambda tx: lease_of(tx, rollout_id)).owner == "third"
 
 
 def test_a_table_is_built_once_for_all_who_ask(world: RolloutWorld) -> None:

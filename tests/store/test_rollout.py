@@ -17,6 +17,7 @@ from modelkeep.store import models as models_store
 from modelkeep.store import rollout as store
 from modelkeep.store.database import ConstraintFailed, Database, Transaction
 from modelkeep.store.visibility import Scopes, Visible
+from tests.leases import Lease, lease_of
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
 CHURN = ModelName("default", "churn")
@@ -190,14 +191,14 @@ def test_a_lease_is_held_renewed_taken_over_and_let_go(filled: Database) -> None
         until = now + timedelta(seconds=5)
         return bool(write(filled, lambda tx: store.claim(tx, "rol_1", owner, now, until)))
 
-    def lease() -> store.Lease:
-        return filled.read(lambda tx: store.lease_of(tx, "rol_1"))
+    def lease() -> Lease:
+        return filled.read(lambda tx: lease_of(tx, "rol_1"))
 
-    assert lease() == store.Lease(None, None, 0)
+    assert lease() == Lease(None, None, 0)
     assert claim("a", 0)
     assert claim("a", 3)
     assert not claim("b", 5)
-    assert lease() == store.Lease("a", NOW + timedelta(seconds=8), 1)
+    assert lease() == Lease("a", NOW + timedelta(seconds=8), 1)
     assert claim("b", 8.001)
     assert not claim("a", 9)
     assert lease().term == 2

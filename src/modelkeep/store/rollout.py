@@ -106,9 +106,6 @@ _RELEASE = (
     .where(rollouts.c.lease_owner == bindparam("owner"))
     .values(lease_owner=None, lease_until=None)
 )
-_LEASE = select(rollouts.c.lease_owner, rollouts.c.lease_until, rollouts.c.lease_term).where(
-    rollouts.c.id == bindparam("id")
-)
 _TAKES = select(rollouts.c.id).where(
     rollouts.c.id == bindparam("id"), rollouts.c.endpoint == bindparam("endpoint"), rollouts.c.active == 1
 )
@@ -313,14 +310,6 @@ def attempts(tx: Transaction, model: str, limit: int) -> list[Rollout]:
     return [codec.decode(row[0], Rollout) for row in rows]
 
 
-class Lease(Struct, frozen=True):
-    """Which controller has a rollout for itself, until when; `term` rises with each new owner."""
-
-    owner: str | None
-    until: datetime | None
-    term: int
-
-
 def claim(tx: Transaction, rollout_id: str, owner: str, now: datetime, until: datetime) -> bool:
     """Take or renew the lease of an unfinished rollout; False while another controller holds it."""
     changed = tx.run(
@@ -336,12 +325,6 @@ def claim(tx: Transaction, rollout_id: str, owner: str, now: datetime, until: da
 def release(tx: Transaction, owner: str) -> None:
     """Let go of all leases of a controller."""
     tx.run(_RELEASE, owner=owner)
-
-
-def lease_of(tx: Transaction, rollout_id: str) -> Lease:
-    """Who looks after a rollout."""
-    owner, until, term = tx.one(_LEASE, id=rollout_id) or (None, None, 0)
-    return Lease(owner, codec.parse_time(until) if until is not None else None, int(term))
 
 
 # --------------------------------------------------------------------------------------------------- gateways
