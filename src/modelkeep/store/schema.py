@@ -143,6 +143,7 @@ models = _table(
     CheckConstraint("next_number > 0", name="next_number"),
     CheckConstraint("version_count >= 0", name="version_count"),
     UniqueConstraint("project", "name"),  # a deleted model's row takes the name up again, with its numbers
+    Index(None, "name"),  # a search names a model without its project
     _where("uq_models_project_folded", "project", "folded", condition="deleted_at is null", unique=True),
 )
 

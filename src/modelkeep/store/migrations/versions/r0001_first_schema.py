@@ -181,6 +181,7 @@ def _models() -> None:
         sa.UniqueConstraint("project", "name", name="uq_models_project_name"),
         sqlite_strict=True,
     )
+    op.create_index("ix_models_name", "models", ["name"])
     op.create_index(
         "uq_models_project_folded",
         "models",
