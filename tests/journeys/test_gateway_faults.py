@@ -5,7 +5,6 @@ journal says."""
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from modelkeep.core import errors
 from modelkeep.core.observation import VersionPhase
 from modelkeep.core.routing import Epoch, Route, RoutingTable
 from modelkeep.serving import control
-from modelkeep.serving.journal import DiskFile, Journal
 from tests.serving import models
 from tests.serving.control_plane import FakeControlPlane, until
-from tests.serving.gateways import Answer, Gateway, gone, kill, running
+from tests.serving.gateways import Gateway, Load, briefly, gone, kill, live, replayed, running
 
 pytestmark = [pytest.mark.journey, pytest.mark.network]
 
@@ -51,71 +49,6 @@ def plane() -> Iterator[FakeControlPlane]:
         for files in FILES:
             made.blobs.update(models.blobs(files))
         yield made
-
-
-class Load:
-    """Callers in threads, on kept connections, until told to stop; everything they got is kept."""
-
-    def __init__(self, gateway: Gateway, callers: int = 4) -> None:
-        self.answers: list[tuple[str, Answer]] = []
-        self.broken: list[tuple[str, str]] = []
-        self._gateway = gateway
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(callers)]
-
-    def _run(self, number: int) -> None:
-        sent = 0
-        while not self._stop.is_set():
-            sent += 1
-            user = f"user-{number}-{sent % 40}"
-            try:
-                answer = self._gateway.predict([[10, 0]], X_User=user)
-            except OSError as problem:
-                self.broken.append((user, repr(problem)))
-                time.sleep(0.01)
-            else:
-                self.answers.append((user, answer))
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        time.sleep(0.3)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    @property
-    def statuses(self) -> Counter[int]:
-        return Counter(answer.status for _, answer in self.answers)
-
-
-def replayed(gateway: Gateway) -> RoutingTable:
-    """What the journal on disk says, read from a copy."""
-    copy = gateway.data.parent / "copy.jsonl"
-    copy.write_bytes((gateway.data / "journal.jsonl").read_bytes())
-    journal = Journal(DiskFile(copy))
-    try:
-        return journal.open().table
-    finally:
-        journal.close()
-
-
-def live(gateway: Gateway) -> list[tuple[str, str, str | None, int]]:
-    """What the gateway obeys, briefly."""
-    listed = gateway.status()["routes"]
-    return [(r["endpoint"], r["stable"], r["candidate"], r["candidate_ppm"]) for r in listed]
-
-
-def briefly(found: RoutingTable) -> list[tuple[str, str, str | None, int]]:
-    """The same of a table."""
-    names = {spec.key: spec.label for spec in found.versions}
-    return [
-        (r.endpoint, names[r.stable], names[r.candidate] if r.candidate else None, r.candidate_ppm)
-        for r in found.routes
-    ]
 
 
 @pytest.mark.req("S1", "S7")
