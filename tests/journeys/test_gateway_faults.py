@@ -255,6 +255,50 @@ def test_a_killed_supervisor_leaves_nobody_and_comes_back_by_its_journal(
         gateway.close()
 
 
+@pytest.mark.req("S6", "S7")
+def test_a_restart_does_not_make_callers_new(tmp_path: Path, plane: FakeControlPlane) -> None:
+    """Killed or stopped in the middle of a rollout, the gateway knows whom it has counted; when that is lost
+    it says so and counts nobody as new. When the rollout is over nothing of it is left."""
+    plane.publish(table(1, route(1)))
+    gateway = Gateway(tmp_path / "gw", plane.url).start()
+    told = 0
+
+    def new_callers() -> int:
+        return sum(t.stable.new_callers + t.candidate.new_callers for t in plane.ticks["churn", "ro_1"])
+
+    def meet(*users: int) -> None:
+        nonlocal told
+        gateway.wait_route("churn", candidate="churn:2.0.0", candidate_ppm=500_000)
+        for user in users:
+            assert gateway.predict([[1, 1]], X_User=f"u{user}").status == 200
+        told += len(users)
+        until(lambda: _requests(plane) == told, "all requests are reported")
+
+    try:
+        meet(*range(20))
+        gateway.kill()
+        gateway.start()
+        meet(*range(25))
+        assert gateway.stop() == 0
+        gateway.start()
+        meet(*range(30))
+        assert new_callers() == 30
+        assert gateway.status()["callers_lost"] == []
+        gateway.kill()
+        for path in (gateway.data / "callers").iterdir():
+            path.unlink()
+        gateway.start()
+        assert gateway.status()["callers_lost"] == ["churn"]
+        assert "nobody counts as new" in gateway.log()
+        meet(*range(40))
+        assert new_callers() == 30
+        plane.publish(table(2, Route(endpoint="churn", epoch=Epoch(1, 2), stable=V1.key)))
+        gateway.wait_route("churn", candidate=None)
+        until(lambda: not (gateway.data / "callers").exists(), "nothing is left to remember")
+    finally:
+        gateway.close()
+
+
 @pytest.mark.req("S7")
 def test_killed_at_any_moment_the_journal_is_what_was_obeyed(tmp_path: Path, plane: FakeControlPlane) -> None:
     """kill -9 while the weight is being moved again and again: each start obeys a table that was

@@ -8,7 +8,7 @@ epoch. Nothing here judges.
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 import msgspec
@@ -21,6 +21,7 @@ from modelkeep.core.observation import (
     Tick,
 )
 from modelkeep.core.routing import Epoch, Role
+from modelkeep.serving.memory import First, Memory, RolloutKey
 from modelkeep.serving.options import ERROR_TEXT_MAX, ERRORS_SEEN_MAX, TICKS_KEPT_MAX
 
 BUCKETS_MS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0)
@@ -89,6 +90,16 @@ class Callers:
         self.failed: set[int] = set()
         self.slow: set[int] = set()
         self.maximum = maximum
+
+    @property
+    def sets(self) -> dict[First, set[int]]:
+        """Who did what for the first time."""
+        return {
+            First.ARRIVED: self.arrived,
+            First.ANSWERED: self.seen,
+            First.FAILED: self.failed,
+            First.SLOW: self.slow,
+        }
 
     def arrives(self, caller: int) -> bool:
         """Whether the caller comes for the first time, answered or not; past the bound nobody does."""
@@ -238,7 +249,6 @@ class _OpenTick:
 
 _TickKey = tuple[str, str | None, Epoch, int]
 """With the weight: a route may get its weight later than its epoch, when its candidate is ready."""
-_RolloutKey = tuple[str, str | None]
 
 
 class Ledger:
@@ -246,31 +256,66 @@ class Ledger:
     taken.
 
     Tick numbers begin at `first_number` (the start's time in milliseconds), so that they also rise over
-    restarts.
+    restarts. Whom a rollout has seen is in `memory`. Of a rollout that was under way before this start
+    (`resumed`) and whose memory is lost nobody is counted as new or first any more: a caller who was counted
+    before would be counted twice, which no verdict could be trusted after.
     """
 
-    def __init__(self, now: datetime, first_number: int, *, callers_max: int = CALLERS_TRACKED_MAX) -> None:
+    def __init__(
+        self,
+        now: datetime,
+        first_number: int,
+        *,
+        memory: Memory | None = None,
+        resumed: Iterable[RolloutKey] = (),
+        callers_max: int = CALLERS_TRACKED_MAX,
+    ) -> None:
         self._first = first_number
-        self._numbers: dict[_RolloutKey, int] = {}
-        self._books: dict[_RolloutKey, Callers] = {}
+        self._numbers: dict[RolloutKey, int] = {}
+        self._memory = memory
+        self._books: dict[RolloutKey, Callers | None] = {}
+        """None: the memory is lost."""
+        self._noted: dict[RolloutKey, list[tuple[First, int]]] = {}
         self._open: dict[_TickKey, _OpenTick] = {}
         self._callers_max = callers_max
         self._since = now
         self._waiting: list[Tick] = []
         self._sent = 0
         """How many of the first of `_waiting` went out at least once; those may no longer be merged."""
+        for key in resumed:
+            self._books[key] = self._filled(memory.recall(key) if memory is not None else None)
+
+    def _filled(self, known: list[tuple[First, int]] | None) -> Callers | None:
+        if known is None:
+            return None
+        book = Callers(self._callers_max)
+        sets = book.sets
+        for first, caller in known:
+            sets[first].add(caller)
+        return book
+
+    def begin(self, endpoint: str, rollout: str) -> None:
+        """Have a book for a rollout, before its first request is split."""
+        key = (endpoint, rollout)
+        if key not in self._books:
+            new = self._memory is None or self._memory.begin(key)
+            self._books[key] = self._filled([] if new or self._memory is None else self._memory.recall(key))
+
+    @property
+    def lost(self) -> list[str]:
+        """Endpoints in whose rollout nobody counts as new any more."""
+        return [endpoint for (endpoint, _), book in self._books.items() if book is None]
 
     def add(self, counts: RouteCounts) -> None:
         """Take in what one front counted."""
         tick = self._tick(counts.endpoint, counts.rollout, counts.epoch, counts.candidate_ppm)
-        book = None
+        book, noted = None, []
         if counts.rollout is not None:
-            key = (counts.endpoint, counts.rollout)
-            book = self._books.get(key)
-            if book is None:
-                book = self._books[key] = Callers(self._callers_max)
-        tick.stable = tick.stable.plus(_resolve(counts.stable, book))
-        tick.candidate = tick.candidate.plus(_resolve(counts.candidate, book))
+            self.begin(counts.endpoint, counts.rollout)
+            book = self._books[counts.endpoint, counts.rollout]
+            noted = self._noted.setdefault((counts.endpoint, counts.rollout), [])
+        tick.stable = tick.stable.plus(_resolve(counts.stable, book, noted))
+        tick.candidate = tick.candidate.plus(_resolve(counts.candidate, book, noted))
         for text in counts.errors_seen:
             if len(tick.errors_seen) < ERRORS_SEEN_MAX and text not in tick.errors_seen:
                 tick.errors_seen = (*tick.errors_seen, text)
@@ -297,7 +342,13 @@ class Ledger:
         return tick
 
     def close(self, now: datetime) -> None:
-        """Close all open ticks, oldest epoch first, and number them."""
+        """Close all open ticks, oldest epoch first, and number them. What they count as new is remembered
+        first."""
+        if self._memory is not None:
+            for key, done in self._noted.items():
+                if done:
+                    self._memory.note(key, done)
+        self._noted.clear()
         by_age = sorted(self._open.items(), key=lambda item: item[0][2:])
         for (endpoint, rollout, epoch, ppm), tick in by_age:
             number = self._numbers.get((endpoint, rollout), self._first - 1) + 1
@@ -346,11 +397,13 @@ class Ledger:
         self._waiting = [*left, *self._waiting[self._sent :]]
         self._sent = len(left)
 
-    def forget(self, live: Iterable[tuple[str, str | None]]) -> None:
+    def forget(self, live: Iterable[RolloutKey]) -> None:
         """Drop the callers of rollouts that no route names any more."""
         keep = set(live)
         for key in [key for key in self._books if key not in keep]:
             del self._books[key]
+            if self._memory is not None:
+                self._memory.forget(key)
 
     @property
     def waiting(self) -> int:
@@ -358,25 +411,32 @@ class Ledger:
         return len(self._waiting)
 
 
-def _resolve(delta: SideDelta, callers: Callers | None) -> SideCounts:
-    """A side's counts with its callers counted against the book of the whole rollout."""
+def _resolve(delta: SideDelta, callers: Callers | None, noted: list[tuple[First, int]]) -> SideCounts:
+    """A side's counts with its callers counted against the book of the whole rollout; `noted` gets those who
+    did something for the first time."""
     if callers is None:
         return delta.counts
-    arrived = sum(callers.arrives(caller) for caller in delta.arrived)
-    new = sum(callers.is_new(caller) for caller in delta.new)
-    failed = sum(callers.is_new(caller) for caller in delta.new_failed)
+
+    def counted(first: First, hashes: Iterable[int], is_so: Callable[[int], bool]) -> int:
+        those = [(first, caller) for caller in hashes if is_so(caller)]
+        noted.extend(those)
+        return len(those)
+
+    arrived = counted(First.ARRIVED, delta.arrived, callers.arrives)
+    new = counted(First.ANSWERED, delta.new, callers.is_new)
+    failed = counted(First.ANSWERED, delta.new_failed, callers.is_new)
     return msgspec.structs.replace(
         delta.counts,
         callers_arrived=arrived,
         new_callers=new + failed,
         new_callers_failed=failed,
-        callers_first_error=_firsts(callers, delta.first_error, callers.failed),
-        callers_first_slow=_firsts(callers, delta.first_slow, callers.slow),
+        callers_first_error=counted(
+            First.FAILED, delta.first_error, lambda caller: callers.is_first(caller, callers.failed)
+        ),
+        callers_first_slow=counted(
+            First.SLOW, delta.first_slow, lambda caller: callers.is_first(caller, callers.slow)
+        ),
     )
-
-
-def _firsts(callers: Callers, hashes: Sequence[int], among: set[int]) -> int:
-    return sum(callers.is_first(caller, among) for caller in hashes)
 
 
 def merge(first: Tick, second: Tick) -> Tick:

@@ -33,6 +33,7 @@ from modelkeep.serving.contact import Contact
 from modelkeep.serving.control import ControlServer, RunFolder
 from modelkeep.serving.counting import Ledger
 from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
+from modelkeep.serving.memory import Memory
 from modelkeep.serving.metrics import Metrics
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.router import changes, named
@@ -86,7 +87,9 @@ class Supervisor:
         self._fronts = [FrontUnit(self, index, listener) for index, listener in enumerate(listeners)]
         self._acks: dict[int, asyncio.Future[None]] = {}
         now = _now()
-        self._ledger = Ledger(now, int(now.timestamp() * 1000))
+        under_way = [(route.endpoint, route.rollout) for route in self._live.routes if route.rollout]
+        memory = Memory(options.data / "callers")
+        self._ledger = Ledger(now, int(now.timestamp() * 1000), memory=memory, resumed=under_way)
         self._metrics = Metrics()
         self._labels: dict[VersionKey, str] = {spec.key: spec.label for spec in self._live.versions}
         self._sides: dict[tuple[str, int, int], tuple[str, str]] = {}
@@ -106,6 +109,12 @@ class Supervisor:
         if self.unclean:
             log.warning(
                 "The last run did not end cleanly; candidates have no weight until the control plane says so."
+            )
+        for endpoint in self._ledger.lost:
+            log.warning(
+                "Whom the rollout has counted was lost: nobody counts as new in it any more. Abort it and "
+                "promote again, or step on by hand.",
+                endpoint=endpoint,
             )
         self._remember(self._live)
         for front in self._fronts:
@@ -220,6 +229,9 @@ class Supervisor:
             if not await self._reached(after):
                 self._dirty.set()
                 continue
+            for route in after.routes:
+                if route.rollout is not None:
+                    self._ledger.begin(route.endpoint, route.rollout)
             serial = self._serial + 1
             intent = Record(
                 kind=RecordKind.INTENT, at=_now(), serial=serial, table=after, cause="control plane"
@@ -493,13 +505,13 @@ class Supervisor:
                     for front in self._fronts:
                         if front.alive:
                             await front.collected.wait()
-            rollouts = []
             for route in self._live.routes:
                 if route.rollout is not None:
-                    rollouts.append((route.endpoint, route.rollout))
                     self._ledger.touch(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
             self._ledger.close(_now())
-            self._ledger.forget(rollouts)
+            self._ledger.forget(
+                (route.endpoint, route.rollout) for route in (*self._live.routes, *self._desired.routes)
+            )
             await self._scribe.make_up()
 
     async def _watch_lease(self) -> None:
@@ -596,6 +608,7 @@ class Supervisor:
             "journal_ok": self._scribe.ok,
             "rollbacks_waiting": len(self._pending),
             "ticks_waiting": self._ledger.waiting,
+            "callers_lost": self._ledger.lost,
             "fronts": [
                 {"pid": front.pid, "starts": front.starts, "alive": front.alive} for front in self._fronts
             ],
