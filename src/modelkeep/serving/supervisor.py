@@ -592,7 +592,12 @@ class Supervisor:
             for route in self._live.routes
         ]
         versions = [
-            {**msgspec.to_builtins(unit.report()), "version": unit.spec.label, "pid": unit.pid}
+            {
+                **msgspec.to_builtins(unit.report()),
+                "digest": unit.spec.digest,
+                "version": unit.spec.label,
+                "pid": unit.pid,
+            }
             for unit in self._units.values()
         ]
         return {
