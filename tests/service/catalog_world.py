@@ -13,6 +13,7 @@ from modelkeep.core import codec
 from modelkeep.core.access import Caller, Effect, Grant, Role
 from modelkeep.core.catalog import Draft, DraftSpec, FileEntry, ModelVersion
 from modelkeep.core.events import EventKind
+from modelkeep.core.promotion import MoveCause, StageMove
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Actor, Digest, ModelName, parse_model_name, parse_ref
 from modelkeep.service.act import Act, Context, Desk
@@ -167,8 +168,13 @@ class World:
 
 def _place(act: Act, version: ModelVersion, stage: str, exclusive: bool) -> None:
     row = models.get_row(act.tx, version.model)
+    moved = StageMove(from_stage=version.stage, to=stage, semver=version.semver, cause=MoveCause.PROMOTION)
     event = act.record(
-        EventKind.STAGE_MOVED, version.reference, model=version.model, number=version.number, to=stage
+        EventKind.STAGE_MOVED,
+        version.reference,
+        model=version.model,
+        number=version.number,
+        **codec.builtins(moved),
     )
     at = codec.format_time(act.now)
     act.tx.run(

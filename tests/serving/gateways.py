@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from modelkeep.core.errors import GatewayUnavailable
 from modelkeep.core.routing import RoutingTable
 from modelkeep.serving import control
 from modelkeep.serving.journal import DiskFile, Journal
@@ -111,9 +112,11 @@ class Gateway:
         return control.call(self.data, "status")
 
     def version(self, label: str) -> dict[str, Any]:
-        return next(
-            (v for v in self.status()["versions"] if v["version"] == label), {"phase": "absent", "pid": 0}
-        )
+        absent = {"phase": "absent", "pid": 0}
+        try:
+            return next((v for v in self.status()["versions"] if v["version"] == label), absent)
+        except GatewayUnavailable:  # it answers callers a moment before it takes commands
+            return absent
 
     def wait_ready(self, label: str) -> None:
         until(lambda: self.version(label)["phase"] == "ready", f"{label} is ready; log: {self.log()[-2000:]}")
@@ -122,12 +125,13 @@ class Gateway:
         """Until the live route has these values."""
 
         def so() -> bool:
-            routes = {route["endpoint"]: route for route in self.status()["routes"]}
+            try:
+                routes = {route["endpoint"]: route for route in self.status()["routes"]}
+            except GatewayUnavailable:  # it answers callers a moment before it takes commands
+                return False
             return endpoint in routes and all(routes[endpoint][key] == value for key, value in wanted.items())
 
-        until(
-            so, f"route {endpoint} has {wanted}; status {self.status()['routes']}; log: {self.log()[-2000:]}"
-        )
+        until(so, f"route {endpoint} has {wanted}; log: {self.log()[-2000:]}")
 
     def request(
         self,
