@@ -44,7 +44,7 @@ SYSTEM_CONTEXT = Context(caller=SYSTEM_CALLER)
 
 
 class Act:
-    """One unit of work. Made by the desk, used by one service method and whatever it calls, then forgotten."""
+    """One unit of work, made by the desk for one service method and whatever that calls."""
 
     def __init__(self, tx: Transaction, context: Context, now: datetime) -> None:
         self.tx = tx
