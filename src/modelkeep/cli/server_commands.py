@@ -198,11 +198,7 @@ def gateway_run(
         host=settings.gateway_host,
         port=settings.gateway_port,
         server=server_url or settings.url,
-        token_file=Path(token_file)
-        if token_file
-        else folder / "token"
-        if (folder / "token").exists()
-        else None,
+        token_file=Path(token_file) if token_file else None,
         name=name,
         url=address,
         fronts=settings.gateway_fronts,

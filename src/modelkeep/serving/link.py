@@ -14,7 +14,6 @@ import http.client
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -30,6 +29,8 @@ CALL_TIMEOUT_S = 10.0
 """A report or a chunk of a file that takes longer is given up and tried again."""
 TOKEN_MAX_BYTES = 4096
 """Of a token file."""
+TOKEN_FILE = "token"
+"""In the data folder: where a server beside this gateway leaves its token, when no other file is named."""
 
 T = TypeVar("T")
 log = telemetry.Log("gateway.link")
@@ -48,7 +49,8 @@ class Link:
             )
         self._secure = parts.scheme == "https"
         self._host, self._port, self._prefix = parts.hostname, parts.port, parts.path.rstrip("/")
-        self._token_file: Path | None = options.token_file
+        self._token_file = options.token_file or options.data / TOKEN_FILE
+        self._token_needed = options.token_file is not None
         self._wait_s = options.poll_wait_s
         self._open: set[http.client.HTTPConnection] = set()
         self._kept: dict[str, http.client.HTTPConnection] = {}
@@ -85,12 +87,10 @@ class Link:
             ServerUnavailable, or what the server said; also between two chunks.
         """
         connection = self._connect(CALL_TIMEOUT_S)
+        path = f"{self._prefix}/api/v1/gateway/blobs/{digest}"
         try:
             with _unavailable():
-                connection.request(
-                    "GET", f"{self._prefix}/api/v1/gateway/blobs/{digest}", headers=self._headers()
-                )
-                response = connection.getresponse()
+                response = self._answered(connection, "GET", path, None)
                 if response.status != 200:
                     raise _said(response.status, response.read(codec.JSON_MAX_BYTES))
                 while chunk := response.read(CHUNK_BYTES):
@@ -110,6 +110,9 @@ class Link:
         """End all calls under way, and make no more."""
         with self._lock:
             self._closed = True
+            idle, self._kept = list(self._kept.values()), {}
+        for connection in idle:
+            self._drop(connection)
         self.interrupt()
 
     def _call(
@@ -118,22 +121,46 @@ class Link:
         connection = self._kept.pop(kind, None) or self._connect(timeout_s)
         try:
             with _unavailable():
-                headers = self._headers()
-                if body is not None:
-                    headers["Content-Type"] = "application/json"
-                connection.request(method, self._prefix + path, body, headers)
-                response = connection.getresponse()
+                response = self._answered(connection, method, self._prefix + path, body)
                 data = response.read(TABLE_MAX_BYTES + 1)
         except BaseException:
             self._drop(connection)
             raise
-        if response.will_close or self._closed:
+        with self._lock:
+            keep = not (response.will_close or self._closed)
+            if keep:
+                self._kept[kind] = connection
+        if not keep:
             self._drop(connection)
-        else:
-            self._kept[kind] = connection
         if response.status not in (200, 202, 204):
             raise _said(response.status, data)
         return response.status, data
+
+    def _answered(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
+    ) -> http.client.HTTPResponse:
+        """Ask, and once more when the token was replaced in between: a server that starts takes the gateway's
+        former token back, and a request that waited for it to start still carries that one."""
+        token = self._token()
+        response = self._asked(connection, method, path, body, token)
+        if response.status == 401 and (newer := self._token()) != token:
+            response.read(codec.JSON_MAX_BYTES)
+            if response.will_close:
+                connection.close()  # it opens again by itself
+            response = self._asked(connection, method, path, body, newer)
+        return response
+
+    @staticmethod
+    def _asked(
+        connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, token: str | None
+    ) -> http.client.HTTPResponse:
+        headers = {"Accept": "application/json", "User-Agent": "modelkeep-gateway"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection.request(method, path, body, headers)
+        return connection.getresponse()
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         make = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
@@ -149,17 +176,21 @@ class Link:
             self._open.discard(connection)
         connection.close()
 
-    def _headers(self) -> dict[str, str]:
-        headers = {"Accept": "application/json", "User-Agent": "modelkeep-gateway"}
-        if self._token_file is not None:
-            try:
-                with open(self._token_file, "rb") as file:  # each time: tokens are renewed under our feet
-                    headers["Authorization"] = f"Bearer {file.read(TOKEN_MAX_BYTES).decode('ascii').strip()}"
-            except (OSError, UnicodeDecodeError) as problem:
-                raise errors.NotAuthenticated(
-                    f"The token file {self._token_file} cannot be read: {problem}."
-                ) from problem
-        return headers
+    def _token(self) -> str | None:
+        """The token as it is now, for it is renewed under our feet. None where there is none and none was
+        named."""
+        try:
+            with open(self._token_file, "rb") as file:
+                return file.read(TOKEN_MAX_BYTES).decode("ascii").strip()
+        except FileNotFoundError as problem:
+            if not self._token_needed:
+                return None
+            raise self._unreadable(problem) from problem
+        except (OSError, UnicodeDecodeError) as problem:
+            raise self._unreadable(problem) from problem
+
+    def _unreadable(self, problem: Exception) -> errors.NotAuthenticated:
+        return errors.NotAuthenticated(f"The token file {self._token_file} cannot be read: {problem}.")
 
 
 @contextlib.contextmanager

@@ -41,9 +41,9 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     """Everything that can be set about a gateway.
 
     `data` is its folder (journal, cache, sockets). `server` is the control plane's address (None: serve what
-    the journal holds). `token_file` holds the bearer token. `name` is what the control plane calls this
-    gateway (None: an id made once and kept in the folder). `url` is the address that callers reach it by
-    (None: host and port).
+    the journal holds). `token_file` holds the bearer token (None: `token` in the folder, once it is there).
+    `name` is what the control plane calls this gateway (None: an id made once and kept in the folder). `url`
+    is the address that callers reach it by (None: host and port).
     """
 
     data: Path
