@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelkeep import __version__
 from modelkeep.core import errors
 from modelkeep.core.observation import LocalRollback
 from modelkeep.core.routing import EMPTY_TABLE, Epoch, Route, RoutingTable, VersionKey, VersionSpec
@@ -299,3 +300,60 @@ def test_a_disk_file_replaces_itself_at_once(tmp_path: Path) -> None:
 def test_records_are_small_where_they_can_be() -> None:
     """A confirmation does not carry what its intent already said."""
     assert len(msgspec.json.encode(record(RecordKind.APPLIED, 5))) < 100
+
+
+def written(*bodies: bytes) -> TornDisk:
+    """A journal with these bodies, each in its place in the chain."""
+    chain, data = journal.GENESIS, b""
+    for body in bodies:
+        chain = hashlib.sha256(chain.encode() + b" " + body).hexdigest()
+        data += chain.encode() + b" " + body + b"\n"
+    return TornDisk(data)
+
+
+OPENED = b'{"kind":"opened","at":"2025-01-01T00:00:00Z"}'
+FORMER = (
+    b'{"kind":"snapshot","at":"2025-01-01T00:00:00Z","serial":1,"table":{"number":1,"routes":[],'
+    b'"versions":[{"model":"m","semver":"1.0.0"}]}}'
+)
+"""A table from the time when versions were known by their content alone."""
+
+
+@pytest.mark.req("S7")
+@pytest.mark.parametrize(
+    ("bodies", "release"),
+    [
+        ((OPENED, FORMER), "earlier than"),
+        ((b'{"format":0,"release":"0.0.9","more":1}', FORMER), r"\(0\.0\.9\)"),
+    ],
+)
+def test_a_journal_of_an_earlier_format_says_what_to_do(bodies: tuple[bytes, ...], release: str) -> None:
+    """It is not called damaged or newer; it is left as it is, and the message names the way on."""
+    disk = written(*bodies)
+    before = disk.data
+    with pytest.raises(errors.JournalDamaged, match=f"is whole.*{release}.*Move the file away"):
+        Journal(disk, "journal.jsonl").open()
+    assert disk.data == before
+
+
+@pytest.mark.req("S7")
+def test_a_journal_of_a_later_format_names_its_release() -> None:
+    """Whatever its records are, the header says whose they are."""
+    disk = written(b'{"format":2,"release":"9.1.0"}', b'{"unheard":"of"}')
+    with pytest.raises(errors.SchemaTooNew, match=r"release 9\.1\.0.*newer than this one"):
+        Journal(disk).open()
+
+
+@pytest.mark.req("S7")
+def test_every_file_begins_with_its_format() -> None:
+    """A new file, one whose first write was refused, and one that was written anew."""
+    disk = TornDisk()
+    disk.fail_after = 30
+    with pytest.raises(OSError, match="No space"):
+        Gateway(disk)
+    gateway = Gateway(disk)
+    for _ in range(2):
+        header = msgspec.json.decode(disk.data.splitlines()[0][65:], type=journal.Header)
+        assert header == journal.Header(format=journal.FORMAT, release=__version__)
+        gateway.forward()
+        gateway.compacted()

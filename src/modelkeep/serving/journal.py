@@ -1,7 +1,8 @@
 """The gateway's local journal: what table it obeyed, when and why, so that it can go on without asking
 anyone.
 
-Hash-chained JSON lines, each `<sha256 of the line before and this body> <body>`. A forward move is two
+Hash-chained JSON lines, each `<sha256 of the line before and this body> <body>`. The first one says in which
+format the others are, and can be read whatever they are. A forward move is two
 records: INTENT, durable before any front swaps, and APPLIED after all have. A rollback is one record, written
 after the swap, because nothing may stand between a rollback and its effect. Every record that changes the
 table carries it whole, so the live table is the last one that counts, whatever came between.
@@ -15,8 +16,9 @@ table carries it whole, so the live table is the last one that counts, whatever 
     taken      never (drops reported rollbacks)       when the control plane has taken rollbacks over
     closed     never (says that the stop was clean)   at the end
 
-A torn last line is the trace of a crash and is cut. Damage anywhere else is not, and is refused. This file
-does not decide what to obey; `moves.py` and the supervisor do.
+Whoever changes what a record carries, so that former ones cannot be read, raises FORMAT. A torn last line is
+the trace of a crash and is cut. Damage anywhere else is not, and is refused. This file does not decide what
+to obey; `moves.py` and the supervisor do.
 """
 
 import hashlib
@@ -29,10 +31,13 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from modelkeep.core import codec, errors
+from modelkeep import __version__
+from modelkeep.core import codec, errors, values
 from modelkeep.core.observation import LocalRollback
 from modelkeep.core.routing import EMPTY_TABLE, RoutingTable, check_table
 
+FORMAT = 1
+"""Of what this release writes, and the only one that it reads."""
 RECORDS_MAX = 2_000
 """Records after which the file is written anew with the live table alone."""
 FILE_MAX_BYTES = 16 * 1024 * 1024
@@ -40,6 +45,13 @@ FILE_MAX_BYTES = 16 * 1024 * 1024
 _WAY_ON = "Move the file away and start again: the gateway then takes its table from the control plane."
 GENESIS = "0" * 64
 _HASH = 64
+
+
+class Header(Struct, frozen=True, kw_only=True):
+    """The first line. It may gain fields, and these two stay as they are for ever."""
+
+    format: int
+    release: str
 
 
 class RecordKind(StrEnum):
@@ -193,8 +205,9 @@ class Journal:
         """Read, verify and cut a torn last line.
 
         Raises:
-            JournalDamaged: a line before the last one is not what was written, or its table cannot be obeyed.
-            SchemaTooNew: a line is what was written, by a release that says more than this one understands.
+            JournalDamaged: a line before the last one is not what was written, its table cannot be obeyed, or
+                an earlier release wrote it in a form that is not read any more.
+            SchemaTooNew: it is what was written, by a release that says more than this one understands.
         """
         data = self._file.read()
         records, self._size, self._hash = self._parse(data)
@@ -214,19 +227,50 @@ class Journal:
         while size < len(data):
             number += 1
             end = data.find(b"\n", size)
-            record = None
-            if end >= 0:
-                record = _read_line(chain, data[size:end])
-            if record is None:
+            body = _body(chain, data[size:end]) if end >= 0 else None
+            if body is None:
                 if 0 <= end < len(data) - 1:
                     raise errors.JournalDamaged(
                         f"Line {number} of {self._name} is not what was written. {_WAY_ON}", line=number
                     )
                 break
+            if number == 1:
+                self._check_header(body)
+            else:
+                records.append(self._record(body))
             chain = data[size : size + _HASH].decode()
-            records.append(record)
             size = end + 1
         return records, size, chain
+
+    def _check_header(self, body: bytes) -> None:
+        """Refuse a file in another format than this release's, before any of its records is looked at."""
+        try:
+            header = codec.decode(body, Header)
+        except errors.MalformedBody:  # there was a time before headers
+            header = Header(format=0, release="")
+        release = values.printable(header.release)
+        if header.format > FORMAT:
+            raise errors.SchemaTooNew(
+                f"The gateway's journal {self._name} was written by release {release}, which is newer than this "
+                f"one ({__version__}); start that release, or move the file away."
+            )
+        if header.format < FORMAT:
+            raise errors.JournalDamaged(
+                f"The gateway's journal {self._name} is whole, but of a release "
+                f"({release or 'earlier than those that give their name'}) whose form this one ({__version__}) "
+                f"does not read. {_WAY_ON} Should there be rollbacks that were not reported yet, start the former "
+                "release first: it alone can tell them.",
+                format=header.format,
+            )
+
+    def _record(self, body: bytes) -> Record:
+        try:
+            return codec.decode(body, Record)
+        except errors.MalformedBody as problem:
+            raise errors.SchemaTooNew(
+                f"The gateway's journal {self._name} has a record of a newer release; start that one, or "
+                "move the file away."
+            ) from problem
 
     def append(self, *records: Record) -> None:
         """Make records durable, all in one write.
@@ -237,7 +281,7 @@ class Journal:
         if self._torn:
             self._file.truncate(self._size)
             self._torn = False
-        lines, chain = _lines(self._hash, records)
+        lines, chain = self._lines(records)
         try:
             self._file.append(lines)
         except OSError:
@@ -254,17 +298,24 @@ class Journal:
         if not force and self._records < RECORDS_MAX and self._size < FILE_MAX_BYTES:
             return False
         opened = Record(kind=RecordKind.OPENED, at=snapshot().at, cause=f"compacted after {self._hash}")
-        lines, chain = _lines(GENESIS, (opened, snapshot()))
+        lines, chain = _lines(GENESIS, (_header(), opened, snapshot()))
         self._file.replace(lines)
         self._hash, self._size, self._records, self._torn = chain, len(lines), 2, False
         return True
+
+    def _lines(self, records: tuple[Record, ...]) -> tuple[bytes, str]:
+        return _lines(self._hash, records if self._size else (_header(), *records))
 
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
 
 
-def _lines(chain: str, records: tuple[Record, ...]) -> tuple[bytes, str]:
+def _header() -> Header:
+    return Header(format=FORMAT, release=__version__)
+
+
+def _lines(chain: str, records: tuple[Header | Record, ...]) -> tuple[bytes, str]:
     lines = bytearray()
     for record in records:
         body = codec.encode(record)
@@ -277,13 +328,9 @@ def _chained(previous: str, body: bytes) -> str:
     return hashlib.sha256(previous.encode() + b" " + body).hexdigest()
 
 
-def _read_line(chain: str, line: bytes) -> Record | None:
+def _body(chain: str, line: bytes) -> bytes | None:
+    """What a line says; None when that is not what was written after the line before."""
     digest, space, body = line[:_HASH], line[_HASH : _HASH + 1], line[_HASH + 1 :]
     if space != b" " or digest != _chained(chain, body).encode():
         return None
-    try:
-        return codec.decode(body, Record)
-    except errors.MalformedBody as problem:
-        raise errors.SchemaTooNew(
-            "The gateway's journal was written by a newer release; start that one, or move the journal away."
-        ) from problem
+    return body
