@@ -185,6 +185,7 @@ def _interval(**more: Any) -> Interval:
         "reason": "first",
         "request": "req_1",
         "rollout": "rol_1",
+        "approved_by": ("ben",),
     }
     return Interval(**{**made, **more})
 

@@ -130,6 +130,7 @@ class Traffic:
             reason=rollout.reason,
             request=rollout.request,
             rollout=rollout.id,
+            asked_by=rollout.started_by,
         )
 
     def _keep(self, endpoint: Endpoint, **changes: Any) -> None:

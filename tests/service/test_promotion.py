@@ -434,7 +434,8 @@ def test_where_an_endpoint_follows_the_stage_waits_for_the_rollout(database: Dat
         "production",
     )
     was = world.read("ann", world.promotions.whatwas, parse_ref("churn#production"), world.now)
-    assert was.approved_by == ("bob",)
+    assert was.approved_by == was.interval.approved_by == ("bob",)
+    assert (was.interval.actor, was.interval.request) == ("ann", request.id)
     assert [result.gate for result in was.gates] == ["files_verified", "signature", "metadata"]
     assert was.request is not None
     assert was.request.id == request.id

@@ -324,6 +324,60 @@ def test_an_abort_leaves_the_former_version_in_production(world: RolloutWorld) -
     assert world.endpoint().stable == 1
 
 
+@pytest.mark.req("G9", "S9")
+def test_history_tells_who_asked_and_that_the_rollout_carried_it_out(world: RolloutWorld) -> None:
+    """The stay in production names the promoter and the rollout; the event Modelkeep, who took the last step,
+    and the promoter in its body; and the projections can be made again from the events."""
+    gateway = world.serving()
+    promotion = world.promote("1.1.0", by="cat")
+    world.until(RolloutState.SUCCEEDED, gateway)
+    (event,) = [one for one in world.events(EventKind.STAGE_MOVED) if one.number == 2]
+    assert event.actor.name == "modelkeep"
+    assert event.body["asked_by"]["name"] == "cat"
+    assert event.body["rollout"] == promotion.rollout
+    was = world.read("owner", world.promotions.whatwas, parse_ref("churn#production"), world.now)
+    assert (was.interval.actor, was.interval.cause.value) == ("cat", "rollout")
+    assert (was.interval.rollout, was.interval.reason) == (promotion.rollout, "better")
+    assert was.event.actor.name == "modelkeep"
+    told = world.read("owner", world.promotions.history, CHURN, stage=None, limit=5).intervals
+    assert [(stay.semver, stay.stage, stay.actor) for stay in told] == [
+        ("1.1.0", "production", "cat"),
+        ("1.0.0", "archived", "cat"),
+        ("1.0.0", "production", "owner"),
+    ]
+
+
+@pytest.mark.req("S8", "U1")
+def test_a_rollout_is_meant_by_its_id_or_by_its_endpoint(world: RolloutWorld) -> None:
+    """Every word takes both; an endpoint means its current or last rollout, and an id that is not under way
+    any more cannot be steered."""
+    gateway = world.serving()
+    first = world.latest().id
+    world.promote("1.1.0", by="owner")
+    world.until(RolloutState.STEPPING, gateway)
+    world.turn(gateway)
+    rollouts, current = world.rollouts, world.latest().id
+    for name in (NAME, current):
+        assert world.read("owner", rollouts.get_rollout, name).id == current
+        assert world.read("owner", rollouts.explain, name).rollout == current
+        assert world.status(name).active
+        assert world.do("owner", rollouts.pause, name, "because").paused is not None
+        assert world.do("owner", rollouts.resume, name, "because").paused is None
+    old = world.status(first)
+    assert (old.rollout.id, old.active, old.endpoint.name) == (first, False, NAME)
+    for word in (rollouts.pause, rollouts.resume, rollouts.step, rollouts.abort):
+        with pytest.raises(errors.RolloutFinished, match=f"{first} is succeeded"):
+            world.do("owner", word, first, "because")
+    assert world.do("owner", rollouts.step, current, "known good").id == current
+    assert world.do("owner", rollouts.abort, current, "because").id == current
+    world.until(RolloutState.ROLLED_BACK, gateway)
+    assert world.read("owner", rollouts.explain, NAME).rollout == current
+    with pytest.raises(errors.RolloutNotFound, match="no endpoint of that name"):
+        world.read("owner", rollouts.explain, "elsewhere")
+    with pytest.raises(errors.EndpointNotFound):
+        world.status("elsewhere")
+
+
 @pytest.mark.req("S3")
 def test_pause_resume_and_a_step_by_hand(world: RolloutWorld) -> None:
     """A pause holds with proof at hand; a person goes on; each word is an event under that person's name."""

@@ -211,7 +211,7 @@ def history(found: "History") -> View:
 
     def draw(screen: Screen) -> None:
         screen.table(
-            ("version", "stage", "from", "to", "lasted", "how", "by", "reason"),
+            ("version", "stage", "from", "to", "lasted", "how", "by", "approved by", "reason"),
             (
                 (
                     f"{found.model}:{i.semver}",
@@ -219,8 +219,9 @@ def history(found: "History") -> View:
                     moment(i.from_at),
                     moment(i.to_at) if i.to_at else Text("now", "good"),
                     duration((i.to_at - i.from_at).total_seconds()) if i.to_at else "",
-                    i.cause.value,
+                    f"{i.cause.value} {i.rollout}" if i.rollout else i.cause.value,
                     i.actor,
+                    ", ".join(i.approved_by),
                     i.reason,
                 )
                 for i in found.intervals
@@ -251,6 +252,20 @@ def history(found: "History") -> View:
     return draw
 
 
+def _brought_by(found: "WhatWas") -> str:
+    """Who asked for it, and by what it came."""
+    return f"{found.interval.actor} ({found.interval.cause.value})"
+
+
+def _carried_out(found: "WhatWas") -> str | None:
+    """Where a rollout did it: which, and who took its last step."""
+    if found.interval.rollout is None:
+        return None
+    actor = found.event.actor
+    how = "by its own verdict" if actor.kind.value == "system" else f"on the word of {actor.name}"
+    return f"by the rollout {found.interval.rollout}, {how}"
+
+
 def whatwas(found: "WhatWas") -> View:
     """What was in a stage, and why."""
 
@@ -262,11 +277,11 @@ def whatwas(found: "WhatWas") -> View:
                 ("digest", found.version.digest),
                 ("since", moment(stay.from_at)),
                 ("until", moment(stay.to_at) if stay.to_at else "it still is"),
-                ("brought by", f"{stay.actor} ({stay.cause.value})"),
+                ("brought by", _brought_by(found)),
                 ("reason", stay.reason),
                 ("approved by", ", ".join(found.approved_by)),
                 ("request", stay.request),
-                ("rollout", stay.rollout),
+                ("carried out", _carried_out(found)),
                 ("event", f"{found.event.sequence} {found.event.kind.value}"),
                 ("as of event", str(found.sequence)),
             )

@@ -21,6 +21,8 @@ WATCH_S = 0.5
 """Between two looks while watching."""
 AWAY_MAX_S = 60.0
 """A server that does not answer for so long ends the watching."""
+EITHER = "ENDPOINT|ROLLOUT"
+"""Every word about a rollout takes the endpoint, which means its current or last one, or the rollout's id."""
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -156,12 +158,12 @@ def rollout() -> None:
 
 
 @verb(rollout, "status")
-@click.argument("endpoint")
+@click.argument("endpoint", metavar=EITHER)
 @click.option(
     "--watch", is_flag=True, help="Go on showing until it ends. Exit code: 0 succeeded, 3 taken back."
 )
 def rollout_status(session: Session, endpoint: str, watch: bool) -> int:
-    """Show how the traffic of ENDPOINT stands."""
+    """Show how the traffic of an endpoint stands."""
     status = session.client.rollout_status(endpoint)
     if watch:
         return _watch(session, endpoint, status)
@@ -217,11 +219,11 @@ def rollout_ls(session: Session, endpoint: str | None, model: str | None, limit:
 
 
 @verb(rollout, "explain")
-@click.argument("id")
-def rollout_explain(session: Session, id: str) -> int:  # noqa: A002  (the word that people know it by)
-    """Recompute the evidence of a rollout from its stored counts, and compare it."""
-    told = session.client.explain_rollout(id)
-    found = session.client.get_rollout(id)
+@click.argument("endpoint", metavar=EITHER)
+def rollout_explain(session: Session, endpoint: str) -> int:
+    """Recompute the evidence of a rollout, an endpoint's last, from its stored counts, and compare it."""
+    told = session.client.explain_rollout(endpoint)
+    found = session.client.get_rollout(told.rollout)
     session.answer(told, [told.rollout], views.explanation(told, found))
     return 0 if told.equal else 1
 
@@ -232,7 +234,7 @@ def _word(name: str, method: str, summary: str) -> None:
         session.answer(found, [found.id], views.rollout(found))
 
     act.__doc__ = summary
-    verb(rollout, name)(click.argument("endpoint")(reason(act)))
+    verb(rollout, name)(click.argument("endpoint", metavar=EITHER)(reason(act)))
 
 
 _word("pause", "rollout_pause", "Stay at this step; a rollback still acts.")

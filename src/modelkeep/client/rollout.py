@@ -1,5 +1,6 @@
 """The client's verbs of rollouts: endpoints, how their traffic stands, and a person's word in it.
 
+Every verb about a rollout takes the endpoint, which means its current or last one, or the rollout's id.
 Predictions go to the gateway and not through here.
 """
 
@@ -48,7 +49,7 @@ class RolloutVerbs(Wire):
         return self.send(Done, "DELETE", _endpoint(name))
 
     def rollout_status(self, endpoint: str) -> RolloutStatus:
-        """How an endpoint's traffic stands, with the evidence so far."""
+        """How an endpoint's traffic stands, with the evidence so far; a rollout's id shows that rollout."""
         return self.get(RolloutStatus, f"{_endpoint(endpoint)}/rollout")
 
     def rollout_abort(self, endpoint: str, reason: str) -> Rollout:
@@ -77,11 +78,13 @@ class RolloutVerbs(Wire):
         return self.listing(Page[Rollout], f"{V1}/rollouts", limit, endpoint=endpoint, model=model)
 
     def get_rollout(self, rollout: str) -> Rollout:
-        """One rollout. Raises RolloutNotFound."""
+        """One rollout: by its id, or the current or last one of an endpoint. Raises RolloutNotFound."""
         return self.get(Rollout, f"{V1}/rollouts/{segment(rollout)}")
 
     def explain_rollout(self, rollout: str) -> Explanation:
-        """Recompute a rollout's evidence from the counts that were stored, and compare."""
+        """Recompute a rollout's evidence from the counts that were stored, and compare; named by its id or by
+        its endpoint. Raises RolloutNotFound.
+        """
         return self.get(Explanation, f"{V1}/rollouts/{segment(rollout)}/explanation")
 
 

@@ -353,7 +353,8 @@ class StageMove(Struct, frozen=True, kw_only=True):
     Together with the event itself it is all that the projections are made from. `first` says that `to` is the
     stage where versions begin: standing there is not recorded, neither before the first move nor later.
     `gates`, `approved_by` and `policy` are those of the decision behind the move; a rollback has none, for it
-    asks no gate.
+    asks no gate. Where a rollout carried the move out, `asked_by` is who had asked for it: the event's own
+    actor is whoever took the last step, most often Modelkeep itself.
     """
 
     from_stage: str = field(name="from")
@@ -364,6 +365,7 @@ class StageMove(Struct, frozen=True, kw_only=True):
     displaced: Displaced | None = None
     request: str | None = None
     rollout: str | None = None
+    asked_by: Actor | None = None
     incident: str | None = None
     gates: tuple[GateResult, ...] = ()
     approved_by: tuple[str, ...] = ()
@@ -371,7 +373,11 @@ class StageMove(Struct, frozen=True, kw_only=True):
 
 
 class Interval(Struct, frozen=True, kw_only=True):
-    """One stay of a version in a stage, from one event to another; `to_sequence` None is now."""
+    """One stay of a version in a stage, from one event to another; `to_sequence` None is now.
+
+    `actor` is who asked for the move, also where a rollout carried it out, which `rollout` names then;
+    `approved_by` are the people who had agreed to it.
+    """
 
     stage: str
     number: int
@@ -385,6 +391,7 @@ class Interval(Struct, frozen=True, kw_only=True):
     reason: str
     request: str | None = None
     rollout: str | None = None
+    approved_by: tuple[str, ...] = ()
 
 
 class Stay(NamedTuple):
@@ -407,10 +414,11 @@ def stays_of(event: Event) -> tuple[Stay, ...]:
         from_at=event.at,
         from_sequence=event.sequence,
         cause=move.cause,
-        actor=event.actor.name,
+        actor=(move.asked_by or event.actor).name,
         reason=event.reason or "",
         request=move.request,
         rollout=move.rollout,
+        approved_by=move.approved_by,
     )
     if move.displaced is None:
         return (Stay(own, not move.first),)
@@ -420,6 +428,7 @@ def stays_of(event: Event) -> tuple[Stay, ...]:
         number=move.displaced.number,
         semver=move.displaced.semver,
         cause=MoveCause.DISPLACED,
+        approved_by=(),  # people agreed to the newcomer
     )
     return (Stay(own, not move.first), Stay(other, not move.displaced.first))
 

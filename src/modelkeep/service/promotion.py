@@ -29,7 +29,7 @@ from modelkeep.core.promotion import (
     Vote,
 )
 from modelkeep.core.rollout import Endpoint
-from modelkeep.core.values import ModelName, Ref
+from modelkeep.core.values import Actor, ModelName, Ref
 from modelkeep.service import stages
 from modelkeep.service.act import Act
 from modelkeep.service.gates import GateReport, Ruling, report
@@ -343,8 +343,12 @@ class Promotions:
         reason: str,
         request: str | None,
         rollout: str | None,
+        asked_by: Actor | None = None,
     ) -> Interval:
         """Move a version into a stage because traffic went there; one that stands there already stays.
+
+        Args:
+            asked_by: who had asked for what the rollout carries out; None where the caller did.
 
         Raises:
             StageMoved: another process took the stage at the same moment.
@@ -360,6 +364,7 @@ class Promotions:
             reason=reason,
             request=request,
             rollout=rollout,
+            asked_by=asked_by,
             gates=granted.gates if granted is not None else (),
             approved_by=granted.approved_by if granted is not None else (),
             policy=granted.policy if granted is not None else None,

@@ -350,9 +350,13 @@ class Rollouts:
     def abort(self, act: Act, name: str, reason: str) -> Rollout:
         """Take the candidate back on a person's word.
 
+        Args:
+            name: the endpoint's, or the id of its rollout under way; as for every word here.
+
         Raises:
             EndpointNotFound, NotAllowed, Invalid (no reason).
             RolloutNotFound: nothing is under way; a finished rollout is undone by rolling the model back.
+            RolloutFinished: the rollout named is not the one under way.
         """
         endpoint, _ = self._operated(act, name, Verb.ROLLBACK, reason)
         aborted = self.take_back(act, endpoint, f"aborted by {act.by}: {reason}")
@@ -364,7 +368,7 @@ class Rollouts:
 
         Raises:
             EndpointNotFound, NotAllowed, Invalid (no reason), RolloutNotFound.
-            RolloutFinished: it is on its way back.
+            RolloutFinished: it is on its way back, or not the one under way.
         """
         endpoint, current = self._operated(act, name, Verb.OPERATE, reason)
         paused = core.pause(current, f"{reason} ({act.by})")
@@ -374,7 +378,7 @@ class Rollouts:
         """Go on after a pause.
 
         Raises:
-            EndpointNotFound, NotAllowed, Invalid (no reason), RolloutNotFound.
+            EndpointNotFound, NotAllowed, Invalid (no reason), RolloutNotFound, RolloutFinished.
             Conflict: it is not paused.
         """
         endpoint, current = self._operated(act, name, Verb.OPERATE, reason)
@@ -387,7 +391,7 @@ class Rollouts:
 
         Raises:
             EndpointNotFound, NotAllowed, Invalid (no reason), RolloutNotFound.
-            RolloutFinished: it is not in a step.
+            RolloutFinished: it is not in a step, or not the one under way.
             GateFailed: the evidence, or a guard, says rollback.
             Conflict: the gateways have not applied the present step yet.
         """
@@ -398,10 +402,16 @@ class Rollouts:
         return self._traffic.apply(act, endpoint, current, stepped)
 
     def _operated(self, act: Act, name: str, verb: Verb, reason: str) -> tuple[Endpoint, Rollout]:
-        endpoint = self._endpoint(act, name)
+        endpoint, named = self._meant(act, name)
         act.authorise(verb, endpoint.model)
         values.check_text(reason, "reason", required=True)
         current = self._traffic.active(act, endpoint)
+        if named is not None and (current is None or current.id != named.id):
+            raise errors.RolloutFinished(
+                f"The rollout {named.id} is {named.state}; what is under way now shows "
+                f"'modelkeep rollout status {endpoint.name}'.",
+                rollout=named.id,
+            )
         if current is None:
             raise errors.RolloutNotFound(
                 f"No rollout of {endpoint.name} is under way; to return to a former version run "
@@ -433,13 +443,39 @@ class Rollouts:
 
     # ------------------------------------------------------------------------------------------ what is read
 
-    def get_rollout(self, act: Act, rollout_id: str) -> Rollout:
-        """One rollout with all its evidence. Raises RolloutNotFound."""
+    def _meant(self, act: Act, name: str) -> tuple[Endpoint, Rollout | None]:
+        """The endpoint that a name means, and the rollout where the name is one's id. Where an endpoint bears
+        the name, it is meant.
+
+        Raises:
+            EndpointNotFound: it is neither; or the endpoint of the rollout was deleted.
+        """
+        if store.get_endpoint(act.tx, name) is None:
+            named = self._readable(act, name)
+            if named is not None:
+                return self._endpoint(act, named.endpoint), named
+        return self._endpoint(act, name), None
+
+    def _readable(self, act: Act, rollout_id: str) -> Rollout | None:
+        """A rollout by its id; None for one whose model the caller may not read."""
         found = store.get_rollout(act.tx, rollout_id)
-        if found is None or not act.may(Verb.READ, found.model):
+        return found if found is not None and act.may(Verb.READ, found.model) else None
+
+    def _latest(self, act: Act, endpoint: str) -> Rollout | None:
+        """The rollout of an endpoint that began last, which is the current one where one is under way."""
+        return next(iter(store.list_rollouts(act.tx, visible_to(act.caller), store.FIRST, 1, endpoint)), None)
+
+    def get_rollout(self, act: Act, name: str) -> Rollout:
+        """One rollout with all its evidence, by its id or as the current or last one of an endpoint.
+
+        Raises:
+            RolloutNotFound: there is none; also for one whose model the caller may not read.
+        """
+        found = self._readable(act, name) or self._latest(act, name)
+        if found is None:
             raise errors.RolloutNotFound(
-                f"There is no rollout {values.printable(rollout_id)[:60]!r}; "
-                "'modelkeep rollout ls' lists them."
+                f"There is no rollout {values.printable(name)[:60]!r}, and no endpoint of that name that had "
+                "one; 'modelkeep rollout ls' lists them."
             )
         return found
 
@@ -468,13 +504,15 @@ class Rollouts:
     def status(self, act: Act, name: str) -> RolloutStatus:
         """How an endpoint's traffic stands, as the registry wants it and as the gateways do it.
 
+        Args:
+            name: the endpoint's, or a rollout's id: then that rollout is shown, under way or not.
+
         Raises:
             EndpointNotFound.
         """
-        endpoint = self._endpoint(act, name)
+        endpoint, named = self._meant(act, name)
         running = self._traffic.active(act, endpoint)
-        everything = visible_to(act.caller)
-        latest = running or next(iter(store.list_rollouts(act.tx, everything, store.FIRST, 1, name)), None)
+        latest = named or running or self._latest(act, endpoint.name)
         served = self._traffic.served(act, endpoint, running)
         names = {spec.key: spec.semver for spec in served.values()}
         wanted = core.route_of(endpoint, running, {n: spec.key for n, spec in served.items()})
@@ -483,7 +521,7 @@ class Rollouts:
             stable=self._semver(act, endpoint.model, endpoint.stable),
             previous=self._semver(act, endpoint.model, endpoint.previous),
             rollout=latest,
-            active=running is not None,
+            active=running is not None and (named is None or named.id == running.id),
             gateways=tuple(
                 _gateway_status(gateway, endpoint, wanted, names, act.now)
                 for gateway in store.list_gateways(act.tx)
@@ -493,14 +531,14 @@ class Rollouts:
     def _semver(self, act: Act, model: ModelName, number: int | None) -> str | None:
         return catalog_store.get_version(act.tx, model, number).semver if number is not None else None
 
-    def explain(self, act: Act, rollout_id: str) -> Explanation:
+    def explain(self, act: Act, name: str) -> Explanation:
         """Recompute a rollout's evidence from the counts that gateways sent, and compare with what was
-        decided on. Raises RolloutNotFound.
+        decided on; the rollout's name as in `get_rollout`. Raises RolloutNotFound.
         """
-        found = self.get_rollout(act, rollout_id)
-        recomputed = core.replay(found, store.ticks_of(act.tx, rollout_id))
+        found = self.get_rollout(act, name)
+        recomputed = core.replay(found, store.ticks_of(act.tx, found.id))
         return Explanation(
-            rollout=rollout_id,
+            rollout=found.id,
             ticks=found.ticks,
             recomputed=recomputed,
             equal=recomputed == found.evidence,

@@ -16,7 +16,7 @@ from modelkeep.core.events import ChainedEvent, Event, EventKind
 from modelkeep.core.policy import GateResult
 from modelkeep.core.promotion import Displaced, Interval, MoveCause, PromotionRequest, StageMove
 from modelkeep.core.rollout import Attempt, attempt_of
-from modelkeep.core.values import Digest, ModelName, Numbered, Ref, Staged
+from modelkeep.core.values import Actor, Digest, ModelName, Numbered, Ref, Staged
 from modelkeep.service import references
 from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
@@ -36,12 +36,16 @@ HISTORY_EVENTS = 50
 
 
 class Because(Struct, frozen=True, kw_only=True):
-    """What stands behind a move: its cause, and the decision that allowed it, where there was one."""
+    """What stands behind a move: its cause, and the decision that allowed it, where there was one.
+
+    `asked_by` is who asked for a move that a rollout carries out; else it is whoever acts.
+    """
 
     cause: MoveCause
     reason: str
     request: str | None = None
     rollout: str | None = None
+    asked_by: Actor | None = None
     incident: str | None = None
     gates: tuple[GateResult, ...] = ()
     approved_by: tuple[str, ...] = ()
@@ -110,6 +114,7 @@ def move(act: Act, model: ModelRow, version: ModelVersion, to: str, because: Bec
         displaced=displaced,
         request=because.request,
         rollout=because.rollout,
+        asked_by=because.asked_by,
         incident=because.incident,
         gates=because.gates,
         approved_by=because.approved_by,

@@ -15,7 +15,7 @@ from modelkeep.core.events import EventKind
 from modelkeep.core.promotion import MoveCause
 from modelkeep.core.rollout import Advanced, Change, Endpoint, Rollout, RolloutState
 from modelkeep.core.routing import Epoch, Route, VersionSpec
-from modelkeep.core.values import ModelName
+from modelkeep.core.values import Actor, ModelName
 from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import rollout as store
@@ -44,8 +44,9 @@ class StageKeeper(Protocol):
         reason: str,
         request: str | None,
         rollout: str | None,
+        asked_by: Actor | None = None,
     ) -> object:
-        """Move the version into the stage, displacing who is there."""
+        """Move the version into the stage, displacing who is there; `asked_by` is who had asked for it."""
 
     def tombstone(self, act: Act, version: ModelVersion, why: str) -> None:
         """Mark the version as taken back."""
@@ -141,6 +142,7 @@ class Traffic:
                         reason=current.reason,
                         request=current.request,
                         rollout=current.id,
+                        asked_by=current.started_by,
                     )
             case Change.ROLLING_BACK:
                 version = catalog_store.get_version(act.tx, current.model, current.candidate)

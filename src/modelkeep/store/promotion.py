@@ -75,6 +75,7 @@ _INTERVAL = (
     stage_intervals.c.reason,
     stage_intervals.c.request_id,
     stage_intervals.c.rollout_id,
+    stage_intervals.c.approved_by,
 )
 _OPEN_STAY = insert(stage_intervals)
 _END_STAY = (
@@ -300,6 +301,7 @@ def stay_row(model_id: str, stay: Interval) -> dict[str, Any]:
         "reason": stay.reason,
         "request_id": stay.request,
         "rollout_id": stay.rollout,
+        "approved_by": json_text(stay.approved_by),
     }
 
 
@@ -333,6 +335,7 @@ def _interval(row: Row) -> Interval:
         reason=row[9],
         request=row[10],
         rollout=row[11],
+        approved_by=codec.decode(row[12], tuple[str, ...]),
     )
 
 

@@ -321,6 +321,7 @@ stage_intervals = _table(
     _words("reason"),
     _words("request_id", null=True),
     _words("rollout_id", null=True),
+    _words("approved_by"),
     _key("model_id", "number", "from_sequence"),
     CheckConstraint("(to_at is null) = (to_sequence is null)", name="closed"),
     _where("uq_stage_intervals_open", "model_id", "number", condition="to_sequence is null", unique=True),

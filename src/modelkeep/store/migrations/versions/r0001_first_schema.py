@@ -370,6 +370,7 @@ def _stage_intervals() -> None:
         _words("reason"),
         _words("request_id", null=True),
         _words("rollout_id", null=True),
+        _words("approved_by"),
         sa.CheckConstraint("(to_at is null) = (to_sequence is null)", name="ck_stage_intervals_closed"),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name="fk_stage_intervals_model_id"),
         sa.PrimaryKeyConstraint("model_id", "number", "from_sequence", name="pk_stage_intervals"),
