@@ -12,7 +12,6 @@ import gc
 import os
 import signal
 import socket
-import sys
 import time
 from email.utils import formatdate
 from typing import Any, cast
@@ -534,7 +533,3 @@ def main(arguments: list[str]) -> None:
     die_with_parent(parent)
     with new_loop() as runner:
         runner.run(_serve(channel_fd, listener_fd))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

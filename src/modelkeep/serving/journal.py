@@ -251,15 +251,15 @@ class Journal:
         release = values.printable(header.release)
         if header.format > FORMAT:
             raise errors.SchemaTooNew(
-                f"The gateway's journal {self._name} was written by release {release}, which is newer than this "
-                f"one ({__version__}); start that release, or move the file away."
+                f"The gateway's journal {self._name} was written by release {release}, which is newer than "
+                f"this one ({__version__}); start that release, or move the file away."
             )
         if header.format < FORMAT:
             raise errors.JournalDamaged(
                 f"The gateway's journal {self._name} is whole, but of a release "
-                f"({release or 'earlier than those that give their name'}) whose form this one ({__version__}) "
-                f"does not read. {_WAY_ON} Should there be rollbacks that were not reported yet, start the former "
-                "release first: it alone can tell them.",
+                f"({release or 'earlier than those that give their name'}) whose form this one "
+                f"({__version__}) does not read. {_WAY_ON} Should there be rollbacks that were not reported "
+                "yet, start the former release first: it alone can tell them.",
                 format=header.format,
             )
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from modelkeep import telemetry
 from modelkeep.core.errors import ModelkeepError
-from modelkeep.serving import frames, messages
+from modelkeep.serving import frames, handshake, messages
 from modelkeep.serving.options import GatewayOptions
 
 OUTPUT_KEPT_BYTES = 8 * 1024
@@ -120,9 +120,9 @@ class Child(asyncio.Protocol):
         self.heard = self.started
 
     async def start(
-        self, module: str, *, extra_fds: Sequence[int] = (), keep_output: bool, environment: dict[str, str]
+        self, part: str, *, extra_fds: Sequence[int] = (), keep_output: bool, environment: dict[str, str]
     ) -> None:
-        """Start `python -m module` with the parent's pid, the channel and more descriptors as arguments.
+        """Start a part of the gateway with the parent's pid, the channel and more descriptors as arguments.
 
         Args:
             keep_output: keep the end of what it prints instead of passing it on.
@@ -137,7 +137,7 @@ class Child(asyncio.Protocol):
         output = write_end if keep_output else None
         try:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a spawn takes a millisecond
-                [sys.executable, "-P", "-m", module, str(os.getpid()), str(theirs.fileno()),
+                [sys.executable, *handshake.words(part), str(os.getpid()), str(theirs.fileno()),
                  *(str(descriptor) for descriptor in extra_fds)],
                 pass_fds=(theirs.fileno(), *extra_fds),
                 env=environment,
@@ -211,10 +211,26 @@ class Child(asyncio.Protocol):
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # what the child itself has started
+        self._read_rest()
         for transport in (self._transport, self._pipe):
             if transport is not None:
                 transport.close()
         self._on_end(code)
+
+    def _read_rest(self) -> None:
+        """Take what the child printed last: its end may be seen before its output."""
+        if self._pipe is None or self._pipe.is_closing():
+            return
+        descriptor = self._pipe.get_extra_info("pipe").fileno()
+        with contextlib.suppress(OSError):  # empty, but open in a grandchild
+            while data := os.read(descriptor, OUTPUT_KEPT_BYTES):
+                keep(self._output, data)
+
+
+def keep(kept: bytearray, data: bytes) -> None:
+    """Add to an output of which the end alone is kept."""
+    kept += data
+    del kept[:-OUTPUT_KEPT_BYTES]
 
 
 class _Output(asyncio.Protocol):
@@ -224,5 +240,4 @@ class _Output(asyncio.Protocol):
         self._kept = kept
 
     def data_received(self, data: bytes) -> None:
-        self._kept += data
-        del self._kept[:-OUTPUT_KEPT_BYTES]
+        keep(self._kept, data)

@@ -20,6 +20,7 @@ from modelkeep.core.observation import VersionPhase, VersionReport
 from modelkeep.core.routing import VersionKey, VersionSpec
 from modelkeep.serving import messages
 from modelkeep.serving.cache import Cache, Fetch
+from modelkeep.serving.handshake import FRONT, OTHER_RELEASE, WORKER
 from modelkeep.serving.options import ERROR_TEXT_MAX, GatewayOptions
 from modelkeep.serving.processes import BackOff, Child
 
@@ -29,6 +30,9 @@ FETCH_WAIT_MAX_S = 10.0
 PING_EVERY_S = 5.0
 BUSY_VERSIONS = 2
 """Versions that share the cores when nobody says how: the stable one and the candidate."""
+ANOTHER_RELEASE = (
+    "The gateway's files are of another release than the gateway that runs. Restart the gateway."
+)
 STOP_GRACE_S = 1.0
 """Beyond what a worker asks for itself to become quiet."""
 
@@ -193,7 +197,7 @@ class VersionUnit:
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime would note what it does, and send it home
             }
-            await child.start("modelkeep.serving.worker", keep_output=True, environment=environment)
+            await child.start(WORKER, keep_output=True, environment=environment)
         except OSError as problem:
             return messages.LoadFailed(code="UNAVAILABLE", error=f"No process could be started: {problem}.")
         child.send(
@@ -228,6 +232,10 @@ class VersionUnit:
             output = self._child.output[-ERROR_TEXT_MAX:] if self._child is not None else ""
             if code < 0:
                 self._loaded.set_result(None)
+            elif code == OTHER_RELEASE:
+                self._loaded.set_result(
+                    messages.LoadFailed(code=errors.WorkerUnavailable.code, error=output or ANOTHER_RELEASE)
+                )
             else:
                 text = f"The process exited with {code} while it was loading. {output}".strip()
                 self._loaded.set_result(messages.LoadFailed(code=errors.WorkerUnavailable.code, error=text))
@@ -323,6 +331,7 @@ class FrontUnit:
         self._listener = listener
         self._child: Child | None = None
         self._ended = asyncio.Event()
+        self._exit_code = 0
         self._task: asyncio.Task[None] | None = None
         self.starts = 0
 
@@ -358,7 +367,7 @@ class FrontUnit:
             child = Child(messages.FromFront, self._heard, self._gone, name=f"front-{self.index}")
             try:
                 await child.start(
-                    "modelkeep.serving.front",
+                    FRONT,
                     extra_fds=(self._listener.fileno(),),
                     keep_output=False,
                     environment=self._owner.options.environment,
@@ -380,13 +389,17 @@ class FrontUnit:
             if self.drained.is_set():
                 return
             wait_s = 0.05 if time.monotonic() - started > 10 else min(wait_s * 2, 5.0)
-            log.error("A front died and is replaced.", front=self.index)
+            if self._exit_code == OTHER_RELEASE:
+                log.error("A front cannot be started.", front=self.index, error=ANOTHER_RELEASE)
+            else:
+                log.error("A front died and is replaced.", front=self.index)
             await asyncio.sleep(wait_s)
 
     def _heard(self, message: Any) -> None:
         self._owner.front_said(self, message)
 
     def _gone(self, code: int) -> None:
+        self._exit_code = code
         self._ended.set()
         self.collected.set()
 

@@ -300,7 +300,3 @@ def main(arguments: list[str]) -> None:
         Worker(channel, service, listener).run()
     finally:
         Path(load.path).unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
