@@ -263,6 +263,20 @@ def test_a_dry_register_sends_nothing(server: FakeServer, modelkeep: Run, tmp_pa
     assert not server.asked
 
 
+@pytest.mark.req("V12")
+def test_yanking_and_letting_back_say_what_holds(server: FakeServer, modelkeep: Run) -> None:
+    """Both take a reason and send it."""
+    server.on("POST", "/api/v1/version/yank", version(yanked="leaked labels"))
+    server.on("POST", "/api/v1/version/unyank", version())
+    assert "is yanked (leaked labels)" in modelkeep("yank", "churn:1.1.0", "-m", "leaked labels").out
+    assert "may be chosen again" in modelkeep("unyank", "churn:1.1.0", "-m", "they were fine").out
+    assert [(asked.query, json.loads(asked.body)) for asked in server.asked] == [
+        ({"ref": "churn:1.1.0"}, {"reason": "leaked labels"}),
+        ({"ref": "churn:1.1.0"}, {"reason": "they were fine"}),
+    ]
+    assert modelkeep("yank", "churn:1.1.0").code == 2
+
+
 def test_the_schema_of_metadata_needs_no_server(modelkeep: Run) -> None:
     """It is a JSON Schema that takes the short forms, as an editor wants it."""
     done = modelkeep("schema")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from modelkeep.cli import (
     access_views,
@@ -83,6 +84,7 @@ def _versions() -> list[Any]:
 def test_the_catalog_reads_well(golden: Callable[[str, str], None]) -> None:
     """Models, versions, comparisons, differences and what registering and pulling say."""
     first, second, third = _versions()
+    yanked = replace(second, yanked="trained on leaked labels")
     problem = FileProblem(
         digest=digest("c"),
         path="model.onnx",
@@ -102,7 +104,10 @@ def test_the_catalog_reads_well(golden: Callable[[str, str], None]) -> None:
         ("ls", catalog_views.models([model()])),
         ("show churn", catalog_views.model(model())),
         ("ls churn", catalog_views.versions([third, second, first])),
+        ("ls churn, one yanked", catalog_views.versions([yanked, first])),
         ("show churn:1.1.0", catalog_views.version(second)),
+        ("yank", catalog_views.yanked(yanked)),
+        ("unyank", catalog_views.yanked(second)),
         ("compare", catalog_views.comparison(compare.compare([first, second, third]))),
         ("diff", catalog_views.difference(compare.diff(first, second))),
         ("best", catalog_views.best(compare.best([first, second], "f1"))),

@@ -32,7 +32,7 @@ DATA = st.sampled_from([b"a", b"b", b"c", b"d"])
 ALIASES = st.sampled_from(["champion", "challenger"])
 TAGS = st.dictionaries(st.sampled_from("xy"), st.sampled_from("12"), max_size=2)
 CHOSEN = st.integers(0, 50)
-LABELS = {"description": "", "tags": {}, "stage": "", "aliases": (), "tombstone": None}
+LABELS = {"description": "", "tags": {}, "stage": "", "aliases": (), "tombstone": None, "yanked": None}
 
 
 def unchanging(version: ModelVersion) -> ModelVersion:

@@ -92,6 +92,7 @@ def test_a_history_that_nobody_touched_is_not_altered(history: promotion_world.W
         ("update versions set document = replace(document, '0.91', '0.99')", "versions[1].document"),
         ("update versions set document = replace(document, '\"0.1\"', '\"9\"')", "versions[1].document"),
         ("update versions set tombstone = 'no' where number = 1", "versions[1].tombstone"),
+        ("update versions set yanked = 'no' where number = 1", "versions[1].yanked"),
         ("update versions set status = 'deleted' where number = 1", "versions[1].status"),
         ("update aliases set number = 2", "aliases[best].number"),
     ],

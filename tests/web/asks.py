@@ -111,6 +111,8 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "gate": lambda a: Ask("GET", f"{V1}/gate", query={**a.ref(), "to": "staging"}),
     "promote": lambda a: Ask("POST", f"{V1}/promotions", {**a.ref(), "to": "staging", **WHY}),
     "rollback": lambda a: Ask("POST", f"{V1}/rollbacks", {"model": a.name, **WHY}),
+    "yank_version": lambda a: Ask("POST", f"{V1}/version/yank", WHY, query=a.ref()),
+    "unyank_version": lambda a: Ask("POST", f"{V1}/version/unyank", WHY, query=a.ref()),
     "clear_version": lambda a: Ask("POST", f"{V1}/version/clear", WHY, query=a.ref()),
     "open_request": lambda a: Ask("POST", f"{V1}/requests", {**a.ref(), "to": "production", **WHY}),
     "list_requests": lambda a: Ask("GET", f"{V1}/requests", query={"model": a.name}),

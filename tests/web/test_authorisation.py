@@ -42,6 +42,8 @@ TABLE: dict[str, str] = {
     "search_versions": "yyyyyyyyyyx yyyyyyyyyyx yyyyyyyyyyx",
     "change_version": "fyyfyfhhyfx hhhhhhhhyfx hhhhhhhhhhx",
     "delete_version": "ffyfyfhhyfx hhhhhhhhyfx hhhhhhhhhhx",
+    "yank_version": "ffyfyfhhyfx hhhhhhhhyfx hhhhhhhhhhx",
+    "unyank_version": "ffcfcfhhcfx hhhhhhhhcfx hhhhhhhhhhx",
     "set_alias": "fyyfyfhhyfx hhhhhhhhyfx fhhfhfhhhfx",
     "delete_alias": "fyyfyfhhyfx hhhhhhhhyfx fhhfhfhhhfx",
     "compare": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from modelkeep.cli import catalog_views
-from modelkeep.cli.session import Session, limit, pairs, verb, yes
+from modelkeep.cli.session import Session, limit, pairs, reason, verb, yes
 from modelkeep.cli.show import Bars
 
 FILTER_HELP = 'Such as: metrics.accuracy > 0.9 and tags.team = "risk".'
@@ -362,6 +362,24 @@ def tag_set(session: Session, ref: str, tags: tuple[str, ...]) -> None:
 def tag_rm(session: Session, ref: str, keys: tuple[str, ...]) -> None:
     """Remove tags from a model or version."""
     _retag(session, ref, {}, keys)
+
+
+@verb()
+@click.argument("ref")
+@reason
+def yank(session: Session, ref: str, reason: str) -> None:
+    """Have the version REF passed over by @latest, ranges and best. Whoever names it still gets it."""
+    version = session.client.yank_version(ref, reason)
+    session.answer(version, [version.reference], catalog_views.yanked(version))
+
+
+@verb()
+@click.argument("ref")
+@reason
+def unyank(session: Session, ref: str, reason: str) -> None:
+    """Let a yanked version be chosen again."""
+    version = session.client.unyank_version(ref, reason)
+    session.answer(version, [version.reference], catalog_views.yanked(version))
 
 
 @click.group()

@@ -16,10 +16,12 @@ METRICS_SHOWN = 3
 """Metrics of a version in a list; all are in `show`."""
 
 
-def stage(name: str, tombstone: str | None = None) -> str:
-    """A stage as a cell."""
+def stage(name: str, tombstone: str | None = None, yanked: str | None = None) -> str:
+    """A stage as a cell, and whether the version is withdrawn."""
     if tombstone is not None:
         return Text(f"{name} (taken back)", "bad")
+    if yanked is not None:
+        return Text(f"{name} (yanked)", "warn")
     return Text(name, "good") if name == "production" else Text(name, "dim") if name == "none" else name
 
 
@@ -102,7 +104,7 @@ def versions(items: Sequence["ModelVersion"]) -> View:
                 (
                     v.reference,
                     f"#{v.number}",
-                    stage(v.stage, v.tombstone),
+                    stage(v.stage, v.tombstone, v.yanked),
                     ", ".join(f"@{a}" for a in v.aliases),
                     _few(v.metrics),
                     size(v.size_bytes),
@@ -113,6 +115,9 @@ def versions(items: Sequence["ModelVersion"]) -> View:
             ),
             right=(1, 5),
         )
+        for v in items:
+            if v.withdrawn is not None:
+                screen.line(Text(f"{v.reference}: {v.withdrawn}", "dim"))
 
     return draw
 
@@ -133,6 +138,7 @@ def version(found: "ModelVersion") -> View:
                 ("number", f"#{found.number}"),
                 ("stage", stage(found.stage)),
                 ("taken back", Text(found.tombstone, "bad") if found.tombstone else None),
+                ("yanked", Text(found.yanked, "warn") if found.yanked else None),
                 ("aliases", ", ".join(f"@{a}" for a in found.aliases)),
                 ("description", found.description),
                 ("digest", found.digest),
@@ -157,6 +163,19 @@ def version(found: "ModelVersion") -> View:
             _signature(screen, found.signature)
         screen.blank()
         files(found.files)(screen)
+
+    return draw
+
+
+def yanked(found: "ModelVersion") -> View:
+    """What a yank, or its undoing, came to."""
+
+    def draw(screen: Screen) -> None:
+        name = Text(found.reference, "strong")
+        if found.yanked is None:
+            screen.line(name, "may be chosen again.")
+        else:
+            screen.line(name, f"is yanked ({found.yanked}); who names it exactly still gets it.")
 
     return draw
 
@@ -222,6 +241,8 @@ def registration(made: "Registration") -> View:
                 Text(found.reference, "strong"),
                 "is this already: the same bytes, nothing was registered twice.",
             )
+            if found.withdrawn is not None:
+                screen.line(Text(f"  mind that {found.withdrawn}", "warn"))
             return
         screen.line(
             "Registered", Text(found.reference, "strong"), f"(#{found.number}, {size(found.size_bytes)})"
@@ -244,6 +265,8 @@ def pulled(brought: "Pulled") -> View:
             f"is in {brought.folder}: {brought.fetched} files fetched{there}, "
             f"{size(found.size_bytes)}, all verified.",
         )
+        if found.withdrawn is not None:
+            screen.line(Text(f"  mind that {found.withdrawn}", "warn"))
 
     return draw
 
@@ -259,7 +282,7 @@ def comparison(found: "Comparison") -> View:
         head = ["version", "stage", *(m.name for m in found.metrics), *(p.name for p in found.params)]
         rows = []
         for place, v in enumerate(found.versions):
-            cells: list[object] = [v.semver, stage(v.stage, v.tombstone)]
+            cells: list[object] = [v.semver, stage(v.stage, v.tombstone, v.yanked)]
             cells += [_measured(m.cells[place], v.number in m.best) for m in found.metrics]
             cells += [p.values[place] for p in found.params]
             rows.append(cells)

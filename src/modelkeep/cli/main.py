@@ -54,6 +54,8 @@ COMMANDS: dict[str, Entry] = {
     "models": Entry(_CATALOG, "models", MAKE, "Create, edit and delete models."),
     "versions": Entry(_CATALOG, "versions", MAKE, "Edit and delete versions."),
     "tag": Entry(_CATALOG, "tag", MAKE, "Set and remove tags."),
+    "yank": Entry(_CATALOG, "yank", MAKE, "Have a version passed over by @latest and ranges."),
+    "unyank": Entry(_CATALOG, "unyank", MAKE, "Let a yanked version be chosen again."),
     "alias": Entry(_CATALOG, "alias", MAKE, "Point and delete aliases."),
     "gate": Entry(_PROMOTION, "gate", GOVERN, "Whether a version may enter a stage."),
     "request": Entry(_PROMOTION, "request", GOVERN, "Ask others to agree to a promotion."),

@@ -119,6 +119,19 @@ class CatalogVerbs(Wire):
         """Delete a version. Raises Protected while it serves, or a stage or an alias protects it."""
         return self.send(Done, "DELETE", f"{V1}/version", query={"ref": ref})
 
+    def yank_version(self, ref: str, reason: str) -> ModelVersion:
+        """Have a version passed over by `@latest`, ranges, `best` and the choice of a parent. Whoever names
+        it exactly still gets it, and what serves goes on serving.
+        """
+        return self.send(ModelVersion, "POST", f"{V1}/version/yank", {"reason": reason}, query={"ref": ref})
+
+    def unyank_version(self, ref: str, reason: str) -> ModelVersion:
+        """Let a yanked version be chosen again. Raises Conflict when it is not yanked."""
+        return self.send(ModelVersion, "POST", f"{V1}/version/unyank", {"reason": reason}, query={"ref": ref})
+
+    yank = yank_version
+    unyank = unyank_version
+
     def set_alias(
         self,
         model: str,

@@ -287,7 +287,10 @@ class RegisteredModel(Struct, frozen=True, kw_only=True):
 
 class ModelVersion(Struct, frozen=True, kw_only=True):
     """One immutable version. Its bytes, signature, metrics, parameters and metadata never change after it is
-    ready; stage, aliases, tags and description are positions and labels beside it, each change an event."""
+    ready; stage, aliases, tags and description are positions and labels beside it, each change an event.
+
+    `tombstone` is why it was taken back, `yanked` why its makers withdrew it.
+    """
 
     id: str
     model: ModelName
@@ -308,12 +311,22 @@ class ModelVersion(Struct, frozen=True, kw_only=True):
     bump: str = "none"
     bump_reasons: tuple[str, ...] = ()
     tombstone: str | None = None
+    yanked: str | None = None
     created_at: datetime
     created_by: str
 
     @property
     def reference(self) -> str:
         return f"{self.model}:{self.semver}"
+
+    @property
+    def withdrawn(self) -> str | None:
+        """Why nobody is to get it without naming it, or None: what says `latest` or gives a range passes over
+        it, and so does the choice of the best.
+        """
+        if self.tombstone is not None:
+            return f"it was taken back: {self.tombstone}"
+        return f"it was yanked: {self.yanked}" if self.yanked is not None else None
 
     def metric(self, name: str, split: str | None = None, part: str | None = None) -> Metric | None:
         """The metric of that name with that split and slice, or of that whole label; a name alone is the

@@ -49,6 +49,7 @@ class Compared(Struct, frozen=True, kw_only=True):
     stage: str
     aliases: tuple[str, ...] = ()
     tombstone: str | None = None
+    yanked: str | None = None
     created_at: datetime
     created_by: str
 
@@ -138,6 +139,7 @@ def _head(version: ModelVersion) -> Compared:
         stage=version.stage,
         aliases=version.aliases,
         tombstone=version.tombstone,
+        yanked=version.yanked,
         created_at=version.created_at,
         created_by=version.created_by,
     )
@@ -274,16 +276,16 @@ def best(
 ) -> Best:
     """The best of some versions of a model by one metric, by its name or its whole label.
 
-    Versions that were taken back, and those without the metric, are skipped and named. Without `split`, the
-    split that most of the versions have is compared, because numbers of different splits do not compare. Of
-    equal ones the highest semver is given.
+    Versions that were taken back or yanked, and those without the metric, are skipped and named. Without
+    `split`, the split that most of the versions have is compared, because numbers of different splits do not
+    compare. Of equal ones the highest semver is given.
 
     Raises:
         MetricNotFound: no version that may be chosen has the metric; the message says which there are.
         InvalidMetric: the versions themselves disagree about which way is better, and nobody said.
     """
     ordered = in_order(versions)
-    standing = [version for version in ordered if version.tombstone is None]
+    standing = [version for version in ordered if version.withdrawn is None]
     measured = {v.number: m for v in standing if (m := v.metric(metric, split)) is not None}
     if not measured:
         every = sorted({m.label for version in standing for m in version.metrics if m.slice is None})
@@ -382,8 +384,8 @@ def _ranking(versions: Sequence[ModelVersion], rated: Mapping[int, Metric], way:
 def _skip(version: ModelVersion, metric: str, split: str | None, part: str | None) -> Skipped:
     name = metric_label(metric, None, part)
     others = sorted({m.split or "no split" for m in version.metrics if (m.name, m.slice) == (metric, part)})
-    if version.tombstone is not None:
-        reason = f"it was taken back: {version.tombstone}"
+    if version.withdrawn is not None:
+        reason = version.withdrawn
     elif others:
         reason = f"its {name} was measured on {', '.join(others)}, not on {split or 'no split'}"
     else:

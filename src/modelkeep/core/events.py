@@ -38,6 +38,8 @@ class EventKind(StrEnum):
     VERSION_DELETED = "version.deleted"
     VERSION_TOMBSTONED = "version.tombstoned"  # why it was taken back
     VERSION_CLEARED = "version.cleared"  # tombstone lifted
+    VERSION_YANKED = "version.yanked"  # why nobody is to choose it any more
+    VERSION_UNYANKED = "version.unyanked"  # it may be chosen again; why it had been yanked
     ALIAS_SET = "alias.set"  # alias, from, to, protected
     ALIAS_DELETED = "alias.deleted"
     STAGE_MOVED = (

@@ -267,7 +267,7 @@ def searchable(metrics: Sequence[Metric]) -> dict[str, float]:
 
 def record_of(version: ModelVersion) -> ModelVersion:
     """What of a version never changes, as it is stored: without the labels and positions beside it."""
-    return replace(version, description="", tags={}, aliases=(), tombstone=None)
+    return replace(version, description="", tags={}, aliases=(), tombstone=None, yanked=None)
 
 
 def record_digest(version: ModelVersion) -> Digest:

@@ -228,7 +228,8 @@ class Numbered(Struct, frozen=True, tag="number"):
 
 
 class Aliased(Struct, frozen=True, tag="alias"):
-    """What the alias points to; `latest` (highest released) and `newest` (last registered) always exist."""
+    """What the alias points to; `latest` (the highest release that is not withdrawn) and `newest` (last
+    registered) always exist."""
 
     alias: str
 

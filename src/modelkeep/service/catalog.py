@@ -286,6 +286,24 @@ class Catalog(Registrations, Integrity):
         )
         return store.get_version(act.tx, version.model, version.number)
 
+    def yank(self, act: Act, ref: Ref, reason: str) -> ModelVersion:
+        """Have a version passed over wherever nobody names it; see `labels.yank`.
+
+        Raises:
+            NotFound (its leaves), NotAllowed: not there, not to be seen, or not to be yanked by this caller.
+            Invalid, LimitExceeded: the reason is missing or cannot be kept.
+        """
+        return labels.yank(act, references.resolve(act, references.present(ref)), reason)
+
+    def unyank(self, act: Act, ref: Ref, reason: str) -> ModelVersion:
+        """Let a yanked version be chosen again.
+
+        Raises:
+            NotFound (its leaves), NotAllowed: not there, not to be seen, or not to be let back by this
+            caller. Conflict: it is not yanked. Invalid, LimitExceeded: the reason cannot be kept.
+        """
+        return labels.unyank(act, references.resolve(act, references.present(ref)), reason)
+
     def delete_version(self, act: Act, ref: Ref) -> None:
         """Delete a version. Its number and semver are never given again; its unprotected aliases go with it.
 

@@ -1,5 +1,5 @@
-"""What may be written on models and versions, what a change of it was, and what keeps a version from being
-deleted.
+"""What may be written on models and versions, what a change of it was, how a version is withdrawn, and what
+keeps one from being deleted.
 
 Small rules that `catalog` applies; nothing here opens an act or loads a model by name.
 """
@@ -9,12 +9,14 @@ from typing import Any
 from msgspec import UnsetType
 
 from modelkeep.core import catalog, errors, values
+from modelkeep.core.access import Verb
 from modelkeep.core.catalog import VIRTUAL_ALIASES, AliasSpec, ModelChange, ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import ModelName
 from modelkeep.service import references
 from modelkeep.service.act import Act
-from modelkeep.store import models
+from modelkeep.store import catalog as store
+from modelkeep.store import models, versions
 from modelkeep.store.models import ModelRow
 
 
@@ -84,6 +86,45 @@ def drop_alias(act: Act, row: ModelRow, alias: AliasSpec) -> None:
         number=alias.number,
         **body,
     )
+
+
+def yank(act: Act, version: ModelVersion, reason: str) -> ModelVersion:
+    """Have a version passed over by `@latest`, ranges, the choice of the best and that of a parent. Whoever
+    names it still gets it, and stage, aliases and traffic stay as they are. Doing it again changes nothing
+    but the reason.
+
+    Raises:
+        NotAllowed: the caller may not take versions back.
+        Invalid, LimitExceeded: the reason is missing or cannot be kept.
+    """
+    reason = values.check_text(reason, "reason", required=True).strip()
+    act.authorise(Verb.ROLLBACK, version.model)
+    if version.yanked == reason:
+        return version
+    _mark(act, version, EventKind.VERSION_YANKED, yanked=reason, reason=reason, was=version.yanked)
+    return store.get_version(act.tx, version.model, version.number)
+
+
+def unyank(act: Act, version: ModelVersion, reason: str) -> ModelVersion:
+    """Let a yanked version be chosen again.
+
+    Raises:
+        NotAllowed: the caller may not promote. Conflict: it is not yanked.
+        Invalid, LimitExceeded: the reason is missing or cannot be kept.
+    """
+    reason = values.check_text(reason, "reason", required=True).strip()
+    act.authorise(Verb.PROMOTE, version.model)
+    if version.yanked is None:
+        raise errors.Conflict(f"{version.reference} is not yanked; there is nothing to undo.")
+    _mark(act, version, EventKind.VERSION_UNYANKED, yanked=None, reason=reason, was=version.yanked)
+    return store.get_version(act.tx, version.model, version.number)
+
+
+def _mark(
+    act: Act, version: ModelVersion, kind: EventKind, *, yanked: str | None, reason: str, was: str | None
+) -> None:
+    versions.set_yanked(act.tx, version.id, yanked, act.now)
+    act.record(kind, version.reference, model=version.model, number=version.number, reason=reason, was=was)
 
 
 def refuse_protected(act: Act, row: ModelRow, version: ModelVersion, aliases: list[AliasSpec]) -> None:

@@ -29,7 +29,7 @@ def resolve(act: Act, ref: Ref) -> ModelVersion:
     """The version that a reference names.
 
     With a time, it is the version named then, deleted ones included, with the stage and the aliases it had;
-    its description and tags are today's.
+    its description and tags are today's. A range, and `@latest`, pass over what is taken back or yanked.
 
     Raises:
         ModelNotFound: there is no such model, or the caller may not see it.
@@ -80,7 +80,7 @@ def _find(act: Act, ref: Ref, moment: Moment | None) -> ModelVersion | None:
         case Numbered(number=number):
             return find(store.BY_NUMBER, number=number)
         case Aliased(alias="latest"):
-            return find(store.LATEST)
+            return store.find_latest(tx, model, moment)
         case Aliased(alias="newest"):
             return find(store.NEWEST)
         case Aliased(alias=alias):
@@ -133,7 +133,7 @@ def _missing(act: Act, ref: Ref, moment: Moment | None) -> errors.NotFound:
                 if isinstance(ref.selector, Aliased)
                 else f"a version in {ref.selector.range}"
             )
-            missing, near = f"{ref.model} does not have {what}{then}", None
+            missing, near = f"{ref.model} does not have {what}{then} that is not withdrawn", None
         case Exact(version=text):
             missing, near = f"{ref.model} has no version {text}{then}", text
         case Numbered(number=number):

@@ -549,14 +549,13 @@ def decide(act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec) ->
 
 
 def _parent(act: Act, model: ModelName, spec: DraftSpec, twins: list[ModelVersion]) -> ModelVersion | None:
-    """The version that a draft is compared with: the one it names, else one with the same bytes, else the
-    highest release, else the highest version."""
+    """The version that a draft is compared with: the one it names, else one with the same bytes, else what
+    `@latest` names, else the highest version."""
     if spec.parent is not None:
         return references.resolve(act, references.present(registration.parent_ref(model, spec.parent)))
     if twins:
         return twins[0]
-    released = store.find(act.tx, store.LATEST, model)
-    return released or store.find(act.tx, store.HIGHEST, model)
+    return store.find_latest(act.tx, model) or store.find_highest(act.tx, model)
 
 
 def _register(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -> ModelVersion:

@@ -1,11 +1,12 @@
 """Rows of versions, read: one at a time by whatever names it, now or at a moment of the past, or many.
 
 What never changes of a version is one document; what is said about it later (description, tags, aliases,
-stage, tombstone) stands beside it and is laid over it when it is read. Models are in `models`, lists and
-searches in `search`. Whether something may be done, and the event that belongs to it, are the service's part.
+stage, tombstone, yank) stands beside it and is laid over it when it is read. Models are in `models`, lists
+and searches in `search`. Whether something may be done, and the event that belongs to it, are the service's
+part.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -47,7 +48,10 @@ __all__ = [
 # Other columns know versions by this file alone: it passes on what they need of its neighbours.
 
 RANGE_BATCH = 50
-"""Versions looked at in one statement when a range names pre-releases, of which only some count."""
+"""Versions looked at in one statement when only some count: pre-releases in a range, or a moment of the past
+at which some were withdrawn."""
+EVERY_KEY = ("", "~")
+"""The span of sort keys that every version lies in."""
 
 
 class first_stage(ColumnElement[str]):  # noqa: N801  (it reads as a function of SQL)
@@ -75,6 +79,8 @@ JOINED = models.join(versions, versions.c.model_id == models.c.id).outerjoin(
 )
 READY = and_(versions.c.status == "ready", models.c.deleted_at.is_(None))
 """What everybody sees: finalized, and not deleted."""
+OFFERED = and_(versions.c.tombstone.is_(None), versions.c.yanked.is_(None))
+"""What is chosen among when nobody names a version: neither taken back nor yanked. It is today's state."""
 
 
 class FoundVersion(NamedTuple):
@@ -86,6 +92,7 @@ class FoundVersion(NamedTuple):
     document: str
     description: str
     tombstone: str | None
+    yanked: str | None
     stage: str
     created_at: str
 
@@ -97,6 +104,7 @@ VERSION = (
     versions.c.document,
     versions.c.description,
     versions.c.tombstone,
+    versions.c.yanked,
     STAGE,
     versions.c.created_at,
 )
@@ -127,8 +135,9 @@ _last = versions.c.number.desc()
 BY_NUMBER = _found(versions.c.number == bindparam("number"))
 BY_SEMVER = _found(versions.c.semver_key == bindparam("key"))
 BY_DIGEST = _found(versions.c.digest == bindparam("digest"), _highest)
-LATEST = _found(versions.c.prerelease == 0, _highest)
-HIGHEST = _found(versions.c.number > 0, _highest)
+HIGHEST = _found(versions.c.semver_key > "", _highest)
+_HIGHEST_OFFERED = _found(OFFERED, _highest).now
+_LATEST = _found(and_(versions.c.prerelease == 0, OFFERED), _highest).now
 NEWEST = _found(versions.c.number > 0, _last)
 _IN_STAGE = _found(occupancy.c.stage == bindparam("stage"), _last)
 _IN_FIRST_STAGE = _found(and_(occupancy.c.number.is_(None), first_stage() == bindparam("stage")), _last)
@@ -140,7 +149,7 @@ _ALIASED = (
     .where(_NAMED, READY, aliases.c.alias == bindparam("alias"))
 )
 _SEMVERS = (
-    select(versions.c.semver, versions.c.semver_key)
+    select(versions.c.semver, versions.c.semver_key, versions.c.number)
     .select_from(models.join(versions, versions.c.model_id == models.c.id))
     .where(
         _NAMED,
@@ -152,6 +161,7 @@ _SEMVERS = (
     .limit(bindparam("limit"))
 )
 _SEMVERS_NOW = _SEMVERS.where(READY)
+_SEMVERS_OFFERED = _SEMVERS_NOW.where(OFFERED)
 _SEMVERS_THEN = _SEMVERS.where(_EXISTED)
 _GIVEN = (
     select(versions.c.semver)
@@ -195,6 +205,22 @@ _ALIAS_EVENTS = (
         events.c.model == bindparam("model"),
         events.c.sequence <= bindparam("sequence"),
         events.c.kind.in_([EventKind.ALIAS_SET.value, EventKind.ALIAS_DELETED.value]),
+    )
+    .order_by(events.c.sequence)
+)
+_WITHDRAWALS = {
+    EventKind.VERSION_TOMBSTONED: True,
+    EventKind.VERSION_CLEARED: False,
+    EventKind.VERSION_YANKED: True,
+    EventKind.VERSION_UNYANKED: False,
+}
+"""The kinds of event that set a mark by which a version is passed over, and those that lift it again."""
+_WITHDRAWAL_EVENTS = (
+    select(events.c.document)
+    .where(
+        events.c.model == bindparam("model"),
+        events.c.sequence <= bindparam("sequence"),
+        events.c.kind.in_([kind.value for kind in _WITHDRAWALS]),
     )
     .order_by(events.c.sequence)
 )
@@ -268,7 +294,11 @@ def get_version(tx: Transaction, model: ModelName, number: int) -> ModelVersion:
 
 def find(tx: Transaction, by: Found, model: ModelName, **which: Any) -> ModelVersion | None:
     """The version that a condition names now: two statements, the second for its labels."""
-    row = tx.one(by.now, project=model.project, name=model.name, **which)
+    return _first(tx, by.now, model, **which)
+
+
+def _first(tx: Transaction, statement: Statement, model: ModelName, **which: Any) -> ModelVersion | None:
+    row = tx.one(statement, project=model.project, name=model.name, **which)
     return _labelled(tx, FoundVersion(*row)) if row else None
 
 
@@ -317,19 +347,59 @@ def find_staged(
 def find_in_range(
     tx: Transaction, model: ModelName, within: Range, moment: Moment | None = None
 ) -> ModelVersion | None:
-    """The highest version of a range."""
-    low, high = registration.span_of(within)
+    """The highest version of a range that is neither taken back nor yanked."""
     prereleases = any(bound.version.pre for bound in within.bounds)
+    return _choose(tx, model, registration.span_of(within), within.contains, moment, prereleases)
+
+
+def find_latest(tx: Transaction, model: ModelName, moment: Moment | None = None) -> ModelVersion | None:
+    """The highest released version that is neither taken back nor yanked."""
+    if moment is None:
+        return _first(tx, _LATEST, model)
+    return _choose(tx, model, EVERY_KEY, lambda _: True, moment, prereleases=False)
+
+
+def find_highest(tx: Transaction, model: ModelName) -> ModelVersion | None:
+    """The highest version, pre-releases included; a withdrawn one only where there is no other."""
+    return _first(tx, _HIGHEST_OFFERED, model) or find(tx, HIGHEST, model)
+
+
+def _choose(
+    tx: Transaction,
+    model: ModelName,
+    span: tuple[str, str],
+    fits: Callable[[SemVer], bool],
+    moment: Moment | None,
+    prereleases: bool,
+) -> ModelVersion | None:
+    """The highest version of a span of sort keys that fits and may be chosen, now or at a moment."""
+    low, high = span
+    passed_over = _withdrawn_then(tx, model, moment) if moment is not None else frozenset()
+    batch = RANGE_BATCH if prereleases or passed_over else 1
     while True:
-        rows = _semvers(tx, model, low, high, RANGE_BATCH if prereleases else 1, moment, prereleases)
-        for text, key in rows:
-            if within.contains(semver.parse(text)):
+        rows = _semvers(tx, model, low, high, batch, moment, prereleases, offered=True)
+        for text, key, number in rows:
+            if number not in passed_over and fits(semver.parse(text)):
                 if moment is None:
                     return find(tx, BY_SEMVER, model, key=key)
                 return find_then(tx, BY_SEMVER, model, moment, key=key)
         if len(rows) < RANGE_BATCH:
             return None
         high = rows[-1][1]
+
+
+def _withdrawn_then(tx: Transaction, model: ModelName, moment: Moment) -> frozenset[int]:
+    """The numbers that were taken back or yanked at a moment: a fold of those events."""
+    marks: set[tuple[int | None, str]] = set()
+    for (document,) in tx.all(_WITHDRAWAL_EVENTS, model=str(model), sequence=moment.sequence):
+        event = codec.decode(document, Event)
+        yank = event.kind in (EventKind.VERSION_YANKED, EventKind.VERSION_UNYANKED)
+        mark = (event.number, "yank" if yank else "tombstone")
+        if _WITHDRAWALS[event.kind]:
+            marks.add(mark)
+        else:
+            marks.discard(mark)
+    return frozenset(number for number, _ in marks if number is not None)
 
 
 def aliases_then(tx: Transaction, model: ModelName, moment: Moment) -> dict[str, int]:
@@ -346,7 +416,7 @@ def aliases_then(tx: Transaction, model: ModelName, moment: Moment) -> dict[str,
 
 def list_semvers(tx: Transaction, model: ModelName, *, limit: int, moment: Moment | None = None) -> list[str]:
     """The highest versions of a model, the highest first."""
-    return [text for text, _ in _semvers(tx, model, "", "~", limit, moment, prereleases=True)]
+    return [row[0] for row in _semvers(tx, model, *EVERY_KEY, limit, moment, prereleases=True)]
 
 
 def _semvers(
@@ -357,11 +427,15 @@ def _semvers(
     limit: int,
     moment: Moment | None,
     prereleases: bool,
+    *,
+    offered: bool = False,
 ) -> list[Row]:
+    """Semver, sort key and number of a model's versions in a span, the highest first; with `offered` none
+    that are withdrawn today, which a moment of the past knows nothing of."""
     named: dict[str, Any] = {"project": model.project, "name": model.name, "low": low, "high": high}
     named |= {"limit": limit, "prereleases": int(prereleases)}
     if moment is None:
-        return tx.all(_SEMVERS_NOW, **named)
+        return tx.all(_SEMVERS_OFFERED if offered else _SEMVERS_NOW, **named)
     return tx.all(_SEMVERS_THEN, sequence=moment.sequence, **named)
 
 
@@ -410,6 +484,7 @@ def _laid_over(found: FoundVersion, tags: dict[str, str], pointers: list[str]) -
         codec.decode(found.document, ModelVersion),
         description=found.description,
         tombstone=found.tombstone,
+        yanked=found.yanked,
         stage=found.stage,
         tags=dict(sorted(tags.items())) if len(tags) > 1 else tags,
         aliases=tuple(sorted(pointers)),

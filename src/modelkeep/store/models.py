@@ -172,7 +172,13 @@ _STANDING = (
 _LATEST_OF = select(
     models.c.id,
     select(versions.c.semver)
-    .where(versions.c.model_id == models.c.id, versions.c.prerelease == 0, versions.c.status == "ready")
+    .where(
+        versions.c.model_id == models.c.id,
+        versions.c.prerelease == 0,
+        versions.c.status == "ready",
+        versions.c.tombstone.is_(None),
+        versions.c.yanked.is_(None),
+    )
     .order_by(versions.c.semver_key.desc())
     .limit(1)
     .correlate(models)

@@ -63,7 +63,7 @@ _MODELS = (
     .order_by(models.c.id)
     .limit(bindparam("limit"))
 )
-_EXISTENCE = ("semver", "status", "from_sequence", "to_sequence", "tombstone")
+_EXISTENCE = ("semver", "status", "from_sequence", "to_sequence", "tombstone", "yanked")
 _EXIST = select(versions.c.number, *(versions.c[name] for name in _EXISTENCE)).where(
     versions.c.model_id == bindparam("model_id")
 )
@@ -126,8 +126,8 @@ def list_told(tx: Transaction, after: int, limit: int) -> list[tuple[int, ModelN
 
 
 def compare_model(tx: Transaction, model: ModelHead) -> list[Difference]:
-    """Which versions exist and were taken back, where they stand and stood, and where aliases point: as
-    stored, against a fold of the model's own events.
+    """Which versions exist, were taken back or yanked, where they stand and stood, and where aliases point:
+    as stored, against a fold of the model's own events.
 
     Raises:
         BrokenChain, MalformedBody: an event cannot be read.
@@ -178,10 +178,14 @@ class _Told:
                     "from_sequence": event.sequence,
                     "to_sequence": None,
                     "tombstone": None,
+                    "yanked": None,
                 }
             case EventKind.VERSION_TOMBSTONED | EventKind.VERSION_CLEARED:
                 taken_back = event.kind is EventKind.VERSION_TOMBSTONED
                 self._of(event)["tombstone"] = event.reason if taken_back else None
+            case EventKind.VERSION_YANKED | EventKind.VERSION_UNYANKED:
+                yanked = event.kind is EventKind.VERSION_YANKED
+                self._of(event)["yanked"] = event.reason if yanked else None
             case EventKind.VERSION_DELETED:
                 self._of(event).update(status="deleted", to_sequence=event.sequence)
             case EventKind.MODEL_DELETED:

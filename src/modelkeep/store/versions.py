@@ -37,6 +37,11 @@ _SET_TOMBSTONE = (
     .where(versions.c.model_id == bindparam("model_id"), versions.c.number == bindparam("which"))
     .values(tombstone=bindparam("tombstone"), updated_at=bindparam("now"))
 )
+_SET_YANKED = (
+    update(versions)
+    .where(versions.c.id == bindparam("which"))
+    .values(yanked=bindparam("yanked"), updated_at=bindparam("now"))
+)
 _MARK_DELETED = (
     update(versions)
     .where(versions.c.id == bindparam("which"))
@@ -100,6 +105,7 @@ def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence:
         to_sequence=None,
         description=version.description,
         tombstone=version.tombstone,
+        yanked=version.yanked,
         created_at=moment,
         created_by=version.created_by,
         updated_at=moment,
@@ -132,6 +138,11 @@ def describe(tx: Transaction, version_id: str, description: str, now: datetime) 
 def set_tombstone(tx: Transaction, model_id: str, number: int, reason: str | None, now: datetime) -> None:
     """Mark a version as taken back, with the reason; None clears it."""
     tx.run(_SET_TOMBSTONE, model_id=model_id, which=number, tombstone=reason, now=codec.format_time(now))
+
+
+def set_yanked(tx: Transaction, version_id: str, reason: str | None, now: datetime) -> None:
+    """Mark a version as yanked, with the reason; None lets it be chosen again."""
+    tx.run(_SET_YANKED, which=version_id, yanked=reason, now=codec.format_time(now))
 
 
 def remove_version(

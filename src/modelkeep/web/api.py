@@ -122,6 +122,14 @@ def delete_version(act: Act, call: Call) -> Any:
     return DONE
 
 
+def yank_version(act: Act, call: Call) -> Any:
+    return call.house.catalog.yank(act, _ref(call), call.body.reason)
+
+
+def unyank_version(act: Act, call: Call) -> Any:
+    return call.house.catalog.unyank(act, _ref(call), call.body.reason)
+
+
 def set_alias(act: Act, call: Call) -> Any:
     b = call.body
     return call.house.catalog.set_alias(

@@ -95,9 +95,9 @@ FIELDS: Mapping[str, Field] = {
     "status": Field(
         ValueType.TEXT,
         _VERSIONS,
-        "`ready`, or `tombstoned` after it was taken back",
+        "`ready`, `tombstoned` after it was taken back, or `yanked`",
         lower=True,
-        choices=("ready", "tombstoned"),
+        choices=("ready", "tombstoned", "yanked"),
     ),
     "parent": Field(ValueType.INTEGER, _VERSIONS, "number of the version it descends from"),
     "framework": Field(ValueType.TEXT, _VERSIONS, "framework its metadata names"),

@@ -433,6 +433,7 @@ def _versions() -> None:
         _whole("to_sequence", null=True),
         _words("description"),
         _words("tombstone", null=True),
+        _words("yanked", null=True),
         _words("created_at"),
         _words("created_by"),
         _words("updated_at"),
