@@ -23,13 +23,14 @@ from modelkeep.store import migrate, schema
 from modelkeep.store.database import Database
 from modelkeep.store.dialects import choose
 
+BEFORE = migrate.HEAD
 NEXT = '''"""A step of the next release. It adds one table."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9000"
+down_revision = "{head}"
 
 
 def upgrade() -> None:
@@ -45,11 +46,11 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Be the release after this one for one test: it has one revision more, in the file given."""
     folder = tmp_path / "migrations"
     shutil.copytree(migrate.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    path = folder / "versions" / "r0002_novelties.py"
-    path.write_text(NEXT.format(more="pass"))
+    path = folder / "versions" / "r9000_novelties.py"
+    path.write_text(NEXT.format(more="pass", head=BEFORE))
     monkeypatch.setattr(migrate, "FOLDER", folder)
-    monkeypatch.setattr(migrate, "REVISIONS", (*migrate.REVISIONS, "0002"))
-    monkeypatch.setattr(migrate, "HEAD", "0002")
+    monkeypatch.setattr(migrate, "REVISIONS", (*migrate.REVISIONS, "9000"))
+    monkeypatch.setattr(migrate, "HEAD", "9000")
     return path
 
 
@@ -190,11 +191,11 @@ def test_an_older_database_is_migrated(
     if dialect == "postgresql":
         with pytest.raises(errors.StoreUnavailable, match="modelkeep server migrate"):
             Database.open(database_url)
-        assert migrate.migrate(database_url) == ("0001", "0002")
+        assert migrate.migrate(database_url) == (BEFORE, "9000")
     with Database.open(database_url) as database:
         assert "novelties" in tables(database)
         assert database.read(lambda tx: tx.one(select(schema.settings.c.value))) == ("42",)
-    assert migrate.migrate(database_url) == ("0002", "0002")
+    assert migrate.migrate(database_url) == ("9000", "9000")
 
 
 def test_a_migration_that_fails_changes_nothing(database_url: str, request: pytest.FixtureRequest) -> None:
@@ -203,7 +204,7 @@ def test_a_migration_that_fails_changes_nothing(database_url: str, request: pyte
         pass
     before = described(database_url)
     revision = request.getfixturevalue("next_release")
-    revision.write_text(NEXT.format(more='op.execute("insert into nowhere values (1)")'))
+    revision.write_text(NEXT.format(more='op.execute("insert into nowhere values (1)")', head=BEFORE))
     with pytest.raises(Exception, match="nowhere"):
         migrate.migrate(database_url)
     assert described(database_url) == before

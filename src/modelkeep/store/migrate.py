@@ -2,7 +2,7 @@
 
 A database that is up to date is recognised by one cheap look, for Alembic takes longer to import than a
 server may take to start; it is imported only when there is something to migrate. An empty database gets the
-tables of `schema` directly and is stamped with the newest revision; tests compare the result with all
+tables of `TABLES` directly and is stamped with the newest revision; tests compare the result with all
 revisions run one after the other.
 
 SQLite is migrated when it is opened: one machine, one release. Postgres only on an explicit `migrate(url)`,
@@ -11,6 +11,7 @@ move a schema backwards.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from modelkeep.core import errors
 from modelkeep.core.events import GENESIS
-from modelkeep.store import schema
+from modelkeep.core.values import DEFAULT_PROJECT
+from modelkeep.store import schema, tracking_tables
+from modelkeep.store.columns import metadata
 from modelkeep.store.dialects import Connection, Dialect, Lost, choose
 
-REVISIONS: tuple[str, ...] = ("0001",)
+REVISIONS: tuple[str, ...] = ("0001", "0002")
 """Every revision there is, oldest first; a test compares them with the files of `migrations/versions`."""
 
 HEAD = REVISIONS[-1]
@@ -32,7 +35,10 @@ VERSION_TABLE = "modelkeep_schema"
 
 FOLDER = Path(__file__).parent / "migrations"
 
-_OWN_TABLES = frozenset(schema.metadata.tables)
+TABLES = (schema, tracking_tables)
+"""The modules that define tables: importing them fills `columns.metadata`."""
+
+_OWN_TABLES = frozenset(metadata.tables)
 
 
 def prepare(dialect: Dialect, connection: Connection) -> None:
@@ -89,11 +95,15 @@ def migrate(url: str) -> tuple[str | None, str]:
 def statements(dialect: Dialect) -> list[str]:
     """The statements that fill an empty database, in order."""
     texts = []
-    for table in schema.metadata.sorted_tables:
+    for table in metadata.sorted_tables:
         texts.append(str(CreateTable(table).compile(dialect=dialect.compiler)))
         indexes = sorted(table.indexes, key=lambda index: str(index.name))
         texts += [str(CreateIndex(index).compile(dialect=dialect.compiler)) for index in indexes]
     texts.append(f"insert into chain_head (id, sequence, link) values (1, 0, '{GENESIS.hex()}')")
+    texts.append(
+        "insert into experiments (id, project, name, deleted, creation_time, last_update_time) "
+        f"values (0, '{DEFAULT_PROJECT}', 'Default', 0, {int(time.time() * 1000)}, {int(time.time() * 1000)})"
+    )
     return texts
 
 

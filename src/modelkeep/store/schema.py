@@ -1,7 +1,7 @@
-"""Every table of Modelkeep, and the rules that the database itself keeps. It holds no statement and no data.
+"""The tables of the spine, of what exists, of promotion, rollout and access, and the rules that the database
+itself keeps. It holds no statement and no data; what was tried stands in `tracking_tables`.
 
-Column types are plain, because statements run on the driver directly (see `statements`): text, whole numbers,
-doubles. JSON is text, a yes or no is 0 or 1, a time is the fixed-width text of `codec.format_time`, which
+JSON is text, a yes or no is 0 or 1, a time is the fixed-width text of `codec.format_time`, which
 sorts as time does. Text is compared by bytes on both dialects, so that a page key means the same everywhere;
 on SQLite tables are strict.
 
@@ -13,78 +13,17 @@ A change here needs a revision in `migrations/versions` that does the same; a te
 dialects.
 """
 
-from typing import Any
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
 
-from sqlalchemy import (
-    REAL,
-    BigInteger,
-    CheckConstraint,
-    Column,
-    Double,
-    ForeignKey,
-    ForeignKeyConstraint,
-    Index,
-    Integer,
-    MetaData,
-    PrimaryKeyConstraint,
-    Table,
-    Text,
-    UniqueConstraint,
-    text,
-)
-
-HEAD_CHARACTERS = 100
-"""How much of a long value an index holds (`value_head`): a B-tree entry of Postgres has at most 2,704
-bytes."""
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_WORDS = Text(collation="C").with_variant(Text(), "sqlite")
-_WHOLE = BigInteger().with_variant(Integer(), "sqlite")
-_DOUBLE: Double[float] = Double().with_variant(REAL(), "sqlite")
-
-
-def _words(name: str, *more: Any, null: bool = False) -> Column[str]:
-    return Column(name, _WORDS, *more, nullable=null)
-
-
-def _whole(name: str, *more: Any, null: bool = False) -> Column[int]:
-    return Column(name, _WHOLE, *more, nullable=null, autoincrement=False)
-
-
-def _double(name: str, *, null: bool = False) -> Column[float]:
-    return Column(name, _DOUBLE, nullable=null)
-
-
-def _table(name: str, *parts: Any, clustered: bool = False) -> Table:
-    """A strict table; `clustered` ones are small rows that live in their primary key and nowhere else."""
-    flags = [part.name for part in parts if isinstance(part, Column) and part.info.get("flag")]
-    checks = [CheckConstraint(f"{flag} in (0, 1)", name=flag) for flag in flags]
-    return Table(name, metadata, *parts, *checks, sqlite_strict=True, sqlite_with_rowid=not clustered)
-
-
-def _flag(name: str) -> Column[int]:
-    return Column(name, _WHOLE, nullable=False, autoincrement=False, info={"flag": True})
-
-
-def _key(*columns: str) -> PrimaryKeyConstraint:
-    return PrimaryKeyConstraint(*columns)
-
-
-def _where(name: str, *columns: Any, condition: str, unique: bool = False) -> Index:
-    """A partial index; its condition is the same on both dialects."""
-    return Index(
-        name, *columns, unique=unique, sqlite_where=text(condition), postgresql_where=text(condition)
-    )
-
+from modelkeep.store.columns import HEAD_CHARACTERS as HEAD_CHARACTERS  # noqa: PLC0414  (for others, too)
+from modelkeep.store.columns import double as _double
+from modelkeep.store.columns import flag as _flag
+from modelkeep.store.columns import key as _key
+from modelkeep.store.columns import metadata as metadata  # noqa: PLC0414  (for others)
+from modelkeep.store.columns import table as _table
+from modelkeep.store.columns import where as _where
+from modelkeep.store.columns import whole as _whole
+from modelkeep.store.columns import words as _words
 
 # -------------------------------------------------------------------------------------------------- the spine
 
@@ -179,7 +118,6 @@ versions = _table(
     _whole("to_sequence", null=True),
     _words("description"),
     _words("tombstone", null=True),  # why it was taken back; it does not come back by itself
-    _words("yanked", null=True),  # why nobody is to choose it; who names it exactly still gets it
     _words("created_at"),
     _words("created_by"),
     _words("updated_at"),
@@ -191,6 +129,8 @@ versions = _table(
     CheckConstraint("status in ('pending', 'ready', 'failed', 'deleted')", name="status"),
     Index(None, "digest"),
     Index(None, "created_at", "id"),
+    Index(None, "model_id", "created_at", "id"),
+    Index(None, "semver_key", "created_at", "id"),  # a semver names versions of many models
 )
 
 version_files = _table(
@@ -224,6 +164,7 @@ version_params = _table(
     _double("number", null=True),
     _key("version_id", "key"),
     Index(None, "key", "value_head", "version_id"),
+    _where("ix_version_params_key_number", "key", "number", condition="number is not null"),
     clustered=True,
 )
 
@@ -236,6 +177,7 @@ version_tags = _table(
     _double("number", null=True),
     _key("version_id", "key"),
     Index(None, "key", "value_head", "version_id"),
+    _where("ix_version_tags_key_number", "key", "number", condition="number is not null"),
     clustered=True,
 )
 
@@ -250,6 +192,7 @@ aliases = _table(
     _key("model_id", "alias"),
     ForeignKeyConstraint(["model_id", "number"], ["versions.model_id", "versions.number"]),
     Index(None, "model_id", "number"),
+    Index(None, "alias"),
     clustered=True,
 )
 

@@ -1,5 +1,7 @@
-"""The first schema: events, catalog, promotion, rollout, access. It does only this step; the schema as a
-whole stands in `store.schema`, and what is written here is never changed after a release.
+"""The first schema: events, catalog, promotion, rollout, access.
+
+It does only this step; the tables as they are now stand in `store.schema`, and what is written here is
+never changed after a release.
 """
 
 from typing import Any
@@ -433,7 +435,6 @@ def _versions() -> None:
         _whole("to_sequence", null=True),
         _words("description"),
         _words("tombstone", null=True),
-        _words("yanked", null=True),
         _words("created_at"),
         _words("created_by"),
         _words("updated_at"),
@@ -449,6 +450,8 @@ def _versions() -> None:
     )
     op.create_index("ix_versions_created_at_id", "versions", ["created_at", "id"])
     op.create_index("ix_versions_digest", "versions", ["digest"])
+    op.create_index("ix_versions_model_id_created_at_id", "versions", ["model_id", "created_at", "id"])
+    op.create_index("ix_versions_semver_key_created_at_id", "versions", ["semver_key", "created_at", "id"])
 
 
 def _aliases() -> None:
@@ -470,6 +473,7 @@ def _aliases() -> None:
         sqlite_strict=True,
         sqlite_with_rowid=False,
     )
+    op.create_index("ix_aliases_alias", "aliases", ["alias"])
     op.create_index("ix_aliases_model_id_number", "aliases", ["model_id", "number"])
 
 
@@ -569,6 +573,9 @@ def _version_params() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index(
+        "ix_version_params_key_number", "version_params", ["key", "number"], **_where("number is not null")
+    )
+    op.create_index(
         "ix_version_params_key_value_head_version_id", "version_params", ["key", "value_head", "version_id"]
     )
 
@@ -585,6 +592,9 @@ def _version_tags() -> None:
         sa.PrimaryKeyConstraint("version_id", "key", name="pk_version_tags"),
         sqlite_strict=True,
         sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "ix_version_tags_key_number", "version_tags", ["key", "number"], **_where("number is not null")
     )
     op.create_index(
         "ix_version_tags_key_value_head_version_id", "version_tags", ["key", "value_head", "version_id"]
