@@ -118,6 +118,7 @@ versions = _table(
     _whole("to_sequence", null=True),
     _words("description"),
     _words("tombstone", null=True),  # why it was taken back; it does not come back by itself
+    _words("yanked", null=True),  # why nobody is to choose it; who names it exactly still gets it
     _words("created_at"),
     _words("created_by"),
     _words("updated_at"),

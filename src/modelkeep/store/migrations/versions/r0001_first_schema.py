@@ -1,6 +1,6 @@
 """The first schema: events, catalog, promotion, rollout, access.
 
-It does only this step; the tables as they are now stand in `store.schema`, and what is written here is
+It does only this step; the tables of today stand in `store.schema`, and what is written here is
 never changed after a release.
 """
 
@@ -435,6 +435,7 @@ def _versions() -> None:
         _whole("to_sequence", null=True),
         _words("description"),
         _words("tombstone", null=True),
+        _words("yanked", null=True),
         _words("created_at"),
         _words("created_by"),
         _words("updated_at"),

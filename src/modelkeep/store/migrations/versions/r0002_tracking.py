@@ -1,6 +1,6 @@
 """What was tried: experiments, runs, what they logged, logged models.
 
-It does only this step; the tables as they are now stand in `store.tracking_tables`, and what is written here is
+It does only this step; the tables of today stand in `store.tracking_tables`, and what is written here is
 never changed after a release.
 """
 
