@@ -12,6 +12,7 @@ from modelkeep.core.query import Order, Target
 from modelkeep.core.values import ModelName
 from modelkeep.store import catalog, drafts, inventory, models, search
 from modelkeep.store.database import Database
+from modelkeep.store.filters import Half
 from modelkeep.store.statements import Statement
 from modelkeep.store.visibility import Scopes, Visible
 
@@ -23,25 +24,37 @@ LOW_HIGH = {"low": "", "high": "~", "prereleases": 1, "limit": 10}
 
 
 def built(
-    target: Target, text: str | None = None, order: str | None = None, *, paged: bool = False
+    target: Target,
+    text: str | None = None,
+    order: str | None = None,
+    *,
+    way: int | None = None,
+    half: Half | None = None,
+    paged: bool = False,
 ) -> Statement:
-    """The statement of a search."""
+    """The statement of a search, through one of its ways or on a walk."""
+    return search.build(asked(target, text, order), way=way, half=half, paged=paged).statement
+
+
+def asked(target: Target, text: str | None = None, order: str | None = None) -> search.Search:
+    """A search by somebody who may see everything."""
     expression = query.parse(text, target) if text else None
     wanted: tuple[Order, ...] = query.parse_order(order, target) if order else ()
-    asked = search.Search(
+    return search.Search(
         target=target,
         text=text or "",
         order_text=order or "",
         in_project=False,
         of_model=False,
-        paged=paged,
         shape=ALL.shape,
         expression=expression,
         order=wanted,
         visible=ALL,
     )
-    return search.build(asked).statement
 
+
+BEST = built(Target.VERSIONS, "metrics.auc > 0.9", "metrics.auc desc", half=Half.WITH)
+NEXT_BEST = built(Target.VERSIONS, "metrics.auc > 0.9", "metrics.auc desc", half=Half.WITH, paged=True)
 
 HOT: dict[str, tuple[Statement, dict[str, Any]]] = {
     "by number": (catalog.BY_NUMBER.now, {**NAMED, "number": 1}),
@@ -72,6 +85,12 @@ HOT: dict[str, tuple[Statement, dict[str, Any]]] = {
     "all versions": (built(Target.VERSIONS), {"limit": 9}),
     "next versions": (built(Target.VERSIONS, paged=True), {"limit": 9, "key_0": "a", "key_1": "b"}),
     "by metric": (built(Target.VERSIONS, "metrics.auc > 0.9"), {"limit": 9}),
+    "best by metric": (BEST, {"limit": 9}),
+    "next best by metric": (NEXT_BEST, {"limit": 9, "key_1": 0.5, "key_2": "a", "key_3": "b"}),
+    "without a metric": (built(Target.VERSIONS, None, "metrics.auc desc", half=Half.WITHOUT), {"limit": 9}),
+    "newest of a semver": (built(Target.VERSIONS, 'semver = "1.0.0"'), {"limit": 9}),
+    "highest semver": (built(Target.VERSIONS, None, "semver desc"), {"limit": 9}),
+    "oldest": (built(Target.VERSIONS, None, "created_at"), {"limit": 9}),
     "by tag": (built(Target.VERSIONS, 'tags.team = "risk"'), {"limit": 9}),
     "same draft": (drafts._SAME, {**NAMED, "by": "ann", "document": "{}"}),
     "held": (drafts._HELD, {"digest": "x"}),

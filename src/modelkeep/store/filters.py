@@ -6,6 +6,7 @@ types is a bound value, never text of the statement. Pages, and who may see what
 
 import math
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any, NamedTuple, assert_never
 
 from sqlalchemy import (
@@ -88,11 +89,12 @@ class View(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One column of an order that has no null."""
+    """One column of an order that has no null; a fixed one is the same in every row, and sorts nothing."""
 
     column: Column
     kind: type[str] | type[int] | type[float]
     descending: bool
+    fixed: bool = False
 
 
 VIEWS: dict[Target, View] = {
@@ -177,7 +179,7 @@ def where(expression: Expression, target: Target) -> Condition:
         case Comparison(subject, operator, value):
             positive = query.NEGATIONS.get(operator)
             if positive is None:
-                return _some(view, subject, lambda place: _passes(place, subject, operator, value))
+                return _some(view, subject, lambda place: passes(place, subject, operator, value))
             there = _some(view, subject, lambda _: true())
             return and_(there, not_(where(Comparison(subject, positive, value), target)))
         case _:
@@ -193,33 +195,34 @@ class Place(NamedTuple):
     head: Column | None = None
 
 
-def _some(view: View, subject: Subject, passes: Callable[[Place], Condition]) -> Condition:
+def _some(view: View, subject: Subject, holds: Callable[[Place], Condition]) -> Condition:
     """Whether some value of the subject passes."""
     if subject.kind is not Kind.FIELD:
         keyed = view.keyed[subject.kind]
         columns = keyed.table.c
         mine = and_(columns[keyed.owner] == view.id, columns[keyed.key] == literal(subject.name))
-        return exists().where(mine, passes(_place(subject.kind, keyed.table))).correlate_except(keyed.table)
+        return exists().where(mine, holds(place_of(subject.kind, keyed.table))).correlate_except(keyed.table)
     if subject.name == "alias":
         mine = and_(aliases.c.model_id == versions.c.model_id, aliases.c.number == versions.c.number)
-        return exists().where(mine, passes(Place(aliases.c.alias))).correlate_except(aliases)
+        return exists().where(mine, holds(Place(aliases.c.alias))).correlate_except(aliases)
     column = view.fields[subject.name]
     if subject.name in NULLABLE:
-        return and_(column.is_not(None), passes(Place(column)))
-    return passes(Place(column))
+        return and_(column.is_not(None), holds(Place(column)))
+    return holds(Place(column))
 
 
-def _place(kind: Kind, table: FromClause) -> Place:
+def place_of(kind: Kind, table: FromClause) -> Place:
+    """Where a table of metrics, parameters or tags has its values."""
     if kind is Kind.METRIC:
         return Place(table.c.value)
     return Place(table.c.value, table.c.number, table.c.value_head)
 
 
-def _passes(place: Place, subject: Subject, operator: Operator, value: Any) -> Condition:
+def passes(place: Place, subject: Subject, operator: Operator, value: Any) -> Condition:
     """Whether one value passes a positive operator."""
     match operator:
         case Operator.IN:
-            return or_(*(_passes(place, subject, Operator.EQUAL, item) for item in value))
+            return or_(*(passes(place, subject, Operator.EQUAL, item) for item in value))
         case Operator.IN_RANGE:
             return _in_range(place.value, value)
         case Operator.LIKE:
@@ -240,7 +243,9 @@ def _passes(place: Place, subject: Subject, operator: Operator, value: Any) -> C
             return and_(place.number.is_not(None), _compare(place.number, operator, value))
         case Type.FREE if operator is Operator.EQUAL:
             assert place.head is not None, "what is free text has its head beside it"
-            return and_(place.head == literal(value[:HEAD_CHARACTERS]), place.value == literal(value))
+            head = place.head == literal(value[:HEAD_CHARACTERS])
+            # A head that is shorter than heads may be is the whole value, which the index then answers alone.
+            return head if len(value) < HEAD_CHARACTERS else and_(head, place.value == literal(value))
         case _:
             return _compare(place.value, operator, value)
 
@@ -279,15 +284,19 @@ def _whole(column: Column, operator: Operator, value: float) -> Condition:
             return column >= literal(bound) if bound <= INT64_MAX else false()
 
 
-def _in_range(key: Column, within: Range) -> Condition:
-    """A range of versions over their sort keys, with its rule for pre-releases."""
-    bounds = [
+def bounds(key: Column, within: Range) -> list[Condition]:
+    """Between which sort keys a range of versions lies."""
+    return [
         _compare(key, Operator(bound.operator.value), semver.sort_key(bound.version))
         for bound in within.bounds
     ]
+
+
+def _in_range(key: Column, within: Range) -> Condition:
+    """A range of versions over their sort keys, with its rule for pre-releases."""
     lines = {semver.sort_key(semver.SemVer(*b.version.triple))[:-1] for b in within.bounds if b.version.pre}
     named = [and_(key >= literal(line), key < literal(f"{line}3")) for line in sorted(lines)]
-    return and_(*bounds, or_(versions.c.prerelease == literal(0), *named))
+    return and_(true(), *bounds(key, within), or_(versions.c.prerelease == literal(0), *named))
 
 
 _LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
@@ -340,27 +349,61 @@ def _glob(pattern: str) -> str:
 # -------------------------------------------------------------------------------------------------- the order
 
 
-def ordered(view: View, order: Sequence[Order]) -> tuple[FromClause, tuple[Term, ...]]:
-    """The tables with those that the order needs, and its terms: what has no value comes last in each."""
+class Half(Enum):
+    """Which rows of an order by a metric are read: those that have it stand in its index, the others come
+    behind them."""
+
+    WITH = 0
+    WITHOUT = 1
+
+
+class Ordered(NamedTuple):
+    """An order: the tables that it needs, a condition that belongs to it, and its terms."""
+
+    joined: FromClause
+    condition: Condition
+    terms: tuple[Term, ...]
+
+
+def ordered(view: View, order: Sequence[Order], half: Half | None = None) -> Ordered:
+    """An order whose terms have no null: what has no value comes last in each.
+
+    With a half, of an order that begins with a metric, the rows with it or without it alone. The terms are as
+    many and of the same kinds, so that a key of one order is a key of the others.
+    """
     joined = view.joined
+    condition: Condition = true()
     terms: list[Term] = []
     for index, wanted in enumerate(order):
         subject, down = wanted.subject, wanted.descending
         if subject.kind is Kind.FIELD:
-            column = view.fields[subject.name]
-            kind = _PLAIN[subject.type]
-            if subject.name in NULLABLE:
-                terms.append(Term(case((column.is_(None), literal(1)), else_=literal(0)), int, False))
-                column = func.coalesce(column, literal(kind()))
-            terms.append(Term(column, kind, down))
+            terms += _field_terms(view, subject, down)
             continue
         keyed = view.keyed[subject.kind]
         table = keyed.table.alias(f"order_{index}")
         mine = and_(table.c[keyed.owner] == view.id, table.c[keyed.key] == literal(subject.name))
-        joined = joined.outerjoin(table, mine)
-        terms.append(Term(case((table.c.value.is_(None), literal(1)), else_=literal(0)), int, False))
-        terms += _keyed_terms(_place(subject.kind, table), down)
-    return joined, (*terms, *view.ties)
+        if index or half is None:
+            joined = joined.outerjoin(table, mine)
+            terms.append(Term(case((table.c.value.is_(None), literal(1)), else_=literal(0)), int, False))
+            terms += _keyed_terms(place_of(subject.kind, table), down)
+        elif half is Half.WITH:
+            joined = joined.join(table, mine)
+            terms += [Term(literal(half.value), int, False, fixed=True), Term(table.c.value, float, down)]
+        else:
+            condition = not_(exists().where(mine).correlate_except(table))
+            terms.append(Term(literal(half.value), int, False, fixed=True))
+            terms.append(Term(literal(0.0), float, down, fixed=True))
+    named = {id(term.column) for term in terms}
+    return Ordered(joined, condition, (*terms, *(tie for tie in view.ties if id(tie.column) not in named)))
+
+
+def _field_terms(view: View, subject: Subject, down: bool) -> list[Term]:
+    column = view.fields[subject.name]
+    kind = _PLAIN[subject.type]
+    if subject.name not in NULLABLE:
+        return [Term(column, kind, down)]
+    missing = Term(case((column.is_(None), literal(1)), else_=literal(0)), int, False)
+    return [missing, Term(func.coalesce(column, literal(kind())), kind, down)]
 
 
 def _keyed_terms(place: Place, down: bool) -> list[Term]:
@@ -376,14 +419,20 @@ def _keyed_terms(place: Place, down: bool) -> list[Term]:
 
 def after(terms: Sequence[Term]) -> Condition:
     """Behind a key in this order; where all terms go one way, as a comparison of rows, which an index
-    answers."""
-    binds: list[Column] = [bindparam(f"key_{index}") for index in range(len(terms))]
-    if len({term.descending for term in terms}) == 1:
-        row, key = tuple_(*(term.column for term in terms)), tuple_(*binds)
-        return row < key if terms[0].descending else row > key
+    answers. Otherwise what begins it is said once more by itself, so that an index leads there."""
+    moving: list[tuple[Term, Column]] = [
+        (term, bindparam(f"key_{index}")) for index, term in enumerate(terms) if not term.fixed
+    ]
+    first, key = moving[0]
+    reached = first.column <= key if first.descending else first.column >= key
+    if len({term.descending for term, _ in moving}) == 1:
+        row, keys = tuple_(*(term.column for term, _ in moving)), tuple_(*(key for _, key in moving))
+        behind = row < keys if first.descending else row > keys
+        tables = {getattr(term.column, "table", None) for term, _ in moving}
+        return behind if len(tables) == 1 else and_(reached, behind)
     ways: list[Condition] = []
-    for index, term in enumerate(terms):
-        equal = [earlier.column == binds[place] for place, earlier in enumerate(terms[:index])]
-        beyond = term.column < binds[index] if term.descending else term.column > binds[index]
+    for index, (term, key) in enumerate(moving):
+        equal = [earlier.column == bind for earlier, bind in moving[:index]]
+        beyond = term.column < key if term.descending else term.column > key
         ways.append(and_(*equal, beyond))
-    return or_(*ways)
+    return and_(reached, or_(*ways))

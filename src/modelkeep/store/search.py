@@ -4,7 +4,8 @@ What the caller may not see is left out in the query itself, before pages are cu
 page length tells of it. What a filter means in SQL is `filters`' business.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,16 +14,39 @@ from sqlalchemy.sql.selectable import Select
 
 from modelkeep.core import query
 from modelkeep.core.catalog import ModelVersion, RegisteredModel
-from modelkeep.core.query import Expression, Order, Target
+from modelkeep.core.query import Expression, Kind, Operator, Order, Subject, Target
 from modelkeep.core.values import ModelName
 from modelkeep.store.catalog import JOINED, READY, VERSION, load
-from modelkeep.store.filters import INT64_MAX, VIEWS, Term, after, ordered, where
+from modelkeep.store.filters import (
+    INT64_MAX,
+    VIEWS,
+    Condition,
+    Half,
+    Place,
+    Term,
+    after,
+    ordered,
+    passes,
+    where,
+)
 from modelkeep.store.models import ModelRow, assemble
-from modelkeep.store.paging import check_limit, read_token, write_token
+from modelkeep.store.narrowing import (
+    Among,
+    Picking,
+    Survey,
+    about,
+    conjuncts,
+    leads,
+    needs,
+    shortest,
+    survey,
+    walkable,
+)
+from modelkeep.store.paging import Key, check_limit, read_token, write_token
 from modelkeep.store.schema import models, versions
 from modelkeep.store.statements import Statement
 from modelkeep.store.transaction import Transaction
-from modelkeep.store.visibility import Visible, condition
+from modelkeep.store.visibility import Visible, allowed, condition
 
 STATEMENTS_KEPT = 256
 """Statements of searches that are kept compiled: dashboards and scripts ask the same again and again."""
@@ -30,7 +54,7 @@ STATEMENTS_KEPT = 256
 
 @dataclass(frozen=True)
 class Search:
-    """One search without its values of paging and visibility: what its statement is built from and kept
+    """One search without its values of paging and visibility: what its statements are built from and kept
     under.
 
     Two filters are the same when their normal texts are; the trees themselves are not compared, for in Python
@@ -42,7 +66,6 @@ class Search:
     order_text: str
     in_project: bool
     of_model: bool
-    paged: bool
     shape: tuple[bool, ...]
     expression: Expression | None = field(compare=False)
     order: tuple[Order, ...] = field(compare=False)
@@ -57,24 +80,57 @@ class Built(NamedTuple):
 
 
 @lru_cache(maxsize=STATEMENTS_KEPT)
-def build(search: Search) -> Built:
-    """The statement of a search."""
+def surveyed(search: Search) -> Survey | None:
+    """The ways of a search."""
+    return survey(
+        search.target,
+        search.expression,
+        search.visible,
+        in_project=search.in_project,
+        of_model=search.of_model,
+    )
+
+
+@lru_cache(maxsize=STATEMENTS_KEPT)
+def build(search: Search, *, way: int | None = None, half: Half | None = None, paged: bool = False) -> Built:
+    """The statement of a search: through one of its ways, or on a walk through one half of its order."""
     view = VIEWS[search.target]
-    joined, terms = ordered(view, search.order)
+    joined, half_condition, terms = ordered(view, search.order, half)
     statement: Select[Any] = select(*view.columns, *(term.column for term in terms)).select_from(joined)
-    statement = statement.where(view.seen)
-    if search.in_project:
-        statement = statement.where(models.c.project == bindparam("project"))
-    if search.of_model:
-        statement = statement.where(models.c.name == bindparam("name"))
-    if not search.visible.everything:
-        statement = statement.where(condition(search.visible)[0])
-    if search.expression is not None:
-        statement = statement.where(where(search.expression, search.target))
-    if search.paged:
+    statement = statement.where(view.seen, half_condition)
+    guided = way is not None or walkable(search.target, search.order)
+    for part in conjuncts(search.expression):
+        meant = where(part, search.target)
+        free = guided and (way is not None or not leads(part, search.order))
+        statement = statement.where(Picking(meant) if free else meant)
+    # One model has its own indexes by time and by semver; by a metric all are walked together.
+    of_one = search.in_project and search.of_model and way is None and half is None
+    for place in _places(search):
+        statement = statement.where(Picking(place) if guided and not of_one else place)
+    if way is not None:
+        found = surveyed(search)
+        assert found is not None, "a way was chosen among those that there are"
+        statement = statement.where(Among(view.id, found.ways[way]))
+    if half is Half.WITH:
+        # The same once more, about the very row that the walk goes along: so it begins where rows pass.
+        walked = Place(terms[1].column)
+        for part in about(search.expression, search.order[0].subject):
+            statement = statement.where(passes(walked, part.subject, part.operator, part.value))
+    if paged:
         statement = statement.where(after(terms))
-    order = [term.column.desc() if term.descending else term.column.asc() for term in terms]
+    sorting = [term for term in terms if not term.fixed]
+    order = [term.column.desc() if term.descending else term.column.asc() for term in sorting]
     return Built(statement.order_by(*order).limit(bindparam("limit")), terms)
+
+
+def _places(search: Search) -> Iterator[Condition]:
+    """Where the rows of a search may stand."""
+    if search.in_project:
+        yield models.c.project == bindparam("project")
+    if search.of_model:
+        yield models.c.name == bindparam("name")
+    if not search.visible.everything:
+        yield condition(search.visible)[0]
 
 
 def _page(
@@ -94,34 +150,86 @@ def _page(
     text = query.unparse(expression) if expression is not None else ""
     order_text = query.unparse_order(order)
     asked = "\n".join((target, text, order_text, project or "", name or ""))
-    built = build(
-        Search(
-            target=target,
-            text=text,
-            order_text=order_text,
-            in_project=project is not None,
-            of_model=name is not None,
-            paged=page_token is not None,
-            shape=visible.shape,
-            expression=expression,
-            order=order,
-            visible=visible,
-        )
+    search = Search(
+        target=target,
+        text=text,
+        order_text=order_text,
+        in_project=project is not None,
+        of_model=name is not None,
+        shape=visible.shape,
+        expression=expression,
+        order=order,
+        visible=visible,
     )
-    binds: dict[str, Any] = {"limit": limit + 1}
-    if project is not None:
-        binds["project"] = project
-    if name is not None:
-        binds["name"] = name
-    if not visible.everything:
-        binds |= condition(visible)[1]
+    named = {key: value for key, value in (("project", project), ("name", name)) if value is not None}
+    search, named = _within_one_model(tx, search, named)
+    key: list[Key] | None = None
     if page_token is not None:
-        key = read_token(page_token, asked, [term.kind for term in built.terms])
-        binds |= {f"key_{index}": part for index, part in enumerate(key)}
-    rows = tx.all(built.statement, **binds)
+        key = read_token(page_token, asked, [term.kind for term in build(search).terms])
+    rows = _rows(tx, search, named, key, limit + 1)
     width = len(VIEWS[target].columns)
     more = write_token(asked, rows[limit - 1][width:]) if len(rows) > limit else None
     return [row[:width] for row in rows[:limit]], more
+
+
+_PROJECTS_OF = select(models.c.project).where(models.c.name == bindparam("name")).limit(2)
+
+
+def _within_one_model(
+    tx: Transaction, search: Search, named: dict[str, str]
+) -> tuple[Search, dict[str, str]]:
+    """The same search, said to be of one model where its filter names a model that only one project has."""
+    if search.of_model or search.target is Target.MODELS:
+        return search, named
+    wanted = Subject(Kind.FIELD, "model")
+    name = next(
+        (str(p.value) for p in about(search.expression, wanted) if p.operator is Operator.EQUAL), None
+    )
+    if name is None:
+        return search, named
+    project = named.get("project")
+    if project is None:
+        projects = tx.all(_PROJECTS_OF, name=name)
+        if len(projects) != 1:
+            return search, named
+        project = projects[0][0]
+    return replace(search, in_project=True, of_model=True), {"project": project, "name": name}
+
+
+def _rows(
+    tx: Transaction, search: Search, named: Mapping[str, Any], key: list[Key] | None, limit: int
+) -> list[Any]:
+    """Up to so many rows after the key, each with its terms."""
+    seeing = {} if search.visible.everything else condition(search.visible)[1]
+    way = _way(tx, search, named)
+    by_metric = bool(search.order) and search.order[0].subject.kind is Kind.METRIC
+    halves: tuple[Half | None, ...] = (None,)
+    if way is None and by_metric:
+        halves = (Half.WITH,) if needs(search.expression, search.order[0].subject) else tuple(Half)
+    if key is not None and halves != (None,):
+        halves = tuple(half for half in halves if half is not None and half.value >= int(key[0]))
+    rows: list[Any] = []
+    for half in halves:
+        paged = key is not None and (half is None or half.value == key[0])
+        built = build(search, way=way, half=half, paged=paged)
+        binds: dict[str, Any] = {**named, **seeing, "limit": limit - len(rows)}
+        if paged:
+            binds |= {f"key_{i}": part for i, part in enumerate(key or ()) if not built.terms[i].fixed}
+        rows += tx.all(built.statement, **binds)
+        if len(rows) == limit:
+            break
+    return rows
+
+
+def _way(tx: Transaction, search: Search, named: Mapping[str, Any]) -> int | None:
+    """The way that leads to few rows, if any does."""
+    found = surveyed(search)
+    if found is None:
+        return None
+    given = allowed(search.visible, models)[1]
+    counts = tx.one(found.counts, **named, **given)
+    assert counts is not None, "counts are one row"
+    return shortest(counts)
 
 
 def search_versions(

@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import Struct
 from sqlalchemy import and_, bindparam, literal_column, not_, or_, true
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import FromClause
 
 from modelkeep.core.access import ROLE_VERBS, Caller, Effect, Grant, Verb
 from modelkeep.core.values import ModelName
@@ -43,6 +44,11 @@ class Visible(Struct, frozen=True, kw_only=True):
         """Whether nothing is hidden, so that no condition is needed."""
         nothing_denied = self.denied == Scopes()
         return self.allowed.everything and nothing_denied and self.project is None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether all is hidden."""
+        return self.allowed == Scopes() or self.denied.everything
 
     @property
     def shape(self) -> tuple[bool, ...]:
@@ -90,27 +96,47 @@ def condition(visible: Visible) -> tuple[ColumnElement[bool], dict[str, Any]]:
 
     Its text depends on `Visible.shape` alone, so that statements can be kept.
     """
-    binds: dict[str, Any] = {}
-    if visible.allowed == Scopes() or visible.denied.everything:
-        return _NOTHING, binds
-    parts: list[ColumnElement[bool]] = [true()]
-    if visible.project is not None:
-        binds["own_project"] = visible.project
-        parts.append(models.c.project == bindparam("own_project"))
-    if not visible.allowed.everything:
-        parts.append(_within(visible.allowed, "allowed", binds))
+    if visible.nothing:
+        return _NOTHING, {}
+    allowing, binds = allowed(visible, models)
+    parts: list[ColumnElement[bool]] = [true()] if allowing is None else [allowing]
     if visible.denied != Scopes():
-        parts.append(not_(_within(visible.denied, "denied", binds)))
+        denying, more = _within(visible.denied, "denied", models)
+        parts.append(not_(denying))
+        binds |= more
     return and_(*parts), binds
 
 
-def _within(scopes: Scopes, name: str, binds: dict[str, Any]) -> ColumnElement[bool]:
+def allowed(visible: Visible, table: FromClause) -> tuple[ColumnElement[bool] | None, dict[str, Any]]:
+    """What the caller was given, before anything is denied, as a condition that an index of models answers.
+
+    Returns:
+        the condition, None when that is everything or nothing, and its binds: some of those of `condition`.
+    """
+    parts: list[ColumnElement[bool]] = []
+    binds: dict[str, Any] = {}
+    if visible.nothing:
+        return None, binds
+    if visible.project is not None:
+        binds["own_project"] = visible.project
+        parts.append(table.c.project == bindparam("own_project"))
+    if not visible.allowed.everything:
+        given, more = _within(visible.allowed, "allowed", table)
+        parts.append(given)
+        binds |= more
+    return (and_(*parts) if parts else None), binds
+
+
+def _within(scopes: Scopes, name: str, table: FromClause) -> tuple[ColumnElement[bool], dict[str, Any]]:
     """Projects and models of which there is at least one."""
     parts: list[ColumnElement[bool]] = []
+    binds: dict[str, Any] = {}
     if scopes.projects:
         binds[f"{name}_projects"] = sorted(scopes.projects)
-        parts.append(one_of(models.c.project, f"{name}_projects"))
+        parts.append(one_of(table.c.project, f"{name}_projects"))
     if scopes.models:
+        binds[f"{name}_names"] = sorted({model.name for model in scopes.models})
         binds[f"{name}_models"] = sorted(f"{model.project}/{model.name}" for model in scopes.models)
-        parts.append(one_of(models.c.project + "/" + models.c.name, f"{name}_models"))
-    return or_(*parts)
+        whole = one_of(table.c.project + "/" + table.c.name, f"{name}_models")
+        parts.append(and_(one_of(table.c.name, f"{name}_names"), whole))  # the name is what an index knows
+    return or_(*parts), binds
