@@ -24,6 +24,7 @@ from modelkeep.core.observation import (
 from modelkeep.core.policy import ALONE
 from modelkeep.core.rollout import Endpoint, Plan, Rollout, RolloutState, Step
 from modelkeep.core.routing import EMPTY_TABLE, WHOLE_PPM, Epoch, Route, RoutingTable, VersionKey
+from modelkeep.ports import BlobStore
 from modelkeep.service.access import Access, AuthMode
 from modelkeep.service.act import SYSTEM_CONTEXT, Desk
 from modelkeep.service.audit import Audit
@@ -49,10 +50,10 @@ OWNER = "tests"
 class RolloutWorld(World):
     """Models, an owner, and the rollout column as the house has it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, blobs: BlobStore | None = None) -> None:
         super().__init__(database, ALONE)
         self.desk = Desk(database, self._clock)
-        blobs = MemoryBlobs()
+        blobs = blobs or MemoryBlobs()
         catalog = Catalog(blobs, self.desk)
         self.rollouts = Rollouts()
         self.promotions = Promotions(catalog=catalog, rollouts=self.rollouts, default_policy=ALONE)
