@@ -131,7 +131,13 @@ class Gateway:
                 return False
             return endpoint in routes and all(routes[endpoint][key] == value for key, value in wanted.items())
 
-        until(so, f"route {endpoint} has {wanted}; log: {self.log()[-2000:]}")
+        try:
+            until(so, f"route {endpoint} has {wanted}")
+        except AssertionError as late:
+            late.add_note(f"log: {self.log()[-4000:]}")
+            with contextlib.suppress(GatewayUnavailable):
+                late.add_note(f"status: {json.dumps(self.status())}")
+            raise
 
     def request(
         self,

@@ -7,12 +7,12 @@ fronts' business, models are the workers', and judging a rollout is the control 
 """
 
 import asyncio
-import contextlib
 import os
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,6 +32,7 @@ from modelkeep.serving.cache import Cache
 from modelkeep.serving.contact import Contact
 from modelkeep.serving.control import ControlServer, RunFolder
 from modelkeep.serving.counting import Ledger
+from modelkeep.serving.fronts import Fronts, swap
 from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
 from modelkeep.serving.memory import Memory
 from modelkeep.serving.metrics import Metrics
@@ -84,8 +85,7 @@ class Supervisor:
         self._leaving: set[VersionKey] = set()
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
         self._unit_number = 0
-        self._fronts = [FrontUnit(self, index, listener) for index, listener in enumerate(listeners)]
-        self._acks: dict[int, asyncio.Future[None]] = {}
+        self._fronts = Fronts(self, listeners)
         now = _now()
         under_way = [(route.endpoint, route.rollout) for route in self._live.routes if route.rollout]
         memory = Memory(options.data / "callers")
@@ -117,8 +117,7 @@ class Supervisor:
                 endpoint=endpoint,
             )
         self._remember(self._live)
-        for front in self._fronts:
-            front.start()
+        self._fronts.start()
         self._require()
         await self._control.start()
         self._spawn(self._advance())
@@ -149,7 +148,7 @@ class Supervisor:
         self._drain()
         if options.shutdown_delay_s:
             await asyncio.sleep(options.shutdown_delay_s)
-        await asyncio.gather(*(front.stop(grace_s=options.drain_s) for front in self._fronts))
+        await self._fronts.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -165,8 +164,7 @@ class Supervisor:
 
     def _drain(self) -> None:
         self._draining = True
-        for front in self._fronts:
-            front.send(messages.Drain(close=False))
+        self._fronts.say(messages.Drain(close=False))
 
     # ------------------------------------------------------------------------------------------------- moves
 
@@ -207,8 +205,7 @@ class Supervisor:
         await asyncio.sleep(REMOVAL_GRACE_S)
         await unit.stop(grace_s=self.options.drain_s)
         key = unit.spec.key
-        for front in self._fronts:
-            front.send(messages.WorkerDown(key=key, failed=True))
+        self._fronts.worker_down(key, failed=True)
         self._leaving.discard(key)
         self._require()
         if key not in self._units:
@@ -222,13 +219,13 @@ class Supervisor:
             await self._dirty.wait()
             self._dirty.clear()
             before = self._live
-            ready = {key for key, unit in self._units.items() if unit.phase is VersionPhase.READY}
-            after = moves.next_table(before, self._desired, ready)
+            after = moves.next_table(before, self._desired, self._ready(self._units))
             if after == before:
                 continue
-            if not await self._reached(after):
-                self._dirty.set()
-                continue
+            used = {
+                key for route in after.routes for key in (route.stable, route.candidate) if key is not None
+            }
+            await self._fronts.reach(partial(self._ready, used), within_s=CONNECT_WAIT_S)
             for route in after.routes:
                 if route.rollout is not None:
                     self._ledger.begin(route.endpoint, route.rollout)
@@ -246,7 +243,8 @@ class Supervisor:
             changed, removed = changes(before.routes, after.routes)
             self._live, self._serial = after, serial
             self._remember(after)
-            await self._swap(serial, after.number, changed, removed, after)
+            self._fronts.say(swap(serial, after, changed, removed))
+            await self._fronts.confirmed(serial)
             await self._scribe.write(Record(kind=RecordKind.APPLIED, at=_now(), serial=serial))
             await self._scribe.compact()
             self._ledger.close(_now())
@@ -256,67 +254,9 @@ class Supervisor:
                 "A new routing table is obeyed.", table=after.number, serial=serial, changed=len(changed)
             )
 
-    async def _reached(self, table: RoutingTable) -> bool:
-        """Wait until every front has a connection to every version with weight. False: something changed
-        meanwhile."""
-        keys = {key for route in table.routes for key in (route.stable, route.candidate) if key is not None}
-        until = time.monotonic() + CONNECT_WAIT_S
-        while time.monotonic() < until:
-            ready = {key for key, unit in self._units.items() if unit.phase is VersionPhase.READY}
-            wanted = keys & ready
-            if all(not front.alive or wanted <= front.connected for front in self._fronts):
-                return True
-            await asyncio.sleep(0.005)
-        return True  # a front that cannot connect holds up no other: its requests wait, or go to stable
-
-    async def _swap(
-        self,
-        serial: int,
-        number: int,
-        changed: tuple[Route, ...],
-        removed: tuple[str, ...],
-        table: RoutingTable,
-    ) -> None:
-        """Tell all fronts and wait until all obey; one that does not in time is replaced."""
-        message = self._swap_message(serial, number, changed, removed, table)
-        for front in self._fronts:
-            front.send(message)
-        await self._acknowledged(serial)
-
-    def _swap_message(
-        self,
-        serial: int,
-        number: int,
-        changed: tuple[Route, ...],
-        removed: tuple[str, ...],
-        table: RoutingTable,
-    ) -> messages.Swap:
-        keys: set[VersionKey] = set()
-        for route in changed:
-            keys |= route.keys
-        names = tuple(named(spec) for spec in table.versions if spec.key in keys)
-        return messages.Swap(serial=serial, number=number, changed=changed, removed=removed, versions=names)
-
-    async def _acknowledged(self, serial: int) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._acks[serial] = future
-        self._check_acks()
-        try:
-            async with asyncio.timeout(self.options.ack_timeout_s):
-                await future
-        except TimeoutError:
-            for front in self._fronts:
-                if front.alive and front.acked < serial:
-                    log.error("A front does not confirm its table and is replaced.", front=front.index)
-                    front.kill()
-        finally:
-            self._acks.pop(serial, None)
-
-    def _check_acks(self) -> None:
-        for serial, future in self._acks.items():
-            done = all(not front.alive or front.acked >= serial for front in self._fronts)
-            if done and not future.done():
-                future.set_result(None)
+    def _ready(self, among: Collection[VersionKey]) -> set[VersionKey]:
+        ready = {key for key, unit in self._units.items() if unit.phase is VersionPhase.READY}
+        return ready.intersection(among)
 
     async def rollback(self, endpoint: str, cause: str, actor: str, received: float) -> dict[str, Any]:
         """Take an endpoint back: fronts first, journal after. Needs nothing but this machine's memory.
@@ -341,16 +281,13 @@ class Supervisor:
             )
         self._serial += 1
         serial = self._serial
-        message = self._swap_message(serial, self._live.number, (after,), (), self._live)
-        for front in self._fronts:
-            front.send(message)
+        self._fronts.say(swap(serial, self._live, (after,)))
         self._live, _, removed = moves.taken_back(self._live, endpoint)
         table = self._live
         self._remember(table)
-        await self._acknowledged(serial)
+        await self._fronts.confirmed(serial)
         swapped_ms = (time.monotonic() - received) * 1000
-        sent = max((front.last_sent.get(removed, 0.0) for front in self._fronts), default=0.0)
-        last_sent_ms = max(0.0, (sent - received) * 1000)
+        last_sent_ms = max(0.0, (self._fronts.last_sent(removed) - received) * 1000)
         record = LocalRollback(
             endpoint=endpoint,
             epoch=after.epoch,
@@ -413,13 +350,9 @@ class Supervisor:
         """A version became ready (its fronts connect), or it did not and never will."""
         key = unit.spec.key
         if unit.phase is VersionPhase.READY:
-            name = named(unit.spec)
-            for front in self._fronts:
-                front.send(messages.WorkerUp(version=name, path=str(unit.path)))
+            self._fronts.say(messages.WorkerUp(version=named(unit.spec), path=str(unit.path)))
         elif unit.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
-            for front in self._fronts:
-                front.connected.discard(key)
-                front.send(messages.WorkerDown(key=key, failed=unit.phase is VersionPhase.FAILED))
+            self._fronts.worker_down(key, failed=unit.phase is VersionPhase.FAILED)
         if unit.phase is VersionPhase.FAILED:
             cause = "candidate crashed" if unit.report().crashes else "candidate could not be loaded"
             for route in self._live.routes:
@@ -441,8 +374,8 @@ class Supervisor:
     def front_hello(self, unit: FrontUnit) -> list[messages.ToFront]:
         """The whole table and all workers, for a front that was just started."""
         table = self._live
-        swap = self._swap_message(max(self._serial, 1), table.number, table.routes, (), table)
-        hello = messages.Hello(options=self.options, index=unit.index, swap=swap, known=self._known)
+        first = swap(max(self._serial, 1), table, table.routes)
+        hello = messages.Hello(options=self.options, index=unit.index, swap=first, known=self._known)
         said: list[messages.ToFront] = [hello]
         for key, version in self._units.items():
             if version.phase is VersionPhase.READY:
@@ -458,9 +391,7 @@ class Supervisor:
         """Counts, confirmations and wishes of a front."""
         match message:
             case messages.Swapped(serial=serial, last_sent=last_sent):
-                unit.acked = max(unit.acked, serial)
-                unit.last_sent = last_sent
-                self._check_acks()
+                self._fronts.confirms(unit, serial, last_sent)
             case messages.FrontCounts():
                 self._counted(unit, message)
             case messages.Connected(key=key):
@@ -497,14 +428,7 @@ class Supervisor:
         """Close a tick about once a second, with what all fronts have counted until then."""
         while True:
             await asyncio.sleep(self.options.tick_s)
-            for front in self._fronts:
-                front.collected.clear()
-                front.send(messages.Collect())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.options.tick_s / 4):
-                    for front in self._fronts:
-                        if front.alive:
-                            await front.collected.wait()
+            await self._fronts.collect(within_s=self.options.tick_s / 4)
             for route in self._live.routes:
                 if route.rollout is not None:
                     self._ledger.touch(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
