@@ -18,6 +18,7 @@ class Verb(StrEnum):
     READ = "read"
     READ_AUDIT = "read_audit"
     PULL = "pull"
+    TRACK = "track"  # create experiments and runs, log to them, delete and restore them
     CREATE_MODEL = "create_model"
     REGISTER = "register"
     EDIT = "edit"
@@ -47,7 +48,7 @@ class Role(StrEnum):
 
 
 _VIEW = frozenset({Verb.READ, Verb.PULL})
-_CONTRIBUTE = _VIEW | {Verb.CREATE_MODEL, Verb.REGISTER, Verb.EDIT, Verb.SET_ALIAS, Verb.REQUEST}
+_CONTRIBUTE = _VIEW | {Verb.TRACK, Verb.CREATE_MODEL, Verb.REGISTER, Verb.EDIT, Verb.SET_ALIAS, Verb.REQUEST}
 
 ROLE_VERBS: dict[Role, frozenset[Verb]] = {
     Role.VIEWER: _VIEW,

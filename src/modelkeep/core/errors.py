@@ -9,15 +9,17 @@ needs no change elsewhere.
       NotFound      ModelNotFound VersionNotFound AliasNotFound StageEmpty DraftNotFound RequestNotFound
       EndpointNotFound
                     RolloutNotFound BlobNotFound FileNotInVersion PolicyNotFound PrincipalNotFound
-                    TokenNotFound MetricNotFound EventNotFound RouteNotFound
+                    TokenNotFound MetricNotFound EventNotFound RouteNotFound ExperimentNotFound
+                    RunNotFound LoggedModelNotFound TagNotFound ArtifactNotFound
       Conflict      ModelExists VersionExists AliasMoved StageMoved RequestClosed DraftClosed OffsetMismatch
       RolloutActive
                     RolloutFinished EndpointExists PrincipalExists IdempotencyMismatch FolderInUse PortInUse
-                    Protected
+                    Protected ExperimentExists InvalidState
       Invalid       InvalidName InvalidReference InvalidSemver InvalidFilter InvalidMetadata InvalidManifest
       InvalidMetric
                     InvalidSignature InvalidPolicy InvalidTransition InvalidPlan InvalidInput InvalidTime
-                    InvalidSetting MalformedBody SemverTooLow MethodNotAllowed UnsupportedMedia RequestTooSlow
+                    InvalidSetting InvalidParameter MalformedBody SemverTooLow MethodNotAllowed
+                    UnsupportedMedia RequestTooSlow
         LimitExceeded  BodyTooLarge
       Denied        NotAllowed SelfApproval Tombstoned
         NotAuthenticated  TokenExpired
@@ -119,6 +121,11 @@ class TokenNotFound(NotFound):        code = "TOKEN_NOT_FOUND"
 class MetricNotFound(NotFound):       code = "METRIC_NOT_FOUND"
 class EventNotFound(NotFound):        code = "EVENT_NOT_FOUND"
 class RouteNotFound(NotFound):        code = "ROUTE_NOT_FOUND"
+class ExperimentNotFound(NotFound):   code = "EXPERIMENT_NOT_FOUND"
+class RunNotFound(NotFound):          code = "RUN_NOT_FOUND"
+class LoggedModelNotFound(NotFound):  code = "LOGGED_MODEL_NOT_FOUND"
+class TagNotFound(NotFound):          code = "TAG_NOT_FOUND"
+class ArtifactNotFound(NotFound):     code = "ARTIFACT_NOT_FOUND"
 
 class ModelExists(Conflict):          code = "MODEL_EXISTS"
 class VersionExists(Conflict):        code = "VERSION_EXISTS"
@@ -135,6 +142,8 @@ class IdempotencyMismatch(Conflict):  code = "IDEMPOTENCY_MISMATCH"
 class FolderInUse(Conflict):          code = "FOLDER_IN_USE"
 class PortInUse(Conflict):            code = "PORT_IN_USE"
 class Protected(Conflict):            code = "PROTECTED"
+class ExperimentExists(Conflict):     code = "EXPERIMENT_EXISTS"
+class InvalidState(Conflict):         code = "INVALID_STATE"
 
 class InvalidName(Invalid):           code = "INVALID_NAME"
 class InvalidReference(Invalid):      code = "INVALID_REFERENCE"
@@ -150,6 +159,7 @@ class InvalidPlan(Invalid):           code = "INVALID_PLAN"
 class InvalidInput(Invalid):          code = "INVALID_INPUT"
 class InvalidTime(Invalid):           code = "INVALID_TIME"
 class InvalidSetting(Invalid):        code = "INVALID_SETTING"
+class InvalidParameter(Invalid):      code = "INVALID_PARAMETER"
 class MalformedBody(Invalid):         code = "MALFORMED_BODY"
 class LimitExceeded(Invalid):         code = "LIMIT_EXCEEDED"
 class SemverTooLow(Invalid):          code = "SEMVER_TOO_LOW"

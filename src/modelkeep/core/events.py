@@ -72,6 +72,17 @@ class EventKind(StrEnum):
     GRANT_ADDED = "grant.added"
     GRANT_REMOVED = "grant.removed"
     ACCESS_REFUSED = "access.refused"
+    EXPERIMENT_CREATED = "experiment.created"  # name, project, tags
+    EXPERIMENT_CHANGED = "experiment.changed"  # name and tags, from -> to
+    EXPERIMENT_DELETED = "experiment.deleted"  # how many runs went with it
+    EXPERIMENT_RESTORED = "experiment.restored"  # how many runs came back with it
+    RUN_STARTED = "run.started"  # experiment, name, user
+    RUN_ENDED = "run.ended"  # status, and a digest of all that it had logged by then
+    RUN_DELETED = "run.deleted"
+    RUN_RESTORED = "run.restored"
+    LOGGED_MODEL_CREATED = "logged_model.created"  # experiment, name, run
+    LOGGED_MODEL_FINALIZED = "logged_model.finalized"  # ready or failed
+    LOGGED_MODEL_DELETED = "logged_model.deleted"
     INTEGRITY_FAILED = "integrity.failed"  # fsck found bytes that are not what was written
 
 
