@@ -23,6 +23,10 @@ LINGER_S = 2.0
 """How long a larger unread body is read away before the connection is closed: a sender who is hung up on at
 once would never see the answer."""
 
+WHOLE = "modelkeep.whole"
+"""Marks the start of an answer whose body is one message that follows at once: our server sends the two in
+one write. Other servers pass over it."""
+
 _Message = MutableMapping[str, Any]
 _Lines = list[tuple[bytes, bytes]]
 
@@ -143,7 +147,7 @@ class Answer:
             (b"x-request-id", self.request_id.encode("latin-1")),
             *SAFE_HEADERS,
         ]
-        await self._send({"type": "http.response.start", "status": status, "headers": lines})
+        await self._send({"type": "http.response.start", "status": status, "headers": lines, WHOLE: True})
         await self._send({"type": "http.response.body", "body": payload})
 
     async def nothing(self, status: int) -> None:
@@ -173,7 +177,8 @@ class Answer:
         ]
         if heavy:
             lines.append((b"connection", b"close"))
-        await self._send({"type": "http.response.start", "status": self.status, "headers": lines})
+        start = {"type": "http.response.start", "status": self.status, "headers": lines, WHOLE: not heavy}
+        await self._send(start)
         if heavy:
             assert body is not None
             await self._send({"type": "http.response.body", "body": payload, "more_body": True})

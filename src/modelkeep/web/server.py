@@ -12,17 +12,18 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import uvicorn
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from modelkeep.core import errors
 from modelkeep.web import problems
 from modelkeep.web.app import Application
+from modelkeep.web.exchange import WHOLE
 
 CONNECTIONS_MAX = 4_096
 """Connections at a time: each may hold a few 100 KiB of a stream."""
@@ -106,6 +107,57 @@ def connections_max() -> int:
     return max(16, min(CONNECTIONS_MAX, soft - DESCRIPTORS_SPARE))
 
 
+class _Send:
+    """What sends one answer: a whole one in one write, anything else as uvicorn does it.
+
+    uvicorn looks at every header with two patterns and writes head and body apart; for a small answer that
+    is a third of all the time it takes. Here the lines are put together first and looked at once.
+    """
+
+    __slots__ = ("_cycle", "_start")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._start: MutableMapping[str, Any] | None = None
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        cycle, start = self._cycle, self._start
+        if start is None:
+            if message.get(WHOLE):
+                self._start = message
+            else:
+                await cycle.send(message)  # type: ignore[arg-type]  # uvicorn's own shapes of the same messages
+            return
+        self._start = None
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if not cycle.disconnected:
+            self._send_whole(start, message["body"])
+
+    def _send_whole(self, start: MutableMapping[str, Any], body: bytes) -> None:
+        """Write status, headers and body at once, and end the exchange as uvicorn would.
+
+        Raises:
+            RuntimeError: a header has a line break in it, so it would be read as two.
+        """
+        cycle = self._cycle
+        lines = [*cycle.default_headers, *start["headers"]]
+        if not cycle.keep_alive:
+            lines.append((b"connection", b"close"))
+        head = b"".join([b"%b: %b\r\n" % line for line in lines])
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            raise RuntimeError("a header of an answer has a line break in it")
+        if cycle.scope["method"] == "HEAD":
+            body = b""
+        cycle.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[start["status"]], head, body))
+        cycle.waiting_for_100_continue = False
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+
+
 class _Protocol(HttpToolsProtocol):
     """One connection. uvicorn's own protocol waits for a head for ever and takes one of any length."""
 
@@ -150,6 +202,10 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = 0
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        send = _Send(cycle)
+        super()._start_asgi_task(cycle, lambda scope, receive, _send: app(scope, receive, send))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
