@@ -5,11 +5,10 @@ It is made by the services' own verbs. What it does not do: send a request.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec
 
 from modelkeep import settings, wiring
 from modelkeep.core.access import Caller, PrincipalKind, Role
@@ -19,8 +18,8 @@ from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Actor, Digest, ModelName, Ref, parse_ref
 from modelkeep.service.act import SYSTEM_CONTEXT, Act, Context, Desk
 from modelkeep.service.house import House
+from modelkeep.store.database import Outcome
 
-T = TypeVar("T")
 P = ParamSpec("P")
 
 OWN, OTHER = ModelName("own", "churn"), ModelName("other", "churn")
@@ -151,28 +150,38 @@ class _Undone(Exception):
         self.value = value
 
 
+class _Rehearsed:
+    """Tells whoever waits for a rehearsed write what it returned."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self.set_running_or_notify_cancel = outcome.set_running_or_notify_cancel
+        self.set_result = outcome.set_result
+
+    def set_exception(self, exception: BaseException | None, /) -> None:
+        if isinstance(exception, _Undone):
+            self._outcome.set_result(exception.value)
+        else:
+            self._outcome.set_exception(exception)
+
+
 class Rehearsal(Desk):
     """A desk whose writes are carried out, answered, and taken back: one world serves any number of
     requests.
     """
 
-    def write(
-        self, context: Context, method: Callable[Concatenate[Act, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> "Future[T]":
-        def rehearse(act: Act) -> T:
+    def post(
+        self,
+        context: Context,
+        outcome: Outcome,
+        method: Callable[Concatenate[Act, P], Any],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        def rehearse(act: Act) -> None:
             raise _Undone(method(act, *args, **kwargs))
 
-        answer: Future[T] = Future()
-
-        def told(future: "Future[T]") -> None:
-            error = future.exception()
-            if isinstance(error, _Undone):
-                answer.set_result(error.value)  # type: ignore[arg-type]  # what the method returned
-            elif error is not None:
-                answer.set_exception(error)
-
-        super().write(context, rehearse).add_done_callback(told)
-        return answer
+        super().post(context, _Rehearsed(outcome), rehearse)
 
 
 def rehearsing(house: House) -> House:

@@ -18,7 +18,7 @@ from modelkeep.core import access, errors, values
 from modelkeep.core.access import Caller, Verb
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.values import SYSTEM, ModelName
-from modelkeep.store.database import Database, Kept, Transaction
+from modelkeep.store.database import Database, Kept, Outcome, Transaction
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -144,10 +144,28 @@ class Desk:
         Overloaded.
         """
 
-        def job(tx: Transaction) -> T:
+        future: Future[T] = Future()
+        self.post(context, future, method, *args, **kwargs)
+        return future
+
+    def post(
+        self,
+        context: Context,
+        outcome: Outcome,
+        method: Callable[Concatenate[Act, P], Any],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """`write` for an event loop: what comes of it is told to `outcome`, on the writer's thread.
+
+        Raises:
+            Overloaded, StoreUnavailable: here and now; everything else goes to `outcome`.
+        """
+
+        def job(tx: Transaction) -> Any:
             return method(Act(tx, context, self.clock()), *args, **kwargs)
 
-        return self.database.write(job)
+        self.database.post(job, outcome)
 
     def do(
         self,

@@ -42,15 +42,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from modelkeep.core import errors
 from modelkeep.store import migrate
 from modelkeep.store.dialects import Connection, ConstraintFailed, Dialect, Lost, choose
 from modelkeep.store.transaction import Kept, Transaction
-from modelkeep.store.writer import Writer
+from modelkeep.store.writer import Outcome, Writer
 
-__all__ = ["ConstraintFailed", "Database", "Kept", "Transaction"]
+__all__ = ["ConstraintFailed", "Database", "Kept", "Outcome", "Transaction"]
 
 T = TypeVar("T")
 
@@ -118,7 +118,15 @@ class Database:
         Through the future comes what the job returns or raises, or StoreUnavailable or StorageFull when the
         commit failed, in which case the job changed nothing (`writer` knows the two exceptions).
         """
-        return self._writer.submit(job)
+        future: Future[T] = Future()
+        self.post(job, future)
+        return future
+
+    def post(self, job: Callable[[Transaction], Any], outcome: Outcome) -> None:
+        """`write` for many who wait on one event loop: what comes of the job is told to `outcome`, on the
+        writer's thread. Raises as `write` does.
+        """
+        self._writer.submit(job, outcome)
 
     def read(self, job: Callable[[Transaction], T]) -> T:
         """Run a job here and now on one consistent snapshot. It may be run twice, if a session turns out to

@@ -26,9 +26,8 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from modelkeep.core import errors
 from modelkeep.store.dialects import Connection, Dialect, Lost
@@ -52,20 +51,33 @@ FATE_S = 5.0
 _log = logging.getLogger("modelkeep.store")
 
 
+class Outcome(Protocol):
+    """Who waits for a job. A `concurrent.futures.Future` is one; whoever waits on an event loop has a lighter
+    one.
+
+    The writer's thread asks once, before the job runs, whether somebody still waits, and tells once, after
+    the commit. Neither may wait or fail.
+    """
+
+    def set_running_or_notify_cancel(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: BaseException | None, /) -> None: ...
+
+
 @dataclass(slots=True)
 class _Job:
     """A waiting job, and what came of it in the group that runs."""
 
     act: Callable[[Transaction], Any]
-    future: "Future[Any]"
+    outcome: Outcome
     value: Any = None
     error: BaseException | None = None
 
     def answer(self) -> None:
         if self.error is None:
-            self.future.set_result(self.value)
+            self.outcome.set_result(self.value)
         else:
-            self.future.set_exception(self.error)
+            self.outcome.set_exception(self.error)
 
 
 class _Turn:
@@ -169,8 +181,8 @@ class Writer:
         self._connection = connection
         self._thread.start()
 
-    def submit(self, act: Callable[[Transaction], Any]) -> "Future[Any]":
-        """Put a job into the line.
+    def submit(self, act: Callable[[Transaction], Any], outcome: Outcome) -> None:
+        """Put a job into the line; what comes of it is told to `outcome`.
 
         Raises:
             Overloaded: too many jobs wait already.
@@ -180,12 +192,11 @@ class Writer:
             raise errors.Overloaded(
                 "Too many changes wait to be written; try again in a moment.", limit=QUEUE_MAX
             )
-        job = _Job(act, Future())
+        job = _Job(act, outcome)
         with self._gate:  # so that nothing enters the line behind the mark of its end
             if not self._open:
                 raise errors.StoreUnavailable("The store is closed; start the server again.")
             self._waiting.put(job)
-        return job.future
 
     def stop(self) -> None:
         """Finish what waits, then end the thread and close the connection. May be called again."""
@@ -214,7 +225,7 @@ class Writer:
                 return None
             if job is None:
                 self._ended = True
-            elif job.future.set_running_or_notify_cancel():
+            elif job.outcome.set_running_or_notify_cancel():
                 return job
         return None
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, assert_never
+from typing import Any, Concatenate, ParamSpec, TypeVar, assert_never, cast
 
 from msgspec import Struct, structs
 
@@ -20,6 +20,7 @@ from modelkeep.service.act import Act, Context
 from modelkeep.service.house import House
 from modelkeep.store.database import Kept
 from modelkeep.web import problems, requests
+from modelkeep.web.commits import Commits
 from modelkeep.web.exchange import Answer, Body
 from modelkeep.web.figures import Figures
 from modelkeep.web.operations import Call, Mode, Operation, Receive, Scope, Send
@@ -68,6 +69,7 @@ class Dispatcher:
         self.figures = Figures()
         self.openapi = b""
         self.committed = Wakeup()
+        self._commits = Commits()
         self.forget = house.desk.database.on_commit(lambda _sequence: self.committed.ring())
         self.upload_room = UploadRoom(UPLOAD_ROOM_BYTES)
         self.closing = False
@@ -106,7 +108,9 @@ class Dispatcher:
         self, context: Context, method: Callable[Concatenate[Act, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """One durable act; returns after the commit."""
-        return await asyncio.wrap_future(self.house.desk.write(context, method, *args, **kwargs))
+        pending = self._commits.expect()
+        self.house.desk.post(context, pending, method, *args, **kwargs)
+        return cast(T, await pending.answer())
 
 
 class Once:
