@@ -10,6 +10,7 @@ is built.
 
 import math
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
@@ -50,22 +51,28 @@ def canonical(value: object) -> bytes:
             text is not Unicode.
     """
     plain = msgspec.to_builtins(value)
-    _refuse_non_finite(plain)
+    _refuse_non_finite((plain,))
     try:
         return _sorted_encoder.encode(plain)
     except UnicodeEncodeError as problem:
         raise errors.Invalid("Half a surrogate pair is not text; remove it.") from problem
 
 
-def _refuse_non_finite(value: object) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise errors.Invalid("NaN and infinite numbers have no canonical form; leave the value out instead.")
-    if isinstance(value, dict):
-        for item in value.values():
+_ALWAYS_FINITE = frozenset({str, int, bool, type(None)})
+
+
+def _refuse_non_finite(items: Iterable[object]) -> None:
+    for item in items:
+        if type(item) in _ALWAYS_FINITE:
+            continue  # most are, and every event that is written passes here
+        if isinstance(item, dict):
+            _refuse_non_finite(item.values())
+        elif isinstance(item, list | tuple):
             _refuse_non_finite(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_non_finite(item)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise errors.Invalid(
+                "NaN and infinite numbers have no canonical form; leave the value out instead."
+            )
 
 
 def decode(data: bytes | str, kind: type[T], *, strict: bool = True) -> T:
@@ -96,8 +103,13 @@ def decode_untrusted(data: bytes, kind: type[T], *, max_bytes: int = JSON_MAX_BY
     return decode(data, kind)
 
 
-# The closing quote is optional: else a string that never ends would be scanned anew from each quote in it.
-_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\]:,]', re.DOTALL)
+# One step of the check: whatever is no text and no bracket, then a text (group 1) and the colon that makes it
+# a key (group 2), or a bracket (group 3), or the end. It matches wherever it is begun (hence the optional
+# closing quote, and the end): what did not would be scanned anew from each place in it.
+_STEP = re.compile(
+    rb"""[^"{}\[\]]*+ (?: "([^"\\]*+(?:\\.[^"\\]*+)*+)"?+ (\s*+:)?+ | ([{}\[\]]) | \Z )""",
+    re.DOTALL | re.VERBOSE,
+)
 
 
 def check_json(data: bytes, *, max_bytes: int = JSON_MAX_BYTES) -> None:
@@ -107,48 +119,38 @@ def check_json(data: bytes, *, max_bytes: int = JSON_MAX_BYTES) -> None:
             f"The document has {len(data):,} bytes; at most {max_bytes:,} are accepted. Send less at a time.",
             limit=max_bytes,
         )
-    stack: list[set[bytes] | None] = []
-    pending: bytes | None = None
-    for match in _TOKENS.finditer(data):
-        token = match.group()
-        match token:
-            case b"{" | b"[":
-                stack.append(set() if token == b"{" else None)
-                pending = None
-                if len(stack) > JSON_MAX_DEPTH:
-                    raise errors.LimitExceeded(
-                        f"The document is nested more than {JSON_MAX_DEPTH} levels deep; flatten it.",
-                        limit=JSON_MAX_DEPTH,
-                    )
-            case b"}" | b"]":
-                if stack:
-                    stack.pop()
-                pending = None
-            case b":":
-                keys = stack[-1] if stack else None
-                if keys is not None and pending is not None:
-                    key = _key(pending)
-                    if key in keys:
-                        text = key.decode("utf-8", "replace")
-                        raise errors.MalformedBody(
-                            f"The key {text!r} stands twice in one object; keep one of them."
-                        )
-                    keys.add(key)
-                pending = None
-            case b",":
-                pending = None
-            case _:
-                pending = token
+    keys: set[bytes] | None = None  # of the object that we are in; None in an array
+    outer: list[set[bytes] | None] = []
+    for step in _STEP.finditer(data):
+        text, colon, bracket = step.groups()
+        if colon is not None:
+            if keys is None:
+                continue
+            key = text if b"\\" not in text else _unescaped(text)
+            if key in keys:
+                shown = key.decode("utf-8", "replace")
+                raise errors.MalformedBody(f"The key {shown!r} stands twice in one object; keep one of them.")
+            keys.add(key)
+        elif bracket is None:
+            continue
+        elif bracket == b"{" or bracket == b"[":
+            outer.append(keys)
+            keys = set() if bracket == b"{" else None
+            if len(outer) > JSON_MAX_DEPTH:
+                raise errors.LimitExceeded(
+                    f"The document is nested more than {JSON_MAX_DEPTH} levels deep; flatten it.",
+                    limit=JSON_MAX_DEPTH,
+                )
+        elif outer:
+            keys = outer.pop()
 
 
-def _key(token: bytes) -> bytes:
+def _unescaped(key: bytes) -> bytes:
     """A key without its escapes, so that `"a"` and `"\\u0061"` are seen to be the same."""
-    if b"\\" not in token:
-        return token[1:-1]
     try:
-        return cast(str, msgspec.json.decode(token)).encode("utf-8", "surrogatepass")
+        return cast(str, msgspec.json.decode(b'"%b"' % key)).encode("utf-8", "surrogatepass")
     except msgspec.DecodeError:
-        return token[1:-1]
+        return key
 
 
 def convert(value: object, kind: type[T]) -> T:
@@ -244,7 +246,9 @@ def render_yaml(value: object) -> str:
 
 def format_time(moment: datetime) -> str:
     """Fixed-width UTC text with microseconds and Z: legible, the same everywhere, and sorts as text."""
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def parse_time(text: str) -> datetime:

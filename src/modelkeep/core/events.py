@@ -116,18 +116,39 @@ class ChainedEvent(Struct, frozen=True, kw_only=True):
 
 def leaf_hash(event: Event) -> bytes:
     """RFC 6962 leaf hash of the canonical encoding."""
-    return hashlib.sha256(b"\x00" + codec.canonical(event)).digest()
+    return _leaf(codec.canonical(event))
 
 
-def chain(previous: bytes, event: Event) -> ChainedEvent:
+def _leaf(document: bytes) -> bytes:
+    return hashlib.sha256(b"\x00" + document).digest()
+
+
+class Linked(NamedTuple):
+    """An event linked to the one before it: its canonical encoding, and two hashes of 32 bytes."""
+
+    document: bytes
+    leaf: bytes
+    link: bytes
+
+
+def link(previous: bytes, event: Event) -> Linked:
     """Link an event to the one before it.
 
     Args:
         previous: the former event's link (32 bytes), or GENESIS.
+
+    Raises:
+        Invalid: the body holds a number or a text that has no canonical form.
     """
-    leaf = leaf_hash(event)
-    link = hashlib.sha256(b"\x02" + previous + leaf).digest()
-    return ChainedEvent(event=event, leaf=leaf.hex(), link=link.hex())
+    document = codec.canonical(event)
+    leaf = _leaf(document)
+    return Linked(document, leaf, hashlib.sha256(b"\x02" + previous + leaf).digest())
+
+
+def chain(previous: bytes, event: Event) -> ChainedEvent:
+    """The same in the form that is stored. Arguments and errors as in `link`."""
+    linked = link(previous, event)
+    return ChainedEvent(event=event, leaf=linked.leaf.hex(), link=linked.link.hex())
 
 
 class ChainReport(Struct, frozen=True, kw_only=True):
@@ -193,15 +214,15 @@ def verify(
                 "were removed, added or reordered. Compare with a backup.",
                 sequence=expected,
             )
-        linked = chain(previous, event)
-        if linked.leaf != stored.leaf or linked.link != stored.link:
-            what = "content" if linked.leaf != stored.leaf else "link"
+        linked = link(previous, event)
+        if linked.leaf.hex() != stored.leaf or linked.link.hex() != stored.link:
+            what = "content" if linked.leaf.hex() != stored.leaf else "link"
             raise errors.BrokenChain(
                 f"Event {event.sequence} ({event.kind} {event.subject}) was changed after it was written: "
                 f"its {what} does not match its hash. Compare with a backup.",
                 sequence=event.sequence,
             )
-        previous = bytes.fromhex(linked.link)
+        previous = linked.link
         _expect(known, expected, previous)
         first_at = first_at or event.at
         last_at = event.at

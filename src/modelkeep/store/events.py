@@ -121,7 +121,7 @@ class Events:
             request_id=request_id,
             body=body or {},
         )
-        linked = core.chain(head.link, event)
+        linked = core.link(head.link, event)
         self._runs.run(
             _INSERT,
             sequence=event.sequence,
@@ -130,11 +130,11 @@ class Events:
             subject=subject,
             model=model,
             number=number,
-            document=codec.canonical(event).decode(),
-            leaf=linked.leaf,
-            link=linked.link,
+            document=linked.document.decode(),
+            leaf=linked.leaf.hex(),
+            link=linked.link.hex(),
         )
-        self._head = Head(event.sequence, bytes.fromhex(linked.link))
+        self._head = Head(event.sequence, linked.link)
         return event
 
     # ----------------------------------------------------------------------------------------- for the writer
