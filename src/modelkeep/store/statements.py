@@ -109,25 +109,31 @@ class Prepared:
             TypeError: a value is missing, or is for a name the statement does not have.
         """
         names = self._names
-        if len(params) != len(names) or self._constants or self._lists or not names.issuperset(params):
-            params = self._completed(params)
+        if len(params) != len(names) or not names.issuperset(params):
+            self._check(params)
+        if self._constants:
+            params = {**self._constants, **params}
+        if self._lists:
+            params = self._with_lists(params)
         if self._compiled is not None:
             state = self._compiled.construct_expanded_state(dict(params))
             return state.statement, state.positional_parameters
         return self.text, self._pick(params)
 
-    def _completed(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _check(self, params: Mapping[str, Any]) -> None:
         missing = self._names - params.keys()
         unknown = params.keys() - self._names - self._constants.keys()
         if missing or unknown:
             raise TypeError(
                 f"missing binds {sorted(missing)}, unknown binds {sorted(unknown)} in: {self.text}"
             )
-        complete = {**self._constants, **params}
-        for name in self._lists:
-            if not isinstance(complete[name], str):
-                complete[name] = json_text(complete[name])
-        return complete
+
+    def _with_lists(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        lists = {name: params[name] for name in self._lists}
+        return {
+            **params,
+            **{name: value if isinstance(value, str) else json_text(value) for name, value in lists.items()},
+        }
 
 
 def _picker(places: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:

@@ -77,8 +77,8 @@ class Transaction:
 
         One text for all: no list may be bound.
         """
-        if not rows:
-            return 0
+        if len(rows) <= 1:
+            return self.run(statement, **rows[0]) if rows else 0
         self.check_whole()
         prepared = self._dialect.statements.prepare(statement)
         places = [prepared.bind(row)[1] for row in rows]

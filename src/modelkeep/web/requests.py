@@ -4,6 +4,7 @@ Names and values are checked for what HTTP itself can spoil (encoding, repetitio
 they mean is the services' business.
 """
 
+import itertools
 import re
 import secrets
 from typing import Any
@@ -52,14 +53,22 @@ def headers_of(raw: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return found
 
 
+_PROCESS = secrets.token_hex(5)
+_counted = itertools.count(1)
+
+
 def request_id(headers: dict[bytes, bytes]) -> str:
-    """The caller's own request id where it can be one, else a fresh one."""
+    """The caller's own request id where it can be one, else a fresh one.
+
+    A fresh one has the process in it, drawn at random, and the request's number: nobody else's, but not hard
+    to guess, and nothing rests on that, since callers may choose their own.
+    """
     given = headers.get(b"x-request-id")
     if given is not None:
         text = given.decode("latin-1")
         if _TOKEN.fullmatch(text):
             return text
-    return f"req-{secrets.token_hex(8)}"
+    return f"req-{_PROCESS}{next(_counted):08x}"
 
 
 def idempotency_key(headers: dict[bytes, bytes]) -> str | None:
