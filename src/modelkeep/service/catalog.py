@@ -7,7 +7,7 @@ stands beside it changes, and each change is written together with its event. St
 
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from modelkeep.core import catalog, errors, query, registration, values
 from modelkeep.core import compare as side_by_side
@@ -32,7 +32,6 @@ from modelkeep.service import labels, references
 from modelkeep.service.act import Act, Desk
 from modelkeep.service.integrity import FsckReport, Integrity, VerifyReport
 from modelkeep.service.registration import Registration, Registrations, UploadPlan, check_new_name, create
-from modelkeep.store import catalog as store
 from modelkeep.store import models, search, versions
 from modelkeep.store.schema import model_tags, version_tags
 from modelkeep.store.visibility import Scopes, Visible, visible_to
@@ -284,7 +283,7 @@ class Catalog(Registrations, Integrity):
         act.record(
             EventKind.VERSION_CHANGED, version.reference, model=version.model, number=version.number, **body
         )
-        return store.get_version(act.tx, version.model, version.number)
+        return structs.replace(version, description=description, tags=tags)
 
     def yank(self, act: Act, ref: Ref, reason: str) -> ModelVersion:
         """Have a version passed over wherever nobody names it; see `labels.yank`.
