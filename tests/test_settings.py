@@ -32,7 +32,10 @@ def test_words_of_the_environment_become_values() -> None:
 @pytest.mark.parametrize("name", [field.name for field in structs.fields(Settings)])
 def test_every_setting_can_be_said_in_the_environment_and_in_the_file(name: str, tmp_path: Path) -> None:
     """A variable and a line of the file mean the same, for each there is."""
-    words = {"auth": "token", "log_level": "DEBUG", "port": "1", "gateway_port": "1", "gateway_fronts": "2"}
+    words = {
+        "auth": "token", "log_level": "DEBUG", "port": "1", "gateway_port": "1", "gateway_fronts": "2",
+        "gateway_open": "true",
+    }  # fmt: skip
     word = words.get(name, "7" if name == "timeout_s" else "word")
     file = tmp_path / "modelkeep.toml"
     file.write_text(f'{name} = ["{word}"]\n' if name == "host_names" else f'{name} = "{word}"\n')

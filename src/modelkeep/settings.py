@@ -43,6 +43,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # the gateway
     gateway_host: str = "127.0.0.1"  # the address the gateway listens on
     gateway_port: int = 5001  # the gateway's port
+    gateway_callers_token_file: str | None = None  # a token a line; the gateway's callers show one
+    gateway_open: bool = False  # whether anybody may ask who reaches a gateway beyond this machine
     gateway_fronts: int = 1  # processes that take requests
     gateway_data: str | None = None  # the gateway's own folder; one in the data folder when left out
 

@@ -230,6 +230,18 @@ def test_the_world_is_not_let_in_unasked(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.req("G10")
+def test_a_gateway_is_open_when_somebody_says_so(start: Start, tmp_path: Path) -> None:
+    """Beyond the loopback address a gateway asks for a guard or for a word, alone and beside a server."""
+    running = start("gateway", "--data", str(tmp_path / "gateway"), "--host", "0.0.0.0")
+    assert running.process.wait(LIMIT_S) == 1
+    assert "--callers-token FILE, or --open" in running.log.read_text()
+    running, places = _up(start, tmp_path / "house", "--gateway-host", "0.0.0.0", "--open")
+    assert places["gateway"].startswith("http://0.0.0.0:")
+    assert "Anybody who reaches the gateway" in running.log.read_text()
+    running.stop()
+
+
+@pytest.mark.req("G10")
 def test_the_first_token_is_shown_once(start: Start, tmp_path: Path) -> None:
     """The first start prints the admin's token, no later one does; the gateway gets its own, privately."""
     running, places = _up(start, tmp_path / "house", "--auth", "token")

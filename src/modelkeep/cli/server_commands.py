@@ -25,6 +25,16 @@ _NAMES = click.option(
     "--host-name", "host_names", multiple=True, metavar="NAME", help="Answer to this name as well."
 )
 _PORT = click.option("--port", type=int, metavar="N", help="The server's port; 0 for any [MODELKEEP_PORT].")
+_CALLERS = (
+    click.option(
+        "--callers-token", "gateway_callers_token_file", metavar="FILE",
+        help="Tokens, one a line; callers of the gateway show one [MODELKEEP_GATEWAY_CALLERS_TOKEN_FILE].",
+    ),
+    click.option(
+        "--open", "gateway_open", is_flag=True, default=None,
+        help="Let anybody ask the gateway who reaches it [MODELKEEP_GATEWAY_OPEN].",
+    ),
+)  # fmt: skip
 _LEVEL = click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
@@ -61,6 +71,8 @@ def _ready(channel: int | None, data: object, what: str) -> "Any":
 @_PORT
 @click.option("--gateway-port", type=int, metavar="N", help="The gateway's port [MODELKEEP_GATEWAY_PORT].")
 @click.option("--gateway-host", metavar="ADDRESS", help="The gateway's address [MODELKEEP_GATEWAY_HOST].")
+@_CALLERS[0]
+@_CALLERS[1]
 @_AUTH
 @_NAMES
 @_LEVEL
@@ -79,12 +91,15 @@ def up(session: Session, host_names: tuple[str, ...], log_level: str | None, **f
             "--auth", settings.auth, "--log-level", level, *names,
         ]  # fmt: skip
 
+    tokens = settings.gateway_callers_token_file
+    callers = ["--callers-token", tokens] if tokens else ["--open"] if settings.gateway_open else []
+
     def gateway_words(former: str | None) -> list[str]:
         port = str(settings.gateway_port) if former is None else former.rpartition(":")[2]
         assert keeper.ready is not None  # it is started first
         return [
             "gateway", "run", "--data", str(settings.gateway_folder), "--host", settings.gateway_host,
-            "--port", port, "--server", keeper.ready.url, "--log-level", level,
+            "--port", port, "--server", keeper.ready.url, "--log-level", level, *callers,
         ]  # fmt: skip
 
     def on_ready(registry: Ready, gateway: Ready) -> None:
@@ -165,6 +180,8 @@ def gateway() -> None:
 )
 @click.option("--server", "server_url", metavar="URL", help="The server to obey [MODELKEEP_URL].")
 @click.option("--token-file", metavar="FILE", help="The token to show it; DIR/token when that is there.")
+@_CALLERS[0]
+@_CALLERS[1]
 @click.option("--fronts", "gateway_fronts", type=int, metavar="N", help="Processes that take requests.")
 @click.option("--name", metavar="NAME", help="What the server calls this gateway.")
 @click.option("--address", metavar="URL", help="Where callers reach it, when that is not host and port.")
@@ -199,6 +216,8 @@ def gateway_run(
         port=settings.gateway_port,
         server=server_url or settings.url,
         token_file=Path(token_file) if token_file else None,
+        callers_token_file=Path(tokens) if (tokens := settings.gateway_callers_token_file) else None,
+        open=settings.gateway_open,
         name=name,
         url=address,
         fronts=settings.gateway_fronts,

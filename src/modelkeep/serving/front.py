@@ -22,10 +22,11 @@ from modelkeep.core.routing import Role, VersionKey
 from modelkeep.serving import frames, messages
 from modelkeep.serving.answers import Answers
 from modelkeep.serving.counting import arrive, count
+from modelkeep.serving.guard import Guard
 from modelkeep.serving.http import HttpConnection, Request
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import GatewayOptions
-from modelkeep.serving.pages import Pages
+from modelkeep.serving.pages import PROBES, Pages
 from modelkeep.serving.processes import die_with_parent, new_loop
 from modelkeep.serving.router import Router, Target
 from modelkeep.serving.upstream import ServedVersion, Upstream
@@ -40,6 +41,8 @@ _RECONNECT_S = 0.1
 """Between two tries to reach a worker; by then the supervisor knows when it is dead."""
 _CANDIDATE_SHARE = 0.5
 """Of a request's time, what the candidate may use before the request goes to the stable version."""
+_GUARD_SWEEPS = 20
+"""Sweeps between two looks at the callers' tokens."""
 _DOORS = {b"predict": Door.PREDICT, b"invocations": Door.INVOCATIONS}
 _JSON_TYPES = (b"application/json", b"application/vnd.api+json")
 
@@ -90,6 +93,9 @@ class Front:
         self._retries: dict[str, int] = {}
         self._shed: dict[str, int] = {}
         self._pages = Pages(self.answers, self._router, self._ask_metrics, known=hello.known)
+        self._guard: Guard | None = None
+        if self.options.callers_token_file is not None:
+            self._guard = Guard(self.options.callers_token_file)
         self._sweeps = 0
         self._sweep_share = 0
         self._unswept: list[HttpConnection] = []
@@ -220,6 +226,9 @@ class Front:
         parts = path.split(b"/")
         length = len(parts)
         try:
+            if self._guard is not None and path not in PROBES and not self._guard.admits(request.headers):
+                self._stranger(connection, request)
+                return
             if length == 4 and parts[1] == b"endpoints":
                 door = _DOORS.get(parts[3])
                 if door is not None:
@@ -237,6 +246,12 @@ class Front:
             log.failure("A request could not be handled.", path=path.decode("latin-1"))
             detail = "The gateway failed; its log says why."
             self.answers.problem(connection, 500, "INTERNAL", detail, self.answers.request_id(request))
+
+    def _stranger(self, connection: HttpConnection, request: Request) -> None:
+        detail = "Send one of this gateway's callers' tokens as 'Authorization: Bearer TOKEN'."
+        extra = b"WWW-Authenticate: Bearer\r\n"
+        request_id = self.answers.request_id(request)
+        self.answers.problem(connection, 401, "NOT_AUTHENTICATED", detail, request_id, extra)
 
     def _predict(
         self, connection: HttpConnection, request: Request, endpoint: bytes, door: Door, semver: bytes | None
@@ -450,6 +465,8 @@ class Front:
                     if call.parked_until < now:
                         self._unavailable(call)
         self._pages.sweep(now)
+        if self._guard is not None and self._sweeps % _GUARD_SWEEPS == 1:
+            self._guard.refresh()
         if self.draining and not self._connections:
             self._report()
             self._channel.send(messages.Drained())

@@ -36,13 +36,16 @@ def run_gateway(options: GatewayOptions, *, on_start: Callable[[str], None] | No
     Raises:
         PortInUse: somebody listens there.
         FolderInUse: another gateway has the data folder.
-        InvalidSetting: the folder or the server's address cannot be used.
+        InvalidSetting: the folder or the server's address cannot be used, or the gateway would be open to
+            others without anybody having said so.
         JournalDamaged: the local journal is not what was written.
     """
     from modelkeep.serving.control import lock_folder
+    from modelkeep.serving.guard import check_openness
     from modelkeep.serving.processes import new_loop
 
     _require_libraries()
+    check_openness(options)
     options = structs.replace(options, data=options.data.absolute())  # a worker may stand in another folder
     lock = lock_folder(options.data)
     try:
@@ -142,6 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=5001, help="0 chooses a free one")
     parser.add_argument("--server", help="address of the control plane")
     parser.add_argument("--token-file", type=Path, help="file with the bearer token")
+    parser.add_argument("--callers-token-file", type=Path, help="file with tokens of which callers show one")
+    parser.add_argument("--open", action="store_true", help="let anybody ask who reaches the address")
     parser.add_argument("--fronts", type=int, default=1, help="processes that speak HTTP")
     parser.add_argument("--name", help="what the control plane calls this gateway")
     parser.add_argument("--url", help="address that callers reach it by")

@@ -43,7 +43,9 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     `data` is its folder (journal, cache, sockets). `server` is the control plane's address (None: serve what
     the journal holds). `token_file` holds the bearer token (None: `token` in the folder, once it is there).
     `name` is what the control plane calls this gateway (None: an id made once and kept in the folder). `url`
-    is the address that callers reach it by (None: host and port).
+    is the address that callers reach it by (None: host and port). `callers_token_file` holds the tokens of
+    which callers show one; without it `host` is an address of this machine alone, or `open` says that anybody
+    who reaches it may ask.
     """
 
     data: Path
@@ -53,6 +55,8 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     token_file: Path | None = None
     name: str | None = None
     url: str | None = None
+    callers_token_file: Path | None = None
+    open: bool = False
     fronts: int = 1
     log_level: str = "INFO"
     environment: dict[str, str] = {}

@@ -17,6 +17,8 @@ METRICS_TIMEOUT_S = 3.0
 """For the supervisor to add up the counts of all fronts."""
 WAITING_SHOWN = 100
 """Endpoints that `/ready` names."""
+PROBES = frozenset({b"/health", b"/ready", b"/v2/health/live", b"/v2/health/ready"})
+"""Answered to everybody: what watches over processes has no token."""
 _PLACES = frozenset({b"health", b"ready", b"metrics", b"endpoints", b"v2"})
 
 
