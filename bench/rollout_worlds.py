@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.sequential_twin import Array, Twin, log_e_callers
+from bench.sequential_twin import Array
 from modelkeep.core import sequential
 from modelkeep.core.sequential import Unit
+from modelkeep.core.sequential_many import Many, log_e_callers
 
 TICK_S = 10
 TICKS = 360
@@ -244,7 +245,7 @@ def _requests(
 def _proven_weights(scenario: Scenario, first_errors: Events, bucket: Array, runs: int) -> Array:
     """Weights that depend on the data: a step ends when its time is up and the candidate is shown fit."""
     spec = sequential.pass_spec(bound=2.0)
-    twin = Twin(spec, runs)
+    twin = Many(spec, runs)
     tick, run, caller = first_errors
     by_tick = np.argsort(tick, kind="stable")
     bounds = np.searchsorted(tick[by_tick], np.arange(TICKS + 1))

@@ -1,11 +1,11 @@
-"""`core.sequential` for many rollouts at once: the same recursion over arrays, within 1e-9 of the real code.
+"""Whole logs of many rollouts judged at once, within 1e-9 of `core.sequential`.
 
-It exists because ten thousand simulated hours are too many ticks for a plain loop. It decides nothing in the
-product; tests/properties/test_sequential_properties.py holds it to the real code on random logs, and each
-simulation replays a sample of its runs.
+The recursion over arrays is `core.sequential_many`; here it runs over logs of any unit, because ten thousand
+simulated hours are too many ticks for a plain loop. It decides nothing in the product;
+tests/properties/test_sequential_properties.py holds it to the real code on random logs, and each simulation
+replays a sample of its runs.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,59 +15,12 @@ import numpy.typing as npt
 
 from modelkeep.core import sequential
 from modelkeep.core.sequential import CallerTick, EProcessSpec, RateSpec, RequestTick, TrialTick, Unit
+from modelkeep.core.sequential_many import Many, log_e_callers, log_e_trials
 
 Array = npt.NDArray[Any]
 
-TICKS_MAX = 10_000
-"""Of one run: the prior over the beginning of an effect is tabulated that far."""
 HUGE = 1e150
 """Sums above this are scaled down on the way."""
-
-
-class Twin:
-    """`sequential.update` and `update_rate`, over a row of runs; equal to them within 1e-9."""
-
-    def __init__(self, spec: EProcessSpec | RateSpec, runs: int) -> None:
-        self.spec = spec
-        self.log_r = np.full((runs, len(spec.mass)), -np.inf)
-        self.ticks = np.zeros(runs, dtype=np.int64)
-        self.log_v = np.zeros(runs)
-        self.max_log_v = np.zeros(runs)
-        self.log_mass = np.log(np.array(spec.mass))
-        steps = np.arange(TICKS_MAX + 2, dtype=float)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rest = (1 - spec.start_mass) * math.log(2)
-            begins = rest * np.log1p(1 / steps) / (np.log(steps) * np.log(steps + 1))
-            begins[1] = spec.start_mass
-            self.log_begins = np.log(begins)
-            self.log_unused = np.log(rest / np.log(steps + 1))
-
-    def update(self, log_e: Array, told: Array) -> None:
-        """Take one tick: log e per run and effect, and which runs were told anything by it."""
-        if not told.any():
-            return
-        self.ticks[told] += 1
-        tick = self.ticks[told]
-        log_r = np.logaddexp(self.log_r[told], self.log_begins[tick][:, None]) + log_e[told]
-        self.log_r[told] = log_r
-        terms = np.concatenate([log_r + self.log_mass, self.log_unused[tick][:, None]], axis=1)
-        top = terms.max(axis=1)
-        log_v = top + np.log(np.exp(terms - top[:, None]).sum(axis=1))
-        self.log_v[told] = log_v
-        self.max_log_v[told] = np.maximum(self.max_log_v[told], log_v)
-
-
-def log_e_callers(spec: EProcessSpec, x: Array, y: Array, weight_ppm: Array) -> tuple[Array, Array]:
-    """`sequential.log_e_values` of caller ticks, over runs: log e (runs, effects), and where it says
-    anything.
-    """
-    odds = np.array(spec.odds)
-    null = np.array([spec.null_odds(d) for d in spec.odds])
-    w = weight_ppm[:, None] / sequential.WHOLE_PPM
-    log_e = x[:, None] * np.log(odds / null) + (x + y)[:, None] * np.log1p(
-        w * (null - odds) / (1 - w + w * odds)
-    )
-    return log_e, (x + y > 0) & (weight_ppm > 0) & (weight_ppm < sequential.WHOLE_PPM)
 
 
 def log_e_requests(spec: EProcessSpec, x: Array, y: Array, n1: Array, n0: Array) -> tuple[Array, Array]:
@@ -93,13 +46,6 @@ def log_e_requests(spec: EProcessSpec, x: Array, y: Array, n1: Array, n0: Array)
     return log_p[:, :half] - log_p[:, half:], high > low
 
 
-def log_e_trials(spec: RateSpec, n: Array, k: Array) -> tuple[Array, Array]:
-    """`sequential.log_e_rates`, over runs."""
-    rates = np.array(spec.rates)
-    good = np.log1p(-rates) - math.log1p(-spec.bound)
-    return k[:, None] * np.log(rates / spec.bound) + (n - k)[:, None] * good, n > 0
-
-
 def judge(spec: EProcessSpec | RateSpec, columns: Sequence[Array]) -> tuple[Array, Array, Array]:
     """Run one process over columns of shape (ticks, runs), at most TICKS_MAX of them.
 
@@ -111,7 +57,7 @@ def judge(spec: EProcessSpec | RateSpec, columns: Sequence[Array]) -> tuple[Arra
         log_e = partial(log_e_callers, spec)
     else:
         log_e = partial(log_e_requests, spec)
-    twin = Twin(spec, columns[0].shape[1])
+    twin = Many(spec, columns[0].shape[1])
     path = np.empty(columns[0].shape)
     for t in range(len(path)):
         twin.update(*log_e(*(column[t] for column in columns)))

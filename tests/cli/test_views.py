@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from msgspec.structs import replace
 
 from modelkeep.cli import (
@@ -30,11 +31,13 @@ from modelkeep.client.answers import (
     GateReport,
     GatewayStatus,
     History,
+    Measured,
     Promotion,
     PromotionKind,
     Pulled,
     Registration,
     Rollback,
+    RolloutForecast,
     RolloutStatus,
     Ruling,
     VerifyReport,
@@ -45,6 +48,7 @@ from modelkeep.core import compare
 from modelkeep.core.access import Grant, Principal, PrincipalKind, Role, TokenInfo
 from modelkeep.core.catalog import Metric
 from modelkeep.core.events import GENESIS, Event, EventKind, chain
+from modelkeep.core.forecast import Flow, Healthy, Outlook, Regression
 from modelkeep.core.observation import SideCounts, VersionPhase
 from modelkeep.core.policy import GateResult, Mode, Outcome
 from modelkeep.core.promotion import Approval, Interval, MoveCause, PromotionRequest, Seen, Vote
@@ -348,6 +352,76 @@ def _status(rollout: Rollout | None) -> RolloutStatus:
     )
 
 
+def _forecast(**more: Any) -> RolloutForecast:
+    regression = Regression(
+        odds=1.5,
+        formula_s=3_400.0,
+        seen=0.0375,
+        tenth_s=None,
+        half_s=None,
+        nine_tenths_s=None,
+        passed=0.9625,
+        callers=10_135.0,
+        callers_nine_tenths=10_956.1,
+        requests=30_405.0,
+        failed_callers=76.0,
+    )
+    gross = structs.replace(
+        regression,
+        odds=10.0,
+        formula_s=76.2,
+        seen=1.0,
+        tenth_s=26.0,
+        half_s=62.4,
+        nine_tenths_s=131.0,
+        passed=0.0,
+    )
+    healthy = Healthy(
+        alpha=0.01,
+        taken_back=0.0025,
+        taken_back_at_most=0.0118,
+        inconclusive=0.0,
+        waiting=0.05,
+        full_half_s=605.0,
+        full_nine_tenths_s=755.0,
+        done_half_s=920.0,
+    )
+    measured = Measured(
+        rollouts=("rol_1",),
+        from_at=T0,
+        to_at=T0 + timedelta(hours=1),
+        span_s=3_600.0,
+        requests=216_000,
+        callers=72_000,
+        stable_callers=40_000,
+        stable_failed=200,
+        stable_failed_first=180,
+        stable_slow=400,
+    )
+    made: dict[str, Any] = {
+        "endpoint": "churn",
+        "version": "churn:1.1.0",
+        "stable": "1.0.0",
+        "stage": "production",
+        "plan": _endpoint().plan,
+        "flow": Flow(
+            callers_per_s=20.0, requests_per_caller=3.0, failing=0.005, failing_first=0.0045, slow=0.01
+        ),
+        "measured": measured,
+        "given": ("failing callers",),
+        "assumed": (),
+        "outlook": Outlook(
+            runs=400,
+            seed=1,
+            horizon_s=10_800.0,
+            error=0.049,
+            healthy=healthy,
+            regressions=(regression, gross),
+        ),
+    }
+    return RolloutForecast(**{**made, **more})
+
+
 def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:
     """Endpoints, a rollout in a step and after its end, and the lines of a watch in a pipe."""
     done = _rollout(
@@ -363,6 +437,11 @@ def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:
         ("rollout status, ended", rollout_views.status(_status(done))),
         ("rollout status, none", rollout_views.status(_status(None))),
         ("rollout ls", rollout_views.rollouts([done, _rollout()])),
+        ("rollout forecast", rollout_views.forecast(_forecast())),
+        (
+            "rollout forecast, given",
+            rollout_views.forecast(_forecast(measured=None, assumed=("slow callers",))),
+        ),
         ("watch", rollout_views.one_line(rollout_views.change(_status(_rollout())))),
         ("watch, ended", rollout_views.one_line(rollout_views.change(_status(done)))),
     )

@@ -134,6 +134,9 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "rollout_step": lambda a: Ask("POST", f"{a.endpoint}/rollout/step", WHY),
     "list_rollouts": lambda a: Ask("GET", f"{V1}/rollouts", query={"model": a.name}),
     "get_rollout": lambda a: Ask("GET", a.rollout),
+    "rollout_forecast": lambda a: Ask(
+        "GET", f"{V1}/forecast", query={**a.ref(), "traffic_per_s": 50, "runs": 1}
+    ),
     "explain_rollout": lambda a: Ask("GET", f"{a.rollout}/explanation"),
     "gateway_table": lambda a: Ask("GET", f"{V1}/gateway/table"),
     "gateway_report": lambda a: Ask("POST", f"{V1}/gateway/reports", REPORT),

@@ -228,6 +228,67 @@ def rollout_explain(session: Session, endpoint: str) -> int:
     return 0 if told.equal else 1
 
 
+@verb(rollout, "forecast")
+@click.argument("ref")
+@click.option(
+    "--to", default="production", show_default=True, metavar="STAGE", help="The stage it would enter."
+)
+@click.option(
+    "--traffic", metavar="RATE", help="Requests, such as 50/s; what former rollouts counted when left out."
+)
+@click.option(
+    "--requests-per-caller", type=float, metavar="N", help="Requests that one caller sends in a rollout."
+)
+@click.option("--error-rate", metavar="SHARE", help="Callers who have an error on stable, such as 0.5%.")
+@click.option("--plan", "plan_file", metavar="FILE", help="Another plan than the endpoint's, in YAML.")
+@click.option("--step", "steps", multiple=True, metavar="SHARE:SECONDS", help="A step, such as 10%:60.")
+@click.option("--seed", type=int, metavar="N", help="Of the simulation; the same one repeats it.")
+@click.option("--runs", type=int, metavar="N", help="Rollouts to simulate of each kind.")
+def rollout_forecast(
+    session: Session,
+    ref: str,
+    to: str,
+    traffic: str | None,
+    requests_per_caller: float | None,
+    error_rate: str | None,
+    plan_file: str | None,
+    steps: tuple[str, ...],
+    seed: int | None,
+    runs: int | None,
+) -> None:
+    """Say what moving traffic to REF may be expected to look like; change nothing."""
+    told = session.client.rollout_forecast(
+        ref,
+        to=to,
+        traffic_per_s=_rate(traffic) if traffic is not None else None,
+        requests_per_caller=requests_per_caller,
+        error_rate=_share(error_rate) if error_rate is not None else None,
+        plan=_plan(plan_file, steps),
+        seed=seed,
+        runs=runs,
+    )
+    session.answer(told, [told.endpoint], views.forecast(told))
+
+
+def _rate(text: str) -> float:
+    """`50/s`, `3000/min` or `1e5/h`, per second; a bare number is per second."""
+    number, _, unit = text.partition("/")
+    try:
+        return float(number) / {"": 1, "s": 1, "min": 60, "h": 3_600}[unit.strip()]
+    except (ValueError, KeyError):
+        raise click.BadParameter(
+            f"write 50/s, 3000/min or 9000/h, not {text!r}", param_hint="--traffic"
+        ) from None
+
+
+def _share(text: str) -> float:
+    """`0.5%` or `0.005`."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise click.BadParameter(f"write 0.5% or 0.005, not {text!r}", param_hint="--error-rate") from None
+
+
 def _word(name: str, method: str, summary: str) -> None:
     def act(session: Session, endpoint: str, reason: str) -> None:
         found = getattr(session.client, method)(endpoint, reason)

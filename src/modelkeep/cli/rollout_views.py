@@ -8,7 +8,7 @@ from modelkeep.cli.catalog_views import View
 from modelkeep.cli.show import Screen, Text, duration, moment, number, share
 
 if TYPE_CHECKING:
-    from modelkeep.client.answers import Explanation, RolloutStatus
+    from modelkeep.client.answers import Explanation, RolloutForecast, RolloutStatus
     from modelkeep.core.rollout import Endpoint, Plan, Rollout
 
 _STATES = {
@@ -262,6 +262,113 @@ def _p_values(evidence: Any) -> list[tuple[str, float]]:
         ("low_rate", "few failures"),
     )
     return [(text, getattr(evidence, name).p_value) for name, text in names]
+
+
+_OUTLOOK = (
+    "odds",
+    "seen",
+    "10 % by",
+    "50 % by",
+    "90 % by",
+    "formula",
+    "callers",
+    "requests",
+    "failed",
+    "passes",
+)
+
+
+def forecast(told: "RolloutForecast") -> View:
+    """What a rollout may expect: the traffic, healthy candidates, worse ones, and which numbers are which."""
+
+    def draw(screen: Screen) -> None:
+        flow, found, healthy = told.flow, told.outlook, told.outlook.healthy
+        callers = f"{flow.callers_per_s:.3g} new callers a second"
+        share = f"{healthy.taken_back:.2%}, credibly at most {healthy.taken_back_at_most:.2%}"
+        screen.line(Text(f"{told.version} over {told.stable} on {told.endpoint}", "strong"))
+        screen.facts(
+            (
+                ("plan", _steps(told.plan)),
+                ("traffic", f"{callers}, {flow.requests_per_caller:.3g} requests each"),
+                ("stable", f"{flow.failing:.3%} of callers fail, {flow.slow:.3%} are answered slowly"),
+                ("counted", _counted(told)),
+                ("given", ", ".join(told.given)),
+                ("assumed", Text(", ".join(told.assumed), "warn") if told.assumed else None),
+            )
+        )
+        screen.blank()
+        screen.line("A candidate as good as stable:")
+        screen.facts(
+            (
+                ("all traffic", _times(healthy.full_half_s, healthy.full_nine_tenths_s)),
+                ("done", _times(healthy.done_half_s, None)),
+                ("taken back", f"{share}; promised: at most {healthy.alpha:.2%}"),
+                ("inconclusive", f"{healthy.inconclusive:.1%}" if healthy.inconclusive else None),
+                ("still waiting", f"{healthy.waiting:.1%}" if healthy.waiting else None),
+            )
+        )
+        screen.blank()
+        screen.line("A candidate whose callers fail at higher odds:")
+        screen.table(
+            (
+                "odds",
+                "seen",
+                "10 % by",
+                "50 % by",
+                "90 % by",
+                "formula",
+                "callers",
+                "requests",
+                "failed",
+                "passes",
+            ),
+            (
+                (
+                    f"x{r.odds:g}",
+                    f"{r.seen:.1%}",
+                    _time(r.tenth_s),
+                    _time(r.half_s),
+                    _time(r.nine_tenths_s),
+                    _time(r.formula_s),
+                    f"{r.callers:,.0f}",
+                    f"{r.requests:,.0f}",
+                    f"{r.failed_callers:,.0f}",
+                    f"{r.passed:.1%}",
+                )
+                for r in found.regressions
+            ),
+            right=range(1, 10),
+        )
+        screen.line(
+            Text(
+                f"Simulated: all but 'promised' and 'formula', by {found.runs} rollouts of each kind over "
+                f"{duration(found.horizon_s)}, seed {found.seed}; shares within {found.error:.1%}.",
+                "dim",
+            )
+        )
+
+    return draw
+
+
+def _counted(told: "RolloutForecast") -> str | None:
+    if told.measured is None:
+        return None
+    m = told.measured
+    return (
+        f"{m.callers:,} callers in {duration(m.span_s)} of {', '.join(m.rollouts)}, "
+        f"{m.stable_failed:,} of {m.stable_callers:,} failed on stable"
+    )
+
+
+def _times(half_s: float | None, nine_tenths_s: float | None) -> str:
+    if half_s is None:
+        return "not within the time that was simulated, for half of the rollouts"
+    later = f", nine tenths within {duration(nine_tenths_s)}" if nine_tenths_s is not None else ""
+    return f"half within {duration(half_s)}{later}"
+
+
+def _time(value: float | None) -> str:
+    return duration(value) if value is not None else "-"
 
 
 def prediction(outputs: Any) -> View:

@@ -16,7 +16,9 @@ from msgspec import Struct
 from modelkeep.core.access import Grant, TokenInfo, Verb
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import ChainedEvent, ChainReport, Event, KnownHead
+from modelkeep.core.forecast import Flow, Outlook
 from modelkeep.core.observation import VersionPhase
+from modelkeep.core.plan import Plan
 from modelkeep.core.policy import GateResult, Policy
 from modelkeep.core.promotion import Interval, PromotionRequest
 from modelkeep.core.rollout import Attempt, Endpoint, Evidence, Judgement, Rollout
@@ -364,6 +366,40 @@ class RolloutStatus(Struct, frozen=True, kw_only=True):
     rollout: Rollout | None
     active: bool
     gateways: tuple[GatewayStatus, ...]
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """What gateways counted for an endpoint in its latest rollouts: for so long, both sides together, and of
+    stable alone what its callers met with."""
+
+    rollouts: tuple[str, ...]
+    from_at: datetime
+    to_at: datetime
+    span_s: float
+    requests: int
+    callers: int
+    stable_callers: int
+    stable_failed: int
+    stable_failed_first: int
+    stable_slow: int
+
+
+class RolloutForecast(Struct, frozen=True, kw_only=True):
+    """What moving an endpoint to a version may be expected to look like; `given` and `assumed` name the
+    figures that were not counted. In `outlook` each regression's `formula_s` and the promised `alpha` are
+    computed; all else there is simulated, from its seed.
+    """
+
+    endpoint: str
+    version: str
+    stable: str | None
+    stage: str
+    plan: Plan
+    flow: Flow
+    measured: Measured | None
+    given: tuple[str, ...]
+    assumed: tuple[str, ...]
+    outlook: Outlook
 
 
 class Explanation(Struct, frozen=True, kw_only=True):

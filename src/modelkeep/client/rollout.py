@@ -6,8 +6,9 @@ Predictions go to the gateway and not through here.
 
 from typing import Any
 
-from modelkeep.client.answers import Done, Explanation, Listing, Page, RolloutStatus
+from modelkeep.client.answers import Done, Explanation, Listing, Page, RolloutForecast, RolloutStatus
 from modelkeep.client.transport import V1, Wire, given, segment
+from modelkeep.core import codec
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
 
 
@@ -70,6 +71,43 @@ class RolloutVerbs(Wire):
 
     def _say(self, endpoint: str, word: str, reason: str) -> Rollout:
         return self.send(Rollout, "POST", f"{_endpoint(endpoint)}/rollout/{word}", {"reason": reason})
+
+    def rollout_forecast(
+        self,
+        ref: str,
+        *,
+        to: str = "production",
+        traffic_per_s: float | None = None,
+        requests_per_caller: float | None = None,
+        error_rate: float | None = None,
+        plan: Plan | None = None,
+        seed: int | None = None,
+        runs: int | None = None,
+    ) -> RolloutForecast:
+        """What moving a stage's endpoint to a version may be expected to look like; changes nothing.
+
+        Args:
+            traffic_per_s: requests a second, where the endpoint's own are not meant or not known.
+            error_rate: the share of stable's callers who have an error.
+            plan: another plan than the endpoint's.
+            seed: of the simulated rollouts; the same one gives the same answer.
+
+        Raises:
+            EndpointNotFound: no endpoint follows the stage.
+            Conflict: it serves the version already, or nothing yet.
+            Invalid, InvalidPlan: no traffic is known and none was said, or a figure does not fit.
+        """
+        query = given(
+            ref=ref,
+            to=to,
+            traffic_per_s=traffic_per_s,
+            requests_per_caller=requests_per_caller,
+            error_rate=error_rate,
+            plan=codec.encode(plan).decode() if plan is not None else None,
+            seed=seed,
+            runs=runs,
+        )
+        return self.send(RolloutForecast, "GET", f"{V1}/forecast", query=query, patient=True)
 
     def list_rollouts(
         self, *, endpoint: str | None = None, model: str | None = None, limit: int | None = None

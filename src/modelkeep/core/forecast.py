@@ -1,8 +1,9 @@
 """What a rollout may expect before it starts: when a regression would be seen, and when a bound would be
 shown.
 
-Means, computed from the e-processes' own specifications; what is promised stands in `core.sequential`, and
-what was measured in docs/explanation/rollout-statistics.md. Nothing here touches a running rollout.
+Means, computed from the e-processes' own specifications, and the shapes in which a whole outlook is told,
+which `outlook` simulates; what is promised stands in `core.sequential`, and what was measured in
+docs/explanation/rollout-statistics.md. Nothing here touches a running rollout.
 
 Sources: Wald 1947 (expected sample number: threshold over expected growth); Lindon and Malek 2022.
 """
@@ -28,6 +29,18 @@ from modelkeep.core.sequential import (
 
 STEPS_MAX = 100
 """Steps of one plan."""
+RUNS = 400
+"""Simulated rollouts of each kind, unless more are asked for."""
+RUNS_MAX = 1_000
+"""More take minutes, and say the same a little more exactly."""
+CALLERS_MAX = 1e6
+"""New callers a second: above, everything is seen at once."""
+SEED_MAX = 2**32 - 1
+"""Seeds of a generator."""
+REGRESSIONS = (1.5, 2.0, 4.0, 10.0)
+"""Odds ratios of failing that are looked at."""
+CONFIDENCE = 0.95
+"""Of the bounds that are told with simulated shares."""
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -49,6 +62,77 @@ class Forecast(Struct, frozen=True, kw_only=True):
     detect_s: float | None = None
     trials: int | None = None
     pass_s: float | None = None
+
+
+class Flow(Struct, frozen=True, kw_only=True):
+    """Traffic as rollouts are judged by it: callers who are new in a rollout.
+
+    `failing` is the share of stable's callers who have an error at all, `failing_first` of those who have one
+    with their first request, `slow` of those who are answered slowly.
+    """
+
+    callers_per_s: float
+    requests_per_caller: float = 1.0
+    failing: float
+    failing_first: float
+    slow: float
+
+
+class Regression(Struct, frozen=True, kw_only=True):
+    """What would become of a candidate whose callers fail at `odds` times stable's odds.
+
+    `formula_s` is computed, and a mean: how long the evidence of errors takes at the weights of the plan.
+    All else is simulated: `seen`, the share of rollouts that the evidence took back; the seconds until a
+    tenth, half and nine tenths of ALL rollouts were taken back (None: fewer ever were); `passed`, the share
+    that went all the way; and in the middle (half of the rollouts, and nine tenths, had at most so many) the
+    callers and requests that the candidate answered, and the callers who failed there.
+    """
+
+    odds: float
+    formula_s: float | None
+    seen: float
+    tenth_s: float | None
+    half_s: float | None
+    nine_tenths_s: float | None
+    passed: float
+    callers: float
+    callers_nine_tenths: float
+    requests: float
+    failed_callers: float
+
+
+class Healthy(Struct, frozen=True, kw_only=True):
+    """What would become of a candidate that is as good as stable.
+
+    `alpha` is promised: the evidence takes back at most this share of such candidates, whatever the traffic.
+    All else is simulated: `taken_back` and its upper bound, `inconclusive` (taken back by the plan because
+    time was over), `waiting` (neither done nor taken back within the time that was simulated), and the
+    seconds until half and nine tenths of the rollouts had all of the traffic, and until half were done.
+    """
+
+    alpha: float
+    taken_back: float
+    taken_back_at_most: float
+    inconclusive: float
+    waiting: float
+    full_half_s: float | None
+    full_nine_tenths_s: float | None
+    done_half_s: float | None
+
+
+class Outlook(Struct, frozen=True, kw_only=True):
+    """What a plan may be expected to do.
+
+    `runs` rollouts of each kind were simulated for `horizon_s` each. The same `seed` gives the same numbers;
+    another gives shares that differ by less than `error` (95 of 100 times).
+    """
+
+    runs: int
+    seed: int
+    horizon_s: float
+    error: float
+    healthy: Healthy
+    regressions: tuple[Regression, ...]
 
 
 def forecast(

@@ -17,8 +17,10 @@ from modelkeep.core.events import EventKind
 from modelkeep.core.observation import GatewayReply, GatewayReport, VersionPhase
 from modelkeep.core.rollout import Advanced, Endpoint, Evidence, Plan, Rollout, RolloutState
 from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey
-from modelkeep.core.values import ModelName
+from modelkeep.core.values import ModelName, Ref
+from modelkeep.service import references
 from modelkeep.service.act import Act
+from modelkeep.service.forecasts import Asked, RolloutForecast, foretell
 from modelkeep.service.gateways import SILENT_S, Gateways
 from modelkeep.service.traffic import StageKeeper, Traffic
 from modelkeep.store import catalog as catalog_store
@@ -527,6 +529,27 @@ class Rollouts:
                 for gateway in store.list_gateways(act.tx)
             ),
         )
+
+    def forecast(self, act: Act, ref: Ref, stage: str, asked: Asked) -> RolloutForecast:
+        """What moving a stage's endpoint to a version may be expected to look like, before it starts; changes
+        nothing.
+
+        Raises:
+            EndpointNotFound: no endpoint follows the stage, so that a promotion moves no traffic.
+            Conflict: the endpoint serves the version already, or nothing yet.
+            InvalidTransition, InvalidPlan, Invalid: there is no such stage, or a figure does not fit.
+            whatever resolving the reference raises.
+        """
+        version = references.resolve(act, references.present(ref))
+        catalog_store.get_model(act.tx, version.model).stages.stage(stage)
+        endpoint = self.following(act, version.model, stage)
+        if endpoint is None:
+            raise errors.EndpointNotFound(
+                f"No endpoint follows {version.model}#{stage}, so a promotion moves no traffic; "
+                f"'modelkeep endpoint create NAME --model {version.model} --follows {stage}' makes one."
+            )
+        stable = self._semver(act, version.model, endpoint.stable)
+        return foretell(act, endpoint, version, stable, asked)
 
     def _semver(self, act: Act, model: ModelName, number: int | None) -> str | None:
         return catalog_store.get_version(act.tx, model, number).semver if number is not None else None

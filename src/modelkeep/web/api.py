@@ -12,8 +12,10 @@ from msgspec import Struct
 from modelkeep import __version__
 from modelkeep.core import codec, values
 from modelkeep.core.access import Verb
+from modelkeep.core.plan import read_plan
 from modelkeep.core.values import ModelName, Ref, parse_model_name, parse_ref
 from modelkeep.service.act import Act
+from modelkeep.service.forecasts import Asked
 from modelkeep.web.operations import Call
 
 
@@ -376,6 +378,19 @@ def get_rollout(act: Act, call: Call) -> Any:
 
 def explain_rollout(act: Act, call: Call) -> Any:
     return call.house.rollouts.explain(act, call.path["id"])
+
+
+def rollout_forecast(act: Act, call: Call) -> Any:
+    q = call.query
+    asked = Asked(
+        traffic_per_s=q.traffic_per_s,
+        requests_per_caller=q.requests_per_caller,
+        error_rate=q.error_rate,
+        plan=read_plan(q.plan) if q.plan is not None else None,
+        seed=q.seed,
+        runs=q.runs,
+    )
+    return call.house.rollouts.forecast(act, parse_ref(q.ref), q.to, asked)
 
 
 def gateway_report(act: Act, call: Call) -> Any:

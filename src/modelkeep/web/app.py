@@ -23,7 +23,7 @@ from modelkeep.core.observation import GatewayReply, GatewayReport
 from modelkeep.core.promotion import PromotionRequest
 from modelkeep.core.rollout import Endpoint, Rollout
 from modelkeep.core.routing import RoutingTable
-from modelkeep.service import access, audit, catalog, promotion, rollout
+from modelkeep.service import access, audit, catalog, forecasts, promotion, rollout
 from modelkeep.service.house import House
 from modelkeep.web import api, bytes_io, openapi, requests, shapes, uploads
 from modelkeep.web.dispatch import Bound, Dispatcher
@@ -167,6 +167,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("get_rollout", "GET", V1 + "/rollouts/{id}", READ, api.get_rollout, "One rollout", Rollout),
     _row("explain_rollout", "GET", V1 + "/rollouts/{id}/explanation", SLOW, api.explain_rollout,
          "Recompute a rollout's evidence from its counts", rollout.Explanation),
+    _row("rollout_forecast", "GET", V1 + "/forecast", SLOW, api.rollout_forecast,
+         "What a rollout may expect before it starts", forecasts.RolloutForecast, query=shapes.ForecastQuery),
     _row("gateway_table", "GET", V1 + "/gateway/table", STREAM, bytes_io.gateway_table,
          "The routing table, when newer",
          RoutingTable, query=shapes.TableQuery),

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from modelkeep.core import values
 from modelkeep.core.access import Effect, PrincipalKind, Role, Verb
 from modelkeep.core.catalog import StageGraph
+from modelkeep.core.forecast import RUNS, RUNS_MAX, SEED_MAX
 from modelkeep.core.promotion import RequestState, Vote
 from modelkeep.core.rollout import CANARY, Plan
 
@@ -138,6 +139,22 @@ class RolloutsQuery(ListQuery, frozen=True, kw_only=True):
 
     endpoint: NameText | None = None
     model: ModelText | None = None
+
+
+class ForecastQuery(Shape, frozen=True, kw_only=True):
+    """The version to move traffic to, and what is to be reckoned with instead of what was counted.
+
+    `plan` is a rollout plan in YAML or JSON in the place of the endpoint's.
+    """
+
+    ref: RefText
+    to: NameText = "production"
+    traffic_per_s: Annotated[float, Meta(gt=0, le=1e6, description="Requests a second.")] | None = None
+    requests_per_caller: Annotated[float, Meta(ge=1, le=1e6)] | None = None
+    error_rate: Annotated[float, Meta(gt=0, lt=1, description="Share of stable's callers.")] | None = None
+    plan: Annotated[str, Meta(min_length=1, max_length=8_000)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=SEED_MAX)] = 1
+    runs: Annotated[int, Meta(ge=1, le=RUNS_MAX, description="Simulated rollouts.")] = RUNS
 
 
 class ScopeQuery(Shape, frozen=True, kw_only=True):

@@ -1,0 +1,292 @@
+"""What a plan would do with given traffic: many simulated rollouts of it, and what became of them.
+
+The rollouts run by the plan's own tests and limits, over counts drawn at random: new callers arrive as a
+Poisson stream, each is failing or slow independently of the others, and a worse candidate's callers fail at
+higher odds. Not simulated: guards, callers whose trouble begins later than their arrival, traffic that
+changes, gateways that lag. Where a person has to step on, one is there at once. The formula that needs no
+simulation is in `forecast`; real rollouts are judged in `judgement`.
+
+Sources: the law of small counts (a Poisson stream split by independent marks is two Poisson streams); the
+bound of a share that was never seen, 1 - error^(1/runs) (Clopper and Pearson 1934).
+"""
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+from msgspec import Struct
+
+from modelkeep.core import errors
+from modelkeep.core.forecast import (
+    CALLERS_MAX,
+    CONFIDENCE,
+    REGRESSIONS,
+    RUNS,
+    RUNS_MAX,
+    SEED_MAX,
+    Flow,
+    Healthy,
+    Outlook,
+    Regression,
+    Step,
+    forecast,
+)
+from modelkeep.core.judgement import OMEGA, Specs
+from modelkeep.core.plan import OnInconclusive, Plan, Strategy
+from modelkeep.core.sequential import ODDS_MAX, WHOLE_PPM, log_threshold, scaled_rate
+from modelkeep.core.sequential_many import Array, Many, log_e_callers, log_e_trials
+
+FINENESS = 60
+"""A simulated tick lasts a second, or this part of the time that has passed: fine where it matters, and few
+for plans of weeks."""
+
+
+class End(IntEnum):
+    """How a simulated rollout ended."""
+
+    OPEN = 0
+    DONE = 1
+    TAKEN_BACK = 2
+    INCONCLUSIVE = 3
+
+
+class Runs(Struct, frozen=True):
+    """What became of simulated rollouts, an entry each: how it ended and when, when it had all of the traffic
+    (infinite: never), and the callers whom the candidate answered, and failed."""
+
+    ends: Array
+    ended_s: Array
+    full_s: Array
+    callers: Array
+    failed: Array
+
+
+def outlook(plan: Plan, flow: Flow, *, seed: int, runs: int = RUNS) -> Outlook:
+    """What to expect of a plan with such traffic. The same arguments give the same answer.
+
+    Raises:
+        InvalidPlan: a rate, the seed or the number of runs is out of range.
+    """
+    _check(flow, seed, runs)
+    horizon_s = math.fsum(step.max_s for step in plan.steps)
+    healthy = simulate(plan, flow, odds=1.0, seed=seed, runs=runs)
+    return Outlook(
+        runs=runs,
+        seed=seed,
+        horizon_s=horizon_s,
+        error=1.96 * 0.5 / math.sqrt(runs),
+        healthy=_healthy(plan, healthy),
+        regressions=tuple(
+            _regression(plan, flow, odds, simulate(plan, flow, odds=odds, seed=seed, runs=runs))
+            for odds in REGRESSIONS
+        ),
+    )
+
+
+def simulate(plan: Plan, flow: Flow, *, odds: float, seed: int, runs: int) -> Runs:
+    """Rollouts of a plan whose candidate's callers fail at `odds` times stable's odds, up to the sum of the
+    plan's longest times.
+
+    Raises:
+        InvalidPlan: a rate, the seed or the number of runs is out of range.
+    """
+    _check(flow, seed, runs)
+    if not 1 / ODDS_MAX <= odds <= ODDS_MAX:
+        raise errors.InvalidPlan(f"The odds ratio {odds} is out of range; give one like 2.")
+    world = _World(plan, flow, odds, runs, np.random.default_rng([seed, *str(odds).encode()]))
+    horizon_s, now = math.fsum(step.max_s for step in plan.steps), 0.0
+    while now < horizon_s and world.open.any():
+        lasts = max(1.0, now / FINENESS)
+        now += lasts
+        world.turn(now, lasts)
+    return Runs(world.ends, world.ended_s, world.full_s, world.callers, world.failed)
+
+
+class _World:
+    """A row of rollouts of one plan, and the evidence of each."""
+
+    def __init__(self, plan: Plan, flow: Flow, odds: float, runs: int, rng: np.random.Generator) -> None:
+        self.plan, self.flow, self.rng = plan, flow, rng
+        self.failing = (scaled_rate(flow.failing, odds), flow.failing)
+        self.weights = np.array([step.weight_ppm for step in plan.steps])
+        self.least_s = np.array([step.min_s for step in plan.steps])
+        self.most_s = np.array([step.max_s for step in plan.steps])
+        self.step = np.zeros(runs, dtype=np.int64)
+        self.since_s = np.zeros(runs)
+        self.ends = np.full(runs, End.OPEN, dtype=np.int64)
+        self.ended_s = np.full(runs, np.inf)
+        self.full_s = np.where(self.weights[self.step] == WHOLE_PPM, 0.0, np.inf)
+        self.callers = np.zeros(runs, dtype=np.int64)
+        self.failed = np.zeros(runs, dtype=np.int64)
+        self.specs = specs = Specs.of(plan)
+        self.errors, self.slow, self.shares = (
+            Many(spec, runs) for spec in (specs.errors, specs.slow, specs.shares)
+        )
+        self.no_worse, self.low, self.high = (
+            Many(spec, runs) for spec in (specs.no_worse, specs.low_rate, specs.high_rate)
+        )
+
+    @property
+    def open(self) -> Array:
+        """Which rollouts are under way."""
+        return np.equal(self.ends, End.OPEN)
+
+    def turn(self, now: float, lasts: float) -> None:
+        """One tick: callers come, the evidence grows, and each rollout does what its plan says."""
+        self._count(lasts)
+        plan = self.plan
+        alarm = log_threshold(plan.alpha)
+        proof = log_threshold(plan.beta / 2)
+        against = np.max(
+            [
+                math.log(OMEGA[name]) + state.max_log_v
+                for name, state in (
+                    ("errors", self.errors),
+                    ("latency", self.slow),
+                    ("traffic shares", self.shares),
+                )
+            ],
+            axis=0,
+        )
+        self._end(self.open & ((against >= alarm) | (self.high.max_log_v >= alarm)), End.TAKEN_BACK, now)
+        lasted = now - self.since_s
+        shown = (self.callers > 0) & ((self.low.log_v >= proof) | (self.no_worse.log_v >= proof))
+        if plan.strategy is Strategy.IMMEDIATE:
+            shown = np.ones_like(shown)
+        on = self.open & shown & (lasted >= self.least_s[self.step])
+        last = self.step == len(plan.steps) - 1
+        self._end(on & last, End.DONE, now)
+        onward = on & ~last
+        if plan.on_inconclusive is OnInconclusive.ROLLBACK:
+            self._end(self.open & ~onward & (lasted >= self.most_s[self.step]), End.INCONCLUSIVE, now)
+        self.step[onward] += 1
+        self.since_s[onward] = now
+        whole = onward & (self.weights[self.step] == WHOLE_PPM)
+        self.full_s[whole] = now
+
+    def _count(self, lasts: float) -> None:
+        """Let callers come to the rollouts that are under way, and take them in."""
+        flow, rng, weight = self.flow, self.rng, self.weights[self.step]
+        share, come = weight / WHOLE_PPM, self.open * flow.callers_per_s * lasts
+        c, s = rng.poisson(come * share), rng.poisson(come * (1 - share))
+        x, y = rng.binomial(c, self.failing[0]), rng.binomial(s, self.failing[1])
+        first = rng.binomial(x, flow.failing_first / flow.failing)
+        slow_c, slow_s = rng.binomial(c, flow.slow), rng.binomial(s, flow.slow)
+        self.callers += c
+        self.failed += x
+        specs = self.specs
+        for state, spec, on_candidate, on_stable in (
+            (self.errors, specs.errors, x, y),
+            (self.no_worse, specs.no_worse, x, y),
+            (self.slow, specs.slow, slow_c, slow_s),
+            (self.shares, specs.shares, c, s),
+        ):
+            state.update(*log_e_callers(spec, on_candidate, on_stable, weight))
+        alone = weight == WHOLE_PPM
+        self.low.update(*log_e_trials(specs.low_rate, c, first))
+        self.high.update(*log_e_trials(specs.high_rate, c * alone, first * alone))
+
+    def _end(self, which: Array, how: End, now: float) -> None:
+        self.ends[which] = how
+        self.ended_s[which] = now
+
+
+# -------------------------------------------------------------------------------------------- what came of it
+
+
+def _healthy(plan: Plan, found: Runs) -> Healthy:
+    taken = _share(found, End.TAKEN_BACK)
+    return Healthy(
+        alpha=plan.alpha,
+        taken_back=taken,
+        taken_back_at_most=at_most(round(taken * len(found.ends)), len(found.ends)),
+        inconclusive=_share(found, End.INCONCLUSIVE),
+        waiting=_share(found, End.OPEN),
+        full_half_s=_reached(found.full_s, 0.5),
+        full_nine_tenths_s=_reached(found.full_s, 0.9),
+        done_half_s=_reached(np.where(found.ends == End.DONE, found.ended_s, np.inf), 0.5),
+    )
+
+
+def _regression(plan: Plan, flow: Flow, odds: float, found: Runs) -> Regression:
+    seen_s = np.where(found.ends == End.TAKEN_BACK, found.ended_s, np.inf)
+    told = forecast(
+        Specs.of(plan).errors,
+        odds_ratio=odds,
+        base_rate=flow.failing,
+        traffic_per_s=flow.callers_per_s,
+        steps=_steps(plan, found),
+        alpha=plan.alpha,
+        omega=OMEGA["errors"],
+    )
+    return Regression(
+        odds=odds,
+        formula_s=told.detect_s,
+        seen=_share(found, End.TAKEN_BACK),
+        tenth_s=_reached(seen_s, 0.1),
+        half_s=_reached(seen_s, 0.5),
+        nine_tenths_s=_reached(seen_s, 0.9),
+        passed=_share(found, End.DONE),
+        callers=float(np.quantile(found.callers, 0.5)),
+        callers_nine_tenths=float(np.quantile(found.callers, 0.9)),
+        requests=float(np.quantile(found.callers, 0.5)) * flow.requests_per_caller,
+        failed_callers=float(np.quantile(found.failed, 0.5)),
+    )
+
+
+def _steps(plan: Plan, found: Runs) -> Sequence[Step]:
+    """The steps of the formula: each its least time, the last that compares anything for ever."""
+    compared = [step for step in plan.steps if step.weight_ppm < WHOLE_PPM] or list(plan.steps)
+    return [Step(weight_ppm=step.weight_ppm, lasts_s=step.min_s) for step in compared]
+
+
+def _share(found: Runs, how: End) -> float:
+    return float(np.mean(found.ends == how))
+
+
+def _reached(times_s: Array, share: float) -> float | None:
+    """When this share of all runs had got there; None when fewer ever did."""
+    place = math.ceil(share * len(times_s)) - 1
+    value = float(np.sort(times_s)[place])
+    return value if math.isfinite(value) else None
+
+
+def at_most(k: int, n: int) -> float:
+    """The largest share that `k` of `n` still leaves credible: Clopper and Pearson's upper bound, by
+    bisection of the binomial's lower tail.
+
+    Raises:
+        Nothing: `0 <= k <= n` is the caller's to see to.
+    """
+    if k == n:
+        return 1.0
+    low, high = k / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        tail = math.fsum(
+            math.exp(
+                math.lgamma(n + 1)
+                - math.lgamma(i + 1)
+                - math.lgamma(n - i + 1)
+                + i * math.log(middle)
+                + (n - i) * math.log1p(-middle)
+            )
+            for i in range(k + 1)
+        )
+        low, high = (middle, high) if tail > 1 - CONFIDENCE else (low, middle)
+    return high
+
+
+def _check(flow: Flow, seed: int, runs: int) -> None:
+    if not 0 < flow.callers_per_s <= CALLERS_MAX or not flow.requests_per_caller >= 1:
+        raise errors.InvalidPlan(
+            f"A forecast needs some traffic, up to {CALLERS_MAX:,.0f} new callers a second, and at least one "
+            "request of each."
+        )
+    if not 0 < flow.failing_first <= flow.failing < 1 or not 0 <= flow.slow < 1:
+        raise errors.InvalidPlan("A forecast needs rates of failing and slow callers above 0 and below 1.")
+    if not 1 <= runs <= RUNS_MAX or not 0 <= seed <= SEED_MAX:
+        raise errors.InvalidPlan(
+            f"A forecast simulates 1 to {RUNS_MAX:,} rollouts, from a seed of 0 to {SEED_MAX}."
+        )
