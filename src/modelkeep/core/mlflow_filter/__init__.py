@@ -1,0 +1,61 @@
+"""MLflow's filters and orders: what its client sends to search experiments, runs, logged models, model
+versions and registered models.
+
+    metrics.auc > 0.9 AND params.`learning rate` = '0.1' AND tags.team LIKE 'risk%'
+
+Three rooms: `tree` (vocabularies, operators, clauses), `tokens` and `parser`. None knows a table or SQL. Our
+own language, which has OR, NOT, parentheses, ranges and more, is `core.query`. This page is the list of what
+others use, and has no code of its own.
+"""
+
+from modelkeep.core.mlflow_filter.parser import parse, parse_field, parse_order
+from modelkeep.core.mlflow_filter.tree import (
+    CLAUSES_MAX,
+    DATASET_KEYS,
+    FILTER_MAX_BYTES,
+    LIKES,
+    LIST_MAX,
+    LISTS,
+    NULLS,
+    ORDER_MAX,
+    ORDERED,
+    PATTERN_MAX,
+    SAME,
+    VOCABULARIES,
+    Clause,
+    DatasetFilter,
+    Filter,
+    Kind,
+    Noun,
+    Operator,
+    Order,
+    Value,
+    ValueType,
+)
+
+__all__ = [
+    "CLAUSES_MAX",
+    "DATASET_KEYS",
+    "FILTER_MAX_BYTES",
+    "LIKES",
+    "LISTS",
+    "LIST_MAX",
+    "NULLS",
+    "ORDERED",
+    "ORDER_MAX",
+    "PATTERN_MAX",
+    "SAME",
+    "VOCABULARIES",
+    "Clause",
+    "DatasetFilter",
+    "Filter",
+    "Kind",
+    "Noun",
+    "Operator",
+    "Order",
+    "Value",
+    "ValueType",
+    "parse",
+    "parse_field",
+    "parse_order",
+]
