@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from modelkeep.core import codec
+from modelkeep.core.catalog import DraftSpec
 from modelkeep.core.values import ModelName
 from modelkeep.service.act import SYSTEM_CONTEXT
 from modelkeep.service.house import House
@@ -13,7 +15,7 @@ from modelkeep.web.app import OPERATIONS, create_app
 from modelkeep.web.operations import Mode
 from tests.web.asks import ASKS, POLICY, V1, Aim
 from tests.web.inprocess import InProcess, in_process
-from tests.web.world import fill, opened, register
+from tests.web.world import SIGNATURE, digest_of, entry_of, fill, opened, register
 
 pytestmark = pytest.mark.req("U4")
 
@@ -48,6 +50,24 @@ def test_every_write_is_done_once(tmp_path: Path, operation: str) -> None:
             else:
                 assert (second.status, second.code) == (first.status, first.code)
             assert events_of(house) == between
+
+
+@pytest.mark.req("V3")
+def test_an_error_that_passes_is_not_remembered(house: House, client: InProcess) -> None:
+    """Bytes that were lost before finalizing are sent again, and then the same request succeeds."""
+    data = b"weights"
+    spec = DraftSpec(files=(entry_of("model.bin", data),), signature=SIGNATURE)
+    draft = client("POST", f"{V1}/models/default/churn/drafts", codec.builtins(spec)).json()["id"]
+    send = {"raw": data, "query": {"path": "model.bin"}}
+    assert client("PUT", f"{V1}/drafts/{draft}/file", **send).status == 200
+    house.blobs.delete(digest_of(data))
+
+    lost = client("POST", f"{V1}/drafts/{draft}/finalize", headers=KEY)
+    assert (lost.status, lost.code) == (409, "CONFLICT")
+    assert client("PUT", f"{V1}/drafts/{draft}/file", **send).status == 200
+    made = client("POST", f"{V1}/drafts/{draft}/finalize", headers=KEY)
+    assert made.status == 200
+    assert client("POST", f"{V1}/drafts/{draft}/finalize", headers=KEY).body == made.body
 
 
 def test_another_request_under_the_same_key(house: House, client: InProcess) -> None:

@@ -112,9 +112,13 @@ class Act:
         """A fresh prefixed id."""
         return values.new_id(prefix, self.now, secrets.token_bytes(10))
 
-    def keep(self, error: errors.ModelkeepError) -> Kept:
-        """An exception to raise when what was recorded so far must stay although the caller gets an error."""
-        return Kept(error)
+    def keep(self, error: errors.ModelkeepError, *, passing: bool = False) -> Kept:
+        """An exception to raise when what was recorded so far must stay although the caller gets an error.
+
+        Args:
+            passing: the same request may succeed later, so the error is no answer to remember it by.
+        """
+        return Kept(error, passing=passing)
 
 
 def no_model(model: ModelName) -> errors.ModelNotFound:

@@ -16,12 +16,14 @@ class Kept(Exception):
     """Raised by a job that changed something and yet ends in an error: the changes stay, the caller gets
     `error`.
 
-    A refused promotion is such a case: the refusal is an event of its own.
+    A refused promotion is such a case: the refusal is an event of its own. `passing` says that the same
+    request may well succeed later, so that nobody remembers the error as its answer.
     """
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, *, passing: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
+        self.passing = passing
 
 
 class Transaction:

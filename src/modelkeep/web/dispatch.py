@@ -117,8 +117,8 @@ class Once:
     """A write under an idempotency key: what was answered the first time is the answer of every time.
 
     What is kept is the answer's JSON, or, behind a mark that no JSON begins with, the error of a write that
-    changed something and yet ended in one (a refused promotion is recorded). Other errors changed nothing,
-    and are found anew.
+    changed something and yet ended in one (a refused promotion is recorded). Other errors changed nothing or
+    will pass (bytes were lost, and can be sent again), and are found anew.
     """
 
     ERROR = b"!"
@@ -162,7 +162,7 @@ class Once:
         try:
             answer = codec.encode(self._operation.handler(act, call))
         except Kept as kept:
-            if isinstance(kept.error, errors.ModelkeepError):
+            if isinstance(kept.error, errors.ModelkeepError) and not kept.passing:
                 error = kept.error
                 told = _KeptError(error.code, error.message, error.details)
                 remember(act, self._key, self._fingerprint, self.ERROR + codec.encode(told))
