@@ -26,6 +26,8 @@ __all__ = [
     "Facts",
     "Rule",
     "RuleBook",
+    "VersionRules",
+    "book_of",
     "infer",
     "judge",
     "next_version",
@@ -175,8 +177,10 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _RULE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 
 
-class _RuleBookForm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model's rules as people write them."""
+class VersionRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model's rules as people write them; `book_of` reads them. With `extends: default` the default rules
+    follow; with `extends: nothing` they do not, and a difference that no rule names is major.
+    """
 
     rules: tuple[Rule, ...] = ()
     metric_tolerance: float = 0.0
@@ -195,7 +199,7 @@ def parse_rules(value: object) -> RuleBook:
         passed.
     """
     try:
-        form = codec.convert(value, _RuleBookForm)
+        form = codec.convert(value, VersionRules)
     except errors.MalformedBody as problem:
         cause = str(problem.__cause__ or problem).rstrip(".")
         raise errors.InvalidPolicy(
@@ -203,6 +207,15 @@ def parse_rules(value: object) -> RuleBook:
             f"({', '.join(Bump)}) and, where needed, all_of, none_of and a reason.",
             field="rules",
         ) from problem
+    return book_of(form)
+
+
+def book_of(form: VersionRules) -> RuleBook:
+    """The rules that people wrote, checked, with those that they extend.
+
+    Raises:
+        InvalidPolicy: a name twice, a pattern that names no kind of difference, or a limit passed.
+    """
     if form.extends not in ("default", "nothing"):
         raise errors.InvalidPolicy("Version rules extend 'default' or 'nothing'.", field="extends")
     if not (isfinite(form.metric_tolerance) and 0 <= form.metric_tolerance < 1):

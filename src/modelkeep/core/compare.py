@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import Struct
 
 from modelkeep.core import bump, errors, semver, signature, values
+from modelkeep.core.bump import DEFAULT_RULES, RuleBook
 from modelkeep.core.catalog import Direction, FileEntry, Metric, ModelVersion, guess_direction, metric_label
 from modelkeep.core.registration import facts_of, stated_by
 from modelkeep.core.values import Digest
@@ -447,9 +448,9 @@ class VersionDiff(Struct, frozen=True, kw_only=True):
     left_out: int = 0
 
 
-def diff(a: ModelVersion, b: ModelVersion) -> VersionDiff:
+def diff(a: ModelVersion, b: ModelVersion, rules: RuleBook = DEFAULT_RULES) -> VersionDiff:
     """Set two versions against each other; they may be of different models."""
-    verdict = bump.infer(facts_of(stated_by(a, a.digest)), facts_of(stated_by(b, b.digest)))
+    verdict = bump.infer(facts_of(stated_by(a, a.digest)), facts_of(stated_by(b, b.digest)), rules)
     files, unchanged = _files(a, b)
     params = _changes(a.params, b.params)
     metadata = _changes(_flat(a.metadata), _flat(b.metadata))

@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Protocol
 
 from msgspec import Struct, field
 
-from modelkeep.core import codec, errors, metadata, values
+from modelkeep.core import bump, codec, errors, metadata, values
 from modelkeep.core.access import ROLE_VERBS, Role, Verb
+from modelkeep.core.bump import VersionRules
 from modelkeep.core.catalog import Direction, Metric, ModelVersion, metric_label
 from modelkeep.core.values import Digest
 
@@ -434,12 +435,15 @@ class StageRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole policy document. A stage that is not named asks for nothing."""
+    """A whole policy document. A stage that is not named asks for nothing. `versioning` are the rules by
+    which the numbers of new versions are inferred.
+    """
 
     name: str
     schema: str = SCHEMA
     description: str = ""
     stages: dict[str, StageRules] = {}
+    versioning: VersionRules = field(default_factory=VersionRules)
 
     def rules(self, stage: str) -> StageRules:
         """What this stage asks for."""
@@ -469,6 +473,7 @@ def read_policy(text: str | bytes) -> Policy:
         )
     values.check_name(policy.name, "policy")
     _check_texts(codec.builtins(policy))
+    bump.book_of(policy.versioning)
     for stage, rules in policy.stages.items():
         if values.check_name(stage, "stage") != stage.lower():
             raise errors.InvalidPolicy(f"Stages are written in lower case: {stage.lower()!r}, not {stage!r}.")

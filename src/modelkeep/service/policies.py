@@ -15,7 +15,7 @@ from modelkeep.core.access import Verb
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import Policy
 from modelkeep.core.values import Digest, ModelName
-from modelkeep.service.act import Act
+from modelkeep.service.act import Act, Context, Desk
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import promotion as store
 from modelkeep.store.transaction import Transaction
@@ -40,6 +40,23 @@ class PolicyRecord(Struct, frozen=True, kw_only=True):
     set_by: str | None = None
 
 
+def nearest(tx: Transaction, scope: Scope) -> store.StoredPolicy | None:
+    """The policy set nearest to a scope; None where nobody has set one."""
+    keys = [store.scope_key(place) for place in _places(scope)]
+    found = store.latest_policies(tx, keys)
+    return next((found[key] for key in keys if key in found), None)
+
+
+def _places(scope: Scope) -> list[Scope]:
+    """A scope and those around it, the nearest first."""
+    places: list[Scope] = [scope]
+    if isinstance(scope, ModelName):
+        places.append(scope.project)
+    if scope is not None:
+        places.append(None)
+    return places
+
+
 class Policies:
     """Finds the policy that holds, and sets new ones."""
 
@@ -53,17 +70,11 @@ class Policies:
 
     def effective(self, tx: Transaction, scope: Scope) -> PolicyRecord:
         """The policy that holds for a scope, from the nearest place where one was set."""
-        places: list[Scope] = [scope]
-        if isinstance(scope, ModelName):
-            places.append(scope.project)
-        if scope is not None:
-            places.append(None)
-        keys = [store.scope_key(place) for place in places]
-        found = store.latest_policies(tx, keys)
-        for place, key in zip(places, keys, strict=True):
-            if key in found:
-                return _record(scope, place, found[key])
-        return self._built_in(scope)
+        stored = nearest(tx, scope)
+        if stored is None:
+            return self._built_in(scope)
+        place = next(place for place in _places(scope) if store.scope_key(place) == stored.scope)
+        return _record(scope, place, stored)
 
     def _built_in(self, scope: Scope) -> PolicyRecord:
         return PolicyRecord(
@@ -102,23 +113,29 @@ class Policies:
                 pass  # what holds for everybody may be known to everybody
         return self.effective(act.tx, place)
 
-    def set(self, act: Act, scope: str | None, document: bytes) -> PolicyRecord:
+    def read(self, desk: Desk, context: Context, scope: str | None, document: bytes) -> Policy:
+        """Read a document for `set`, outside of any transaction: YAML takes its time. No act.
+
+        Raises:
+            InvalidPolicy: names the place in the document. ModelNotFound, NotAllowed: as `set`.
+        """
+        desk.read(context, _may_set, scope)
+        return policy.read_policy(document)
+
+    def set(self, act: Act, scope: str | None, document: bytes | Policy) -> PolicyRecord:
         """Set the policy of a model, a project (`project/`), or, with None, the installation. The one that
         holds already is left as it is.
 
         Args:
-            document: YAML or JSON.
+            document: YAML or JSON, or what `read` made of it.
 
         Raises:
             InvalidPolicy: names the place in the document; for a model also a stage that it does not have.
             ModelNotFound, NotAllowed: the scope is not the caller's to configure, or the policy asks for less
                 than that of the next scope up and the caller does not administer this one.
         """
-        place = read_scope(scope)
-        if isinstance(place, ModelName):
-            act.readable(place)
-        act.authorise(Verb.CONFIGURE, place)
-        wanted = policy.read_policy(document)
+        place = _may_set(act, scope)
+        wanted = document if isinstance(document, Policy) else policy.read_policy(document)
         stages = _check_stages(act, place, wanted) if isinstance(place, ModelName) else None
         key = store.scope_key(place)
         former = store.latest_policies(act.tx, [key]).get(key)
@@ -153,6 +170,15 @@ class Policies:
             **change,
         )
         return _record(place, place, stored)
+
+
+def _may_set(act: Act, scope: str | None) -> Scope:
+    """The scope, where the caller may set its policy. Raises ModelNotFound, NotAllowed, InvalidName."""
+    place = read_scope(scope)
+    if isinstance(place, ModelName):
+        act.readable(place)
+    act.authorise(Verb.CONFIGURE, place)
+    return place
 
 
 def refuse_weaker(act: Act, scope: Scope, what: str, reasons: tuple[str, ...]) -> None:

@@ -31,7 +31,7 @@ from modelkeep.core.promotion import (
 from modelkeep.core.rollout import Endpoint
 from modelkeep.core.values import Actor, ModelName, Ref
 from modelkeep.service import stages
-from modelkeep.service.act import Act
+from modelkeep.service.act import Act, Context, Desk
 from modelkeep.service.gates import GateReport, Ruling, report
 from modelkeep.service.policies import Policies, PolicyRecord, refuse_weaker
 from modelkeep.service.references import present
@@ -522,7 +522,11 @@ class Promotions:
         """The policy that holds for a model, a project (`project/`), or the installation (None)."""
         return self._policies.get(act, scope)
 
-    def set_policy(self, act: Act, scope: str | None, document: bytes) -> PolicyRecord:
+    def read_policy(self, desk: Desk, context: Context, scope: str | None, document: bytes) -> Policy:
+        """Read a document for `set_policy`, outside of any transaction; no act."""
+        return self._policies.read(desk, context, scope, document)
+
+    def set_policy(self, act: Act, scope: str | None, document: bytes | Policy) -> PolicyRecord:
         """Set the policy of a model, a project (`project/`), or the installation (None), in YAML or JSON."""
         return self._policies.set(act, scope, document)
 

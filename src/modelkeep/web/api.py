@@ -312,7 +312,12 @@ def get_policy(act: Act, call: Call) -> Any:
 
 
 def set_policy(act: Act, call: Call) -> Any:
-    return call.house.promotions.set_policy(act, call.query.scope, call.body)
+    return call.house.promotions.set_policy(act, call.query.scope, call.prepared)
+
+
+def read_policy(call: Call) -> Any:
+    """Read the document before any transaction: nobody waits for its YAML."""
+    return call.house.promotions.read_policy(call.house.desk, call.context, call.query.scope, call.body)
 
 
 # ---------------------------------------------------------------------------------------------- rollout

@@ -141,7 +141,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("get_policy", "GET", V1 + "/policy", READ, api.get_policy, "The policy that holds",
          promotion.PolicyRecord, query=shapes.ScopeQuery),
     _row("set_policy", "PUT", V1 + "/policy", WRITE, api.set_policy, "Set a policy (YAML or JSON)",
-         promotion.PolicyRecord, query=shapes.ScopeQuery, body=bytes, raw=True),
+         promotion.PolicyRecord, query=shapes.ScopeQuery, body=bytes, raw=True, before=api.read_policy),
     # rollout
     _row("list_endpoints", "GET", V1 + "/endpoints", READ, api.list_endpoints, "Endpoints",
          rollout.EndpointPage, query=shapes.ListQuery),
