@@ -14,6 +14,7 @@ from modelkeep.cli import main
 from modelkeep.client.answers import (
     GateReport,
     History,
+    Preview,
     Promotion,
     PromotionKind,
     Registration,
@@ -24,6 +25,7 @@ from modelkeep.client.answers import (
 from modelkeep.core import codec, errors
 from modelkeep.core.promotion import Interval, MoveCause
 from modelkeep.core.rollout import Endpoint, Plan
+from modelkeep.core.semver import Bump
 from tests.client.fake_server import Asked, FakeServer
 from tests.client.samples import CHURN, T0, digest, model, version
 
@@ -255,12 +257,37 @@ def test_register_as_it_stands_in_the_manual(server: FakeServer, modelkeep: Run,
     assert not ran.err  # no progress in a pipe
 
 
-def test_a_dry_register_sends_nothing(server: FakeServer, modelkeep: Run, tmp_path: Path) -> None:
-    """The files and their digests are shown; the server is not asked."""
+@pytest.mark.req("V2")
+def test_a_dry_register_shows_the_number_and_writes_nothing(
+    server: FakeServer, modelkeep: Run, tmp_path: Path
+) -> None:
+    """The server says which number and why; only that question is asked, and a refusal is one here too."""
+    foreseen = Preview(
+        version="churn:2.0.0",
+        created=True,
+        new_model=False,
+        bump=Bump.MAJOR,
+        reasons=("major: Input 'age' was removed.",),
+        parent=2,
+        files=1,
+        size_bytes=4,
+        to_send=("model.onnx",),
+        to_send_bytes=4,
+    )
+    server.on("POST", f"{MODEL}/drafts/preview", foreseen)
     (tmp_path / "model.onnx").write_bytes(b"onnx")
-    ran = modelkeep("register", str(tmp_path / "model.onnx"), "--name", "churn", "--dry-run")
+    words = ("register", str(tmp_path / "model.onnx"), "--name", "churn", "--dry-run", "--bump", "minor")
+
+    ran = modelkeep(*words)
+
+    assert "It would become churn:2.0.0 (a major version, against #2)" in ran.out
+    assert "Input 'age' was removed." in ran.out
     assert "model.onnx" in ran.out
-    assert not server.asked
+    (asked,) = server.asked
+    assert json.loads(asked.body)["bump"] == "minor"
+    server.on("POST", f"{MODEL}/drafts/preview", errors.SemverTooLow("1.2.0 is too low."))
+    refused = modelkeep(*words)
+    assert (refused.code, refused.err) == (1, "modelkeep: 1.2.0 is too low.\n")
 
 
 @pytest.mark.req("V12")

@@ -201,5 +201,6 @@ def _place(act: Act, version: ModelVersion, stage: str, exclusive: bool) -> None
         reason="because",
         request_id=None,
         rollout_id=None,
+        approved_by="[]",
     )
     assert store.get_version(act.tx, version.model, version.number).stage == stage

@@ -99,6 +99,7 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "compare": lambda a: Ask("GET", f"{a.model}/compare"),
     "best": lambda a: Ask("GET", f"{a.model}/best", query={"metric": "accuracy"}),
     "diff": lambda a: Ask("GET", f"{V1}/diff", query={"a": f"{a.name}:1.0.0", "b": f"{a.name}:1.1.0"}),
+    "preview_draft": lambda a: Ask("POST", f"{a.model}/drafts/preview", {"files": [FILE]}),
     "begin_draft": lambda a: Ask("POST", f"{a.model}/drafts", {"files": [FILE]}),
     "get_draft": lambda a: Ask("GET", a.draft),
     "cancel_draft": lambda a: Ask("DELETE", a.draft),

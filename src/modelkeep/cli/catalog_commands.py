@@ -172,7 +172,7 @@ def best(
 @click.option("-m", "--message", "reason", metavar="WHY", help="Why the lower version is right.")
 @click.option("--parent", metavar="REF", help="The version it comes from; the latest when left out.")
 @click.option("--resume", metavar="DRAFT", help="Go on with a registration that broke off.")
-@click.option("--dry-run", is_flag=True, help="Show the files and what is stated; send nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the files, the version and why; write nothing.")
 def register(
     session: Session,
     path: str,
@@ -183,36 +183,32 @@ def register(
     tags: tuple[str, ...],
     reason: str | None,
     override_semver: bool,
+    resume: str | None,
     dry_run: bool,
     **stated: Any,
 ) -> None:
     """Register the file or folder at PATH as a new version."""
-    from pathlib import Path
-
-    from modelkeep.client.files import find_files, hash_files
     from modelkeep.client.registration import metrics_of
 
     if override_semver != bool(reason):
         raise click.UsageError("--override-semver and -m WHY go together.")
     measured: dict[str, Any] = pairs(metrics, "metric", at_last=True)
+    stated |= {
+        "metadata": metadata,
+        "metrics": tuple(metrics_of(measured)),
+        "params": pairs(params, "param"),
+        "tags": pairs(tags, "tag"),
+        "override_semver": reason,
+    }
+    bars = Bars(shown=False if session.quiet else None)
     if dry_run:
-        with Bars(shown=False if session.quiet else None) as bars:
-            entries = hash_files(find_files(Path(path)), bars)
-        session.answer(entries, (entry.path for entry in entries), catalog_views.files(entries))
-        session.say("Nothing was sent.")
+        with bars:
+            foreseen = session.client.preview(name, path, progress=bars, **stated)
+        session.answer(foreseen, [foreseen.version], catalog_views.preview(foreseen))
+        session.say("Nothing was written.")
         return
-    with Bars(shown=False if session.quiet else None) as bars:
-        made = session.client.register(
-            name,
-            path,
-            metadata=metadata,
-            metrics=tuple(metrics_of(measured)),
-            params=pairs(params, "param"),
-            tags=pairs(tags, "tag"),
-            override_semver=reason,
-            progress=bars,
-            **stated,
-        )
+    with bars:
+        made = session.client.register(name, path, progress=bars, resume=resume, **stated)
     session.answer(made, [made.version.reference], catalog_views.registration(made))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from modelkeep.cli.show import Screen, Text, mapping, moment, number, short, size
 
 if TYPE_CHECKING:
-    from modelkeep.client.answers import Pulled, Registration, VerifyReport
+    from modelkeep.client.answers import Preview, Pulled, Registration, VerifyReport
     from modelkeep.core.catalog import FileEntry, Metric, ModelVersion, RegisteredModel
     from modelkeep.core.compare import Best, Comparison, MetricCell, VersionDiff
     from modelkeep.core.signature import Signature
@@ -250,6 +250,40 @@ def registration(made: "Registration") -> View:
         for reason in made.reasons or found.bump_reasons:
             screen.line(f"  {reason}")
         screen.line(Text(f"  next: modelkeep gate {found.reference} --to production", "dim"))
+
+    return draw
+
+
+PATHS_SHOWN = 10
+"""Files to be sent that a preview lists; a folder may have thousands."""
+
+
+def preview(foreseen: "Preview") -> View:
+    """What registering would come to."""
+
+    def draw(screen: Screen) -> None:
+        name = Text(foreseen.version, "strong")
+        if not foreseen.created:
+            screen.line(name, "is this already; nothing would be registered.")
+        else:
+            first = "with a new model" if foreseen.new_model else None
+            against = f"against #{foreseen.parent}" if foreseen.parent is not None else None
+            about = ", ".join(word for word in (f"a {foreseen.bump} version", against, first) if word)
+            screen.line("It would become", name, f"({about})")
+        for reason in foreseen.reasons:
+            screen.line(f"  {reason}")
+        if not foreseen.to_send:
+            screen.line(
+                f"  {foreseen.files} files, {size(foreseen.size_bytes)}; all bytes are stored already"
+            )
+            return
+        screen.line(
+            f"  {foreseen.files} files, {size(foreseen.size_bytes)}; to send {size(foreseen.to_send_bytes)}:"
+        )
+        for path in foreseen.to_send[:PATHS_SHOWN]:
+            screen.line(f"    {path}")
+        if len(foreseen.to_send) > PATHS_SHOWN:
+            screen.line(Text("    and more", "dim"))
 
     return draw
 

@@ -23,6 +23,7 @@ from modelkeep.core.policy import GateResult, Policy
 from modelkeep.core.promotion import Interval, PromotionRequest
 from modelkeep.core.rollout import Attempt, Endpoint, Evidence, Judgement, Rollout
 from modelkeep.core.routing import Epoch
+from modelkeep.core.semver import Bump
 from modelkeep.core.values import Actor, Digest, ModelName
 
 T = TypeVar("T")
@@ -110,6 +111,26 @@ class Registration(Struct, frozen=True, kw_only=True):
     version: ModelVersion
     created: bool
     reasons: tuple[str, ...]
+
+
+class Preview(Struct, frozen=True, kw_only=True):
+    """What registering would come to. `created` False: it is that version again.
+
+    `bump` is the inferred one, `parent` the number of the version that the new one is compared with.
+    `to_send` are the paths whose bytes are not stored yet, at most a page of them, and `to_send_bytes` the
+    size of all.
+    """
+
+    version: str
+    created: bool
+    new_model: bool
+    bump: Bump
+    reasons: tuple[str, ...]
+    parent: int | None
+    files: int
+    size_bytes: int
+    to_send: tuple[str, ...]
+    to_send_bytes: int
 
 
 class FileProblem(Struct, frozen=True, kw_only=True):

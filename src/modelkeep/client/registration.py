@@ -11,7 +11,15 @@ from typing import Any, Self
 
 from msgspec.structs import replace
 
-from modelkeep.client.answers import Done, FsckReport, Pulled, Registration, UploadPlan, VerifyReport
+from modelkeep.client.answers import (
+    Done,
+    FsckReport,
+    Preview,
+    Pulled,
+    Registration,
+    UploadPlan,
+    VerifyReport,
+)
 from modelkeep.client.catalog import CatalogVerbs
 from modelkeep.client.files import (
     LocalFile,
@@ -46,6 +54,14 @@ class RegistrationVerbs(CatalogVerbs):
     def begin_draft(self, model: str, spec: DraftSpec) -> Draft:
         """Announce a version: its files by digest, and everything that is to be known of them."""
         return self.send(Draft, "POST", f"{model_path(model)}/drafts", spec)
+
+    def preview_draft(self, model: str, spec: DraftSpec) -> Preview:
+        """What registering would come to: the number, why, and what has to be sent. Nothing is written.
+
+        Raises:
+            whatever registering would be refused with.
+        """
+        return self.send(Preview, "POST", f"{model_path(model)}/drafts/preview", spec)
 
     def get_draft(self, draft: str) -> Draft:
         """How far a registration is. Raises DraftNotFound, also for somebody else's."""
@@ -183,21 +199,21 @@ class RegistrationVerbs(CatalogVerbs):
         resume: str | None = None,
     ) -> Registration:
         """`register`, with the files named one by one. Raises as `register`."""
-        entries = hash_files(files, progress)
-        spec = DraftSpec(
-            files=entries,
+        spec = spec_of(
+            files,
+            progress,
+            metadata=metadata,
+            metrics=metrics,
+            params=params,
+            tags=tags,
+            description=description,
+            signature=signature,
             semver=semver,
-            bump=Bump(bump),
+            bump=bump,
             override_semver=override_semver,
             parent=parent,
-            signature=signature,
-            metrics=check_metrics(tuple(metrics_of(metrics))),  # JSON would lose a NaN
-            params={key: str(value) for key, value in (params or {}).items()},
-            metadata=read_document(metadata),
-            description=description,
-            tags=dict(tags or {}),
         )
-        draft = self.begin_draft(name, spec) if resume is None else self._resumed(resume, entries)
+        draft = self.begin_draft(name, spec) if resume is None else self._resumed(resume, spec.files)
         try:
             send_missing(self, draft, {file.path: file.source for file in files}, progress)
             return self.finalize_draft(draft.id)
@@ -205,6 +221,20 @@ class RegistrationVerbs(CatalogVerbs):
             with suppress(errors.ModelkeepError):
                 self.cancel_draft(draft.id)
             raise
+
+    def preview(self, name: str, path: str | Path, *, progress: Progress = silent, **stated: Any) -> Preview:
+        """What `register` would come to with the same words: hashes the files and asks the server, which
+        writes nothing.
+
+        Args:
+            stated: whatever `register` takes besides name and path, save `resume`.
+
+        Raises:
+            whatever `register` would be refused with.
+        """
+        root = Path(path)
+        stated["metadata"] = read_document(stated.get("metadata"), root if root.is_dir() else None)
+        return self.preview_draft(name, spec_of(find_files(root), progress, **stated))
 
     def _resumed(self, draft_id: str, entries: tuple[FileEntry, ...]) -> Draft:
         draft = self.get_draft(draft_id)
@@ -309,6 +339,41 @@ class DraftWriter:
         stated["params"] = {**(stated.get("params") or {}), **self._params}
         stated["tags"] = {**(stated.get("tags") or {}), **self._tags}
         self.registration = self._verbs.register_files(self._name, files, **stated)
+
+
+def spec_of(
+    files: Sequence[LocalFile],
+    progress: Progress,
+    *,
+    metadata: str | Path | Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | Iterable[Metric] = (),
+    params: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
+    description: str = "",
+    signature: Signature | None = None,
+    semver: str | None = None,
+    bump: Bump | str = Bump.AUTO,
+    override_semver: str | None = None,
+    parent: str | None = None,
+) -> DraftSpec:
+    """The announcement of files, which are hashed for it, and of what is stated of them.
+
+    Raises:
+        InvalidManifest, InvalidMetadata, InvalidMetric: what is wrong with what was stated.
+    """
+    return DraftSpec(
+        files=hash_files(files, progress),
+        semver=semver,
+        bump=Bump(bump),
+        override_semver=override_semver,
+        parent=parent,
+        signature=signature,
+        metrics=check_metrics(tuple(metrics_of(metrics))),  # JSON would lose a NaN
+        params={key: str(value) for key, value in (params or {}).items()},
+        metadata=read_document(metadata),
+        description=description,
+        tags=dict(tags or {}),
+    )
 
 
 def metrics_of(given: Mapping[str, float] | Iterable[Metric]) -> Iterator[Metric]:

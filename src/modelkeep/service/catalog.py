@@ -28,10 +28,11 @@ from modelkeep.core.events import EventKind
 from modelkeep.core.query import Kind, Order, Subject, Target
 from modelkeep.core.values import ModelName, Ref
 from modelkeep.ports import BlobStore
-from modelkeep.service import labels, references
+from modelkeep.service import labels, numbering, references
 from modelkeep.service.act import Act, Desk
+from modelkeep.service.drafts import Preview, UploadPlan
 from modelkeep.service.integrity import FsckReport, Integrity, VerifyReport
-from modelkeep.service.registration import Registration, Registrations, UploadPlan, check_new_name, create
+from modelkeep.service.registration import Registration, Registrations
 from modelkeep.store import models, search, versions
 from modelkeep.store.schema import model_tags, version_tags
 from modelkeep.store.visibility import Scopes, Visible, visible_to
@@ -40,6 +41,7 @@ __all__ = [
     "Catalog",
     "FsckReport",
     "ModelPage",
+    "Preview",
     "Registration",
     "UploadPlan",
     "VerifyReport",
@@ -98,21 +100,36 @@ class Catalog(Registrations, Integrity):
             owner: the caller, when left out.
 
         Raises:
-            NotAllowed: the caller may not create it.
+            NotAllowed: the caller may not create it, or not with stages other than the default ones, which
+            takes who may configure it.
             ModelExists: the name is taken, or is one that readers would take for it.
             Invalid (its leaves), LimitExceeded: a label or the stage graph cannot be kept.
         """
         act.authorise(Verb.CREATE_MODEL, name)
-        check_new_name(act, name)
-        create(
+        graph = registration.check_stages(stages) if stages is not None else DEFAULT_STAGES
+        if graph != DEFAULT_STAGES:
+            self._may_shape(act, name)
+        labels.check_new_name(act, name)
+        labels.create(
             act,
             name,
             description=values.check_text(description, "description"),
             owner=labels.check_owner(owner) if owner is not None else None,
             tags=catalog.check_tags(tags or {}),
-            stages=registration.check_stages(stages) if stages is not None else DEFAULT_STAGES,
+            stages=graph,
         )
         return models.get_model(act.tx, name)
+
+    @staticmethod
+    def _may_shape(act: Act, name: ModelName) -> None:
+        """Stages say which moves a policy guards: setting them at birth takes the right to set them later."""
+        if not act.may(Verb.CONFIGURE, name):
+            raise errors.NotAllowed(
+                f"Stages of its own for {name} take the permission '{Verb.CONFIGURE}', which {act.by} lacks; "
+                "create it with the default stages, or ask a maintainer to.",
+                verb=Verb.CONFIGURE,
+                scope=str(name),
+            )
 
     def get_model(self, act: Act, name: ModelName) -> RegisteredModel:
         """One model.
@@ -514,9 +531,11 @@ class Catalog(Registrations, Integrity):
         return side_by_side.best(chosen, metric, direction=wanted, split=split)
 
     def diff(self, act: Act, a: Ref, b: Ref) -> VersionDiff:
-        """What changed from one version to another; they may be of different models.
+        """What changed from one version to another; they may be of different models. The rules are those of
+        the second.
 
         Raises:
             NotFound (its leaves): one of them.
         """
-        return side_by_side.diff(references.resolve(act, a), references.resolve(act, b))
+        before, after = references.resolve(act, a), references.resolve(act, b)
+        return side_by_side.diff(before, after, numbering.rules_for(act, after.model).book)

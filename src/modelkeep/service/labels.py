@@ -1,5 +1,5 @@
-"""What may be written on models and versions, what a change of it was, how a version is withdrawn, and what
-keeps one from being deleted.
+"""How a model begins, what may be written on models and versions, what a change of it was, how a version is
+withdrawn, and what keeps one from being deleted.
 
 Small rules that `catalog` applies; nothing here opens an act or loads a model by name.
 """
@@ -10,7 +10,14 @@ from msgspec import UnsetType
 
 from modelkeep.core import catalog, errors, values
 from modelkeep.core.access import Verb
-from modelkeep.core.catalog import VIRTUAL_ALIASES, AliasSpec, ModelChange, ModelVersion
+from modelkeep.core.catalog import (
+    DEFAULT_STAGES,
+    VIRTUAL_ALIASES,
+    AliasSpec,
+    ModelChange,
+    ModelVersion,
+    StageGraph,
+)
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import ModelName
 from modelkeep.service import references
@@ -18,6 +25,57 @@ from modelkeep.service.act import Act
 from modelkeep.store import catalog as store
 from modelkeep.store import models, versions
 from modelkeep.store.models import ModelRow
+
+
+def check_new_name(act: Act, name: ModelName) -> None:
+    """Refuse a name that is taken, or that a reader could take for another one.
+
+    Raises:
+        InvalidName: it is no name. ModelExists: it is taken.
+    """
+    values.check_name(name.project, "project")
+    values.check_name(name.name, "model")
+    twin = models.find_twin(act.tx, name)
+    if twin == name.name:
+        raise errors.ModelExists(f"There is a model {name} already.", model=str(name))
+    if twin is not None:
+        raise errors.ModelExists(
+            f"{name} looks like the model {twin} of the same project; use that one, or a clearer name.",
+            model=twin,
+        )
+
+
+def create(
+    act: Act,
+    name: ModelName,
+    *,
+    description: str = "",
+    owner: str | None = None,
+    tags: dict[str, str] | None = None,
+    stages: StageGraph = DEFAULT_STAGES,
+) -> ModelRow:
+    """Write a new model and its event; what is given was checked, and so was the right."""
+    row = models.add_model(
+        act.tx,
+        act.new_id("model"),
+        name,
+        description=description,
+        owner=owner or act.by,
+        stages=stages,
+        tags=tags or {},
+        now=act.now,
+        by=act.by,
+    )
+    act.record(
+        EventKind.MODEL_CREATED,
+        str(name),
+        model=name,
+        description=description,
+        owner=row.owner,
+        tags=tags or {},
+        stages=[spec.name for spec in stages.stages],
+    )
+    return row
 
 
 def check_owner(owner: str) -> str:

@@ -158,6 +158,10 @@ def begin_draft(act: Act, call: Call) -> Any:
     return call.house.catalog.begin_draft(act, call.model, call.body, call.prepared)
 
 
+def preview_draft(act: Act, call: Call) -> Any:
+    return call.house.catalog.preview(act, call.model, call.body)
+
+
 def get_draft(act: Act, call: Call) -> Any:
     return call.house.catalog.get_draft(act, call.path["id"])
 

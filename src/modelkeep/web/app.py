@@ -97,6 +97,9 @@ OPERATIONS: tuple[Operation, ...] = (
     # registration: announce, send bytes, finalize
     _row("begin_draft", "POST", MODEL + "/drafts", WRITE, api.begin_draft, "Announce a version",
          Draft, body=DraftSpec, status=201, before=api.look_for_announced),
+    _row("preview_draft", "POST", MODEL + "/drafts/preview", READ, api.preview_draft,
+         "What registering would come to; nothing is written",
+         catalog.Preview, body=DraftSpec),
     _row("get_draft", "GET", V1 + "/drafts/{id}", READ, api.get_draft, "How far a registration is", Draft),
     _row("cancel_draft", "DELETE", V1 + "/drafts/{id}", WRITE, api.cancel_draft,
          "Give up a registration", api.Done),

@@ -1,0 +1,97 @@
+"""Which number a draft gets: the version it is compared with, the rules that hold for its model, and what
+comes of both.
+
+Facts and rules are judged in `core.bump`; here they are only brought together. Nothing is changed.
+"""
+
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from modelkeep.core import bump, catalog, registration, semver
+from modelkeep.core.bump import DEFAULT_RULES, RuleBook, VersionRules
+from modelkeep.core.catalog import DraftSpec, Manifest, ModelVersion
+from modelkeep.core.semver import Bump, SemVer
+from modelkeep.core.values import Digest, ModelName
+from modelkeep.service import policies, references
+from modelkeep.service.act import Act
+from modelkeep.store import catalog as store
+from modelkeep.store import models
+from modelkeep.store.models import ModelRow
+
+
+class Numbered(Struct, frozen=True, kw_only=True):
+    """The number that a new version is to get. `policy` states the rules that judged, where a model has its
+    own."""
+
+    given: SemVer
+    parent: ModelVersion | None
+    inferred: Bump
+    reasons: tuple[str, ...]
+    policy: Digest | None
+
+
+class Rules(NamedTuple):
+    """The version rules that hold for a model, and the policy that states them; None for the default ones."""
+
+    book: RuleBook
+    policy: Digest | None
+
+
+def rules_for(act: Act, model: ModelName) -> Rules:
+    """The rules of the nearest policy that was set: the model's own, its project's, the installation's."""
+    stored = policies.nearest(act.tx, model)
+    if stored is None or stored.policy.versioning == VersionRules():
+        return Rules(DEFAULT_RULES, None)
+    return Rules(bump.book_of(stored.policy.versioning), stored.digest)
+
+
+def decide(act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec) -> Numbered | ModelVersion:
+    """The number that a checked draft would get now, or the version that it is again.
+
+    Raises:
+        VersionExists, SemverTooLow: the number that was asked for.
+        VersionNotFound, AliasNotFound, StageEmpty: the parent that was named.
+    """
+    digest = catalog.manifest_digest(Manifest(files=spec.files))
+    explicit = semver.parse(spec.semver) if spec.semver is not None else None
+    new = registration.facts_of(registration.stated_by(spec, digest))
+    parent: ModelVersion | None = None
+    if row is not None:
+        twins = store.find_same_bytes(act.tx, row.id, digest)
+        known = next((twin for twin in twins if registration.adds_nothing(spec, digest, twin)), None)
+        if known is not None:
+            return known
+        parent = _parent(act, model, spec, twins)
+    elif spec.parent is not None:
+        references.resolve(
+            act, registration.parent_ref(model, spec.parent)
+        )  # says that there is no such model
+    before = semver.parse(parent.semver) if parent is not None else None
+    facts = registration.facts_of(registration.stated_by(parent, parent.digest)) if parent else None
+    rules = rules_for(act, model)
+    verdict = bump.infer(facts, new, rules.book)
+    former = row or models.find_model(act.tx, model, deleted=True)  # a deleted one keeps its numbers
+    spans = registration.neighbourhood(before, explicit)
+    taken = store.given_semvers(act.tx, former.id, spans) if former is not None else []
+    number, reasons = bump.next_version(
+        taken,
+        before,
+        verdict,
+        explicit=explicit,
+        bump=None if spec.bump is catalog.Bump.AUTO else Bump(spec.bump.value),
+        override_reason=spec.override_semver,
+    )
+    if parent is not None and number == before:
+        return parent
+    return Numbered(given=number, parent=parent, inferred=verdict.bump, reasons=reasons, policy=rules.policy)
+
+
+def _parent(act: Act, model: ModelName, spec: DraftSpec, twins: list[ModelVersion]) -> ModelVersion | None:
+    """The version that a draft is compared with: the one it names, else one with the same bytes, else what
+    `@latest` names, else the highest version."""
+    if spec.parent is not None:
+        return references.resolve(act, references.present(registration.parent_ref(model, spec.parent)))
+    if twins:
+        return twins[0]
+    return store.find_latest(act.tx, model) or store.find_highest(act.tx, model)
