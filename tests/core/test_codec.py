@@ -452,3 +452,54 @@ def test_times_keep_their_order_as_text(a: datetime, b: datetime) -> None:
     assert len(first) == len(second) == 27
     assert codec.parse_time(first) == a
     assert (first < second) == (a < b)
+
+
+_PIECES = st.sampled_from(
+    [
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        '"a"',
+        '"b"',
+        '"\\u0061"',
+        '"a\\\\"',
+        '"{:"',
+        '"a" :',
+        "1",
+        " ",
+        "null",
+        '{"a":1,"a":2}',
+    ]
+)
+
+
+@pytest.mark.req("U4")
+@given(st.lists(_PIECES, max_size=12).map("".join))
+def test_keys_are_counted_as_a_parser_counts_them(text: str) -> None:
+    """Of any JSON, those documents are refused in which a parser meets a key twice in one object."""
+    doubled = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        doubled.append(len(dict(pairs)) != len(pairs))
+        return dict(pairs)
+
+    try:
+        json.loads(text, object_pairs_hook=note)
+    except ValueError:
+        return  # no JSON: the decoder refuses it
+    if any(doubled):
+        with pytest.raises(errors.MalformedBody, match="stands twice"):
+            codec.check_json(text.encode())
+    else:
+        codec.check_json(text.encode())
+
+
+@pytest.mark.req("G8")
+@pytest.mark.parametrize("value", [math.nan, {"a": [{"b": math.inf}]}, [1, "x", (None, -math.inf)]])
+def test_no_infinite_number_hides_in_depth(value: object) -> None:
+    """However deep it lies, a number without a canonical form is found."""
+    with pytest.raises(errors.Invalid, match="canonical"):
+        codec.canonical(value)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from modelkeep.core import codec, errors
-from modelkeep.core.events import GENESIS, ChainedEvent, Event, EventKind, chain, leaf_hash, verify
+from modelkeep.core.events import GENESIS, ChainedEvent, Event, EventKind, chain, leaf_hash, link, verify
 from modelkeep.core.values import Actor
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
@@ -148,3 +148,14 @@ def test_kinds_are_subject_and_verb() -> None:
     assert all(
         kind.count(".") == 1 and kind.replace("_", "").replace(".", "").isalpha() for kind in EventKind
     )
+
+
+@pytest.mark.req("G8")
+@given(bodies)
+def test_linking_gives_the_text_that_was_hashed(body: dict[str, object]) -> None:
+    """The document that is stored is the one whose hash is the leaf, and both forms of a link agree."""
+    (stored,) = log_of(body)
+    linked = link(GENESIS, stored.event)
+    assert linked.document == codec.canonical(stored.event)
+    assert (linked.leaf.hex(), linked.link.hex()) == (stored.leaf, stored.link)
+    assert hashlib.sha256(b"\x00" + linked.document).digest() == linked.leaf
