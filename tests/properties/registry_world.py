@@ -12,10 +12,12 @@ from typing import Any
 
 from modelkeep.core.catalog import Draft, DraftSpec, ModelVersion
 from modelkeep.core.rollout import Plan, Step, Strategy
-from modelkeep.core.routing import WHOLE_PPM
+from modelkeep.core.routing import WHOLE_PPM, VersionKey
 from modelkeep.core.values import ModelName, Ref, parse_ref
 from modelkeep.ports import BlobStore
+from modelkeep.service.act import SYSTEM_CONTEXT
 from modelkeep.service.catalog import Catalog, FsckReport, Registration
+from modelkeep.service.traffic import Traffic
 from modelkeep.store.database import Database
 from tests.service.catalog_world import SIGNATURE, entry_of
 from tests.service.rollout_world import FakeGateway, RolloutWorld
@@ -68,6 +70,10 @@ class RegistryWorld(RolloutWorld):
             if not entry.present:
                 self.send(draft.id, entry.path, data, by)
         return self.finalize(draft.id, by).version
+
+    def key_of(self, model: ModelName, number: int) -> VersionKey:
+        """What gateways call a version."""
+        return self.desk.read(SYSTEM_CONTEXT, Traffic().spec, model, number).key
 
     def fsck(self) -> FsckReport:
         """What a check of everything finds."""

@@ -321,14 +321,16 @@ class FolderMachine(VersionMachine):
 
 for _machine in (VersionMachine, FolderMachine):
     _machine.TestCase.settings = settings(
-        max_examples=40, stateful_step_count=50, suppress_health_check=list(HealthCheck)
+        max_examples=settings().max_examples * 4 // 5,
+        stateful_step_count=50,
+        suppress_health_check=list(HealthCheck),
     )
 TestVersionsInMemory = pytest.mark.req("V3", "V4")(VersionMachine.TestCase)
 TestVersionsInAFolder = pytest.mark.req("V3", "V4")(FolderMachine.TestCase)
 
 
 @pytest.mark.req("V3")
-@settings(max_examples=30, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 2, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(min_size=1, max_size=300), place=st.integers(0), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_found(data: bytes, place: int, bit: int) -> None:
     """Invariant 3: bytes are verified on write, on read for serving, and by fsck, whichever bit flipped."""
