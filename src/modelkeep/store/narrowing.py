@@ -10,7 +10,9 @@ What a filter means is `filters`' business. Nothing here estimates: a database w
 one is, takes the same way as any other.
 """
 
+import functools
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -53,10 +55,17 @@ BRANCHES_MAX = 8
 Ids = Select[Any] | CompoundSelect[Any]
 
 
+class Way(NamedTuple):
+    """Ids of the rows that pass a part of a search, and what else is counted because it is read for them."""
+
+    ids: Ids
+    beside: tuple[Ids, ...] = ()
+
+
 class Survey(NamedTuple):
     """The ways of a search, and the statement that counts them all."""
 
-    ways: tuple[Ids, ...]
+    ways: tuple[Way, ...]
     counts: Statement
 
 
@@ -114,17 +123,22 @@ def survey(
     if not ways:
         return None
     kept = tuple(ways[:WAYS_MAX])
-    counts = [
-        select(func.count()).select_from(way.limit(FEW + 1).subquery(f"way_{index}")).scalar_subquery()
-        for index, way in enumerate(kept)
-    ]
-    return Survey(kept, select(*counts))
+    return Survey(kept, select(*(_length(way) for way in kept)))
 
 
 def shortest(counts: tuple[int, ...]) -> int | None:
     """The place of the shortest way, None when all are long."""
     least = min(counts)
     return counts.index(least) if least <= FEW else None
+
+
+def _length(way: Way) -> ColumnElement[int]:
+    """How many rows a way reads; of each of its parts no more are counted than make it too long."""
+    parts = [
+        select(func.count()).select_from(ids.limit(FEW + 1).subquery()).scalar_subquery()
+        for ids in (way.ids, *way.beside)
+    ]
+    return functools.reduce(operator.add, parts)
 
 
 def conjuncts(expression: Expression | None) -> tuple[Expression, ...]:
@@ -166,7 +180,7 @@ _WALKS = (_SEMVER, _NEWEST)
 # -------------------------------------------------------------------------------------------- the ways
 
 
-def _own(target: Target, visible: Visible, *, in_project: bool, of_model: bool) -> Ids | None:
+def _own(target: Target, visible: Visible, *, in_project: bool, of_model: bool) -> Way | None:
     """What stands in the models that the search names and the caller may see."""
     table = models.alias("way_models")
     parts: list[Condition] = []
@@ -180,17 +194,17 @@ def _own(target: Target, visible: Visible, *, in_project: bool, of_model: bool) 
     return _of_models(target, table, and_(*parts)) if parts else None
 
 
-def _of_models(target: Target, table: FromClause, condition: Condition) -> Select[Any]:
+def _of_models(target: Target, table: FromClause, condition: Condition) -> Way:
+    ids = select(table.c.id).where(condition)
     if target is Target.MODELS:
-        return select(table.c.id).where(condition)
+        return Way(ids)
+    # Cut, so that no count goes through models without end; where it is cut, the way counts as too long.
+    owners = ids.limit(FEW + 1)
     mine = versions.alias("way_versions")
-    # A model without versions counts too, or a count would go through any number of them without end.
-    return (
-        select(mine.c.id).select_from(table.outerjoin(mine, mine.c.model_id == table.c.id)).where(condition)
-    )
+    return Way(select(mine.c.id).where(Among(mine.c.model_id, owners)), (owners,))
 
 
-def _way(part: Expression, target: Target) -> Ids | None:
+def _way(part: Expression, target: Target) -> Way | None:
     match part:
         case Not():
             return None
@@ -199,7 +213,10 @@ def _way(part: Expression, target: Target) -> Ids | None:
         case Or(parts):
             branches = [way for inner in parts if (way := _way(inner, target)) is not None]
             whole = len(branches) == len(parts) <= BRANCHES_MAX
-            return union_all(*(_plain(branch) for branch in branches)) if whole else None
+            if not whole:
+                return None
+            beside = tuple(ids for branch in branches for ids in branch.beside)
+            return Way(union_all(*(_plain(branch.ids) for branch in branches)), beside)
         case Exists(subject) | Comparison(subject):
             return _of_field(part, target) if subject.kind is Kind.FIELD else _of_keyed(part, target)
 
@@ -209,12 +226,12 @@ def _plain(way: Ids) -> Select[Any]:
     return way if isinstance(way, Select) else select(way.subquery())
 
 
-def _of_keyed(part: Exists | Comparison, target: Target) -> Ids:
+def _of_keyed(part: Exists | Comparison, target: Target) -> Way:
     subject = part.subject
     keyed = VIEWS[target].keyed[subject.kind]
     table = keyed.table.alias("way_values")
     named = table.c[keyed.key] == literal(subject.name)
-    return select(table.c[keyed.owner]).where(named, _reach(place_of(subject.kind, table), part))
+    return Way(select(table.c[keyed.owner]).where(named, _reach(place_of(subject.kind, table), part)))
 
 
 def _reach(place: Place, part: Exists | Comparison) -> Condition:
@@ -230,8 +247,8 @@ def _reach(place: Place, part: Exists | Comparison) -> Condition:
             return or_(*(place.head == literal(text) for text in sorted(spellings)))
         case Operator.EQUAL | Operator.IN if place.head is not None and isinstance(sample, str):
             return passes(place, part.subject, part.operator, part.value)
-        case operator if operator in _ORDERED and isinstance(sample, float):
-            return passes(place, part.subject, operator, part.value)
+        case asked if asked in _ORDERED and isinstance(sample, float):
+            return passes(place, part.subject, asked, part.value)
         case _:
             return true()
 
@@ -247,29 +264,33 @@ def _spellings(word: str) -> Iterator[str]:
     return ("".join(letters) for letters in itertools.product(*((c, c.upper()) for c in word)))
 
 
-def _of_field(part: Exists | Comparison, target: Target) -> Ids | None:
+def _of_field(part: Exists | Comparison, target: Target) -> Way | None:
     """Through the index of a field, where it has one."""
     if isinstance(part, Exists):
         return None
-    subject, operator = part.subject, part.operator
-    if subject.name in _MODEL_FIELDS[target] and operator in (Operator.EQUAL, Operator.IN):
+    subject, asked = part.subject, part.operator
+    equal = asked in (Operator.EQUAL, Operator.IN)
+    if subject.name in _MODEL_FIELDS[target]:
         named = models.alias("way_models")
         column = named.c[_MODEL_FIELDS[target][subject.name]]
-        return _of_models(target, named, passes(Place(column), subject, operator, part.value))
+        if not equal:
+            return None
+        return _of_models(target, named, passes(Place(column), subject, asked, part.value))
     if target is Target.MODELS:
         return None
     table = versions.alias("way_versions")
+    ids = select(table.c.id)
     match subject.name:
         case "semver" if isinstance(part.value, Range):
-            return select(table.c.id).where(and_(*bounds(table.c.semver_key, part.value)))
-        case "semver" if operator in _ORDERED:
-            return select(table.c.id).where(passes(Place(table.c.semver_key), subject, operator, part.value))
-        case "digest" if operator in (Operator.EQUAL, Operator.IN):
-            return select(table.c.id).where(passes(Place(table.c.digest), subject, operator, part.value))
-        case "created_at" if operator in _ORDERED:
-            return select(table.c.id).where(passes(Place(table.c.created_at), subject, operator, part.value))
-        case "alias" if operator in (Operator.EQUAL, Operator.IN):
-            return _of_aliases(table, subject, operator, part.value)
+            return Way(ids.where(and_(true(), *bounds(table.c.semver_key, part.value))))
+        case "semver" if asked in _ORDERED:
+            return Way(ids.where(passes(Place(table.c.semver_key), subject, asked, part.value)))
+        case "digest" if equal:
+            return Way(ids.where(passes(Place(table.c.digest), subject, asked, part.value)))
+        case "created_at" if asked in _ORDERED:
+            return Way(ids.where(passes(Place(table.c.created_at), subject, asked, part.value)))
+        case "alias" if equal:
+            return _of_aliases(table, passes(Place(_ALIASES.c.alias), subject, asked, part.value))
         case _:
             return None
 
@@ -281,11 +302,12 @@ _MODEL_FIELDS = {
 """Fields with an index on the table of models."""
 
 
-def _of_aliases(table: FromClause, subject: Subject, operator: Operator, value: Any) -> Ids:
-    named = aliases.alias("way_aliases")
-    mine = and_(table.c.model_id == named.c.model_id, table.c.number == named.c.number)
-    found = passes(Place(named.c.alias), subject, operator, value)
-    return select(table.c.id).select_from(named.join(table, mine)).where(found)
+_ALIASES = aliases.alias("way_aliases")
+
+
+def _of_aliases(table: FromClause, passing: Condition) -> Way:
+    mine = and_(table.c.model_id == _ALIASES.c.model_id, table.c.number == _ALIASES.c.number)
+    return Way(select(table.c.id).select_from(_ALIASES.join(table, mine)).where(passing))
 
 
 def needs(expression: Expression | None, subject: Subject) -> bool:

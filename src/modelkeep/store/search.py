@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, select
+from sqlalchemy.sql.elements import False_
 from sqlalchemy.sql.selectable import Select
 
 from modelkeep.core import query
@@ -46,7 +47,7 @@ from modelkeep.store.paging import Key, check_limit, read_token, write_token
 from modelkeep.store.schema import models, versions
 from modelkeep.store.statements import Statement
 from modelkeep.store.transaction import Transaction
-from modelkeep.store.visibility import Visible, allowed, condition
+from modelkeep.store.visibility import NOTHING, Visible, allowed, condition
 
 STATEMENTS_KEPT = 256
 """Statements of searches that are kept compiled: dashboards and scripts ask the same again and again."""
@@ -101,16 +102,20 @@ def build(search: Search, *, way: int | None = None, half: Half | None = None, p
     guided = way is not None or walkable(search.target, search.order)
     for part in conjuncts(search.expression):
         meant = where(part, search.target)
+        if isinstance(meant, False_):
+            meant = NOTHING
         free = guided and (way is not None or not leads(part, search.order))
         statement = statement.where(Picking(meant) if free else meant)
     # One model has its own indexes by time and by semver; by a metric all are walked together.
     of_one = search.in_project and search.of_model and way is None and half is None
     for place in _places(search):
-        statement = statement.where(Picking(place) if guided and not of_one else place)
+        statement = statement.where(Picking(place) if guided else place)
+    if of_one and search.target is Target.VERSIONS:
+        statement = statement.where(versions.c.model_id == _MODEL_ID)
     if way is not None:
         found = surveyed(search)
         assert found is not None, "a way was chosen among those that there are"
-        statement = statement.where(Among(view.id, found.ways[way]))
+        statement = statement.where(Among(view.id, found.ways[way].ids))
     if half is Half.WITH:
         # The same once more, about the very row that the walk goes along: so it begins where rows pass.
         walked = Place(terms[1].column)
@@ -121,6 +126,14 @@ def build(search: Search, *, way: int | None = None, half: Half | None = None, p
     sorting = [term for term in terms if not term.fixed]
     order = [term.column.desc() if term.descending else term.column.asc() for term in sorting]
     return Built(statement.order_by(*order).limit(bindparam("limit")), terms)
+
+
+_NAMED = models.alias("named")
+_MODEL_ID = (
+    select(_NAMED.c.id)
+    .where(_NAMED.c.project == bindparam("project"), _NAMED.c.name == bindparam("name"))
+    .scalar_subquery()
+)
 
 
 def _places(search: Search) -> Iterator[Condition]:

@@ -87,7 +87,7 @@ def _scopes(grants: Iterable[Grant]) -> Scopes:
     )
 
 
-_NOTHING: ColumnElement[bool] = literal_column("0") == literal_column("1")
+NOTHING: ColumnElement[bool] = literal_column("0") == literal_column("1")
 """Holds for no row. Unlike `false()` it is not folded, which would drop the other binds of a statement."""
 
 
@@ -97,7 +97,7 @@ def condition(visible: Visible) -> tuple[ColumnElement[bool], dict[str, Any]]:
     Its text depends on `Visible.shape` alone, so that statements can be kept.
     """
     if visible.nothing:
-        return _NOTHING, {}
+        return NOTHING, {}
     allowing, binds = allowed(visible, models)
     parts: list[ColumnElement[bool]] = [true()] if allowing is None else [allowing]
     if visible.denied != Scopes():
