@@ -84,6 +84,16 @@ def questions(size: int) -> list[Question]:
             promised=False,
         ),
         Question(
+            name="search by a tag that none has",
+            calls=(_get("/api/v1/versions", {"filter": 'tags.team = "nobody"', "limit": PAGE}),),
+            promised=False,
+        ),
+        Question(
+            name="search by a parameter, the newest",
+            calls=(_get("/api/v1/versions", {"filter": "params.depth = 6", "limit": PAGE}),),
+            promised=False,
+        ),
+        Question(
             name="search by tag and model",
             calls=(
                 _get("/api/v1/versions", {"filter": 'model = "m1" and tags.team = "risk"', "limit": PAGE}),

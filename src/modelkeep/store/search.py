@@ -1,7 +1,15 @@
 """Lists and searches of models and versions, cut into pages by key.
 
 What the caller may not see is left out in the query itself, before pages are cut, so that no count and no
-page length tells of it. What a filter means in SQL is `filters`' business.
+page length tells of it. What a filter means in SQL is `filters`' business; which index leads, `narrowing`'s.
+
+A page costs what is on it, not what there is, except for these:
+- an order by a field without an index (owner, size_bytes and their like), a parameter or a tag sorts all that
+  is selected; so does, within equal first values, an order by semver or metric with ties;
+- a common filter that no index has in the order asked for walks past what does not pass: far, where all that
+  passes lies at the end; so does a rare one by stage, owner, framework, pattern, or `not`;
+- the last page of an order by a metric looks for versions without it.
+Postgres gives such a statement up after `dialects.STATEMENT_S`; SQLite has no such limit.
 """
 
 from collections.abc import Iterator, Mapping
