@@ -210,7 +210,7 @@ def check_upload_id(upload_id: str) -> str:
     """
     if not _UPLOAD_ID.fullmatch(upload_id):
         raise errors.InvalidName(
-            f"{values.printable(upload_id)[:60]!r} is no upload id; use the one that the server gave you.",
+            f"{values.quoted(upload_id, 60)} is no upload id; use the one that the server gave you.",
             field="upload_id",
         )
     return upload_id

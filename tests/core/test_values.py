@@ -3,8 +3,10 @@
 References are tested in test_references.py.
 """
 
+import re
 import unicodedata
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -307,3 +309,26 @@ def test_bad_model_names(text: str) -> None:
     """Empty parts and too many parts are refused."""
     with pytest.raises(errors.InvalidName):
         values.parse_model_name(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "'plain'"),
+        ("a\x1b[2J\n", r"'a\x1b[2J\x0a'"),
+        ("back\\slash", "'back\\slash'"),
+        ("it's", "'it's'"),
+        ("x" * 99, f"'{'x' * 80}'"),
+    ],
+)
+def test_text_within_a_sentence_is_escaped_once(text: str, shown: str) -> None:
+    """Control characters are shown by their number, with one backslash; what is printable stays as it is."""
+    assert values.quoted(text) == shown
+
+
+def test_no_message_escapes_what_is_escaped_already() -> None:
+    """`quoted` is the way to put somebody's text into a sentence; `repr` of `printable` escapes twice."""
+    source = Path(values.__file__).parents[1]
+    twice = re.compile(r"printable\([^\n]*!r\}|repr\((values\.)?printable\(")
+    found = [str(path) for path in source.rglob("*.py") if twice.search(path.read_text(encoding="utf-8"))]
+    assert not found

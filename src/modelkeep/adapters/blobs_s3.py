@@ -306,7 +306,7 @@ def _check_address(bucket: str, endpoint: str | None) -> None:
     """
     if not _BUCKET.fullmatch(bucket):
         raise errors.InvalidSetting(
-            f"{values.printable(bucket)[:80]!r} cannot be an S3 bucket: use 3 to 63 lower-case letters, "
+            f"{values.quoted(bucket)} cannot be an S3 bucket: use 3 to 63 lower-case letters, "
             "digits, '.' or '-'.",
             field="bucket",
         )

@@ -391,7 +391,7 @@ def metrics_of(given: Mapping[str, float] | Iterable[Metric]) -> Iterator[Metric
             number = float(value)
         except (TypeError, ValueError):
             raise errors.InvalidMetric(
-                f"The metric {values.printable(key)[:60]!r} is {str(value)[:40]!r}, which is no number.",
+                f"The metric {values.quoted(key, 60)} is {str(value)[:40]!r}, which is no number.",
                 field=f"metrics.{key}",
             ) from None
         yield Metric(name=name, value=number, split=split, slice=part)

@@ -105,7 +105,7 @@ class Transport:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.username:
             raise errors.InvalidSetting(
-                f"{values.printable(url)[:200]!r} is not the address of a server; write http://HOST:PORT.",
+                f"{values.quoted(url, 200)} is not the address of a server; write http://HOST:PORT.",
                 field="url",
             )
         if token is not None and not (token.isascii() and token.isprintable() and " " not in token):

@@ -241,27 +241,27 @@ def _check_rule(rule: Rule) -> None:
     shown = values.printable(rule.name)[:60]
     if not _RULE_NAME.fullmatch(rule.name):
         raise errors.InvalidPolicy(
-            f"{shown!r} cannot be the name of a version rule: use up to 64 of a to z, 0 to 9, '-' and '_'.",
+            f"'{shown}' cannot be the name of a version rule: use up to 64 of a to z, 0 to 9, '-' and '_'.",
             field="name",
         )
     if not rule.any_of:
         raise errors.InvalidPolicy(
-            f"The version rule {shown!r} names no difference in any_of.", field=rule.name
+            f"The version rule '{shown}' names no difference in any_of.", field=rule.name
         )
     for patterns in (rule.any_of, rule.all_of, rule.none_of):
         if len(patterns) > PATTERNS_MAX:
-            raise errors.InvalidPolicy(f"{shown!r} has more than {PATTERNS_MAX} patterns.", field=rule.name)
+            raise errors.InvalidPolicy(f"'{shown}' has more than {PATTERNS_MAX} patterns.", field=rule.name)
         for pattern in patterns:
             _check_pattern(pattern, shown)
     if not rule.reason.strip() or len(rule.reason) > REASON_MAX or not rule.reason.isprintable():
         raise errors.InvalidPolicy(
-            f"The version rule {shown!r} needs a reason of 1 to {REASON_MAX} printable characters.",
+            f"The version rule '{shown}' needs a reason of 1 to {REASON_MAX} printable characters.",
             field=rule.name,
         )
     strange = set(_PLACEHOLDER.findall(rule.reason)) - {"what", "subject"}
     if strange:
         raise errors.InvalidPolicy(
-            f"The reason of the version rule {shown!r} may use {{what}} and {{subject}}, not "
+            f"The reason of the version rule '{shown}' may use {{what}} and {{subject}}, not "
             f"{{{values.printable(min(strange))[:30]}}}.",
             field=rule.name,
         )
@@ -273,7 +273,7 @@ def _check_pattern(pattern: str, rule: str) -> None:
     near = get_close_matches(pattern[:PATTERN_MAX], sorted(KINDS), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "; the reference of version rules lists them all."
     raise errors.InvalidPolicy(
-        f"{values.printable(pattern)[:60]!r} in the version rule {rule!r} is no kind of difference{hint}",
+        f"{values.quoted(pattern, 60)} in the version rule '{rule}' is no kind of difference{hint}",
         field=rule,
     )
 

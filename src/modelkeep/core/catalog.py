@@ -224,9 +224,7 @@ class StageGraph(Struct, frozen=True, kw_only=True):
             if spec.name == name:
                 return spec
         known = ", ".join(spec.name for spec in self.stages)
-        raise errors.InvalidTransition(
-            f"There is no stage {values.printable(name)!r}; the stages are {known}."
-        )
+        raise errors.InvalidTransition(f"There is no stage {values.quoted(name)}; the stages are {known}.")
 
     @property
     def initial(self) -> str:

@@ -164,7 +164,7 @@ def _unknown(wanted: str, names: Sequence[str], *, several: bool = False) -> err
     shown = values.printable(wanted)[:80]
     listed = ", ".join(names[:NAMES_SHOWN]) + (" and others" if len(names) > NAMES_SHOWN else "")
     if several:
-        return errors.MetricNotFound(f"{shown!r} was measured on several splits; name one of {listed}.")
+        return errors.MetricNotFound(f"'{shown}' was measured on several splits; name one of {listed}.")
     if not names:
         return errors.MetricNotFound(
             "None of these versions has a metric; register them with --metric NAME=VALUE."
@@ -172,7 +172,7 @@ def _unknown(wanted: str, names: Sequence[str], *, several: bool = False) -> err
     near = get_close_matches(wanted[:100], names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return errors.MetricNotFound(
-        f"None of these versions has the metric {shown!r}; there are {listed}.{hint}",
+        f"None of these versions has the metric '{shown}'; there are {listed}.{hint}",
         metrics=list(names[:100]),
     )
 

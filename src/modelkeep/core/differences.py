@@ -217,7 +217,7 @@ def _upper(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return repr(values.printable(text)[:60])
+    return values.quoted(text, 60)
 
 
 def _counted(names: Sequence[str], one: str, many: str) -> str:

@@ -49,7 +49,7 @@ def check_metadata(value: object) -> Metadata:
     if document.setdefault("schema", SCHEMA) != SCHEMA:
         shown = values.printable(str(document["schema"]))[:60]
         raise _refuse(
-            "schema", f"is {shown!r}, but this release reads {SCHEMA!r}; use the release that wrote it"
+            "schema", f"is '{shown}', but this release reads {SCHEMA!r}; use the release that wrote it"
         )
     performance = document.get("performance")
     if isinstance(performance, dict) and isinstance(performance.get("metrics"), dict):

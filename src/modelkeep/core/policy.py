@@ -469,7 +469,7 @@ def read_policy(text: str | bytes) -> Policy:
         raise errors.InvalidPolicy(f"This is not a policy: {problem} The gates are: {known}.") from problem
     if policy.schema != SCHEMA:
         raise errors.InvalidPolicy(
-            f"The policy schema {values.printable(policy.schema)[:60]!r} is unknown; write {SCHEMA!r}."
+            f"The policy schema {values.quoted(policy.schema, 60)} is unknown; write {SCHEMA!r}."
         )
     values.check_name(policy.name, "policy")
     _check_texts(codec.builtins(policy))

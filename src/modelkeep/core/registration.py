@@ -68,7 +68,7 @@ def check_spec(spec: DraftSpec) -> DraftSpec:
     for entry in spec.files:
         if entry.size_bytes > FILE_MAX_BYTES:
             raise errors.LimitExceeded(
-                f"{values.printable(entry.path)[:80]!r} has more than {FILE_MAX_BYTES:,} bytes; split it.",
+                f"{values.quoted(entry.path)} has more than {FILE_MAX_BYTES:,} bytes; split it.",
                 field="size_bytes",
             )
         values.check_text(entry.media_type, "media type", maximum=MEDIA_TYPE_MAX, required=True)
@@ -145,7 +145,7 @@ def parent_ref(model: ModelName, text: str) -> Ref:
     ref = values.parse_ref(f"{model}:{text}" if short else text)
     if ref.model != model or ref.selector is None:
         raise errors.InvalidReference(
-            f"{values.printable(text)[:80]!r} is no version of {model}; name the parent like 1.0.0.",
+            f"{values.quoted(text)} is no version of {model}; name the parent like 1.0.0.",
             field="parent",
         )
     return ref

@@ -144,7 +144,7 @@ def _spelled_out(side: str, name: object, rest: object) -> object:
     if isinstance(rest, Mapping) and "name" not in rest:
         return {"name": name, **rest}
     raise errors.InvalidSignature(
-        f"In {side}, {values.printable(str(name))[:60]!r} needs a type after it, or a mapping with a type.",
+        f"In {side}, {values.quoted(str(name), 60)} needs a type after it, or a mapping with a type.",
         field=f"{side}.{name}",
     )
 
@@ -161,7 +161,7 @@ def _check_side(side: Side, fields: tuple[Field, ...]) -> None:
         problem = _wrong_name(field.name, seen) or next(filter(None, (check(field) for check in _CHECKS)), "")
         if problem:
             shown = values.printable(field.name)[:60]
-            raise errors.InvalidSignature(f"The {side} field {shown!r} {problem}.", field=f"{side}s.{shown}")
+            raise errors.InvalidSignature(f"The {side} field '{shown}' {problem}.", field=f"{side}s.{shown}")
         seen.add(field.name)
 
 
@@ -335,7 +335,7 @@ def compare(old: Signature, new: Signature) -> tuple[Change, ...]:
     for side, before, after in pairs:
         for name, kind, what in _side_changes(before, after, positional=old.positional):
             breaks = BREAKS_CALLERS[kind][0 if side is Side.INPUT else 1]
-            subject = f"{side.capitalize()} {values.printable(name)!r}" if name else f"The order of {side}s"
+            subject = f"{side.capitalize()} {values.quoted(name)}" if name else f"The order of {side}s"
             sentence = f"{subject} {what}."
             changes.append(Change(side=side, field=name, kind=kind, breaks=breaks, sentence=sentence))
         if side is Side.INPUT and old.positional != new.positional:

@@ -291,7 +291,7 @@ def check_logged_model_name(name: str) -> str:
     """
     if not name or any(character in name for character in _NOT_IN_MODEL_NAMES):
         raise errors.InvalidParameter(
-            f"{values.printable(name)[:60]!r} cannot name a logged model: it must not be empty, nor contain "
+            f"{values.quoted(name, 60)} cannot name a logged model: it must not be empty, nor contain "
             "any of / : . % \" '.",
             field="name",
         )
@@ -306,7 +306,7 @@ def parse_experiment_id(text: str) -> int:
     """
     if not _DIGITS.fullmatch(text) or int(text) > INT64_MAX:
         raise errors.InvalidParameter(
-            f"{values.printable(text)[:60]!r} is no experiment id; ids are whole numbers, such as 0.",
+            f"{values.quoted(text, 60)} is no experiment id; ids are whole numbers, such as 0.",
             field="experiment_id",
         )
     return int(text)
@@ -320,7 +320,7 @@ def check_key(key: str, what: str = "key") -> str:
     """
     if not _KEY.fullmatch(key):
         raise errors.InvalidParameter(
-            f"The {what} {values.printable(key)[:60]!r} is empty or has a character that keys cannot have; "
+            f"The {what} {values.quoted(key, 60)} is empty or has a character that keys cannot have; "
             "use letters, digits, spaces and _ - . : /.",
             field=what,
         )
@@ -328,7 +328,7 @@ def check_key(key: str, what: str = "key") -> str:
         raise _too_long(what, len(key), KEY_MAX)
     if ("/" in key or "." in key) and (posixpath.normpath(key) != key or key[0] == "/" or key[:2] == ".."):
         raise errors.InvalidParameter(
-            f"The {what} {values.printable(key)[:60]!r} is a path that leads elsewhere; leave out leading, "
+            f"The {what} {values.quoted(key, 60)} is a path that leads elsewhere; leave out leading, "
             "double and last slashes, '.' and '..'.",
             field=what,
         )

@@ -73,7 +73,7 @@ def check_name(text: str, what: str) -> str:
     if not _NAME.fullmatch(text):
         shown = printable(text)[:60]
         raise errors.InvalidName(
-            f"{shown!r} cannot be the {what} name: use 1 to {NAME_MAX} ASCII letters, digits, '.', '_' "
+            f"'{shown}' cannot be the {what} name: use 1 to {NAME_MAX} ASCII letters, digits, '.', '_' "
             "or '-', beginning with a letter or a digit.",
             field=what,
         )
@@ -121,7 +121,7 @@ def check_path(path: str) -> str:
     )
     if bad:
         raise errors.InvalidManifest(
-            f"{printable(path)[:80]!r} cannot be a file of a version: use a relative path of plain names "
+            f"{quoted(path)} cannot be a file of a version: use a relative path of plain names "
             "joined by '/', without '.', '..', backslash, colon or control characters.",
             field="path",
         )
@@ -136,7 +136,7 @@ def check_digest(text: str) -> Digest:
     """
     if not _DIGEST.fullmatch(text):
         raise errors.InvalidReference(
-            f"{printable(text)[:90]!r} is not a digest; write 'sha256:' and all 64 hexadecimal digits.",
+            f"{quoted(text, 90)} is not a digest; write 'sha256:' and all 64 hexadecimal digits.",
             field="digest",
         )
     return Digest(text)
@@ -145,6 +145,12 @@ def check_digest(text: str) -> Digest:
 def printable(text: str) -> str:
     """Text that a terminal can show without being steered by it: control characters become `\\xNN`."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def quoted(text: str, maximum: int = 80) -> str:
+    """Somebody's text within a sentence: in quotes, printable, and no longer than that. It is the one way to
+    put it there: `repr` on top of `printable` would escape what is escaped already."""
+    return f"'{printable(text)[:maximum]}'"
 
 
 def new_id(prefix: str, now: datetime, entropy: bytes) -> str:
@@ -203,9 +209,7 @@ def parse_model_name(text: str) -> ModelName:
     """
     project, slash, name = text.rpartition("/")
     if slash and "/" in project:
-        raise errors.InvalidName(
-            f"{printable(text)[:80]!r} has too many parts; write 'model' or 'project/model'."
-        )
+        raise errors.InvalidName(f"{quoted(text)} has too many parts; write 'model' or 'project/model'.")
     return ModelName(check_name(project, "project") if slash else DEFAULT_PROJECT, check_name(name, "model"))
 
 
@@ -290,21 +294,17 @@ def parse_ref(text: str) -> Ref:
     if question:
         key, _, value = query.partition("=")
         if key != "at" or not value:
-            raise errors.InvalidReference(
-                f"After '?' only 'at=TIME' is understood, not {printable(query)[:40]!r}."
-            )
+            raise errors.InvalidReference(f"After '?' only 'at=TIME' is understood, not {quoted(query, 40)}.")
         at = codec.parse_time(value)
     cut = min((i for i in (body.find(c) for c in ":@#") if i >= 0), default=len(body))
     name, mark, rest = body[:cut], body[cut : cut + 1], body[cut + 1 :]
     if not name:
-        raise errors.InvalidReference(
-            f"{printable(text)[:80]!r} names no model; write for example churn:2.1.0."
-        )
+        raise errors.InvalidReference(f"{quoted(text)} names no model; write for example churn:2.1.0.")
     model = parse_model_name(name)
     if not mark:
         return Ref(model=model, at=at)
     if not rest:
-        raise errors.InvalidReference(f"Nothing follows {mark!r} in {printable(text)[:80]!r}.")
+        raise errors.InvalidReference(f"Nothing follows {mark!r} in {quoted(text)}.")
     return Ref(model=model, selector=_parse_selector(mark, rest), at=at)
 
 
@@ -331,7 +331,7 @@ def _parse_selector(mark: str, rest: str) -> Selector:
 def _parse_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18 or text.startswith("0"):
         raise errors.InvalidReference(
-            f"{printable(text)[:40]!r} is not a version number; write for example churn:#7."
+            f"{quoted(text, 40)} is not a version number; write for example churn:#7."
         )
     return int(text)
 
@@ -344,7 +344,7 @@ def _parse_mlflow(text: str) -> Ref:
     name, slash, last = rest.rpartition("/")
     if not slash or not name:
         raise errors.InvalidReference(
-            f"{printable(text)[:80]!r} lacks a version; write models:/NAME/1 or models:/NAME@ALIAS."
+            f"{quoted(text)} lacks a version; write models:/NAME/1 or models:/NAME@ALIAS."
         )
     model = parse_model_name(name)
     if last.isascii() and last.isdigit():

@@ -265,8 +265,7 @@ class Access:
         principal = store.get_principal(act.tx, name)
         if principal is None:
             raise errors.PrincipalNotFound(
-                f"There is nobody called {values.printable(name)[:60]!r}; add them with "
-                "'modelkeep user create'."
+                f"There is nobody called {values.quoted(name, 60)}; add them with 'modelkeep user create'."
             )
         return principal
 
@@ -365,7 +364,7 @@ class Access:
         info = store.get_token(act.tx, token_id)
         if info is None or (info.principal != act.by and not act.may(Verb.ADMINISTER, None)):
             raise errors.TokenNotFound(
-                f"You have no token {values.printable(token_id)[:40]!r}; 'modelkeep token list' shows them."
+                f"You have no token {values.quoted(token_id, 40)}; 'modelkeep token list' shows them."
             )
         if info.revoked_at is None:
             store.revoke_token(act.tx, info.id, act.now)
@@ -450,7 +449,7 @@ class Access:
         grant = store.get_grant(act.tx, grant_id)
         if grant is None:
             act.authorise(Verb.ADMINISTER, None)
-            raise errors.NotFound(f"There is no grant {values.printable(grant_id)[:60]!r}.")
+            raise errors.NotFound(f"There is no grant {values.quoted(grant_id, 60)}.")
         scope = ModelName(grant.project, grant.model) if grant.project and grant.model else grant.project
         act.authorise(Verb.ADMINISTER, scope)
         store.drop_grant(act.tx, grant_id)

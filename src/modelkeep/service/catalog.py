@@ -453,7 +453,7 @@ class Catalog(Registrations, Integrity):
                 return entry
         listed = ", ".join(entry.path for entry in version.files[:5])
         raise errors.FileNotInVersion(
-            f"{version.reference} has no file {values.printable(path)[:80]!r}; it has {listed}.", path=path
+            f"{version.reference} has no file {values.quoted(path)}; it has {listed}.", path=path
         )
 
     # ------------------------------------------------------------------------------------------- comparisons

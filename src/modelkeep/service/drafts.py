@@ -310,7 +310,7 @@ class Drafts:
                     present=entry.present,
                 )
         raise errors.FileNotInVersion(
-            f"This draft announces no file {values.printable(path)[:80]!r}; its files are in 'files'.",
+            f"This draft announces no file {values.quoted(path)}; its files are in 'files'.",
             path=path,
         )
 

@@ -433,7 +433,7 @@ class Requests:
         found = store.get_request(act.tx, request_id)
         if found is None or not act.may(Verb.READ, found.model):
             raise errors.RequestNotFound(
-                f"There is no request {values.printable(request_id)[:60]!r}; see 'modelkeep request list'.",
+                f"There is no request {values.quoted(request_id, 60)}; see 'modelkeep request list'.",
                 request=values.printable(request_id)[:60],
             )
         return _as_of_now(act, found)
@@ -522,8 +522,7 @@ def _ticked(
     for item, evidence in checks.items():
         if item not in known:
             raise errors.Invalid(
-                f"{values.printable(item)[:80]!r} is on no checklist here; the items are "
-                f"{', '.join(known) or 'none'}.",
+                f"{values.quoted(item)} is on no checklist here; the items are {', '.join(known) or 'none'}.",
                 field="checks",
             )
         values.check_text(evidence, f"evidence for {item!r}", maximum=EVIDENCE_MAX, required=True)
@@ -540,7 +539,7 @@ def _waived(
     for label in waive:
         if label not in waivable:
             raise errors.Invalid(
-                f"{values.printable(label)[:80]!r} cannot be waived here; what can be: "
+                f"{values.quoted(label)} cannot be waived here; what can be: "
                 f"{', '.join(sorted(waivable)) or 'nothing'}.",
                 field="waive",
             )

@@ -476,7 +476,7 @@ class Rollouts:
         found = self._readable(act, name) or self._latest(act, name)
         if found is None:
             raise errors.RolloutNotFound(
-                f"There is no rollout {values.printable(name)[:60]!r}, and no endpoint of that name that had "
+                f"There is no rollout {values.quoted(name, 60)}, and no endpoint of that name that had "
                 "one; 'modelkeep rollout ls' lists them."
             )
         return found

@@ -49,7 +49,7 @@ class Cache:
             Invalid: the key is none, and might be a way out of this folder.
         """
         if not _KEY.fullmatch(key):
-            raise errors.Invalid(f"{values.printable(key)[:90]!r} is no key of a version.")
+            raise errors.Invalid(f"{values.quoted(key, 90)} is no key of a version.")
         return self._versions / key.removeprefix("version:")
 
     def prepare(self, spec: VersionSpec, fetch: Fetch) -> Path:

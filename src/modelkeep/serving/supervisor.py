@@ -497,7 +497,7 @@ class Supervisor:
             case "reload":
                 return {"reloading": self._contact.reload()}
             case _:
-                raise errors.Invalid(f"{values.printable(command)[:40]!r} is no command of a gateway.")
+                raise errors.Invalid(f"{values.quoted(command, 40)} is no command of a gateway.")
 
     def status(self) -> dict[str, Any]:
         """How the gateway stands, for a person."""

@@ -143,7 +143,7 @@ def _decoded(part: bytes) -> str:
 
 
 def _shown(name: str) -> str:
-    return repr(values.printable(name)[:60])
+    return values.quoted(name, 60)
 
 
 def check_media(headers: dict[bytes, bytes], operation: Operation) -> None:

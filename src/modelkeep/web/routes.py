@@ -99,12 +99,10 @@ def _decoded(part: bytes) -> str:
     except UnicodeDecodeError as error:
         raise errors.Invalid("The path is not valid; percent-encode it as UTF-8.") from error
     if not text.isprintable():
-        raise errors.Invalid(
-            f"The path has control characters: {values.printable(text)[:80]!r}; remove them."
-        )
+        raise errors.Invalid(f"The path has control characters: {values.quoted(text)}; remove them.")
     return text
 
 
 def _no_route(method: str, raw_path: bytes) -> errors.RouteNotFound:
     shown = values.printable(raw_path[:200].decode("utf-8", "replace"))
-    return errors.RouteNotFound(f"There is no {method} {shown!r}; GET /openapi.json lists all operations.")
+    return errors.RouteNotFound(f"There is no {method} '{shown}'; GET /openapi.json lists all operations.")
