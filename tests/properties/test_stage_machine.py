@@ -1,11 +1,8 @@
 """Random histories of one model, lived through by the real services and by a plain dictionary beside them.
 
 After each step both agree: who stands where, what was refused and why, how a request stands. In the end the
-projections are made anew from the events alone, and every moment is asked for again.
-
-Invariants of the design: 1 (one version in an exclusive stage), 2 (no change without an event, the chain
-verifies), 7 (nobody approves their own, and only what was seen), 9 (rollbacks never go back and forth), 12
-(the past is a query).
+projections are made anew from the events alone, and every moment is asked for again. Each of the design's
+invariants that this bears on is named where it is checked.
 """
 
 import tempfile
@@ -120,6 +117,7 @@ class StageMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS, by=st.sampled_from(PEOPLE), vote=st.sampled_from([Vote.APPROVE, Vote.REJECT]))
     def review(self, number: int, by: str, vote: Vote) -> None:
+        """Invariant 7: nobody approves their own request."""
         asked = next((one for one in reversed(self.asked) if one.number == number), None)
         if asked is None:
             return
@@ -167,7 +165,7 @@ class StageMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS, by=st.sampled_from(PEOPLE))
     def approve_late(self, number: int, by: str) -> None:
-        """Approve, change the rules, try: what was approved is not what is asked for now."""
+        """Invariant 7: what was approved under other rules is not what is asked for now."""
         if self.open_for(number) is not None:
             self.review(number, by, Vote.APPROVE)
             self.set_policy()
@@ -175,6 +173,7 @@ class StageMachine(RuleBasedStateMachine):
 
     @rule(by=st.sampled_from(PEOPLE))
     def rollback(self, by: str) -> None:
+        """Invariant 9: it goes to the last that was not taken back, so never back and forth."""
         current = self.occupants().get("production")
         target = next((n for n in reversed(self.entered) if self.fit(n) and n != current), None)
         expected = errors.NoRollbackTarget if target is None else None
@@ -292,6 +291,7 @@ class StageMachine(RuleBasedStateMachine):
 
     @invariant()
     def everybody_stands_where_the_dictionary_says(self) -> None:
+        """Invariant 1: at most one version of a model is in an exclusive stage: the last one moved there."""
         for number, known in self.known.items():
             if not known.deleted:
                 version = self.world.get(known.semver)
@@ -302,6 +302,7 @@ class StageMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_changed_has_an_event(self) -> None:
+        """Invariant 2: no state change without an event: an act that left none left all where they were."""
         stored = self.database.read(lambda tx: tx.events.after(self.events, limit=PAGE_MAX))
         if stored:
             last = stored[-1].event
@@ -315,17 +316,37 @@ class StageMachine(RuleBasedStateMachine):
             self.check_requests()
             self.check_the_past()
             self.check_rebuilding()
-            assert event_store.verify(self.database).events == self.events
+            self.check_one_transaction_each()
+            self.check_the_chain()
         finally:
             self.stack.close()
 
     def check_requests(self) -> None:
+        """Each request that nobody decided is open until its time is over."""
         for one in self.asked:
             state = self.world.read("dan", self.world.promotions.get_request, one.id).state
             ended = self.world.now >= one.expires_at
             assert state is (RequestState.EXPIRED if ended else RequestState.OPEN)
 
+    def check_the_chain(self) -> None:
+        """Invariant 2: the chain verifies; its order is by sequence, never by the clock, which goes back."""
+        assert event_store.verify(self.database).events == self.events
+        assert [one.sequence for one in self.world.events()] == list(range(1, self.events + 1))
+
+    def check_one_transaction_each(self) -> None:
+        """Invariant 1: promotion and rollback are one transaction each: every event that brings a version to
+        production says who left, and that one's stay ends with the same event."""
+        holder: int | None = None
+        for move in self.world.events(EventKind.STAGE_MOVED):
+            if move.body["to"] == "production":
+                displaced = move.body["displaced"]
+                assert (displaced["number"] if displaced else None) == holder
+                holder = move.number
+            elif move.number == holder:
+                holder = None
+
     def check_the_past(self) -> None:
+        """Invariant 12: at every moment of the past, each stage is held by whom the dictionary saw there."""
         moments = {snapshot.at + timedelta(seconds=d) for snapshot in self.snapshots for d in (-0.5, 0, 0.5)}
         for moment in sorted(moments):
             past = [one for one in self.snapshots if one.at <= moment]
@@ -344,6 +365,8 @@ class StageMachine(RuleBasedStateMachine):
         return int(found.version.number)
 
     def check_rebuilding(self) -> None:
+        """Invariant 12: history and places made anew from the events are the ones that stand there."""
+
         def projections(tx: Transaction) -> tuple[list[Interval], list[Any]]:
             stays = store.stays(tx, "mod_default_churn", None, FAR, 10_000)
             places = tx.all(store.occupancy.select().order_by(store.occupancy.c.number))
