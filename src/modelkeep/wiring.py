@@ -19,8 +19,10 @@ from modelkeep.service.act import SYSTEM_CONTEXT, Desk
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.house import House
+from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
+from modelkeep.service.tracking import Tracking
 from modelkeep.settings import Settings
 from modelkeep.store.database import Database
 
@@ -67,6 +69,8 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House
         blobs=blobs,
         access=Access(desk, mode, _token_key(settings.token_key_path, desk), settings.user),
         audit=Audit(),
+        tracking=Tracking(),
+        logged_models=LoggedModels(),
         catalog=catalog,
         promotions=promotions,
         rollouts=rollouts,

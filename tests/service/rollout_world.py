@@ -30,8 +30,10 @@ from modelkeep.service.act import SYSTEM_CONTEXT, Desk
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.house import House
+from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts, RolloutStatus
+from modelkeep.service.tracking import Tracking
 from modelkeep.service.traffic import Traffic
 from modelkeep.serving import moves
 from modelkeep.store.database import Database
@@ -63,6 +65,8 @@ class RolloutWorld(World):
             blobs=blobs,
             access=Access(self.desk, AuthMode.LOCAL, b"0" * 32, "owner"),
             audit=Audit(),
+            tracking=Tracking(),
+            logged_models=LoggedModels(),
             catalog=catalog,
             promotions=self.promotions,
             rollouts=self.rollouts,

@@ -243,6 +243,34 @@ class LoggedModel(Struct, frozen=True, kw_only=True):
     registrations: tuple[tuple[str, int], ...] = ()
 
 
+class MetricPage(Struct, frozen=True, kw_only=True):
+    """A page of a metric's history, in the order of (timestamp, step, value)."""
+
+    items: tuple[Metric, ...]
+    next_page_token: str | None = None
+
+
+class ExperimentPage(Struct, frozen=True, kw_only=True):
+    """A page of experiments."""
+
+    items: tuple[Experiment, ...]
+    next_page_token: str | None = None
+
+
+class RunPage(Struct, frozen=True, kw_only=True):
+    """A page of runs."""
+
+    items: tuple[Run, ...]
+    next_page_token: str | None = None
+
+
+class LoggedModelPage(Struct, frozen=True, kw_only=True):
+    """A page of logged models."""
+
+    items: tuple[LoggedModel, ...]
+    next_page_token: str | None = None
+
+
 class Artifact(Struct, frozen=True, kw_only=True):
     """One file that a run or a logged model keeps, by its content."""
 

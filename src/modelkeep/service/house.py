@@ -10,8 +10,10 @@ from modelkeep.service.access import Access
 from modelkeep.service.act import Desk
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
+from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
+from modelkeep.service.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class House:
     blobs: BlobStore
     access: Access
     audit: Audit
+    tracking: Tracking
+    logged_models: LoggedModels
     catalog: Catalog
     promotions: Promotions
     rollouts: Rollouts
