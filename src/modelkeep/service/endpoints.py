@@ -1,0 +1,286 @@
+"""Endpoints: the names that callers use, which stage each follows, and the beginning of a movement to a
+version.
+
+Each method is one act. What becomes of a movement once it has begun is in `rollout`; what gateways fetch and
+report is in `gateways`.
+"""
+
+import secrets
+
+from msgspec import Struct, structs
+
+from modelkeep.core import errors, values
+from modelkeep.core import rollout as core
+from modelkeep.core.access import Verb
+from modelkeep.core.catalog import ModelVersion
+from modelkeep.core.events import EventKind
+from modelkeep.core.rollout import Endpoint, Plan, Rollout
+from modelkeep.core.routing import Epoch
+from modelkeep.core.values import ModelName
+from modelkeep.service.act import Act
+from modelkeep.service.traffic import Traffic
+from modelkeep.store import catalog as catalog_store
+from modelkeep.store import paging
+from modelkeep.store import rollout as store
+from modelkeep.store.visibility import visible_to
+
+
+class EndpointPage(Struct, frozen=True, kw_only=True):
+    """A page of endpoints."""
+
+    items: tuple[Endpoint, ...]
+    next_page_token: str | None = None
+
+
+class Endpoints:
+    """The verbs of endpoints."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+
+    def put_endpoint(
+        self,
+        act: Act,
+        name: str,
+        model: ModelName,
+        *,
+        stage: str = "production",
+        key_header: str | None = None,
+        slow_ms: float = 250.0,
+        lease_s: float = 0.0,
+        plan: Plan = core.CANARY,
+    ) -> Endpoint:
+        """Create an endpoint, or change the settings of one. One whose stage is occupied begins to serve at
+        once; one that could not, tries again.
+
+        While traffic is being moved only the plan (of the next rollout) and the lease may change: the rest
+        says who a caller is and what slow means, and must be the same for the whole rollout.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            EndpointExists: the name belongs to another model or stage, or the stage has an endpoint already.
+            RolloutActive: the setting cannot change now.
+            NotAllowed: the caller may not operate the model.
+            InvalidPlan, InvalidName, InvalidTransition, Invalid: a setting does not fit.
+        """
+        values.check_name(name, "endpoint")
+        core.check_plan(plan)
+        core.check_endpoint(slow_ms, lease_s)
+        act.readable(model)
+        act.authorise(Verb.OPERATE, model)
+        if key_header is not None:
+            key_header = _header(key_header)
+        registered = catalog_store.get_model(act.tx, model)
+        if not registered.stages.stage(stage).exclusive:
+            raise errors.InvalidTransition(
+                f"The stage {stage} holds many versions; an endpoint follows a stage that holds one."
+            )
+        endpoint = store.get_endpoint(act.tx, name)
+        if endpoint is None:
+            self._check_free(act, registered.id, model, stage)
+            sequence = act.record(
+                EventKind.ENDPOINT_CREATED, f"endpoint/{name}", model=model, stage=stage, plan=plan
+            ).sequence
+            endpoint = Endpoint(
+                id=act.new_id("end"),
+                name=name,
+                model=model,
+                stage=stage,
+                key_header=key_header,
+                slow_ms=slow_ms,
+                lease_s=lease_s,
+                plan=plan,
+                # Not older than a former endpoint of this name: gateways would ignore its routes.
+                epoch=Epoch(sequence, 0),
+                created_at=act.now,
+                created_by=act.by,
+            )
+            store.add_endpoint(act.tx, endpoint, registered.id)
+        else:
+            settings = (key_header, slow_ms, lease_s, plan)
+            endpoint = self._change(act, endpoint, model, stage, *settings)
+        occupant = registered.occupants.get(stage)
+        if occupant is not None and endpoint.stable is None and endpoint.rollout is None:
+            version = catalog_store.get_version(act.tx, model, occupant)
+            self.start(act, endpoint, version, reason="the endpoint is to serve its stage", request=None)
+        return self._endpoint(act, name)
+
+    def _check_free(self, act: Act, model_id: str, model: ModelName, stage: str) -> None:
+        others = store.endpoints_of(act.tx, model_id, stage)
+        if others:
+            raise errors.EndpointExists(
+                f"{model}#{stage} has the endpoint {others[0].name} already; a stage moves one traffic.",
+                endpoint=others[0].name,
+            )
+
+    def _change(
+        self,
+        act: Act,
+        known: Endpoint,
+        model: ModelName,
+        stage: str,
+        key_header: str | None,
+        slow_ms: float,
+        lease_s: float,
+        plan: Plan,
+    ) -> Endpoint:
+        if not act.may(Verb.READ, known.model) or known.model != model or known.stage != stage:
+            raise errors.EndpointExists(
+                f"The endpoint {known.name} belongs to another model or stage; take another name, or delete "
+                "it first.",
+                endpoint=known.name,
+            )
+        changed = structs.replace(known, key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, plan=plan)
+        if changed == known:
+            return known
+        if known.rollout is not None and (known.key_header, known.slow_ms) != (key_header, slow_ms):
+            raise self._busy(known)
+        running = self._traffic.active(act, known)
+        before = self._traffic.route(act, known, running)
+        if self._traffic.route(act, changed, running) != before and running is None:
+            changed = structs.replace(changed, epoch=Epoch(known.epoch.term, known.epoch.seq + 1))
+        store.save_endpoint(act.tx, changed, act.now)
+        sequence = self._traffic.record(
+            act,
+            EventKind.ENDPOINT_CHANGED,
+            changed,
+            plan=plan,
+            key_header=key_header,
+            slow_ms=slow_ms,
+            lease_s=lease_s,
+        )
+        self._traffic.moved(act, before, self._traffic.route(act, changed, running), sequence)
+        return changed
+
+    def get_endpoint(self, act: Act, name: str) -> Endpoint:
+        """One endpoint. Raises EndpointNotFound, also for one whose model the caller may not read."""
+        return self._endpoint(act, name)
+
+    def list_endpoints(self, act: Act, *, limit: int, page_token: str | None) -> EndpointPage:
+        """The endpoints the caller may see, by name. Raises LimitExceeded, Invalid (a foreign page token)."""
+        paging.check_limit(limit)
+        asked = "endpoints"
+        after = str(paging.read_token(page_token, asked, [str])[0]) if page_token else ""
+        found = store.list_endpoints(act.tx, visible_to(act.caller), after, limit + 1)
+        more = paging.write_token(asked, [found[limit - 1].name]) if len(found) > limit else None
+        return EndpointPage(items=tuple(found[:limit]), next_page_token=more)
+
+    def delete_endpoint(self, act: Act, name: str) -> None:
+        """Remove an endpoint; its callers get 404 from then on. Its rollouts stay in the history.
+
+        Raises:
+            EndpointNotFound, NotAllowed.
+            RolloutActive: traffic is being moved; abort that first.
+        """
+        endpoint = self._endpoint(act, name)
+        act.authorise(Verb.OPERATE, endpoint.model)
+        if endpoint.rollout is not None:
+            raise self._busy(endpoint)
+        before = self._traffic.route(act, endpoint, None)
+        store.drop_endpoint(act.tx, name)
+        sequence = self._traffic.record(act, EventKind.ENDPOINT_DELETED, endpoint, stable=endpoint.stable)
+        self._traffic.moved(act, before, None, sequence)
+
+    def _endpoint(self, act: Act, name: str) -> Endpoint:
+        endpoint = store.get_endpoint(act.tx, name)
+        if endpoint is None or not act.may(Verb.READ, endpoint.model):
+            raise _no_endpoint(name)
+        return endpoint
+
+    # -------------------------------------------------------------------------------- what promotion asks for
+
+    def following(self, act: Act, model: ModelName, stage: str) -> Endpoint | None:
+        """The endpoint that follows a stage of a model, if there is one."""
+        model_id = store.model_id(act.tx, model)
+        found = store.endpoints_of(act.tx, model_id, stage) if model_id is not None else []
+        return found[0] if found else None
+
+    def start(
+        self, act: Act, endpoint: Endpoint, version: ModelVersion, *, reason: str, request: str | None
+    ) -> Rollout:
+        """Begin to move an endpoint's traffic to a version.
+
+        Raises:
+            RolloutActive: another rollout of the endpoint is not finished.
+            Conflict: the version is what the endpoint serves.
+            Tombstoned: the version was taken back, and nobody has cleared it.
+        """
+        if endpoint.rollout is not None:
+            raise self._busy(endpoint)
+        if endpoint.stable == version.number:
+            raise errors.Conflict(f"The endpoint {endpoint.name} already serves {version.reference}.")
+        if version.tombstone is not None:
+            raise errors.Tombstoned(
+                f"{version.reference} was taken back ({version.tombstone}); when the cause is mended, run "
+                f"'modelkeep clear {version.reference} -m WHY' first.",
+                version=version.reference,
+            )
+        stable = (
+            catalog_store.get_version(act.tx, endpoint.model, endpoint.stable)
+            if endpoint.stable is not None
+            else None
+        )
+        rollout_id = act.new_id("rol")
+        sequence = self._traffic.record(
+            act,
+            EventKind.ROLLOUT_STARTED,
+            endpoint,
+            number=version.number,
+            reason=reason,
+            rollout=rollout_id,
+            request=request,
+            **{"from": stable.semver if stable else None, "to": version.semver},
+            plan=endpoint.plan,
+        )
+        started = Rollout(
+            id=rollout_id,
+            endpoint=endpoint.name,
+            model=endpoint.model,
+            stage=endpoint.stage,
+            stable=endpoint.stable,
+            stable_digest=stable.digest if stable else None,
+            stable_semver=stable.semver if stable else None,
+            candidate=version.number,
+            candidate_digest=version.digest,
+            candidate_semver=version.semver,
+            plan=endpoint.plan,
+            salt=secrets.token_hex(16),
+            epoch=Epoch(endpoint.epoch.term, endpoint.epoch.seq + 1),
+            table=sequence,
+            started_at=act.now,
+            started_by=act.caller.actor,
+            reason=reason,
+            request=request,
+        )
+        model_id = store.model_id(act.tx, endpoint.model)
+        assert model_id is not None, "an endpoint's model cannot be deleted"
+        store.add_rollout(act.tx, started, model_id)
+        carrying = structs.replace(endpoint, rollout=started.id)
+        store.save_endpoint(act.tx, carrying, act.now)
+        before = self._traffic.route(act, endpoint, None)
+        self._traffic.moved(act, before, self._traffic.route(act, carrying, started), sequence)
+        return started
+
+    def _busy(self, endpoint: Endpoint) -> errors.RolloutActive:
+        return errors.RolloutActive(
+            f"A rollout of {endpoint.name} is under way; wait for it ('modelkeep rollout status "
+            f"{endpoint.name} --watch') or end it ('modelkeep rollout abort {endpoint.name} -m WHY').",
+            endpoint=endpoint.name,
+            rollout=endpoint.rollout,
+        )
+
+
+def _no_endpoint(name: str) -> errors.EndpointNotFound:
+    return errors.EndpointNotFound(
+        f"There is no endpoint {values.quoted(name, 60)}; 'modelkeep endpoint ls' lists them, "
+        "'modelkeep endpoint create' makes one.",
+        endpoint=name,
+    )
+
+
+def _header(name: str) -> str:
+    """A header name in lower case. Raises Invalid when it cannot be one."""
+    lowered = name.strip().lower()
+    if not lowered.isascii() or not all(c.isalnum() or c in "-_" for c in lowered) or not lowered:
+        raise errors.Invalid(f"{values.quoted(name, 60)} cannot be a header's name.", field="key_header")
+    return lowered
