@@ -293,6 +293,55 @@ DIFFS: list[tuple[str, Facts, Facts, str, str]] = [
     ("family stated at last", new(architecture_family=None), PARENT, "minor", "Only the new version states"),
     ("weights no longer stated", PARENT, new(content="files-2", weights=None), "minor", "unknown"),
     (
+        "a column renamed",
+        PARENT,
+        new(**RETRAINED, fields={"age": None, "years": {"type": "int64"}}),
+        "major",
+        "Input 'age' was removed",
+    ),
+    (
+        "retrained on one feature less and new data, same callers",
+        PARENT,
+        new(**RETRAINED, data="data-2", features=("plan",)),
+        "minor",
+        "Callers do not notice",
+    ),
+    (
+        "scaler refitted with the retraining",
+        PARENT,
+        new(**RETRAINED, data="data-2", preprocessing="scaler-2"),
+        "major",
+        "preprocessing",
+    ),
+    (
+        "larger trees and a wider input",
+        PARENT,
+        new(**RETRAINED, architecture="trees-900", fields={"age": {"maximum": 130}}),
+        "minor",
+        "from 0..120 to 0..130",
+    ),
+    (
+        "library upgraded, card rewritten",
+        PARENT,
+        new(content="files-2", environment="lock-2", metadata="card-2"),
+        "patch",
+        "The environment changed.",
+    ),
+    (
+        "measured again on another split",
+        PARENT,
+        new(metrics={"auc": 0.9, "f1": 0.8, "auc@2026": 0.87}, metadata="card-2"),
+        "patch",
+        "auc@2026",
+    ),
+    (
+        "score turned into a margin",
+        PARENT,
+        new(**RETRAINED, fields={"score": None, "margin": {"type": "float64"}}),
+        "major",
+        "Output 'score' was removed",
+    ),
+    (
         "everything at once",
         PARENT,
         new(**RETRAINED, environment="lock-2", metadata="card-2", fields={"age": None}),
@@ -325,6 +374,14 @@ def test_the_first_version_says_so() -> None:
     verdict = infer(None, PARENT)
     assert (verdict.bump, verdict.rules_applied) == (Bump.MAJOR, ("first-version",))
     assert "first version" in verdict.reasons[0]
+
+
+def test_the_labelled_diffs_are_many_and_distinct() -> None:
+    """At least sixty different pairs of versions are labelled, under different names, with every bump."""
+    assert len({name for name, *_ in DIFFS}) == len(DIFFS) >= 60
+    pairs = [(codec.encode(parent), codec.encode(fresh)) for _, parent, fresh, *_ in DIFFS]
+    assert len(set(pairs)) == len(pairs)
+    assert {by for *_, by, _ in DIFFS} == set(Bump)
 
 
 def test_what_could_not_be_compared_is_named() -> None:
