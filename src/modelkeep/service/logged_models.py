@@ -18,7 +18,6 @@ from modelkeep.service.act import Act
 from modelkeep.service.run_logging import now_ms
 from modelkeep.store import experiments, logged_models, runs
 from modelkeep.store.logged_models import LoggedModelRow
-from modelkeep.store.tracking_tables import logged_model_params, logged_model_tags
 
 
 class LoggedModels:
@@ -131,7 +130,7 @@ class LoggedModels:
         """
         checked = _checked(tags)
         row = self._row(act, model_id, change=True)
-        known = logged_models.count_texts(act.tx, logged_model_tags, row.serial)
+        known = logged_models.count_texts(act.tx, "tags", row.serial)
         _refuse_too_many(known + len(checked))
         logged_models.put_tags(act.tx, row.serial, row.experiment_id, checked)
         return logged_models.load(act.tx, [row])[0]
@@ -157,7 +156,7 @@ class LoggedModels:
         known = logged_models.get_params(act.tx, row.serial, [param.key for param in checked])
         run_logging.refuse_other_values(f"logged model {model_id}", known, checked)
         new = [param for param in checked if param.key not in known]
-        count = logged_models.count_texts(act.tx, logged_model_params, row.serial)
+        count = logged_models.count_texts(act.tx, "params", row.serial)
         _refuse_too_many(count + len(new))
         logged_models.add_params(act.tx, row.serial, row.experiment_id, new)
 

@@ -7,8 +7,6 @@ applies inside an act; finding out who asks has happened before, except for what
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Table
-
 from modelkeep.core import errors, tracking
 from modelkeep.core.access import Verb
 from modelkeep.core.tracking import RUN_KEYS_MAX, RUN_NAME_TAG, LifecycleStage, Metric, Run, Tag
@@ -16,7 +14,6 @@ from modelkeep.core.values import printable
 from modelkeep.service.act import Act
 from modelkeep.store import logged_models, run_log, runs
 from modelkeep.store.run_log import LogRow
-from modelkeep.store.tracking_tables import run_metrics, run_params, run_tags
 
 VALUE_SHOWN = 60
 """Characters of a value that an error repeats."""
@@ -85,7 +82,7 @@ def log_metrics(act: Act, run: LogRow, points: Sequence[Metric]) -> None:
         LimitExceeded: the run would have too many metrics.
         LoggedModelNotFound: a point is of a model that is not in the run's project.
     """
-    _make_room(act, run_metrics, run, run.metrics, {point.key for point in points})
+    _make_room(act, "metrics", run, run.metrics, {point.key for point in points})
     run_log.add_metrics(act.tx, run, points)
     named = {point.model_id for point in points if point.model_id is not None}
     if not named:
@@ -106,7 +103,7 @@ def log_params(act: Act, run_id: str, run: LogRow, params: Sequence[Tag]) -> Non
     known = run_log.get_params(act.tx, run.serial, [param.key for param in params])
     refuse_other_values(f"run {run_id}", known, params)
     new = [param for param in params if param.key not in known]
-    _make_room(act, run_params, run, run.params, {param.key for param in new})
+    _make_room(act, "params", run, run.params, {param.key for param in new})
     run_log.add_params(act.tx, run, new)
 
 
@@ -137,7 +134,7 @@ def set_tags(act: Act, run_id: str, run: LogRow, tags: Sequence[Tag]) -> None:
     """
     if not tags:
         return
-    _make_room(act, run_tags, run, run.tags, {tag.key for tag in tags})
+    _make_room(act, "tags", run, run.tags, {tag.key for tag in tags})
     run_log.put_tags(act.tx, run.serial, run.experiment_id, tags)
     name = next((tag.value for tag in reversed(tags) if tag.key == RUN_NAME_TAG), "")
     if name and name != run.name:
@@ -160,12 +157,11 @@ def end_digest(act: Act, serial: int, run: Run) -> dict[str, Any]:
     }
 
 
-def _make_room(act: Act, table: Table, run: LogRow, known: int, keys: Collection[str]) -> None:
+def _make_room(act: Act, what: str, run: LogRow, known: int, keys: Collection[str]) -> None:
     if known + len(keys) <= RUN_KEYS_MAX:
         return
-    new = set(keys) - run_log.known_keys(act.tx, table, run.serial, keys)
+    new = set(keys) - run_log.known_keys(act.tx, what, run.serial, keys)
     if known + len(new) > RUN_KEYS_MAX:
-        what = table.name.removeprefix("run_")
         raise errors.LimitExceeded(
             f"The run has {known:,} {what} and may have {RUN_KEYS_MAX:,}; log further ones to another run "
             "or as an artifact.",

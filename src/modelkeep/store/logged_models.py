@@ -92,8 +92,8 @@ _PARAMS = select(logged_model_params.c.key, logged_model_params.c.value).where(
     logged_model_params.c.model == bindparam("model"), one_of(logged_model_params.c.key, "keys")
 )
 _COUNT = {
-    table.name: select(func.count()).select_from(table).where(table.c.model == bindparam("model"))
-    for table in (logged_model_params, logged_model_tags)
+    what: select(func.count()).select_from(table).where(table.c.model == bindparam("model"))
+    for what, table in (("params", logged_model_params), ("tags", logged_model_tags))
 }
 _ADD_PARAM = insert(logged_model_params)
 _ADD_METRIC = insert(logged_model_metrics).on_conflict_do_nothing()
@@ -224,9 +224,9 @@ def delete_model(tx: Transaction, serial: int, now_ms: int) -> None:
     tx.run(_DELETE, which=serial, now=now_ms)
 
 
-def count_texts(tx: Transaction, table: Table, serial: int) -> int:
-    """How many tags (`logged_model_tags`) or params (`logged_model_params`) it has."""
-    row = tx.one(_COUNT[table.name], model=serial)
+def count_texts(tx: Transaction, what: str, serial: int) -> int:
+    """How many `tags` or `params` it has."""
+    row = tx.one(_COUNT[what], model=serial)
     return int(row[0]) if row else 0
 
 

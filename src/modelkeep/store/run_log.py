@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Table, bindparam, delete, func, literal_column, select, tuple_
+from sqlalchemy import BigInteger, Table, bindparam, delete, func, literal_column, select, tuple_, type_coerce
 
 from modelkeep.core.tracking import CONTEXT_TAG, DatasetInput, Metric, ModelOutput, Tag, latest
 from modelkeep.store.models import texts
@@ -69,8 +69,8 @@ _NEWEST = insert(run_metrics).on_conflict_do_update(
     > tuple_(run_metrics.c.step, run_metrics.c.timestamp, run_metrics.c.value),
 )
 _KNOWN = {
-    table.name: select(table.c.key).where(table.c.run == bindparam("run"), one_of(table.c.key, "keys"))
-    for table in (run_metrics, run_params, run_tags)
+    what: select(table.c.key).where(table.c.run == bindparam("run"), one_of(table.c.key, "keys"))
+    for what, table in (("metrics", run_metrics), ("params", run_params), ("tags", run_tags))
 }
 _PARAMS = select(run_params.c.key, run_params.c.value).where(
     run_params.c.run == bindparam("run"), one_of(run_params.c.key, "keys")
@@ -99,7 +99,9 @@ _IN_STEPS = (
 _COUNT_STEPS = select(func.count()).select_from(metric_points).where(*_IN_STEPS)
 _BY_STEP = (metric_points.c.step, metric_points.c.timestamp, metric_points.c.value, metric_points.c.is_nan)
 _NUMBERED = (
-    select(*_POINT, func.row_number().over(order_by=_BY_STEP).label("place")).where(*_IN_STEPS).subquery()
+    select(*_POINT, type_coerce(func.row_number().over(order_by=_BY_STEP), BigInteger).label("place"))
+    .where(*_IN_STEPS)
+    .subquery()
 )
 _SAMPLE = (
     select(*(_NUMBERED.c[column.name] for column in _POINT))
@@ -133,9 +135,9 @@ def open_log(tx: Transaction, run_id: str) -> LogRow | None:
     return LogRow(*row) if row else None
 
 
-def known_keys(tx: Transaction, table: Table, serial: int, keys: Iterable[str]) -> set[str]:
-    """Which of these keys the run has already."""
-    return {row[0] for row in tx.all(_KNOWN[table.name], run=serial, keys=list(keys))}
+def known_keys(tx: Transaction, what: str, serial: int, keys: Iterable[str]) -> set[str]:
+    """Which of these keys of metrics, params or tags (`what`) the run has already."""
+    return {row[0] for row in tx.all(_KNOWN[what], run=serial, keys=list(keys))}
 
 
 # ---------------------------------------------------------------------------------------------------- metrics
@@ -143,11 +145,12 @@ def known_keys(tx: Transaction, table: Table, serial: int, keys: Iterable[str]) 
 
 def add_metrics(tx: Transaction, run: LogRow, points: Sequence[Metric]) -> None:
     """Write points, and of each key the latest one where it is later than what was there."""
-    serial = run.serial
-    tx.many(_ADD_POINT, [{"run": serial, "key": point.key, **measured(point)} for point in points])
-    newest = latest(points).values() if len(points) > 1 else points
-    of = {"run": serial, "experiment_id": run.experiment_id}
-    tx.many(_NEWEST, [{**of, "key": point.key, **measured(point)} for point in newest])
+    rows = [{"run": run.serial, "key": point.key, **measured(point)} for point in points]
+    tx.many(_ADD_POINT, rows)
+    newest = latest(points)
+    if len(newest) < len(points):
+        rows = [{"run": run.serial, "key": key, **measured(point)} for key, point in newest.items()]
+    tx.many(_NEWEST, [{**row, "experiment_id": run.experiment_id} for row in rows])
 
 
 def measured(point: Metric) -> dict[str, Any]:
