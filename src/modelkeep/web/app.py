@@ -28,6 +28,8 @@ from modelkeep.service.house import House
 from modelkeep.web import api, bytes_io, openapi, requests, shapes, uploads
 from modelkeep.web.dispatch import Bound, Dispatcher
 from modelkeep.web.exchange import Answer, Body
+from modelkeep.web.languages import language_of
+from modelkeep.web.mlflow.rows import ROWS as MLFLOW_OPERATIONS
 from modelkeep.web.operations import Mode, Operation, Receive, Scope, Send
 from modelkeep.web.routes import Routes
 
@@ -228,7 +230,7 @@ def create_app(house: House, *, hosts: tuple[str, ...] = ()) -> "Application":
         hosts: names, besides this machine's loopback names and any plain address, under which the server may
             be addressed; `*` for any.
     """
-    return Application(house, OPERATIONS, hosts)
+    return Application(house, OPERATIONS + MLFLOW_OPERATIONS, hosts)
 
 
 class Application:
@@ -257,7 +259,8 @@ class Application:
             self._admit(method, scope["raw_path"], headers)
             bound, path = self._routes.find(method, scope["raw_path"])
         except errors.ModelkeepError as refused:
-            await Answer(send, requests.request_id(headers)).problem(refused, Body(headers, receive))
+            render = language_of(scope["raw_path"]).render
+            await Answer(send, requests.request_id(headers), render).problem(refused, Body(headers, receive))
             return
         await bound(scope, receive, send, headers, path)
 

@@ -23,6 +23,7 @@ from modelkeep.web import problems, requests
 from modelkeep.web.commits import Commits
 from modelkeep.web.exchange import Answer, Body
 from modelkeep.web.figures import Figures
+from modelkeep.web.languages import LANGUAGES
 from modelkeep.web.operations import Call, Mode, Operation, Receive, Scope, Send
 from modelkeep.web.wakeup import Wakeup
 
@@ -183,12 +184,13 @@ class Bound:
     def __init__(self, dispatcher: Dispatcher, operation: Operation) -> None:
         self.dispatcher = dispatcher
         self.operation = operation
+        self.language = LANGUAGES[operation.door]
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], path: dict[str, str]
     ) -> None:
         began = time.perf_counter()
-        answer = Answer(send, requests.request_id(headers))
+        answer = Answer(send, requests.request_id(headers), self.language.render)
         body = Body(headers, receive)
         context: Context | None = None
         figures = self.dispatcher.figures
@@ -234,13 +236,13 @@ class Bound:
         answer: Answer,
     ) -> None:
         operation = self.operation
-        query = requests.query(scope["query_string"], operation.query)
+        query = self.language.query(scope["query_string"], operation, headers)
         if not incoming.ended:
             requests.check_media(headers, operation)
         document = None
         if operation.body is not None:
             requests.check_media(headers, operation)
-            document = await self._document(await incoming.whole())
+            document = await self._document(await incoming.whole(), headers)
         call = Call(
             house=self.dispatcher.house,
             context=context,
@@ -256,10 +258,9 @@ class Bound:
             payload = result if isinstance(result, bytes) else codec.encode(result)
             await answer.whole(operation.status, payload)
 
-    async def _document(self, data: bytes) -> Any:
-        if len(data) > LOOP_BODY_BYTES:
-            return await self.dispatcher.in_pool(partial(requests.body, data, self.operation))
-        return requests.body(data, self.operation)
+    async def _document(self, data: bytes, headers: dict[bytes, bytes]) -> Any:
+        read = partial(self.language.body, data, self.operation, headers)
+        return await self.dispatcher.in_pool(read) if len(data) > LOOP_BODY_BYTES else read()
 
     async def _run(self, call: Call) -> Any:
         """Carry out the operation; what it returns is the answer's shape, or its bytes."""

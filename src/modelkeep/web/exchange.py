@@ -10,6 +10,7 @@ from typing import Any
 
 from modelkeep.core import codec, errors
 from modelkeep.web import problems
+from modelkeep.web.problems import Problem
 
 BODY_DEADLINE_S = 30.0
 """A JSON body has to arrive within this time."""
@@ -131,10 +132,20 @@ def _too_large() -> errors.BodyTooLarge:
 class Answer:
     """An answer as it leaves. `status` is 0 until it has begun."""
 
-    __slots__ = ("_send", "request_id", "status")
+    __slots__ = ("_render", "_send", "request_id", "status")
 
-    def __init__(self, send: Callable[[_Message], Awaitable[None]], request_id: str) -> None:
+    def __init__(
+        self,
+        send: Callable[[_Message], Awaitable[None]],
+        request_id: str,
+        render: Callable[[errors.ModelkeepError, str | None, int], Problem] = problems.render,
+    ) -> None:
+        """
+        Args:
+            render: how the caller's language says an error.
+        """
         self._send = send
+        self._render = render
         self.request_id = request_id
         self.status = 0
 
@@ -160,17 +171,16 @@ class Answer:
     async def problem(
         self, error: errors.ModelkeepError, body: Body | None = None, *, status: int = 0
     ) -> None:
-        """An error as problem+json. What is still unread of a large body is read for a moment, then the
-        connection is closed.
+        """An error in the caller's language. What is still unread of a large body is read for a moment, then
+        the connection is closed.
 
         Args:
             status: in place of the one that the error's family has.
         """
-        self.status = status or problems.status_of(error)
-        payload = problems.body_of(error, self.request_id, self.status)
+        self.status, headers, payload = self._render(error, self.request_id, status)
         heavy = body is not None and body.heavy
         lines = [
-            *problems.headers_of(error, self.status),
+            *headers,
             (b"content-length", b"%d" % len(payload)),
             (b"x-request-id", self.request_id.encode("latin-1")),
             *SAFE_HEADERS,

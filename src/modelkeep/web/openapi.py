@@ -10,7 +10,7 @@ import msgspec
 
 from modelkeep import __version__
 from modelkeep.web.dispatch import Dispatcher
-from modelkeep.web.operations import Call, Mode, NoQuery, Operation
+from modelkeep.web.operations import Call, Door, Mode, NoQuery, Operation
 from modelkeep.web.requests import TOKEN_PATTERN
 from modelkeep.web.shapes import NAME_PATTERN
 
@@ -46,7 +46,8 @@ _KEY: dict[str, Any] = {
 
 
 def build(operations: tuple[Operation, ...]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of a route table."""
+    """The OpenAPI 3.1 document of a route table: of what speaks our own language there."""
+    operations = tuple(row for row in operations if row.door is Door.API)
     shapes = {kind for row in operations for kind in (row.body, row.answer) if kind not in (None, bytes)}
     queries = {row.query for row in operations if row.query is not NoQuery}
     _, components = msgspec.json.schema_components(

@@ -40,6 +40,17 @@ class Mode(StrEnum):
     STREAM = "stream"
 
 
+class Door(StrEnum):
+    """Which language a route speaks: how requests are read and how errors are told (`languages`).
+
+    api     Modelkeep's own: problem+json, described by the OpenAPI document
+    mlflow  what the MLflow client speaks
+    """
+
+    API = "api"
+    MLFLOW = "mlflow"
+
+
 class NoQuery(Struct, frozen=True, forbid_unknown_fields=True):
     """For operations that take no query parameters."""
 
@@ -92,5 +103,6 @@ class Operation(Struct, frozen=True, kw_only=True):
     answer: Any = None
     status: int = 200
     raw: bool = False
+    door: Door = Door.API
     open: bool = False
     secret: bool = False

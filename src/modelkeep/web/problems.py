@@ -5,11 +5,21 @@ here.
 """
 
 from http import HTTPStatus
+from typing import NamedTuple
 
 from modelkeep.core import codec, errors
 from modelkeep.core.errors import ModelkeepError
 
 PROBLEM_TYPE = "application/problem+json"
+
+
+class Problem(NamedTuple):
+    """An error as it goes over the wire."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
 
 _LEAVES: dict[type[ModelkeepError], int] = {
     errors.MethodNotAllowed: 405,
@@ -82,6 +92,16 @@ def headers_of(error: ModelkeepError, status: int) -> list[tuple[bytes, bytes]]:
     if status in (429, 503):
         headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
     return headers
+
+
+def render(error: ModelkeepError, request_id: str | None, status: int = 0) -> Problem:
+    """An error as problem+json.
+
+    Args:
+        status: in place of the one that the error's family has.
+    """
+    status = status or status_of(error)
+    return Problem(status, headers_of(error, status), body_of(error, request_id, status))
 
 
 UNEXPECTED = errors.ModelkeepError(

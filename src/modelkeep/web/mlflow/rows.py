@@ -1,0 +1,106 @@
+"""The MLflow door's rows of the route table.
+
+MLflow's client and its pages know most operations under two addresses, `/api/2.0/mlflow` and
+`/ajax-api/2.0/mlflow`; both stand here, as rows of their own.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from msgspec.structs import replace
+
+from modelkeep.web.mlflow import tracking
+from modelkeep.web.mlflow.wire import Nothing
+from modelkeep.web.operations import Door, Mode, NoQuery, Operation
+
+API = "/api/2.0/mlflow/"
+PAGES = "/ajax-api/2.0/mlflow/"
+READ, WRITE, SLOW = Mode.READ, Mode.WRITE, Mode.SLOW
+
+
+def row(
+    method: str,
+    path: str,
+    mode: Mode,
+    handler: Any,
+    answer: Any = Nothing,
+    *,
+    body: Any = None,
+    query: Any = NoQuery,
+    **more: Any,
+) -> Operation:
+    """One row; its name is made of its path, and its summary is the handler's first line."""
+    name = "mlflow_" + path.removeprefix("/api/").replace("2.0/mlflow/", "").replace("/", "_").replace(
+        "-", "_"
+    )
+    return Operation(
+        name=f"{name}_{method.lower()}",
+        method=method,
+        path=path,
+        mode=mode,
+        handler=handler,
+        summary=(handler.__doc__ or "").partition("\n")[0],
+        answer=answer,
+        body=body,
+        query=query,
+        door=Door.MLFLOW,
+        **more,
+    )
+
+
+def _post(path: str, mode: Mode, handler: Any, body: Any, answer: Any = Nothing) -> Operation:
+    return row("POST", API + path, mode, handler, answer, body=body)
+
+
+def _get(path: str, mode: Mode, handler: Any, query: Any, answer: Any) -> Operation:
+    return row("GET", API + path, mode, handler, answer, query=query)
+
+
+def _both(rows: Iterable[Operation]) -> Iterator[Operation]:
+    """Each row, and the same under the address that MLflow's pages use."""
+    for each in rows:
+        yield each
+        yield replace(each, path=PAGES + each.path.removeprefix(API), name=each.name + "_ajax")
+
+
+# fmt: off
+TRACKING: tuple[Operation, ...] = (
+    _post("experiments/create", WRITE, tracking.create_experiment, tracking.CreateExperiment,
+          tracking.ExperimentIdOut),
+    _get("experiments/get", READ, tracking.get_experiment, tracking.ExperimentId, tracking.OneExperiment),
+    _get("experiments/get-by-name", READ, tracking.get_experiment_by_name, tracking.ExperimentName,
+         tracking.OneExperiment),
+    _post("experiments/update", WRITE, tracking.update_experiment, tracking.UpdateExperiment),
+    _post("experiments/delete", WRITE, tracking.delete_experiment, tracking.ExperimentId),
+    _post("experiments/restore", WRITE, tracking.restore_experiment, tracking.ExperimentId),
+    _post("experiments/set-experiment-tag", WRITE, tracking.set_experiment_tag, tracking.ExperimentTag),
+    _post("experiments/delete-experiment-tag", WRITE, tracking.delete_experiment_tag,
+          tracking.ExperimentTagKey),
+    _post("experiments/search", SLOW, tracking.search_experiments, tracking.SearchExperiments,
+          tracking.ExperimentsOut),
+    _get("experiments/search", SLOW, tracking.search_experiments, tracking.SearchExperiments,
+         tracking.ExperimentsOut),
+    _post("runs/create", WRITE, tracking.create_run, tracking.CreateRun, tracking.OneRun),
+    _get("runs/get", READ, tracking.get_run, tracking.RunId, tracking.OneRun),
+    _post("runs/update", WRITE, tracking.update_run, tracking.UpdateRun, tracking.OneRunInfo),
+    _post("runs/delete", WRITE, tracking.delete_run, tracking.RunId),
+    _post("runs/restore", WRITE, tracking.restore_run, tracking.RunId),
+    _post("runs/log-metric", WRITE, tracking.log_metric, tracking.LogMetric),
+    _post("runs/log-parameter", WRITE, tracking.log_param, tracking.LogParam),
+    _post("runs/set-tag", WRITE, tracking.set_tag, tracking.LogParam),
+    _post("runs/delete-tag", WRITE, tracking.delete_tag, tracking.RunTagKey),
+    _post("runs/log-batch", WRITE, tracking.log_batch, tracking.LogBatch),
+    _post("runs/log-inputs", WRITE, tracking.log_inputs, tracking.LogInputs),
+    _post("runs/outputs", WRITE, tracking.log_outputs, tracking.LogOutputs),
+    _post("runs/log-model", WRITE, tracking.log_model, tracking.LogModel),
+    _post("runs/search", SLOW, tracking.search_runs, tracking.SearchRuns, tracking.RunsOut),
+    _get("metrics/get-history", READ, tracking.metric_history, tracking.MetricHistory, tracking.MetricsOut),
+    _get("metrics/get-history-bulk", SLOW, tracking.metric_history_bulk, tracking.BulkHistory,
+         tracking.MetricsOut),
+    _get("metrics/get-history-bulk-interval", SLOW, tracking.metric_history_interval,
+         tracking.HistoryInterval, tracking.MetricsOut),
+)
+# fmt: on
+
+ROWS: tuple[Operation, ...] = tuple(_both(TRACKING))
+"""Every row of the door."""
