@@ -255,6 +255,10 @@ def test_every_move_of_the_graph_and_no_other() -> None:
     promotion.check_transition(DEFAULT_STAGES, marked, "staging")
     with pytest.raises(errors.Tombstoned, match=r"modelkeep clear churn:1\.0\.0 -m WHY"):
         promotion.check_transition(DEFAULT_STAGES, marked, "production")
+    withdrawn = version(yanked="trained on leaked labels")
+    promotion.check_transition(DEFAULT_STAGES, withdrawn, "staging")
+    with pytest.raises(errors.Yanked, match=r"modelkeep unyank churn:1\.0\.0 -m WHY"):
+        promotion.check_transition(DEFAULT_STAGES, withdrawn, "production")
 
 
 @pytest.mark.req("G1")

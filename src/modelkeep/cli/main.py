@@ -137,7 +137,7 @@ def exit_code(error: "ModelkeepError") -> int:
     match error:
         case errors.Pending():
             return 8
-        case errors.GateFailed() | errors.SelfApproval() | errors.Tombstoned():
+        case errors.GateFailed() | errors.SelfApproval() | errors.Tombstoned() | errors.Yanked():
             return 3
         case errors.Denied():
             return 4

@@ -21,7 +21,7 @@ needs no change elsewhere.
                     InvalidSetting InvalidParameter MalformedBody SemverTooLow MethodNotAllowed
                     UnsupportedMedia RequestTooSlow
         LimitExceeded  BodyTooLarge
-      Denied        NotAllowed SelfApproval Tombstoned
+      Denied        NotAllowed SelfApproval Tombstoned Yanked
         NotAuthenticated  TokenExpired
         GateFailed        PolicyDenied NoRollbackTarget
         Pending           ApprovalRequired
@@ -171,6 +171,7 @@ class BodyTooLarge(LimitExceeded):    code = "BODY_TOO_LARGE"
 class NotAllowed(Denied):             code = "NOT_ALLOWED"
 class SelfApproval(Denied):           code = "SELF_APPROVAL"
 class Tombstoned(Denied):             code = "TOMBSTONED"
+class Yanked(Denied):                 code = "YANKED"
 class TokenExpired(NotAuthenticated): code = "TOKEN_EXPIRED"
 class PolicyDenied(GateFailed):       code = "POLICY_DENIED"
 class NoRollbackTarget(GateFailed):   code = "NO_ROLLBACK_TARGET"

@@ -259,7 +259,8 @@ def check_transition(graph: StageGraph, version: ModelVersion, to: str) -> None:
 
     Raises:
         InvalidTransition: no such stage, already there, or no such move; the message lists the moves there
-        are. Tombstoned: the version was taken back before and nobody has cleared it.
+        are. Tombstoned: the version was taken back before and nobody has cleared it. Yanked: its makers
+        withdrew it.
     """
     graph.stage(to)
     if version.stage == to:
@@ -278,6 +279,12 @@ def check_transition(graph: StageGraph, version: ModelVersion, to: str) -> None:
         raise errors.Tombstoned(
             f"{version.reference} was taken back ({version.tombstone}) and must not return by itself; when "
             f"the cause is mended, run 'modelkeep clear {version.reference} -m WHY'.",
+            version=version.reference,
+        )
+    if version.yanked is not None and graph.stage(to).protected:
+        raise errors.Yanked(
+            f"{version.reference} was yanked ({version.yanked}), so nobody is to put it to work; run "
+            f"'modelkeep unyank {version.reference} -m WHY' first if it may be used after all.",
             version=version.reference,
         )
 

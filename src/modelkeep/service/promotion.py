@@ -9,13 +9,21 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import assert_never
 
-from msgspec import Struct
-
 from modelkeep.core import codec, errors, policy, promotion, values
 from modelkeep.core.access import Verb
+from modelkeep.core.answers import (
+    GateReport,
+    History,
+    PolicyRecord,
+    Promotion,
+    PromotionKind,
+    Rollback,
+    Ruling,
+    WhatWas,
+)
 from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.events import EventKind
-from modelkeep.core.policy import GateResult, Policy
+from modelkeep.core.policy import Policy
 from modelkeep.core.promotion import (
     TICKET_MAX,
     AwaitingApproval,
@@ -32,12 +40,12 @@ from modelkeep.core.rollout import Endpoint
 from modelkeep.core.values import Actor, ModelName, Ref
 from modelkeep.service import stages
 from modelkeep.service.act import Act, Context, Desk
-from modelkeep.service.gates import GateReport, Ruling, report
-from modelkeep.service.policies import Policies, PolicyRecord, refuse_weaker
+from modelkeep.service.gates import report
+from modelkeep.service.policies import Policies, refuse_weaker
 from modelkeep.service.references import present
 from modelkeep.service.requests import Case, RequestPage, Requests
-from modelkeep.service.rollbacks import PromotionKind, Resolver, Rollback, Rollbacks, RolloutStarter
-from modelkeep.service.stages import Because, History, WhatWas
+from modelkeep.service.rollbacks import Resolver, Rollbacks, RolloutStarter
+from modelkeep.service.stages import Because
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
 from modelkeep.store import promotion as store
@@ -59,22 +67,6 @@ __all__ = [
 ]
 
 NO_CHECKS: Mapping[str, str] = {}
-
-
-class Promotion(Struct, frozen=True, kw_only=True):
-    """A granted promotion. `moved`: the version is in the stage. `rollout`: its traffic has begun to move,
-    and the stage follows when that has succeeded.
-    """
-
-    kind: PromotionKind
-    version: ModelVersion
-    stage: str
-    displaced: int | None = None
-    rollout: str | None = None
-    endpoint: str | None = None
-    request: str | None = None
-    gates: tuple[GateResult, ...] = ()
-    interval: Interval | None = None
 
 
 class Promotions:
@@ -114,7 +106,7 @@ class Promotions:
         obstacle = None
         try:
             promotion.check_transition(model.stages, version, to)
-        except (errors.InvalidTransition, errors.Tombstoned) as problem:
+        except (errors.InvalidTransition, errors.Tombstoned, errors.Yanked) as problem:
             obstacle = problem.message
         return report(case, obstacle)
 
