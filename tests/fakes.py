@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from modelkeep.core import errors, values
+from modelkeep.core.catalog import StoredBlob
 from modelkeep.core.values import Digest
 from modelkeep.ports import (
     BLOB_MAX_BYTES,
     BlobInfo,
-    StoredBlob,
     check_range,
     check_size,
     check_upload_id,
@@ -99,16 +99,39 @@ class MemoryBlobs:
             if found is None:
                 raise
             return found
+        return self._store(upload_id, session, expected)
+
+    def seal(self, upload_id: str) -> BlobInfo:
+        return self._store(upload_id, self._session(upload_id), None)
+
+    def _store(self, upload_id: str, session: _Session, expected: Digest | None) -> BlobInfo:
         with session.writing:
             data = bytes(session.data)
         if session.declared is not None and session.declared != len(data):
             raise wrong_offset(upload_id, len(data))
         self.cancel(upload_id)
-        if digest_of(data) != expected:
-            raise wrong_digest(expected, digest_of(data), "send the file again")
+        actual = digest_of(data)
+        if expected is not None and actual != expected:
+            raise wrong_digest(expected, actual, "send the file again")
         with self.disk.lock:
-            self.disk.blobs[expected] = (data, datetime.now(UTC))
-        return BlobInfo(digest=expected, size_bytes=len(data))
+            self.disk.blobs[actual] = (data, datetime.now(UTC))
+        return BlobInfo(digest=actual, size_bytes=len(data))
+
+    def open_upload(self, upload_id: str) -> Iterator[bytes]:
+        chunks = self._read_upload(upload_id)
+        next(chunks)
+        return chunks
+
+    def _read_upload(self, upload_id: str) -> Generator[bytes, None, None]:
+        session = self._session(upload_id)
+        if not session.writing.acquire(timeout=5):
+            raise errors.Overloaded("Another request is still writing this upload.", upload_id=upload_id)
+        try:
+            yield b""
+            for at in range(0, len(session.data), CHUNK_BYTES):
+                yield bytes(session.data[at : at + CHUNK_BYTES])
+        finally:
+            session.writing.release()
 
     def cancel(self, upload_id: str) -> None:
         check_upload_id(upload_id)

@@ -9,7 +9,7 @@ import pytest
 from modelkeep import settings, wiring
 from modelkeep.adapters.blobs_folder import FolderBlobs
 from modelkeep.core import errors, policy
-from modelkeep.service.access import AuthMode
+from modelkeep.core.access import AuthMode
 from modelkeep.service.act import SYSTEM_CONTEXT
 from modelkeep.settings import Settings
 

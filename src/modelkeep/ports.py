@@ -14,6 +14,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from modelkeep.core import errors, values
+from modelkeep.core.catalog import StoredBlob
 from modelkeep.core.values import Digest
 
 # Limits of the blob door; each with the reason for its size.
@@ -32,19 +33,11 @@ class BlobInfo(Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
-class StoredBlob(Struct, frozen=True, kw_only=True):
-    """A blob as a listing shows it. `modified_at` is when it was last committed, by the store's own clock."""
-
-    digest: Digest
-    size_bytes: int
-    modified_at: datetime
-
-
 class BlobStore(Protocol):
     """Keeps bytes under the digest of what they are.
 
-    A blob is complete or absent: it becomes visible only in `commit`, after its digest was checked, and then
-    never changes. Committing content that is there already is no error and leaves one blob; it is stored
+    A blob is complete or absent: it becomes visible only in `commit`, after its digest was checked, or in
+    `seal`, under the digest that it turned out to have, and then never changes. Committing content that is there already is no error and leaves one blob; it is stored
     anew, which renews `modified_at` (so that a collection under way spares it) and heals a copy that was
     damaged.
 
@@ -123,6 +116,31 @@ class BlobStore(Protocol):
             BlobNotFound: no such session is open, and no such blob is there.
             StorageFull, BlobsUnavailable: not stored; the session stays open unless the message says to begin
                 again.
+            Overloaded: another request is still writing this session.
+        """
+        ...
+
+    def seal(self, upload_id: str) -> BlobInfo:
+        """Turn an upload into a blob whose digest nobody said before: it is what the bytes hash to. When this
+        returns, the blob survives a loss of power.
+
+        The session is closed. Asking again finds nothing, since an id does not say which blob it became.
+
+        Raises:
+            OffsetMismatch: fewer bytes came than were declared; the session stays open to be resumed.
+            BlobNotFound: no such session is open.
+            StorageFull, BlobsUnavailable: not stored; the session stays open unless the message says to begin
+                again.
+            Overloaded: another request is still writing this session.
+        """
+        ...
+
+    def open_upload(self, upload_id: str) -> Iterator[bytes]:
+        """Read what has come of an upload, in chunks, to make one upload out of several. Nobody can write to
+        the session until the iterator ends or is dropped.
+
+        Raises:
+            BlobNotFound: no such session is open (raised by the call itself).
             Overloaded: another request is still writing this session.
         """
         ...

@@ -12,9 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from modelkeep.core import errors, policy
+from modelkeep.core.access import AuthMode
 from modelkeep.ports import BlobStore
 from modelkeep.service import token_key
-from modelkeep.service.access import Access, AuthMode
+from modelkeep.service.access import Access
 from modelkeep.service.act import SYSTEM_CONTEXT, Desk
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog

@@ -11,7 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from modelkeep.cli import main
-from modelkeep.client.answers import (
+from modelkeep.core import codec, errors
+from modelkeep.core.answers import (
     GateReport,
     History,
     Preview,
@@ -22,7 +23,6 @@ from modelkeep.client.answers import (
     Ruling,
     VerifyReport,
 )
-from modelkeep.core import codec, errors
 from modelkeep.core.promotion import Interval, MoveCause
 from modelkeep.core.rollout import Endpoint, Plan
 from modelkeep.core.semver import Bump

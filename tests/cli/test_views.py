@@ -22,9 +22,11 @@ from modelkeep.cli.catalog_views import View
 from modelkeep.cli.doctor import Check as DoctorCheck
 from modelkeep.cli.main import run
 from modelkeep.cli.show import Screen, Text, duration, size
-from modelkeep.client.answers import (
+from modelkeep.client.answers import Pulled
+from modelkeep.core import compare
+from modelkeep.core.access import AuthMode, Grant, Principal, PrincipalKind, Role, TokenInfo
+from modelkeep.core.answers import (
     Altered,
-    AuthMode,
     EventPage,
     FileProblem,
     FsckReport,
@@ -34,7 +36,6 @@ from modelkeep.client.answers import (
     Measured,
     Promotion,
     PromotionKind,
-    Pulled,
     Registration,
     Rollback,
     RolloutForecast,
@@ -44,8 +45,6 @@ from modelkeep.client.answers import (
     WhatWas,
     WhoAmI,
 )
-from modelkeep.core import compare
-from modelkeep.core.access import Grant, Principal, PrincipalKind, Role, TokenInfo
 from modelkeep.core.catalog import Metric
 from modelkeep.core.events import GENESIS, Event, EventKind, chain
 from modelkeep.core.forecast import Flow, Healthy, Outlook, Regression

@@ -80,7 +80,8 @@ def test_the_client_says_every_word_of_the_server() -> None:
 
 @pytest.mark.req("U2", "U4")
 def test_the_client_reads_what_the_server_answers() -> None:
-    """For each operation, the shape that the client reads has the fields and types of the server's answer."""
+    """For each operation, what the client reads is what the server answers: most often the same shape of the
+    core, else one with the same fields and types (a page of a list, an all-clear)."""
     from modelkeep.web.app import OPERATIONS
 
     differing = []
@@ -132,8 +133,8 @@ def _plain_schema(kind: Any) -> Any:
 @pytest.mark.req("U2")
 def test_a_secret_is_not_in_a_repr() -> None:
     """Neither the client nor a new token shows its secret where it could be logged."""
-    from modelkeep.client.answers import NewToken
     from modelkeep.core.access import TokenInfo
+    from modelkeep.core.answers import NewToken
     from tests.client.samples import T0
 
     info = TokenInfo(

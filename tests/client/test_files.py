@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from modelkeep.client import Client, files
-from modelkeep.client.answers import Registration
 from modelkeep.core import errors
+from modelkeep.core.answers import Registration
 from modelkeep.core.catalog import FileEntry
 from modelkeep.core.values import Digest
 from tests.client.fake_server import FakeServer

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import assert_type
 
 import modelkeep
-from modelkeep.client.answers import GateReport, Listing, Promotion, Pulled, Registration, WhatWas
+from modelkeep.client.answers import Listing, Pulled
+from modelkeep.core.answers import GateReport, Promotion, Registration, WhatWas
 from modelkeep.core.catalog import ModelVersion, RegisteredModel
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from modelkeep.core.answers import FsckReport, Registration
 from modelkeep.core.catalog import Draft, DraftSpec, ModelVersion
 from modelkeep.core.rollout import Plan, Step, Strategy
 from modelkeep.core.routing import WHOLE_PPM, VersionKey
 from modelkeep.core.values import ModelName, Ref, parse_ref
 from modelkeep.ports import BlobStore
 from modelkeep.service.act import SYSTEM_CONTEXT
-from modelkeep.service.catalog import Catalog, FsckReport, Registration
+from modelkeep.service.catalog import Catalog
 from modelkeep.service.traffic import Traffic
 from modelkeep.store.database import Database
 from tests.service.catalog_world import SIGNATURE, entry_of

@@ -18,11 +18,10 @@ from msgspec import Struct, structs
 
 from modelkeep.adapters.blobs_folder import FolderBlobs
 from modelkeep.core import errors, registration
+from modelkeep.core.answers import FsckReport, VerifyReport
 from modelkeep.core.catalog import DEFAULT_STAGES, DraftStatus, ModelVersion
 from modelkeep.core.values import PAGE_MAX, Digest, ModelName, parse_ref
 from modelkeep.ports import BlobStore
-from modelkeep.service.catalog import VerifyReport
-from modelkeep.service.integrity import FsckReport
 from modelkeep.store import inventory
 from tests.fakes import MemoryBlobs, digest_of
 from tests.properties.registry_world import AT_ONCE, RegistryWorld, database_in_a_folder, numbered

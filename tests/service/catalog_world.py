@@ -11,13 +11,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from modelkeep.core import codec
 from modelkeep.core.access import Caller, Effect, Grant, Role
+from modelkeep.core.answers import Registration
 from modelkeep.core.catalog import Draft, DraftSpec, FileEntry, ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.promotion import MoveCause, StageMove
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Actor, Digest, ModelName, parse_model_name, parse_ref
 from modelkeep.service.act import Act, Context, Desk
-from modelkeep.service.catalog import Catalog, Registration
+from modelkeep.service.catalog import Catalog
 from modelkeep.store import catalog as store
 from modelkeep.store import models
 from modelkeep.store.database import Database

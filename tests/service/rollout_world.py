@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from msgspec import structs
 
 from modelkeep.controller import Controller
-from modelkeep.core.access import Role
+from modelkeep.core.access import AuthMode, Role
+from modelkeep.core.answers import RolloutStatus
 from modelkeep.core.observation import (
     GatewayReply,
     GatewayReport,
@@ -25,14 +26,14 @@ from modelkeep.core.policy import ALONE
 from modelkeep.core.rollout import Endpoint, Plan, Rollout, RolloutState, Step
 from modelkeep.core.routing import EMPTY_TABLE, WHOLE_PPM, Epoch, Route, RoutingTable, VersionKey
 from modelkeep.ports import BlobStore
-from modelkeep.service.access import Access, AuthMode
+from modelkeep.service.access import Access
 from modelkeep.service.act import SYSTEM_CONTEXT, Desk
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.house import House
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
-from modelkeep.service.rollout import Rollouts, RolloutStatus
+from modelkeep.service.rollout import Rollouts
 from modelkeep.service.tracking import Tracking
 from modelkeep.service.traffic import Traffic
 from modelkeep.serving import moves

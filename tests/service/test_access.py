@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from modelkeep.core import access as core
 from modelkeep.core import errors
-from modelkeep.core.access import Caller, Effect, PrincipalKind, Role, Verb
+from modelkeep.core.access import AuthMode, Caller, Effect, PrincipalKind, Role, Verb
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Actor, ModelName
 from modelkeep.service import access as module
-from modelkeep.service.access import Access, AuthMode
+from modelkeep.service.access import Access
 from modelkeep.service.act import SYSTEM_CONTEXT, Act, Context, Desk
 from modelkeep.store.database import Database
 

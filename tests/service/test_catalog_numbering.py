@@ -7,12 +7,12 @@ from msgspec.structs import replace
 
 from modelkeep.core import errors
 from modelkeep.core.access import Role, Verb
+from modelkeep.core.answers import Preview
 from modelkeep.core.catalog import DEFAULT_STAGES, Bump, DraftSpec, StageGraph, StageSpec
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import TEAM
 from modelkeep.core.values import ModelName, parse_ref
 from modelkeep.service.act import Act, Context
-from modelkeep.service.catalog import Preview
 from modelkeep.service.policies import Policies
 from modelkeep.store import drafts as draft_store
 from modelkeep.store import models

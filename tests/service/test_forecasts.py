@@ -5,11 +5,12 @@ import pytest
 from msgspec import structs
 
 from modelkeep.core import errors
+from modelkeep.core.answers import RolloutForecast
 from modelkeep.core.plan import Step
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.values import parse_ref
-from modelkeep.service.forecasts import Asked, RolloutForecast
+from modelkeep.service.forecasts import Asked
 from modelkeep.store.database import Database
 from tests.service.rollout_world import PLAN, RolloutWorld
 

@@ -7,12 +7,13 @@ from sqlalchemy import text
 
 from modelkeep.core import errors
 from modelkeep.core.access import Role
+from modelkeep.core.answers import Altered
 from modelkeep.core.catalog import Metric
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import ALONE
 from modelkeep.core.values import ModelName, parse_ref
 from modelkeep.service.audit import Audit
-from modelkeep.service.projections import Altered, find_altered
+from modelkeep.service.projections import find_altered
 from modelkeep.store.database import Database
 from tests.service import catalog_world, promotion_world
 from tests.service.catalog_world import CHURN, OWNER

@@ -7,12 +7,12 @@ from msgspec import structs
 
 from modelkeep.core import errors
 from modelkeep.core.access import Role
+from modelkeep.core.answers import PromotionKind, Ruling
 from modelkeep.core.catalog import DEFAULT_STAGES, StageGraph, StageSpec
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import ALONE, TEAM, Outcome
 from modelkeep.core.promotion import MoveCause, RequestState
 from modelkeep.core.values import ModelName, parse_ref
-from modelkeep.service.promotion import PromotionKind, Ruling
 from modelkeep.store import events as event_store
 from modelkeep.store.database import Database
 from tests.service.promotion_world import CHURN, World

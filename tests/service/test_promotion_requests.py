@@ -6,6 +6,7 @@ import pytest
 
 from modelkeep.core import errors
 from modelkeep.core.access import Effect, Role, Verb
+from modelkeep.core.answers import PromotionKind
 from modelkeep.core.catalog import Metric
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import Outcome
@@ -13,7 +14,6 @@ from modelkeep.core.promotion import RequestState, Vote
 from modelkeep.core.values import ModelName, parse_ref
 from modelkeep.service import requests as requests_module
 from modelkeep.service.act import SYSTEM_CONTEXT
-from modelkeep.service.promotion import PromotionKind
 from modelkeep.store.database import Database
 from tests.service.promotion_world import CHURN, World
 

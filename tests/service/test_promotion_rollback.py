@@ -3,13 +3,13 @@
 import pytest
 
 from modelkeep.core import errors
+from modelkeep.core.answers import PromotionKind
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import ALONE
 from modelkeep.core.promotion import MoveCause
 from modelkeep.core.routing import Epoch
 from modelkeep.core.values import parse_ref
 from modelkeep.service.act import Act
-from modelkeep.service.promotion import PromotionKind
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store.database import Database
 from tests.service.promotion_world import CHURN, World

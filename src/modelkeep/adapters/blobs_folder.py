@@ -20,8 +20,9 @@ from pathlib import Path
 
 from modelkeep.adapters.blobs_spool import UploadSpool, disk_errors, open_folder, read_range, verified
 from modelkeep.core import errors, values
+from modelkeep.core.catalog import StoredBlob
 from modelkeep.core.values import Digest
-from modelkeep.ports import BlobInfo, StoredBlob, check_range, no_such_blob
+from modelkeep.ports import BlobInfo, check_range, no_such_blob
 
 _SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
 _REST = re.compile(r"[0-9a-f]{62}", re.ASCII)
@@ -87,19 +88,31 @@ class FolderBlobs:
 
     def commit(self, upload_id: str, expected: Digest) -> BlobInfo:
         """See `BlobStore.commit`."""
-        shard, name = _place(expected)
+        values.check_digest(expected)
         try:
-            with self._spool.sealed(upload_id, expected) as (fd, size):
-                self._make_durable(upload_id, fd)
-                with disk_errors(f"store {expected}"), _opened(open_folder(shard, self._fd)) as shard_fd:
-                    self._spool.move(upload_id, fd, name, shard_fd)
-                    os.fsync(shard_fd)
-                return BlobInfo(digest=expected, size_bytes=size)
+            return self._store(upload_id, expected)
         except errors.BlobNotFound:  # committed before, and the answer was lost?
             found = self.stat(expected)
             if found is None:
                 raise
             return found
+
+    def seal(self, upload_id: str) -> BlobInfo:
+        """See `BlobStore.seal`."""
+        return self._store(upload_id, None)
+
+    def open_upload(self, upload_id: str) -> Generator[bytes, None, None]:
+        """See `BlobStore.open_upload`."""
+        return self._spool.read(upload_id)
+
+    def _store(self, upload_id: str, expected: Digest | None) -> BlobInfo:
+        with self._spool.sealed(upload_id, expected) as (fd, blob):
+            self._make_durable(upload_id, fd)
+            shard, name = _place(blob.digest)
+            with disk_errors(f"store {blob.digest}"), _opened(open_folder(shard, self._fd)) as shard_fd:
+                self._spool.move(upload_id, fd, name, shard_fd)
+                os.fsync(shard_fd)
+            return blob
 
     def _make_durable(self, upload_id: str, fd: int) -> None:
         try:

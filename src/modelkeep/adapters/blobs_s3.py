@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 
 from modelkeep.adapters.blobs_spool import UploadSpool, disk_errors, read_range, verified
 from modelkeep.core import errors, values
+from modelkeep.core.catalog import StoredBlob
 from modelkeep.core.values import Digest
-from modelkeep.ports import BlobInfo, StoredBlob, check_range, no_such_blob
+from modelkeep.ports import BlobInfo, check_range, no_such_blob
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -155,22 +156,34 @@ class S3Blobs:
 
     def commit(self, upload_id: str, expected: Digest) -> BlobInfo:
         """See `BlobStore.commit`. If the bucket does not answer, the session stays for another try."""
-        key = self._key(expected)
+        values.check_digest(expected)
         try:
-            with self._spool.sealed(upload_id, expected) as (fd, size):
-                self._send(key, fd, size, expected)
-                self._spool.cancel(upload_id)
-                return BlobInfo(digest=expected, size_bytes=size)
+            return self._store_upload(upload_id, expected)
         except errors.BlobNotFound:  # committed before, and the answer was lost?
             found = self.stat(expected)
             if found is None:
                 raise
             return found
 
-    def _send(self, key: str, fd: int, size: int, expected: Digest) -> None:
+    def seal(self, upload_id: str) -> BlobInfo:
+        """See `BlobStore.seal`. If the bucket does not answer, the session stays for another try."""
+        return self._store_upload(upload_id, None)
+
+    def open_upload(self, upload_id: str) -> Generator[bytes, None, None]:
+        """See `BlobStore.open_upload`."""
+        return self._spool.read(upload_id)
+
+    def _store_upload(self, upload_id: str, expected: Digest | None) -> BlobInfo:
+        with self._spool.sealed(upload_id, expected) as (fd, blob):
+            self._send(fd, blob)
+            self._spool.cancel(upload_id)
+            return blob
+
+    def _send(self, fd: int, blob: BlobInfo) -> None:
         """Store a proved upload; it is hashed again as it leaves, and does not appear if that differs."""
-        chunks = _outgoing(fd, size, expected)
-        with self._answers(f"store {expected}"):
+        key, size = self._key(blob.digest), blob.size_bytes
+        chunks = _outgoing(fd, size, blob.digest)
+        with self._answers(f"store {blob.digest}"):
             if size <= PART_BYTES:
                 self._obstore.put(self._store, key, b"".join(chunks), use_multipart=False)
                 return

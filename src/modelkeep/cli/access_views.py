@@ -7,8 +7,8 @@ from modelkeep.cli.catalog_views import View
 from modelkeep.cli.show import Screen, Text, moment
 
 if TYPE_CHECKING:
-    from modelkeep.client.answers import EventPage, NewToken, Verification, WhoAmI
     from modelkeep.core.access import Grant, Principal, TokenInfo
+    from modelkeep.core.answers import EventPage, NewToken, Verification, WhoAmI
     from modelkeep.core.events import Event
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from modelkeep.cli.show import Screen, Text, mapping, moment, number, short, size
 
 if TYPE_CHECKING:
-    from modelkeep.client.answers import Preview, Pulled, Registration, VerifyReport
+    from modelkeep.client.answers import Pulled
+    from modelkeep.core.answers import Preview, Registration, VerifyReport
     from modelkeep.core.catalog import FileEntry, Metric, ModelVersion, RegisteredModel
     from modelkeep.core.compare import Best, Comparison, MetricCell, VersionDiff
     from modelkeep.core.signature import Signature

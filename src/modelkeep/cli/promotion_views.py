@@ -7,7 +7,7 @@ from modelkeep.cli.catalog_views import View, stage
 from modelkeep.cli.show import Screen, Text, duration, moment, short
 
 if TYPE_CHECKING:
-    from modelkeep.client.answers import GateReport, History, PolicyRecord, Promotion, Rollback, WhatWas
+    from modelkeep.core.answers import GateReport, History, PolicyRecord, Promotion, Rollback, WhatWas
     from modelkeep.core.catalog import ModelVersion, RegisteredModel
     from modelkeep.core.policy import GateResult, Policy
     from modelkeep.core.promotion import Approval, PromotionRequest

@@ -14,7 +14,7 @@ from modelkeep.cli import rollout_views as views
 from modelkeep.cli.session import Session, limit, read_text, reason, verb, yes
 
 if TYPE_CHECKING:
-    from modelkeep.client.answers import RolloutStatus
+    from modelkeep.core.answers import RolloutStatus
     from modelkeep.core.rollout import Plan, Step
 
 WATCH_S = 0.5

@@ -8,7 +8,7 @@ from modelkeep.cli.catalog_views import View
 from modelkeep.cli.show import Screen, Text, duration, moment, number, share
 
 if TYPE_CHECKING:
-    from modelkeep.client.answers import Explanation, RolloutForecast, RolloutStatus
+    from modelkeep.core.answers import Explanation, RolloutForecast, RolloutStatus
     from modelkeep.core.rollout import Endpoint, Plan, Rollout
 
 _STATES = {

@@ -8,7 +8,7 @@ from modelkeep.cli.show import Screen, Text, duration, share, size
 
 if TYPE_CHECKING:
     from modelkeep.cli.doctor import Check
-    from modelkeep.client.answers import FsckReport
+    from modelkeep.core.answers import FsckReport
 
 
 def up(places: dict[str, str]) -> View:

@@ -6,17 +6,9 @@ A promotion is decided by the server alone; nothing here weighs evidence.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from modelkeep.client.answers import (
-    GateReport,
-    History,
-    Listing,
-    Page,
-    PolicyRecord,
-    Promotion,
-    Rollback,
-    WhatWas,
-)
+from modelkeep.client.answers import Listing, Page
 from modelkeep.client.transport import V1, Wire, given, model_path, segment, time_text
+from modelkeep.core.answers import GateReport, History, PolicyRecord, Promotion, Rollback, WhatWas
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.promotion import PromotionRequest, RequestState, Vote
 

@@ -72,6 +72,13 @@ ROLE_VERBS: dict[Role, frozenset[Verb]] = {
 """The whole meaning of each role, on one page."""
 
 
+class AuthMode(StrEnum):
+    """Whom the server believes."""
+
+    LOCAL = "local"
+    TOKEN = "token"
+
+
 class Effect(StrEnum):
     """What a grant does."""
 

@@ -37,6 +37,14 @@ class FileEntry(Struct, frozen=True, kw_only=True):
     media_type: str = "application/octet-stream"
 
 
+class StoredBlob(Struct, frozen=True, kw_only=True):
+    """A blob as a listing shows it. `modified_at` is when it was last committed, by the store's own clock."""
+
+    digest: Digest
+    size_bytes: int
+    modified_at: datetime
+
+
 class Manifest(Struct, frozen=True, kw_only=True):
     """The files of a version in the order of their paths; its digest is the version's content identity."""
 

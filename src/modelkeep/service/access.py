@@ -17,12 +17,12 @@ import secrets
 import time
 import zlib
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 from msgspec import Struct
 
 from modelkeep.core import errors, values
 from modelkeep.core.access import (
+    AuthMode,
     Caller,
     Effect,
     Grant,
@@ -32,6 +32,7 @@ from modelkeep.core.access import (
     TokenInfo,
     Verb,
 )
+from modelkeep.core.answers import NewToken, WhoAmI
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Actor, ActorKind, ModelName
 from modelkeep.service.act import SYSTEM_CONTEXT, Act, Desk
@@ -53,31 +54,6 @@ REFUSALS_PER_HOUR = 20
 
 _GATEWAY_LABEL = "local gateway"
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
-
-class AuthMode(StrEnum):
-    """Whom the server believes."""
-
-    LOCAL = "local"
-    TOKEN = "token"
-
-
-class NewToken(Struct, frozen=True, kw_only=True):
-    """A token just made; `secret` is the whole text to send, and it is never shown again."""
-
-    info: TokenInfo
-    secret: str
-
-
-class WhoAmI(Struct, frozen=True, kw_only=True):
-    """Who the server takes you for, and what you hold."""
-
-    actor: Actor
-    mode: AuthMode
-    owner: bool
-    grants: tuple[Grant, ...]
-    verbs: tuple[Verb, ...] | None
-    project: str | None
 
 
 class PrincipalPage(Struct, frozen=True, kw_only=True):

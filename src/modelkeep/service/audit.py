@@ -7,31 +7,16 @@ import csv
 import io
 from collections.abc import Iterator
 
-from msgspec import Struct
-
 from modelkeep.core import codec, errors
 from modelkeep.core.access import Verb
-from modelkeep.core.events import ChainedEvent, ChainReport, EventKind, parse_head
+from modelkeep.core.answers import EventPage, Verification
+from modelkeep.core.events import EventKind, parse_head
 from modelkeep.core.values import ModelName
 from modelkeep.service.act import Act, Context, Desk
 from modelkeep.store import events as store
 
 EXPORT_LINES = 500
 """Lines of an export that are sent at a time."""
-
-
-class EventPage(Struct, frozen=True, kw_only=True):
-    """A page of the log; `next_after` continues it in the direction it was read."""
-
-    items: tuple[ChainedEvent, ...]
-    next_after: int | None = None
-
-
-class Verification(Struct, frozen=True, kw_only=True):
-    """The whole chain was walked and every link recomputed."""
-
-    intact: bool
-    report: ChainReport
 
 
 class Audit:

@@ -30,23 +30,11 @@ from modelkeep.core.values import ModelName, Ref
 from modelkeep.ports import BlobStore
 from modelkeep.service import labels, numbering, references
 from modelkeep.service.act import Act, Desk
-from modelkeep.service.drafts import Preview, UploadPlan
-from modelkeep.service.integrity import FsckReport, Integrity, VerifyReport
-from modelkeep.service.registration import Registration, Registrations
+from modelkeep.service.integrity import Integrity
+from modelkeep.service.registration import Registrations
 from modelkeep.store import models, search, versions
 from modelkeep.store.schema import model_tags, version_tags
 from modelkeep.store.visibility import Scopes, Visible, visible_to
-
-__all__ = [
-    "Catalog",
-    "FsckReport",
-    "ModelPage",
-    "Preview",
-    "Registration",
-    "UploadPlan",
-    "VerifyReport",
-    "VersionPage",
-]
 
 ALIASES_MAX = 200
 """Aliases of one model: they are read by people, and shown with it."""

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import NamedTuple
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from modelkeep.core import errors, registration, values
 from modelkeep.core.access import Verb
+from modelkeep.core.answers import Preview, UploadPlan
 from modelkeep.core.catalog import Draft, DraftFile, DraftSpec, DraftStatus, FileEntry, ModelVersion
 from modelkeep.core.semver import Bump
 from modelkeep.core.values import Digest, ModelName
@@ -44,39 +44,6 @@ MISSING_SHOWN = 5
 """Missing files that an error lists."""
 LOOKS_AT_ONCE = 8
 """Blobs looked for at a time: a bucket takes some 20 ms for each, and a draft may name thousands."""
-
-
-class UploadPlan(Struct, frozen=True, kw_only=True):
-    """Where the bytes of one announced file go: `offset` is how many have come, `present` that none are
-    missing."""
-
-    draft: str
-    path: str
-    upload_id: str
-    digest: Digest
-    size_bytes: int
-    offset: int = 0
-    present: bool = False
-
-
-class Preview(Struct, frozen=True, kw_only=True):
-    """What registering would come to. `created` False: it is that version again.
-
-    `bump` is the inferred one, `parent` the number of the version that the new one is compared with.
-    `to_send` are the paths whose bytes are not stored yet, at most a page of them, and `to_send_bytes` the
-    size of all.
-    """
-
-    version: str
-    created: bool
-    new_model: bool
-    bump: Bump
-    reasons: tuple[str, ...]
-    parent: int | None
-    files: int
-    size_bytes: int
-    to_send: tuple[str, ...]
-    to_send_bytes: int
 
 
 class _Admitted(NamedTuple):

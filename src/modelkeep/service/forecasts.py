@@ -12,8 +12,9 @@ from itertools import islice
 from msgspec import Struct, structs
 
 from modelkeep.core import errors, forecast
+from modelkeep.core.answers import Measured, RolloutForecast
 from modelkeep.core.catalog import ModelVersion
-from modelkeep.core.forecast import Flow, Outlook
+from modelkeep.core.forecast import Flow
 from modelkeep.core.observation import SideCounts, Tick
 from modelkeep.core.plan import Plan, check_plan
 from modelkeep.core.rollout import Endpoint
@@ -31,43 +32,6 @@ FAILING = 0.005
 """Assumed share of stable's callers who fail, where nothing was counted or said."""
 SLOW = 0.01
 """Assumed share of callers who are answered slowly, where nothing was counted."""
-
-
-class Measured(Struct, frozen=True, kw_only=True):
-    """What gateways counted for an endpoint in its latest rollouts: for so long, both sides together, and of
-    stable alone what its callers met with."""
-
-    rollouts: tuple[str, ...]
-    from_at: datetime
-    to_at: datetime
-    span_s: float
-    requests: int
-    callers: int
-    stable_callers: int
-    stable_failed: int
-    stable_failed_first: int
-    stable_slow: int
-
-
-class RolloutForecast(Struct, frozen=True, kw_only=True):
-    """What moving an endpoint to a version may be expected to look like.
-
-    `flow` is the traffic that was reckoned with; `measured` what of it was counted, None for nothing.
-    `given` and `assumed` name the figures that were said and those that nobody knows. In `outlook` each
-    regression's `formula_s` and the promised `alpha` are computed; all else there is simulated, from its
-    seed.
-    """
-
-    endpoint: str
-    version: str
-    stable: str | None
-    stage: str
-    plan: Plan
-    flow: Flow
-    measured: Measured | None
-    given: tuple[str, ...]
-    assumed: tuple[str, ...]
-    outlook: Outlook
 
 
 class Asked(Struct, frozen=True, kw_only=True):

@@ -3,46 +3,11 @@
 It explains a case that was weighed in `requests`; it decides nothing and changes nothing.
 """
 
-from enum import StrEnum
 from typing import assert_never
 
-from msgspec import Struct
-
-from modelkeep.core.policy import GateResult
+from modelkeep.core.answers import GateReport, Ruling
 from modelkeep.core.promotion import AwaitingApproval, Granted, Refused
 from modelkeep.service.requests import Case
-
-
-class Ruling(StrEnum):
-    """What the gates and the people say together."""
-
-    GRANTED = "granted"
-    AWAITING_APPROVAL = "awaiting_approval"
-    DENIED = "denied"
-
-
-class GateReport(Struct, frozen=True, kw_only=True):
-    """Whether a version may enter a stage now, and why.
-
-    `obstacle` is what stands in the way before any gate is asked: no such move, or a tombstone. `next` is the
-    command that gets one further.
-    """
-
-    version: str
-    number: int
-    stage: str
-    ruling: Ruling
-    gates: tuple[GateResult, ...]
-    policy: str
-    policy_version: int
-    policy_digest: str
-    incumbent: int | None
-    request: str | None
-    approved_by: tuple[str, ...]
-    approvals_missing: int
-    approvals_roles: tuple[str, ...]
-    obstacle: str | None
-    next: str
 
 
 def report(case: Case, obstacle: str | None) -> GateReport:

@@ -9,17 +9,16 @@ bytes and replaces them; a later check that finds them right takes that back.
 from collections.abc import Iterator
 from itertools import islice
 
-from msgspec import Struct
-
 from modelkeep.core import catalog, errors, values
 from modelkeep.core.access import Verb
-from modelkeep.core.catalog import FileEntry, Manifest, ModelVersion
+from modelkeep.core.answers import Altered, FileProblem, FsckReport, VerifyReport
+from modelkeep.core.catalog import FileEntry, Manifest, ModelVersion, StoredBlob
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Digest, ModelName, Ref
-from modelkeep.ports import BlobStore, StoredBlob
+from modelkeep.ports import BlobStore
 from modelkeep.service import references
 from modelkeep.service.act import Act, Context, Desk
-from modelkeep.service.projections import Altered, find_altered
+from modelkeep.service.projections import find_altered
 from modelkeep.store import damage, inventory
 from modelkeep.store.inventory import Holder, StoredVersion
 
@@ -35,51 +34,6 @@ BATCH = 500
 
 _Found = tuple[str, Digest | None] | None
 """What is wrong with a stored file, in a word, and the digest of what lies there; None when it is right."""
-
-
-class FileProblem(Struct, frozen=True, kw_only=True):
-    """A file that is missing, or has other bytes (`actual` is their digest), in the versions that name it.
-
-    A `path` of None is the list of files itself: what is stored of it is not what was digested.
-    """
-
-    digest: Digest
-    path: str | None
-    versions: tuple[str, ...]
-    problem: str
-    actual: Digest | None = None
-
-
-class VerifyReport(Struct, frozen=True, kw_only=True):
-    """What a version's bytes were found to be. `ok` is the whole answer."""
-
-    version: str
-    digest: Digest
-    ok: bool
-    files: int
-    size_bytes: int
-    problems: tuple[FileProblem, ...] = ()
-
-
-class FsckReport(Struct, frozen=True, kw_only=True):
-    """What everything was found to be.
-
-    `missing` and `damaged` count contents, `dangling` the blobs that no version and no open draft names: room
-    that could be given back, and no fault. `ok` is that no version has a problem and nothing was altered:
-    no stored row says something else than the events do.
-    """
-
-    ok: bool
-    versions: int
-    blobs: int
-    size_bytes: int
-    missing: int
-    damaged: int
-    problems: tuple[FileProblem, ...] = ()
-    dangling: int = 0
-    dangling_bytes: int = 0
-    dangling_blobs: tuple[StoredBlob, ...] = ()
-    altered: tuple[Altered, ...] = ()
 
 
 class _Tally:

@@ -5,16 +5,14 @@ begins with. Each change is a new version, kept whole in the audit log. What a p
 `core.policy`'s business.
 """
 
-from datetime import datetime
 from typing import Any
-
-from msgspec import Struct
 
 from modelkeep.core import errors, policy, values
 from modelkeep.core.access import Verb
+from modelkeep.core.answers import PolicyRecord
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import Policy
-from modelkeep.core.values import Digest, ModelName
+from modelkeep.core.values import ModelName
 from modelkeep.service.act import Act, Context, Desk
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import promotion as store
@@ -22,22 +20,6 @@ from modelkeep.store.transaction import Transaction
 
 Scope = ModelName | str | None
 """A model, a project's name, or None for the installation."""
-
-
-class PolicyRecord(Struct, frozen=True, kw_only=True):
-    """The policy that holds for a scope.
-
-    `scope` is what was asked for and `source` where the policy was set; `version` 0 is the one Modelkeep
-    begins with, which nobody set.
-    """
-
-    scope: str
-    source: str
-    version: int
-    digest: Digest
-    policy: Policy
-    set_at: datetime | None = None
-    set_by: str | None = None
 
 
 def nearest(tx: Transaction, scope: Scope) -> store.StoredPolicy | None:

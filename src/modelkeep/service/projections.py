@@ -8,9 +8,8 @@ together with the tables: for that, somebody has to have kept a head (`audit ver
 from collections.abc import Iterator
 from typing import Any
 
-from msgspec import Struct
-
 from modelkeep.core import codec, values
+from modelkeep.core.answers import Altered
 from modelkeep.core.values import ModelName
 from modelkeep.service.act import Act, Context, Desk
 from modelkeep.store import projections as store
@@ -23,20 +22,6 @@ MODELS_BATCH = 500
 """Models whose names are read at a time."""
 SHOWN_MAX = 200
 """Characters that are shown of what was recorded, and of what was found."""
-
-
-class Altered(Struct, frozen=True, kw_only=True):
-    """A stored row that is not what the events say.
-
-    `where` is the version (or model) it is about, `what` the table, the row in it and the column:
-    `version_metrics[auc].value`. `recorded` is what the events vouch for, `found` what stands there; None is
-    no row, or no value.
-    """
-
-    where: str
-    what: str
-    recorded: str | None
-    found: str | None
 
 
 def find_altered(desk: Desk, context: Context) -> Iterator[Altered]:

@@ -6,10 +6,9 @@ bytes.
 
 from collections.abc import Container
 
-from msgspec import Struct
-
 from modelkeep.core import catalog, errors, registration
 from modelkeep.core.access import Verb
+from modelkeep.core.answers import Registration
 from modelkeep.core.catalog import Draft, DraftSpec, DraftStatus, Manifest, ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Digest
@@ -22,18 +21,6 @@ from modelkeep.store import catalog as store
 from modelkeep.store import drafts as draft_store
 from modelkeep.store import models
 from modelkeep.store.models import ModelRow
-
-
-class Registration(Struct, frozen=True, kw_only=True):
-    """What a draft ended in. `created` False: this version was there before, with the same bytes and nothing
-    new.
-
-    `reasons` are the sentences behind the version's number.
-    """
-
-    version: ModelVersion
-    created: bool
-    reasons: tuple[str, ...]
 
 
 class Registrations(Drafts):

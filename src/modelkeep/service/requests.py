@@ -11,6 +11,7 @@ from msgspec import Struct, structs
 
 from modelkeep.core import access, errors, promotion, values
 from modelkeep.core.access import Role, Verb
+from modelkeep.core.answers import PolicyRecord
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import Check, ChecklistGate, Facts, StageRules, Waiver
@@ -26,7 +27,7 @@ from modelkeep.core.promotion import (
 )
 from modelkeep.core.values import Actor, ModelName
 from modelkeep.service.act import Act
-from modelkeep.service.policies import Policies, PolicyRecord
+from modelkeep.service.policies import Policies
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
 from modelkeep.store import promotion as store

@@ -4,15 +4,13 @@ One act does everything, so that there is no moment without a version in the sta
 asked: whoever may roll back may do so at once.
 """
 
-from enum import StrEnum
 from typing import Protocol
-
-from msgspec import Struct
 
 from modelkeep.core import errors, promotion, values
 from modelkeep.core.access import Verb
+from modelkeep.core.answers import PromotionKind, Rollback
 from modelkeep.core.catalog import ModelVersion
-from modelkeep.core.promotion import TICKET_MAX, Interval, MoveCause
+from modelkeep.core.promotion import TICKET_MAX, MoveCause
 from modelkeep.core.rollout import Endpoint, Rollout
 from modelkeep.core.values import ModelName, Ref
 from modelkeep.service import stages
@@ -51,32 +49,6 @@ class RolloutStarter(Protocol):
 
     def revert(self, act: Act, endpoint: Endpoint, to: ModelVersion, reason: str) -> None:
         """Have an endpoint serve a former version at once."""
-
-
-class PromotionKind(StrEnum):
-    """What a granted promotion has brought about."""
-
-    MOVED = "moved"
-    ROLLOUT = "rollout"
-
-
-class Rollback(Struct, frozen=True, kw_only=True):
-    """A rollback that was made.
-
-    `moved`: the stage went back from `from_number` to `version`, at once. `rollout`: a rollout was under way
-    and `from_number` is the candidate whose traffic was taken back; `version` is who stayed in the stage.
-    """
-
-    kind: PromotionKind
-    stage: str
-    version: ModelVersion | None
-    from_number: int | None
-    from_semver: str | None
-    tombstoned: bool
-    rollout: str | None = None
-    endpoint: str | None = None
-    incident: str | None = None
-    interval: Interval | None = None
 
 
 class Rollbacks:

@@ -11,16 +11,17 @@ from msgspec import Struct, structs
 from modelkeep.core import errors, values
 from modelkeep.core import rollout as core
 from modelkeep.core.access import Verb
+from modelkeep.core.answers import Explanation, GatewayStatus, RolloutForecast, RolloutStatus
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
-from modelkeep.core.observation import GatewayReply, GatewayReport, VersionPhase
-from modelkeep.core.rollout import Advanced, Endpoint, Evidence, Rollout, RolloutState
-from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey
+from modelkeep.core.observation import GatewayReply, GatewayReport
+from modelkeep.core.rollout import Advanced, Endpoint, Rollout, RolloutState
+from modelkeep.core.routing import Route, RoutingTable, VersionKey
 from modelkeep.core.values import ModelName, Ref
 from modelkeep.service import references
 from modelkeep.service.act import Act
 from modelkeep.service.endpoints import EndpointPage, Endpoints
-from modelkeep.service.forecasts import Asked, RolloutForecast, foretell
+from modelkeep.service.forecasts import Asked, foretell
 from modelkeep.service.gateways import SILENT_S, Gateways
 from modelkeep.service.traffic import StageKeeper, Traffic
 from modelkeep.store import catalog as catalog_store
@@ -48,44 +49,6 @@ class RolloutPage(Struct, frozen=True, kw_only=True):
 
     items: tuple[Rollout, ...]
     next_page_token: str | None = None
-
-
-class GatewayStatus(Struct, frozen=True, kw_only=True):
-    """What one gateway does for an endpoint, as far as it has told.
-
-    `in_step` says that it obeys the newest route; `phases` are of the versions that this route names,
-    by semver.
-    """
-
-    gateway: str
-    url: str
-    seen_at: datetime
-    answering: bool
-    epoch: Epoch | None
-    candidate_ppm: int
-    in_step: bool
-    phases: dict[str, VersionPhase]
-
-
-class RolloutStatus(Struct, frozen=True, kw_only=True):
-    """How an endpoint's traffic stands: the rollout under way, or else the last one."""
-
-    endpoint: Endpoint
-    stable: str | None
-    previous: str | None
-    rollout: Rollout | None
-    active: bool
-    gateways: tuple[GatewayStatus, ...]
-
-
-class Explanation(Struct, frozen=True, kw_only=True):
-    """Evidence recomputed from the stored counts; `equal` says whether it agrees to the last bit."""
-
-    rollout: str
-    ticks: int
-    recomputed: Evidence
-    equal: bool
-    judgement: core.Judgement
 
 
 class Rollouts(Endpoints):

@@ -11,12 +11,13 @@ from msgspec import Struct
 
 from modelkeep.core import codec, errors, promotion, registration, values
 from modelkeep.core.access import Verb
+from modelkeep.core.answers import History, WhatWas
 from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
-from modelkeep.core.events import ChainedEvent, Event, EventKind
+from modelkeep.core.events import ChainedEvent, EventKind
 from modelkeep.core.policy import GateResult
-from modelkeep.core.promotion import Displaced, Interval, MoveCause, PromotionRequest, StageMove
-from modelkeep.core.rollout import Attempt, attempt_of
-from modelkeep.core.values import Actor, Digest, ModelName, Numbered, Ref, Staged
+from modelkeep.core.promotion import Displaced, Interval, MoveCause, StageMove
+from modelkeep.core.rollout import attempt_of
+from modelkeep.core.values import Actor, Digest, Numbered, Ref, Staged
 from modelkeep.service import references
 from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
@@ -57,35 +58,6 @@ class Moved(Struct, frozen=True, kw_only=True):
 
     interval: Interval
     displaced: Displaced | None
-
-
-class History(Struct, frozen=True, kw_only=True):
-    """Who stood where, the latest first; the latest rollouts that ended without success; and the model's
-    latest events for whoever may read the audit log.
-    """
-
-    model: ModelName
-    intervals: tuple[Interval, ...]
-    attempts: tuple[Attempt, ...] = ()
-    events: tuple[ChainedEvent, ...] = ()
-
-
-class WhatWas(Struct, frozen=True, kw_only=True):
-    """What stood in a stage at a moment, and why.
-
-    `sequence` is the last event up to that moment, and so what "then" means exactly; `event` is the one that
-    brought the version there, with every gate's answer in its body.
-    """
-
-    version: ModelVersion
-    stage: str
-    at: datetime
-    sequence: int
-    interval: Interval
-    event: Event
-    gates: tuple[GateResult, ...] = ()
-    approved_by: tuple[str, ...] = ()
-    request: PromotionRequest | None = None
 
 
 def move(act: Act, model: ModelRow, version: ModelVersion, to: str, because: Because) -> Moved:

@@ -8,7 +8,7 @@ import ipaddress
 from typing import Any
 from urllib.parse import urlsplit
 
-from modelkeep.core import codec, compare, errors
+from modelkeep.core import answers, codec, compare, errors
 from modelkeep.core.access import Grant, Principal, TokenInfo
 from modelkeep.core.catalog import (
     Draft,
@@ -23,7 +23,7 @@ from modelkeep.core.observation import GatewayReply, GatewayReport
 from modelkeep.core.promotion import PromotionRequest
 from modelkeep.core.rollout import Endpoint, Rollout
 from modelkeep.core.routing import RoutingTable
-from modelkeep.service import access, audit, catalog, forecasts, promotion, rollout
+from modelkeep.service import access, catalog, promotion, rollout
 from modelkeep.service.house import House
 from modelkeep.web import api, bytes_io, openapi, requests, shapes, uploads
 from modelkeep.web.dispatch import Bound, Dispatcher
@@ -101,31 +101,31 @@ OPERATIONS: tuple[Operation, ...] = (
          Draft, body=DraftSpec, status=201, before=api.look_for_announced),
     _row("preview_draft", "POST", MODEL + "/drafts/preview", READ, api.preview_draft,
          "What registering would come to; nothing is written",
-         catalog.Preview, body=DraftSpec),
+         answers.Preview, body=DraftSpec),
     _row("get_draft", "GET", V1 + "/drafts/{id}", READ, api.get_draft, "How far a registration is", Draft),
     _row("cancel_draft", "DELETE", V1 + "/drafts/{id}", WRITE, api.cancel_draft,
          "Give up a registration", api.Done),
     _row("upload_file", "PUT", V1 + "/drafts/{id}/file", STREAM, uploads.upload, "Send the bytes of a file",
-         catalog.UploadPlan, query=shapes.UploadQuery),
+         answers.UploadPlan, query=shapes.UploadQuery),
     _row("finalize_draft", "POST", V1 + "/drafts/{id}/finalize", WRITE, api.finalize_draft,
          "Make the version",
-         catalog.Registration, before=api.look_for_sent),
+         answers.Registration, before=api.look_for_sent),
     _row("list_files", "GET", V1 + "/version/files", READ, api.list_files, "The files of a version",
          Manifest, query=shapes.RefQuery),
     _row("download_file", "GET", V1 + "/version/file", STREAM, bytes_io.download, "The bytes of a file",
          bytes, query=shapes.FileQuery),
     _row("verify_version", "POST", V1 + "/version/verify", TASK, api.verify_version,
          "Hash a version's bytes again",
-         catalog.VerifyReport, query=shapes.RefQuery),
+         answers.VerifyReport, query=shapes.RefQuery),
     _row("fsck", "POST", V1 + "/fsck", TASK, api.fsck, "Hash everything again, find what dangles",
-         catalog.FsckReport),
+         answers.FsckReport),
     # promotion
     _row("gate", "GET", V1 + "/gate", READ, api.gate, "Whether a version may enter a stage, and why",
-         promotion.GateReport, query=shapes.GateQuery, before=api.hash_for_gate),
+         answers.GateReport, query=shapes.GateQuery, before=api.hash_for_gate),
     _row("promote", "POST", V1 + "/promotions", WRITE, api.promote, "Move a version to a stage",
-         promotion.Promotion, body=shapes.NewPromotion, status=201, before=api.hash_for_promotion),
+         answers.Promotion, body=shapes.NewPromotion, status=201, before=api.hash_for_promotion),
     _row("rollback", "POST", V1 + "/rollbacks", WRITE, api.rollback, "Take a model back",
-         promotion.Rollback, body=shapes.NewRollback, status=201),
+         answers.Rollback, body=shapes.NewRollback, status=201),
     _row("clear_version", "POST", V1 + "/version/clear", WRITE, api.clear_version,
          "Let a taken-back version return",
          ModelVersion, query=shapes.RefQuery, body=shapes.Because),
@@ -140,13 +140,13 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("withdraw", "POST", V1 + "/requests/{id}/withdrawal", WRITE, api.withdraw, "Withdraw a request",
          PromotionRequest, body=shapes.Because),
     _row("history", "GET", MODEL + "/history", READ, api.history, "Who was in which stage, and what happened",
-         promotion.History, query=shapes.HistoryQuery),
+         answers.History, query=shapes.HistoryQuery),
     _row("whatwas", "GET", V1 + "/whatwas", READ, api.whatwas, "What was in a stage at a moment, and why",
-         promotion.WhatWas, query=shapes.RefAtQuery),
+         answers.WhatWas, query=shapes.RefAtQuery),
     _row("get_policy", "GET", V1 + "/policy", READ, api.get_policy, "The policy that holds",
-         promotion.PolicyRecord, query=shapes.ScopeQuery),
+         answers.PolicyRecord, query=shapes.ScopeQuery),
     _row("set_policy", "PUT", V1 + "/policy", WRITE, api.set_policy, "Set a policy (YAML or JSON)",
-         promotion.PolicyRecord, query=shapes.ScopeQuery, body=bytes, raw=True, before=api.read_policy),
+         answers.PolicyRecord, query=shapes.ScopeQuery, body=bytes, raw=True, before=api.read_policy),
     # rollout
     _row("list_endpoints", "GET", V1 + "/endpoints", READ, api.list_endpoints, "Endpoints",
          rollout.EndpointPage, query=shapes.ListQuery),
@@ -156,7 +156,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("delete_endpoint", "DELETE", ENDPOINT, WRITE, api.delete_endpoint, "Delete an endpoint", api.Done),
     _row("rollout_status", "GET", ENDPOINT + "/rollout", READ, api.rollout_status,
          "How an endpoint's traffic stands",
-         rollout.RolloutStatus),
+         answers.RolloutStatus),
     _row("rollout_abort", "POST", ENDPOINT + "/rollout/abort", WRITE, api.rollout_abort,
          "Give traffic back to stable",
          Rollout, body=shapes.Because),
@@ -171,9 +171,9 @@ OPERATIONS: tuple[Operation, ...] = (
          rollout.RolloutPage, query=shapes.RolloutsQuery),
     _row("get_rollout", "GET", V1 + "/rollouts/{id}", READ, api.get_rollout, "One rollout", Rollout),
     _row("explain_rollout", "GET", V1 + "/rollouts/{id}/explanation", SLOW, api.explain_rollout,
-         "Recompute a rollout's evidence from its counts", rollout.Explanation),
+         "Recompute a rollout's evidence from its counts", answers.Explanation),
     _row("rollout_forecast", "GET", V1 + "/forecast", SLOW, api.rollout_forecast,
-         "What a rollout may expect before it starts", forecasts.RolloutForecast, query=shapes.ForecastQuery),
+         "What a rollout may expect before it starts", answers.RolloutForecast, query=shapes.ForecastQuery),
     _row("gateway_table", "GET", V1 + "/gateway/table", STREAM, bytes_io.gateway_table,
          "The routing table, when newer",
          RoutingTable, query=shapes.TableQuery),
@@ -184,14 +184,14 @@ OPERATIONS: tuple[Operation, ...] = (
          bytes),
     # audit and access
     _row("list_events", "GET", V1 + "/audit/events", READ, api.list_events, "The audit log",
-         audit.EventPage, query=shapes.EventsQuery),
+         answers.EventPage, query=shapes.EventsQuery),
     _row("verify_audit", "GET", V1 + "/audit/verification", TASK, api.verify_audit,
          "Walk the chain of all events",
-         audit.Verification, query=shapes.HeadQuery),
+         answers.Verification, query=shapes.HeadQuery),
     _row("export_audit", "GET", V1 + "/audit/export", STREAM, bytes_io.export_audit, "The audit log as lines",
          bytes, query=shapes.ExportQuery),
     _row("whoami", "GET", V1 + "/whoami", READ, api.whoami, "Who you are, and what you may do",
-         access.WhoAmI),
+         answers.WhoAmI),
     _row("list_principals", "GET", V1 + "/principals", READ, api.list_principals, "People and programs",
          access.PrincipalPage, query=shapes.ListQuery),
     _row("create_principal", "POST", V1 + "/principals", WRITE, api.create_principal,
@@ -203,7 +203,7 @@ OPERATIONS: tuple[Operation, ...] = (
          access.TokenPage, query=shapes.ListQuery),
     _row("create_token", "POST", V1 + "/tokens", WRITE, api.create_token,
          "Make a token; its secret is shown once",
-         access.NewToken, body=shapes.NewTokenBody, status=201, secret=True),
+         answers.NewToken, body=shapes.NewTokenBody, status=201, secret=True),
     _row("revoke_token", "DELETE", V1 + "/tokens/{id}", WRITE, api.revoke_token, "Revoke a token", TokenInfo),
     _row("list_grants", "GET", V1 + "/grants", READ, api.list_grants, "Who holds which role where",
          access.GrantPage, query=shapes.ListQuery),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from modelkeep.core import errors
-from modelkeep.service.catalog import UploadPlan
+from modelkeep.core.answers import UploadPlan
 from modelkeep.web import exchange, problems
 from modelkeep.web.dispatch import Dispatcher
 from modelkeep.web.exchange import Body
