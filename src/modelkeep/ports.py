@@ -37,9 +37,9 @@ class BlobStore(Protocol):
     """Keeps bytes under the digest of what they are.
 
     A blob is complete or absent: it becomes visible only in `commit`, after its digest was checked, or in
-    `seal`, under the digest that it turned out to have, and then never changes. Committing content that is there already is no error and leaves one blob; it is stored
-    anew, which renews `modified_at` (so that a collection under way spares it) and heals a copy that was
-    damaged.
+    `seal`, under the digest that it turned out to have, and then never changes. Storing content that is there
+    already is no error and leaves one blob; it is stored anew, which renews `modified_at` (so that a
+    collection under way spares it) and heals a copy that was damaged.
 
     Bytes arrive through upload sessions. A session is named by an id that the server made (`[a-z0-9_]`, one
     id for one upload, ever) and outlives the process: after a restart `status` says how many bytes there are,

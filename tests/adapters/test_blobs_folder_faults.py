@@ -488,10 +488,10 @@ def test_a_late_append_does_not_reach_a_committed_blob(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=late)
     folder_fd = os.open(tmp_path, os.O_RDONLY)
-    with spool.sealed("up_1", digest_of(b"abc")) as (fd, size):
+    with spool.sealed("up_1", digest_of(b"abc")) as (fd, blob):
         thread.start()
         time.sleep(0.1)
-        assert (size, outcome) == (3, [])
+        assert (blob.size_bytes, outcome) == (3, [])
         spool.move("up_1", fd, target.name, folder_fd)
     thread.join(timeout=CHILD_S)
     os.close(folder_fd)

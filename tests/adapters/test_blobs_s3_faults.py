@@ -100,10 +100,10 @@ def test_a_spool_that_rots_stores_nothing(s3_server: S3Server, tmp_path: Path) -
         data = noise(size)
         store.begin("up_1", size)
         store.append("up_1", 0, [data])
-        with store._spool.sealed("up_1", digest_of(data)) as (fd, held):
+        with store._spool.sealed("up_1", digest_of(data)) as (fd, blob):
             os.pwrite(fd, b"\0\0\0\0", size - 4)
             with pytest.raises(errors.DigestMismatch):
-                store._send(store._key(digest_of(data)), fd, held, digest_of(data))
+                store._send(fd, blob)
         store.cancel("up_1")
         assert store.stat(digest_of(data)) is None
     assert list(store.iterate()) == []

@@ -316,6 +316,54 @@ class BlobStoreContract:
         with pytest.raises(errors.LimitExceeded):
             store.begin("up_1", BLOB_MAX_BYTES + 1)
 
+    # Uploads whose digest nobody said before
+
+    @pytest.mark.req("T1")
+    @pytest.mark.parametrize("size", [0, 1, 4 * MIB, 9 * MIB + 5])
+    def test_a_sealed_upload_is_found_by_what_it_hashes_to(self, store: BlobStore, size: int) -> None:
+        """Sealing says the digest of what came, closes the session, and leaves a blob like any other."""
+        data = noise(size)
+        store.begin("up_1", size if size % 2 else None)
+        store.append("up_1", 0, pieces(data, 700_001))
+        assert store.seal("up_1") == BlobInfo(digest=digest_of(data), size_bytes=size)
+        assert b"".join(store.open_verified(digest_of(data))) == data
+        with pytest.raises(errors.BlobNotFound):
+            store.seal("up_1")
+
+    def test_an_upload_that_lacks_bytes_is_not_sealed(self, store: BlobStore) -> None:
+        """A declared size holds for sealing too; the upload goes on."""
+        store.begin("up_1", 5)
+        store.append("up_1", 0, [b"abc"])
+        with pytest.raises(errors.OffsetMismatch):
+            store.seal("up_1")
+        store.append("up_1", 3, [b"de"])
+        assert store.seal("up_1").digest == digest_of(b"abcde")
+
+    def test_sealing_outlives_a_restart(self, store: BlobStore, backend: Backend) -> None:
+        """What came before a restart counts in the digest that is said after it."""
+        store.begin("up_1")
+        store.append("up_1", 0, [b"before "])
+        store.close()
+        after = backend.open()
+        after.append("up_1", 7, [b"after"])
+        assert after.seal("up_1").digest == digest_of(b"before after")
+        after.close()
+
+    def test_one_upload_is_made_of_several(self, store: BlobStore) -> None:
+        """Open uploads can be read, in any order, into another one."""
+        parts = [noise(3 * MIB, 1), b"", noise(5, 2)]
+        for number, data in enumerate(parts):
+            store.begin(f"part_{number}")
+            store.append(f"part_{number}", 0, [data])
+        store.begin("up_1")
+        end = 0
+        for number in (2, 0, 1):
+            end = store.append("up_1", end, store.open_upload(f"part_{number}"))
+            store.cancel(f"part_{number}")
+        assert store.seal("up_1").digest == digest_of(parts[2] + parts[0])
+        with pytest.raises(errors.BlobNotFound):
+            store.open_upload("part_0")
+
     def test_cancelling_may_be_repeated(self, store: BlobStore) -> None:
         """An upload that is open, closed, committed or unknown can be cancelled; the blob stays."""
         store.begin("up_1")
@@ -441,6 +489,8 @@ class BlobStoreContract:
             lambda: store.append(upload_id, 0, [b"abc"]),
             lambda: store.status(upload_id),
             lambda: store.commit(upload_id, ABSENT),
+            lambda: store.seal(upload_id),
+            lambda: store.open_upload(upload_id),
             lambda: store.cancel(upload_id),
         ):
             with pytest.raises(errors.InvalidName):

@@ -32,6 +32,7 @@ from modelkeep.core import errors
 from modelkeep.core.values import Digest
 from modelkeep.ports import (
     BLOB_MAX_BYTES,
+    BlobInfo,
     check_size,
     check_upload_id,
     no_such_upload,
@@ -153,11 +154,11 @@ class UploadSpool:
         return length
 
     @contextlib.contextmanager
-    def sealed(self, upload_id: str, expected: Digest) -> Iterator[tuple[int, int]]:
-        """Hold a session whose bytes are all there and have the digest they should have.
+    def sealed(self, upload_id: str, expected: Digest | None = None) -> Iterator[tuple[int, BlobInfo]]:
+        """Hold a session whose bytes are all there and have the digest they should have, where one is said.
 
         Returns:
-            Its open file, and its size in bytes. Whoever holds it decides what becomes of it: `move` or
+            Its open file, and what blob it is. Whoever holds it decides what becomes of it: `move` or
             `cancel`; if they do neither, the session stays open.
 
         Raises:
@@ -175,10 +176,26 @@ class UploadSpool:
             with disk_errors(f"read upload {upload_id}"):
                 running.advance(fd, size, memoryview(bytearray(READ_BYTES)))
             actual = running.digest()
-            if running.offset != size or actual != expected:
+            if running.offset != size or (expected is not None and actual != expected):
                 self.cancel(upload_id)
-                raise wrong_digest(expected, actual, "the upload was discarded, send the file again")
-            yield fd, size
+                raise wrong_digest(
+                    expected or actual, actual, "the upload was discarded, send the file again"
+                )
+            yield fd, BlobInfo(digest=actual, size_bytes=size)
+
+    def read(self, upload_id: str) -> Generator[bytes, None, None]:
+        """Read what a session has. See `BlobStore.open_upload`."""
+        check_upload_id(upload_id)
+        chunks = self._read(upload_id)
+        next(chunks)  # opens and locks the session now, so that errors come from this call
+        return chunks
+
+    def _read(self, upload_id: str) -> Generator[bytes, None, None]:
+        """Yield one empty chunk when the session is held, then its bytes."""
+        with self._held(upload_id) as fd:
+            yield b""
+            with disk_errors(f"read upload {upload_id}"):
+                yield from read_range(fd, 0, os.fstat(fd).st_size)
 
     def move(self, upload_id: str, fd: int, name: str, folder_fd: int) -> None:
         """Give a sealed session's file its final name, in one step, in place of what may have it.
