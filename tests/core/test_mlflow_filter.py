@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from modelkeep.core import errors
 from modelkeep.core import mlflow_filter as mlflow
-from modelkeep.core.mlflow_filter import Clause, Kind, Noun, Operator, Order
+from modelkeep.core.mlflow_filter import Clause, Kind, Noun, Operator, Order, OrderField
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "mlflow_filters.jsonl"
 ROWS = [json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()]
@@ -33,16 +34,9 @@ def read(row: dict[str, object]) -> object:
     return mlflow.parse_order(order, noun)
 
 
-def field(
-    field_name: str = "",
-    ascending: bool = True,
-    dataset_name: str | None = None,
-    dataset_digest: str | None = None,
-) -> Order:
+def field(**parts: Any) -> Order:
     """A term of logged models, as the client sends it."""
-    return mlflow.parse_field(
-        field_name, descending=not ascending, dataset_name=dataset_name, dataset_digest=dataset_digest
-    )
+    return mlflow.parse_fields([OrderField(**parts)])[0]
 
 
 @pytest.mark.req("T1")
@@ -179,8 +173,10 @@ def test_reads_orders(noun: Noun, text: str, order: Order) -> None:
 @pytest.mark.req("T1")
 def test_orders_logged_models_by_metrics_on_data() -> None:
     """A metric of logged models can be asked on one dataset; its key is taken as it is."""
-    assert field("metrics.a b", False, "d", "1") == Order(Kind.METRIC, "a b", True, "d", "1")
-    assert field("creation_time") == Order(Kind.ATTRIBUTE, "creation_timestamp_ms")
+    assert field(field_name="metrics.a b", ascending=False, dataset_name="d", dataset_digest="1") == Order(
+        Kind.METRIC, "a b", True, "d", "1"
+    )
+    assert field(field_name="creation_time") == Order(Kind.ATTRIBUTE, "creation_timestamp_ms")
 
 
 REFUSALS = [
@@ -291,7 +287,7 @@ def test_nothing_but_a_refusal(noun: Noun, text: str) -> None:
     for read_it in (
         lambda: mlflow.parse(text, noun),
         lambda: mlflow.parse_order([text], noun),
-        lambda: mlflow.parse_field(text, descending=False),
+        lambda: mlflow.parse_fields([OrderField(field_name=text)]),
     ):
         try:
             found: object = read_it()

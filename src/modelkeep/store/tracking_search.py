@@ -547,6 +547,14 @@ def _fitting(tx: Transaction, serials: list[int], most: int, *, found: bool) -> 
         serials = serials[: len(serials) // 2]
 
 
+def projects_of(tx: Transaction, experiment_ids: Sequence[int]) -> dict[int, str]:
+    """The project of each of these experiments, deleted or not; those that are not there are left out."""
+    return dict(tx.all(_PROJECTS, ids=list(experiment_ids)))
+
+
+_PROJECTS = select(experiments.c.id, experiments.c.project).where(one_of(experiments.c.id, "ids"))
+
+
 def search_experiments(
     tx: Transaction,
     projects: Sequence[str],

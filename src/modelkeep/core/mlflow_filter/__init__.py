@@ -8,7 +8,7 @@ own language, which has OR, NOT, parentheses, ranges and more, is `core.query`. 
 others use, and has no code of its own.
 """
 
-from modelkeep.core.mlflow_filter.parser import parse, parse_field, parse_order
+from modelkeep.core.mlflow_filter.parser import parse, parse_fields, parse_order
 from modelkeep.core.mlflow_filter.tree import (
     CLAUSES_MAX,
     DATASET_KEYS,
@@ -29,6 +29,7 @@ from modelkeep.core.mlflow_filter.tree import (
     Noun,
     Operator,
     Order,
+    OrderField,
     Value,
     ValueType,
 )
@@ -53,9 +54,10 @@ __all__ = [
     "Noun",
     "Operator",
     "Order",
+    "OrderField",
     "Value",
     "ValueType",
     "parse",
-    "parse_field",
+    "parse_fields",
     "parse_order",
 ]

@@ -11,7 +11,7 @@ evaluates nothing.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from modelkeep.core import errors, values
 from modelkeep.core.mlflow_filter.tokens import Token, TokenKind, tokenize
@@ -34,12 +34,13 @@ from modelkeep.core.mlflow_filter.tree import (
     Noun,
     Operator,
     Order,
+    OrderField,
     Value,
     ValueType,
 )
 from modelkeep.core.query.tokens import INT64, error_at, nearest, place_details, shown
 
-__all__ = ["parse", "parse_field", "parse_order"]
+__all__ = ["parse", "parse_fields", "parse_order"]
 
 _SIGNS = {sign: Operator(sign) for sign in ("=", "!=", "<", "<=", ">", ">=")}
 _OTHER_SIGNS = {"==": "=", "<>": "!=", "=>": ">=", "=<": "<="}
@@ -77,28 +78,35 @@ def parse_order(texts: Sequence[str], noun: Noun) -> tuple[Order, ...]:
     return _terms(texts, noun, lambda text: _Reader(text, noun).term())
 
 
-def parse_field(
-    field: str, *, descending: bool, dataset_name: str | None = None, dataset_digest: str | None = None
-) -> Order:
-    """Read one term of an order of logged models, whose parts come one by one.
+def parse_fields(fields: Sequence[OrderField]) -> tuple[Order, ...]:
+    """Read the terms of an order of logged models, whose parts come one by one.
 
     Everything after `metrics.` is the key, quotes and all.
 
     Raises:
-        InvalidFilter: nothing that logged models can be ordered by. LimitExceeded: too long.
+        InvalidFilter: a term is nothing that logged models can be ordered by.
+        LimitExceeded: too long, or too many terms.
     """
-    reader = _Reader(field, Noun.LOGGED_MODELS, tokens=False)
+    return _terms(fields, Noun.LOGGED_MODELS, _field)
+
+
+def _field(field: OrderField) -> Order:
+    reader = _Reader(field.field_name, Noun.LOGGED_MODELS, tokens=False)
     vocabulary = VOCABULARIES[Noun.LOGGED_MODELS]
-    head, dot, key = field.partition(".")
+    head, dot, key = field.field_name.partition(".")
     if dot and vocabulary.order_prefixes.get(head) is Kind.METRIC:
-        return Order(Kind.METRIC, key, descending, dataset_name or None, dataset_digest or None)
-    name = vocabulary.ordered.get(field)
-    if name is None or dot:
-        raise reader.unordered(field, 0)
-    return Order(Kind.ATTRIBUTE, name, descending)
+        name, digest = field.dataset_name or None, field.dataset_digest or None
+        return Order(Kind.METRIC, key, not field.ascending, name, digest)
+    attribute = vocabulary.ordered.get(field.field_name)
+    if attribute is None:
+        raise reader.unordered(field.field_name, 0)
+    return Order(Kind.ATTRIBUTE, attribute, not field.ascending)
 
 
-def _terms(texts: Sequence[str], noun: Noun, read: Callable[[str], Order]) -> tuple[Order, ...]:
+T = TypeVar("T")
+
+
+def _terms(texts: Sequence[T], noun: Noun, read: Callable[[T], Order]) -> tuple[Order, ...]:
     if len(texts) > ORDER_MAX:
         raise errors.LimitExceeded(f"An order has at most {ORDER_MAX} terms; remove some.", limit=ORDER_MAX)
     terms: list[Order] = []
@@ -106,7 +114,9 @@ def _terms(texts: Sequence[str], noun: Noun, read: Callable[[str], Order]) -> tu
         term = read(text)
         again = any((term.kind, term.key) == (earlier.kind, earlier.key) for earlier in terms)
         if again and not VOCABULARIES[noun].repeats:
-            raise error_at(text, 0, f"The order names {_name(term.kind, term.key)} twice; keep the first.")
+            raise error_at(
+                str(text), 0, f"The order names {_name(term.kind, term.key)} twice; keep the first."
+            )
         terms.append(term)
     return tuple(terms)
 

@@ -295,6 +295,15 @@ class Order(Struct, frozen=True):
     dataset_digest: str | None = None
 
 
+class OrderField(Struct, frozen=True, kw_only=True):
+    """One term of an order of logged models as the client sends it, in parts."""
+
+    field_name: str = ""
+    ascending: bool = True
+    dataset_name: str | None = None
+    dataset_digest: str | None = None
+
+
 class DatasetFilter(Struct, frozen=True):
     """Points measured on this data; any digest where there is none."""
 
