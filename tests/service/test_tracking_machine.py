@@ -30,7 +30,7 @@ POINTS = st.builds(
     st.integers(-1, 2),
 )
 PAIRS = st.builds(Tag, KEYS, st.sampled_from(["0", "1", "", "two\nlines"]))
-TAGS = st.one_of(PAIRS, st.builds(Tag, st.just("mlflow.runName"), st.sampled_from(["x", "y"])))
+TAGS = st.one_of(PAIRS, st.builds(Tag, st.just("mlflow.runName"), st.sampled_from(["x", "y", ""])))
 STEPS = st.one_of(
     st.tuples(
         st.just("batch"),
@@ -104,6 +104,8 @@ class ModelRun:
             if known is None or self._rank(point) > self._rank(known):
                 self.latest[point.key] = point
         for tag in tags:
+            if tag.key == "mlflow.runName" and not tag.value:
+                continue
             self.tags[tag.key] = tag.value
             self.name = tag.value if tag.key == "mlflow.runName" else self.name
         return True

@@ -127,11 +127,12 @@ def refuse_other_values(what: str, known: dict[str, str], params: Iterable[Tag])
 
 
 def set_tags(act: Act, run_id: str, run: LogRow, tags: Sequence[Tag]) -> None:
-    """Write checked tags; the tag of the run's name renames it.
+    """Write checked tags; the tag of the run's name renames it, unless it is empty, as in MLflow.
 
     Raises:
         LimitExceeded: the run would have too many.
     """
+    tags = [tag for tag in tags if tag.value or tag.key != RUN_NAME_TAG]
     if not tags:
         return
     _make_room(act, "tags", run, run.tags, {tag.key for tag in tags})
