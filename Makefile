@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system pins demo test lint format bench bench-peers golden docs clean
+.PHONY: help setup setup-system setup-mlflow pins demo test lint format bench bench-peers golden docs clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -12,7 +12,8 @@ WORKERS ?= 2
 # Words for pytest or the benchmarks, as in: make test ARGS="tests/core -k semver"
 ARGS ?=
 KEEP ?=
-export VENV
+VENV_MLFLOW ?= .venv-mlflow
+export VENV VENV_MLFLOW
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,13 +24,16 @@ setup: ## Make .venv with everything, from pinned and hashed requirements
 setup-system: ## Install the programs the tests drive (Debian, as root; else say what is missing)
 	@scripts/setup_system.sh
 
+setup-mlflow: setup ## Make .venv-mlflow with the real MLflow, for tests and benchmarks (900 MB)
+	@scripts/setup_mlflow.sh
+
 pins: ## Renew the pinned requirements (ONLY_NEW=1 keeps the versions there are)
 	@scripts/pins.sh
 
 demo: setup ## Watch one model's whole life in three minutes (KEEP=1 leaves it running)
 	@KEEP="$(KEEP)" $(PY) examples/demo.py
 
-test: setup setup-system ## Run the tests (ARGS="tests/core -k semver" goes to pytest)
+test: setup setup-system setup-mlflow ## Run the tests (ARGS="tests/core -k semver" goes to pytest)
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: setup ## Check style, types and the directions of imports
@@ -45,12 +49,7 @@ format: setup ## Put the code into the one format, and imports in order
 bench: setup setup-system ## Run the benchmarks and print one table (ARGS="transfer" picks one)
 	$(PY) -m bench $(ARGS)
 
-# In an environment of its own, which git does not see. The newest MLflow asks for parts that are not to be had
-# everywhere; with those of the release before it runs as well.
-bench-peers: setup ## Install MLflow beside us, for the benchmarks to measure (900 MB)
-	$(PY) -m venv .venv-mlflow && echo '*' >.venv-mlflow/.gitignore
-	.venv-mlflow/bin/pip install --quiet mlflow==3.17.2 uvloop httptools
-	.venv-mlflow/bin/pip install --quiet --no-deps mlflow==3.18.0 || echo "bench-peers: MLflow stays at 3.17.2"
+bench-peers: setup-mlflow ## Install MLflow beside us, for the benchmarks to measure
 
 golden: setup ## Write the golden files anew; read their diff before you commit it
 	WRITE_GOLDEN=1 $(PY) -m pytest -m golden $(ARGS)

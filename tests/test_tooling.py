@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PINS = ROOT / "requirements" / "dev.txt"
+MLFLOW_PINS = ROOT / "requirements" / "mlflow.txt"
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
 
 
@@ -27,9 +28,9 @@ def _requirement(text: str) -> str:
     return re.sub(r"[-_.]+", "-", name[0]).lower()
 
 
-def _pinned() -> dict[str, str]:
+def _pinned(pins: Path = PINS) -> dict[str, str]:
     """Read the pins: the first line of each requirement, and all of its text, by name."""
-    blocks = re.split(r"\n(?=[a-z0-9])", "\n" + PINS.read_text())[1:]
+    blocks = re.split(r"\n(?=[a-z0-9])", "\n" + pins.read_text())[1:]
     return {_requirement(block): block for block in blocks}
 
 
@@ -49,18 +50,20 @@ def _run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.Comp
 # ----------------------------------------------------------------------------------------------------- pins
 
 
-def test_every_requirement_is_pinned_and_hashed() -> None:
+@pytest.mark.parametrize("pins", [PINS, MLFLOW_PINS], ids=lambda path: path.name)
+def test_every_requirement_is_pinned_and_hashed(pins: Path) -> None:
     """Each package has one exact version for a system and at least one hash."""
-    pinned = _pinned()
+    pinned = _pinned(pins)
     assert len(pinned) > 50
     for name, block in pinned.items():
         assert re.match(r"[a-z0-9._-]+(\[[a-z,]+\])?==\S+", block), name
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", block), name
 
 
-def test_pins_name_no_address() -> None:
+@pytest.mark.parametrize("pins", [PINS, MLFLOW_PINS], ids=lambda path: path.name)
+def test_pins_name_no_address(pins: Path) -> None:
     """Where packages come from is the matter of whoever installs them."""
-    text = PINS.read_text()
+    text = pins.read_text()
     assert "://" not in text
     assert not re.search(r"^\s*--?(i|f|index|extra-index|find-links|trusted)", text, re.MULTILINE)
 
