@@ -13,7 +13,7 @@ from modelkeep.core.access import Verb
 from modelkeep.core.events import EventKind
 from modelkeep.core.run_names import made_up_name
 from modelkeep.core.tracking import LOGGED_MODEL_VALUE_MAX, LoggedModel, LoggedModelStatus, Tag
-from modelkeep.service import run_logging
+from modelkeep.service import run_logging, tracking_search
 from modelkeep.service.act import Act
 from modelkeep.service.run_logging import now_ms
 from modelkeep.store import experiments, logged_models, runs
@@ -159,6 +159,8 @@ class LoggedModels:
         count = logged_models.count_texts(act.tx, "params", row.serial)
         _refuse_too_many(count + len(new))
         logged_models.add_params(act.tx, row.serial, row.experiment_id, new)
+
+    search = staticmethod(tracking_search.search_logged_models)
 
     def _row(self, act: Act, model_id: str, *, change: bool = False) -> LoggedModelRow:
         row = logged_models.find(act.tx, model_id)

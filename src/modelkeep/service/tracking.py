@@ -3,7 +3,7 @@
 Each method names the right it asks for: reading is READ on the experiment's project, changing is TRACK there,
 and what may not be read is answered like what does not exist. The life of an experiment and of a run is in
 the event log; what a run logs is not, but its end holds a digest of it. The rules of logging stand in
-`run_logging`, searches in `tracking_searches`, logged models in `logged_models`, files in `artifacts`.
+`run_logging`, searches in `tracking_search`, logged models in `logged_models`, files in `artifacts`.
 """
 
 import secrets
@@ -34,7 +34,7 @@ from modelkeep.core.tracking import (
     Tag,
 )
 from modelkeep.core.values import DEFAULT_PROJECT
-from modelkeep.service import run_logging
+from modelkeep.service import run_logging, tracking_search
 from modelkeep.service.act import Act
 from modelkeep.service.run_logging import now_ms
 from modelkeep.store import experiments, paging, run_log, runs
@@ -464,6 +464,9 @@ class Tracking:
             if run_id in rows
             for point in run_log.sample(act.tx, rows[run_id].serial, key, count=count, first=first, last=last)
         )
+
+    search_experiments = staticmethod(tracking_search.search_experiments)
+    search_runs = staticmethod(tracking_search.search_runs)
 
     # ---------------------------------------------------------------------------------------------- finding
 
