@@ -132,6 +132,7 @@ def test_what_each_role_may() -> None:
     assert may[Verb.READ] == set(Role) - {Role.GATEWAY}
     assert may[Verb.PULL] == set(Role) - {Role.GATEWAY, Role.AUDITOR}
     assert may[Verb.REQUEST] == {Role.CONTRIBUTOR, Role.MAINTAINER, Role.ADMIN}
+    assert may[Verb.TRACK] == {Role.CONTRIBUTOR, Role.MAINTAINER, Role.ADMIN}
     assert may[Verb.REVIEW] == {Role.APPROVER, Role.MAINTAINER, Role.ADMIN}
     assert may[Verb.PROMOTE] == may[Verb.ROLLBACK] == {Role.MAINTAINER, Role.ADMIN}
     assert may[Verb.ADMINISTER] == {Role.ADMIN}
