@@ -142,14 +142,14 @@ class LoggedModelStatus(StrEnum):
     FAILED = "LOGGED_MODEL_UPLOAD_FAILED"
 
 
-class Tag(Struct, frozen=True):
+class Tag(Struct, frozen=True, gc=False):
     """A key and what stands under it: a tag, a param, a logged model's parameter."""
 
     key: str
     value: str
 
 
-class Metric(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Metric(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One measured point. `timestamp` in ms since 1970; `value` may be NaN or infinite."""
 
     key: str
@@ -205,7 +205,7 @@ class DatasetInput(Struct, frozen=True, kw_only=True):
     tags: tuple[Tag, ...] = ()
 
 
-class ModelOutput(Struct, frozen=True, kw_only=True):
+class ModelOutput(Struct, frozen=True, kw_only=True, gc=False):
     """A logged model that a run made, and at which step; as an input the step is 0."""
 
     model_id: str

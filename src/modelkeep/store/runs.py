@@ -91,20 +91,25 @@ _SET_DELETED = (
 )
 
 
-def _logged(of: Any) -> Any:
-    """Everything that runs have logged but datasets, in rows of one shape. `of` makes the condition on a
-    column of serials."""
+def _logged(run: Any) -> Any:
+    """Statement: everything that a run has logged but datasets, in rows of one shape."""
     nothing: ColumnElement[str] = literal_column("''")
-    zero: ColumnElement[Any] = literal_column("0")
+    zero: ColumnElement[int] = literal_column("0")
     m, p, t, o = run_metrics.c, run_params.c, run_tags.c, run_models.c
     return union_all(
-        select(
-            m.run, literal_column("'metric'"), m.key, nothing, m.value, m.is_nan, m.timestamp, m.step
-        ).where(of(m.run)),
-        select(p.run, literal_column("'param'"), p.key, p.value, zero, zero, zero, zero).where(of(p.run)),
-        select(t.run, literal_column("'tag'"), t.key, t.value, zero, zero, zero, zero).where(of(t.run)),
-        select(o.run, o.role, o.model_id, nothing, zero, zero, zero, o.step).where(of(o.run)),
+        select(literal_column("'metric'"), m.key, nothing, m.value, m.is_nan, m.timestamp, m.step).where(
+            m.run == run
+        ),
+        select(literal_column("'param'"), p.key, p.value, zero, zero, zero, zero).where(p.run == run),
+        select(literal_column("'tag'"), t.key, t.value, zero, zero, zero, zero).where(t.run == run),
+        select(o.role, o.model_id, nothing, zero, zero, zero, o.step).where(o.run == run),
     )
+
+
+def _of_many(table: Any, *names: str) -> Any:
+    """Statement: what many runs have logged of one kind; rows come in the order of runs and keys."""
+    columns = (table.c.run, *(table.c[name] for name in names))
+    return select(*columns).where(one_of(table.c.run, "runs")).order_by(table.c.run, columns[1])
 
 
 def _data(of: Any) -> Any:
@@ -114,8 +119,11 @@ def _data(of: Any) -> Any:
     return select(*columns).select_from(joined).where(of(r.run)).order_by(r.run, d.name, d.digest)
 
 
-_LOGGED_OF_ONE = _logged(lambda column: column == bindparam("run"))
-_LOGGED_OF_MANY = _logged(lambda column: one_of(column, "runs"))
+_LOGGED = _logged(bindparam("run"))
+_METRICS = _of_many(run_metrics, "key", "value", "is_nan", "timestamp", "step")
+_PARAMS = _of_many(run_params, "key", "value")
+_TAGS = _of_many(run_tags, "key", "value")
+_MODELS = _of_many(run_models, "model_id", "role", "step")
 _DATA_OF_ONE = _data(lambda column: column == bindparam("run"))
 _DATA_OF_MANY = _data(lambda column: one_of(column, "runs"))
 
@@ -126,45 +134,76 @@ def find(tx: Transaction, run_id: str) -> RunRow | None:
     return RunRow(*row) if row else None
 
 
+class Logged(NamedTuple):
+    """What one run has logged; each kind in the order of its keys."""
+
+    metrics: list[Metric]
+    params: list[Tag]
+    tags: list[Tag]
+    inputs: list[ModelOutput]
+    outputs: list[ModelOutput]
+    datasets: list[DatasetInput]
+
+
 def load(tx: Transaction, rows: Sequence[RunRow]) -> list[Run]:
-    """Runs out of rows of `RUN`, in the same order, each with all that it has logged: one statement for all
-    of them, and one more where any has datasets."""
+    """Runs out of rows of `RUN`, in the same order, each with all that it has logged: one statement for one,
+    four for many, and one more where any has datasets."""
     if not rows:
         return []
-    serials = [row.serial for row in rows]
+    parts = {row.serial: Logged([], [], [], [], [], []) for row in rows}
+    serials = list(parts)
     with_data = any(row.with_data for row in rows)
     if len(rows) == 1:
-        logged = tx.all(_LOGGED_OF_ONE, run=serials[0])
+        _fill_one(parts[serials[0]], tx.all(_LOGGED, run=serials[0]))
         data = tx.all(_DATA_OF_ONE, run=serials[0]) if with_data else []
     else:
-        logged = tx.all(_LOGGED_OF_MANY, runs=serials)
+        _fill_many(tx, parts, serials)
         data = tx.all(_DATA_OF_MANY, runs=serials) if with_data else []
-    parts: dict[int, dict[str, list[Row]]] = {serial: {} for serial in serials}
-    for row in logged:
-        parts[row[0]].setdefault(row[1], []).append(row)
     for row in data:
-        parts[row[0]].setdefault("data", []).append(row)
+        parts[row[0]].datasets.append(_dataset(row))
     return [_run(row, parts[row.serial]) for row in rows]
 
 
-_BY_KEY = itemgetter(2)
+def _fill_one(logged: Logged, rows: Sequence[Row]) -> None:
+    for kind, key, text, value, is_nan, timestamp, step in sorted(rows, key=itemgetter(1)):
+        match kind:
+            case "metric":
+                logged.metrics.append(_metric(key, value, is_nan, timestamp, step))
+            case "param":
+                logged.params.append(Tag(key, text))
+            case "tag":
+                logged.tags.append(Tag(key, text))
+            case "input":
+                logged.inputs.append(ModelOutput(model_id=key, step=step))
+            case _:
+                logged.outputs.append(ModelOutput(model_id=key, step=step))
 
 
-def _run(row: RunRow, parts: dict[str, list[Row]]) -> Run:
-    def of(kind: str) -> list[Row]:
-        return sorted(parts.get(kind, ()), key=_BY_KEY)
+def _fill_many(tx: Transaction, parts: dict[int, Logged], serials: list[int]) -> None:
+    for run, *point in tx.all(_METRICS, runs=serials):
+        parts[run].metrics.append(_metric(*point))
+    for run, key, value in tx.all(_PARAMS, runs=serials):
+        parts[run].params.append(Tag(key, value))
+    for run, key, value in tx.all(_TAGS, runs=serials):
+        parts[run].tags.append(Tag(key, value))
+    for run, model_id, role, step in tx.all(_MODELS, runs=serials):
+        models = parts[run].inputs if role == "input" else parts[run].outputs
+        models.append(ModelOutput(model_id=model_id, step=step))
 
+
+def _metric(key: str, value: float, is_nan: int, timestamp: int, step: int) -> Metric:
+    return Metric(key=key, value=NAN if is_nan else value, timestamp=timestamp, step=step)
+
+
+def _run(row: RunRow, logged: Logged) -> Run:
     return Run(
         info=info(row),
-        metrics=tuple(
-            Metric(key=key, value=NAN if is_nan else value, timestamp=timestamp, step=step)
-            for _, _, key, _, value, is_nan, timestamp, step in of("metric")
-        ),
-        params=tuple(Tag(part[2], part[3]) for part in of("param")),
-        tags=tuple(Tag(part[2], part[3]) for part in of("tag")),
-        datasets=tuple(_dataset(part) for part in parts.get("data", ())),
-        model_inputs=tuple(ModelOutput(model_id=part[2], step=part[7]) for part in of("input")),
-        model_outputs=tuple(ModelOutput(model_id=part[2], step=part[7]) for part in of("output")),
+        metrics=tuple(logged.metrics),
+        params=tuple(logged.params),
+        tags=tuple(logged.tags),
+        datasets=tuple(logged.datasets),
+        model_inputs=tuple(logged.inputs),
+        model_outputs=tuple(logged.outputs),
     )
 
 
