@@ -24,6 +24,7 @@ State = dict[str, dict[Any, dict[str, Any]]]
 Fold = Callable[[State, Event], None]
 
 KINDS = tuple("models versions aliases policies requests endpoints rollouts principals tokens grants".split())
+SETTINGS = ("plan", "key_header", "slow_ms", "lease_s")
 FINISHED = {state.value for state in RolloutState if state.finished}
 
 
@@ -77,7 +78,7 @@ def _model_deleted(state: State, event: Event) -> None:
 
 
 def _stages_changed(state: State, event: Event) -> None:
-    state["models"][event.model]["stages"] = [stage["name"] for stage in event.body["to"]["stages"]]
+    state["models"][event.model]["stages"] = event.body["to"]
 
 
 def _version_registered(state: State, event: Event) -> None:
@@ -182,7 +183,7 @@ def _endpoint_created(state: State, event: Event) -> None:
     state["endpoints"][event.subject] = {
         "model": event.model,
         "stage": event.body["stage"],
-        "plan": event.body["plan"],
+        **{name: event.body[name] for name in SETTINGS},
         "stable": None,
         "previous": None,
         "rollout": None,
@@ -191,8 +192,7 @@ def _endpoint_created(state: State, event: Event) -> None:
 
 def _endpoint_changed(state: State, event: Event) -> None:
     row = state["endpoints"][event.subject]
-    if "plan" in event.body:
-        row["plan"] = event.body["plan"]
+    row.update({name: event.body[name] for name in SETTINGS if name in event.body})
     if "stable" in event.body:
         row.update(stable=event.body["stable"], previous=None)
 
@@ -221,8 +221,8 @@ def _rollout_moved(state: State, event: Event) -> None:
     if "paused" in event.body:
         row["paused"] = event.body["paused"] is not None
         return
-    if event.kind is not EventKind.ROLLOUT_HELD:
-        row["paused"] = False
+    if event.kind not in (EventKind.ROLLOUT_HELD, EventKind.ROLLOUT_STEPPED):
+        row["paused"] = False  # a step on somebody's word leaves a pause a pause
     row.update({name: event.body[name] for name in ("state", "step", "weight_ppm")})
     endpoint = state["endpoints"][event.subject]
     if event.kind is EventKind.ROLLOUT_ROLLING_BACK and endpoint["previous"] == row["candidate"]:
@@ -340,7 +340,7 @@ def stored(tx: Transaction) -> State:
                 "description": row["description"],
                 "owner": row["owner"],
                 "tags": tags.get(row["id"], {}),
-                "stages": [stage.name for stage in codec.decode(row["stages"], StageGraph).stages],
+                "stages": _plain(codec.decode(row["stages"], StageGraph)),
             }
     places = {(row["model_id"], row["number"]): row["stage"] for row in _rows(tx, select(schema.occupancy))}
     tags = _tags(tx, schema.version_tags, schema.version_tags.c.version_id)
@@ -401,7 +401,7 @@ def _read_traffic(tx: Transaction, state: State) -> None:
         state["endpoints"][f"endpoint/{endpoint.name}"] = {
             "model": str(endpoint.model),
             "stage": endpoint.stage,
-            "plan": codec.decode(codec.encode(endpoint.plan), dict[str, Any]),
+            **{name: _plain(getattr(endpoint, name)) for name in SETTINGS},
             "stable": endpoint.stable,
             "previous": endpoint.previous,
             "rollout": endpoint.rollout,
@@ -441,6 +441,11 @@ def _read_access(tx: Transaction, state: State) -> None:
             "model": row["model"],
             "effect": row["effect"],
         }
+
+
+def _plain(value: Any) -> Any:
+    """What an event's body holds of it."""
+    return codec.decode(codec.encode(value), Any)
 
 
 def _rows(tx: Transaction, statement: Select[Any]) -> list[dict[str, Any]]:

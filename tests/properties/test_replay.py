@@ -374,7 +374,9 @@ class HistoryMachine(RuleBasedStateMachine):
                 self.attempt("owner", self.world.promotions.set_stages, model, graph)
             case _:
                 self.attempt("owner", catalog.delete_model, model)
-                self.attempt("owner", catalog.create_model, model, "again", "cat", {"x": "y"})
+                self.attempt(
+                    "owner", catalog.create_model, model, "again", "cat", {"x": "y"}, QA if new else None
+                )
 
     @staticmethod
     def model(name: str) -> ModelName:
@@ -442,7 +444,8 @@ class HistoryMachine(RuleBasedStateMachine):
         match word:
             case "put" | "put at once":
                 plan = PLAN if word == "put" else AT_ONCE
-                self.attempt("owner", rollouts.put_endpoint, name, model, plan=plan)
+                caller = {} if word == "put" else {"key_header": "x-user", "slow_ms": 100.0}
+                self.attempt("owner", rollouts.put_endpoint, name, model, plan=plan, **caller)
             case "delete":
                 self.attempt("owner", rollouts.delete_endpoint, name)
             case _:

@@ -30,7 +30,7 @@ _HEAD = re.compile(r"([0-9]{1,18}):([0-9a-fA-F]{64})")
 class EventKind(StrEnum):
     """Every kind of event, `subject.verb_past`. The body of each is described beside it."""
 
-    MODEL_CREATED = "model.created"  # description, owner, tags
+    MODEL_CREATED = "model.created"  # description, owner, tags, stages
     MODEL_CHANGED = "model.changed"  # what changed, from -> to
     MODEL_DELETED = "model.deleted"
     VERSION_REGISTERED = "version.registered"  # number, semver, digest, record, parent, bump, reasons
@@ -53,8 +53,8 @@ class EventKind(StrEnum):
     PROMOTION_DENIED = "promotion.denied"  # every gate's verdict
     POLICY_CHANGED = "policy.changed"  # scope, version, digest
     STAGES_CHANGED = "stages.changed"  # the graph of a model
-    ENDPOINT_CREATED = "endpoint.created"
-    ENDPOINT_CHANGED = "endpoint.changed"
+    ENDPOINT_CREATED = "endpoint.created"  # the stage that it follows, and its settings
+    ENDPOINT_CHANGED = "endpoint.changed"  # its settings, or the version it serves after a rollback
     ENDPOINT_DELETED = "endpoint.deleted"
     ROLLOUT_STARTED = "rollout.started"
     ROLLOUT_STEPPED = "rollout.stepped"  # step, weight, the evidence it was decided on

@@ -79,7 +79,14 @@ class Endpoints:
         if endpoint is None:
             self._check_free(act, registered.id, model, stage)
             sequence = act.record(
-                EventKind.ENDPOINT_CREATED, f"endpoint/{name}", model=model, stage=stage, plan=plan
+                EventKind.ENDPOINT_CREATED,
+                f"endpoint/{name}",
+                model=model,
+                stage=stage,
+                plan=plan,
+                key_header=key_header,
+                slow_ms=slow_ms,
+                lease_s=lease_s,
             ).sequence
             endpoint = Endpoint(
                 id=act.new_id("end"),

@@ -34,7 +34,7 @@ def check_new_name(act: Act, name: ModelName) -> None:
         InvalidName: it is no name. ModelExists: it is taken.
     """
     values.check_name(name.project, "project")
-    values.check_name(name.name, "model")
+    values.check_model_name(name.name)
     twin = models.find_twin(act.tx, name)
     if twin == name.name:
         raise errors.ModelExists(f"There is a model {name} already.", model=str(name))
@@ -73,7 +73,7 @@ def create(
         description=description,
         owner=row.owner,
         tags=tags or {},
-        stages=[spec.name for spec in stages.stages],
+        stages=stages,
     )
     return row
 
