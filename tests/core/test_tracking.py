@@ -39,7 +39,8 @@ POINTS = st.builds(
 
 def metric(key: str = "m", value: float = 1.0, **more: Any) -> Metric:
     """A point."""
-    return Metric(**({"key": key, "value": value, "timestamp": 0} | more))
+    fields: dict[str, Any] = {"key": key, "value": value, "timestamp": 0}
+    return Metric(**(fields | more))
 
 
 @pytest.mark.parametrize(

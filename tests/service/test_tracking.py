@@ -5,6 +5,7 @@ have tests of their own.
 """
 
 import math
+from typing import Any
 
 import pytest
 
@@ -373,7 +374,7 @@ def test_a_long_history_is_sampled(world: TrackingWorld) -> None:
     run = world.run()
     world.log(run, [metric("m", step, at=100 - step, step=step) for step in range(10)])
 
-    def steps(count: int, **interval: int) -> list[int]:
+    def steps(count: int, **interval: Any) -> list[int]:
         found = world.read(
             world.tracking.metric_history_interval, [run, run, "nowhere"], "m", max_results=count, **interval
         )

@@ -1,6 +1,7 @@
 """Logged models: made, measured, finalized, tagged, deleted; and who may do that."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_metrics_of_a_model_are_the_runs_too(world: TrackingWorld) -> None:
     """A point that names a model is in the run's history and on the model, with the data it was taken on."""
     run = world.run()
     model = world.do(world.logged_models.create, "0").model_id
-    more = {"model_id": model, "dataset_name": "test", "dataset_digest": "1"}
+    more: dict[str, Any] = {"model_id": model, "dataset_name": "test", "dataset_digest": "1"}
     sent = [metric("auc", 0.5, at=1, **more), metric("auc", math.nan, at=2, **more), metric("mae", 1, at=1)]
     world.log(run, sent)
     world.do(world.tracking.log_metric, run, sent[0])

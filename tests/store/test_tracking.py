@@ -23,14 +23,14 @@ BINDS: dict[str, Any] = {
     **dict.fromkeys(("id", "run", "model", "which", "limit", "experiment_id", "timestamp", "step"), 1),
     **dict.fromkeys(("first", "last", "is_nan"), 1),
     **dict.fromkeys(("project", "name", "digest", "run_id", "model_id", "key"), "x"),
-    **dict.fromkeys(("ids", "runs", "models", "places"), [1, 2]),
-    "keys": ["a"],
+    **dict.fromkeys(("ids", "runs", "models", "places"), "[1,2]"),
+    "keys": '["a"]',
     "value": 0.5,
 }
 READS: dict[str, tuple[Statement, dict[str, Any]]] = {
     f"{module.__name__.rpartition('.')[2]}.{name.strip('_').lower()}": (
         statement,
-        {bind: BINDS[bind] for bind in statement.compile(dialect=dialect()).params},
+        {bind: BINDS[bind] for bind in BINDS.keys() & statement.compile(dialect=dialect()).params.keys()},
     )
     for module in (experiments, runs, run_log, logged_models)
     for name, statement in vars(module).items()
