@@ -475,7 +475,8 @@ def create_run(act: Act, call: Call) -> OneRun:
     asked: CreateRun = call.body
     made = call.house.tracking.create_run(
         act,
-        asked.experiment_id or "0",
+        asked.experiment_id or "",
+        project=project_of(call),
         user_id=asked.user_id or "",
         start_time=asked.start_time,
         tags=asked.tags or (),
@@ -551,13 +552,14 @@ def log_batch(act: Act, call: Call) -> Nothing:
         act,
         asked.run,
         tuple(metric.point() for metric in asked.metrics or ()),
-        _tags(asked.params),
-        _tags(asked.tags),
+        tags_in(asked.params),
+        tags_in(asked.tags),
     )
     return DONE
 
 
-def _tags(given: tuple[TagIn, ...] | None) -> tuple[Tag, ...]:
+def tags_in(given: tuple[TagIn, ...] | None) -> tuple[Tag, ...]:
+    """Tags or params as the services take them."""
     return tuple(Tag(tag.key, tag.value) for tag in given or ())
 
 
@@ -574,7 +576,7 @@ def log_inputs(act: Act, call: Call) -> Nothing:
                 schema=given.dataset.schema,
                 profile=given.dataset.profile,
             ),
-            tags=_tags(given.tags),
+            tags=tags_in(given.tags),
         )
         for given in asked.datasets or ()
     )
