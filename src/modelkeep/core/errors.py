@@ -11,6 +11,7 @@ needs no change elsewhere.
                     RolloutNotFound BlobNotFound FileNotInVersion PolicyNotFound PrincipalNotFound
                     TokenNotFound MetricNotFound EventNotFound RouteNotFound ExperimentNotFound
                     RunNotFound LoggedModelNotFound TagNotFound ArtifactNotFound
+                    WebhookNotFound DeliveryNotFound
       Conflict      ModelExists VersionExists AliasMoved StageMoved RequestClosed DraftClosed OffsetMismatch
       RolloutActive
                     RolloutFinished EndpointExists PrincipalExists IdempotencyMismatch FolderInUse PortInUse
@@ -18,7 +19,7 @@ needs no change elsewhere.
       Invalid       InvalidName InvalidReference InvalidSemver InvalidFilter InvalidMetadata InvalidManifest
       InvalidMetric
                     InvalidSignature InvalidPolicy InvalidTransition InvalidPlan InvalidInput InvalidTime
-                    InvalidSetting InvalidParameter MalformedBody SemverTooLow MethodNotAllowed
+                    InvalidSetting InvalidParameter InvalidWebhook MalformedBody SemverTooLow MethodNotAllowed
                     UnsupportedMedia RequestTooSlow
         LimitExceeded  BodyTooLarge
       Denied        NotAllowed SelfApproval Tombstoned Yanked
@@ -126,6 +127,8 @@ class RunNotFound(NotFound):          code = "RUN_NOT_FOUND"
 class LoggedModelNotFound(NotFound):  code = "LOGGED_MODEL_NOT_FOUND"
 class TagNotFound(NotFound):          code = "TAG_NOT_FOUND"
 class ArtifactNotFound(NotFound):     code = "ARTIFACT_NOT_FOUND"
+class WebhookNotFound(NotFound):      code = "WEBHOOK_NOT_FOUND"
+class DeliveryNotFound(NotFound):     code = "DELIVERY_NOT_FOUND"
 
 class ModelExists(Conflict):          code = "MODEL_EXISTS"
 class VersionExists(Conflict):        code = "VERSION_EXISTS"
@@ -156,6 +159,7 @@ class InvalidSignature(Invalid):      code = "INVALID_SIGNATURE"
 class InvalidPolicy(Invalid):         code = "INVALID_POLICY"
 class InvalidTransition(Invalid):     code = "INVALID_TRANSITION"
 class InvalidPlan(Invalid):           code = "INVALID_PLAN"
+class InvalidWebhook(Invalid):        code = "INVALID_WEBHOOK"
 class InvalidInput(Invalid):          code = "INVALID_INPUT"
 class InvalidTime(Invalid):           code = "INVALID_TIME"
 class InvalidSetting(Invalid):        code = "INVALID_SETTING"

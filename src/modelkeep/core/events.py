@@ -83,6 +83,9 @@ class EventKind(StrEnum):
     LOGGED_MODEL_CREATED = "logged_model.created"  # experiment, name, run
     LOGGED_MODEL_FINALIZED = "logged_model.finalized"  # ready or failed
     LOGGED_MODEL_DELETED = "logged_model.deleted"
+    WEBHOOK_CREATED = "webhook.created"  # name, project, the receiver's host, the events it wants
+    WEBHOOK_CHANGED = "webhook.changed"  # project, and what changed: from -> to; never a secret
+    WEBHOOK_DELETED = "webhook.deleted"  # name, project
     INTEGRITY_FAILED = "integrity.failed"  # fsck found bytes that are not what was written
 
 
