@@ -4,48 +4,14 @@ MLflow's client and its pages know most operations under two addresses, `/api/2.
 `/ajax-api/2.0/mlflow`; both stand here, as rows of their own.
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-from msgspec.structs import replace
-
 from modelkeep.web.mlflow import tracking
+from modelkeep.web.mlflow.route import API, both, row
 from modelkeep.web.mlflow.wire import Nothing
-from modelkeep.web.operations import Door, Mode, NoQuery, Operation
+from modelkeep.web.operations import Mode, Operation
 
-API = "/api/2.0/mlflow/"
-PAGES = "/ajax-api/2.0/mlflow/"
 READ, WRITE, SLOW = Mode.READ, Mode.WRITE, Mode.SLOW
-
-
-def row(
-    method: str,
-    path: str,
-    mode: Mode,
-    handler: Any,
-    answer: Any = Nothing,
-    *,
-    body: Any = None,
-    query: Any = NoQuery,
-    **more: Any,
-) -> Operation:
-    """One row; its name is made of its path, and its summary is the handler's first line."""
-    name = "mlflow_" + path.removeprefix("/api/").replace("2.0/mlflow/", "").replace("/", "_").replace(
-        "-", "_"
-    )
-    return Operation(
-        name=f"{name}_{method.lower()}",
-        method=method,
-        path=path,
-        mode=mode,
-        handler=handler,
-        summary=(handler.__doc__ or "").partition("\n")[0],
-        answer=answer,
-        body=body,
-        query=query,
-        door=Door.MLFLOW,
-        **more,
-    )
 
 
 def _post(path: str, mode: Mode, handler: Any, body: Any, answer: Any = Nothing) -> Operation:
@@ -54,13 +20,6 @@ def _post(path: str, mode: Mode, handler: Any, body: Any, answer: Any = Nothing)
 
 def _get(path: str, mode: Mode, handler: Any, query: Any, answer: Any) -> Operation:
     return row("GET", API + path, mode, handler, answer, query=query)
-
-
-def _both(rows: Iterable[Operation]) -> Iterator[Operation]:
-    """Each row, and the same under the address that MLflow's pages use."""
-    for each in rows:
-        yield each
-        yield replace(each, path=PAGES + each.path.removeprefix(API), name=each.name + "_ajax")
 
 
 # fmt: off
@@ -102,5 +61,5 @@ TRACKING: tuple[Operation, ...] = (
 )
 # fmt: on
 
-ROWS: tuple[Operation, ...] = tuple(_both(TRACKING))
+ROWS: tuple[Operation, ...] = tuple(both(TRACKING))
 """Every row of the door."""
