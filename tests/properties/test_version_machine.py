@@ -320,7 +320,7 @@ class FolderMachine(VersionMachine):
 
 for _machine in (VersionMachine, FolderMachine):
     _machine.TestCase.settings = settings(
-        max_examples=settings().max_examples * 4 // 5,
+        max_examples=settings().max_examples // 2,
         stateful_step_count=50,
         suppress_health_check=list(HealthCheck),
     )
