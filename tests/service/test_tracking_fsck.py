@@ -11,7 +11,7 @@ from modelkeep.service.act import SYSTEM_CONTEXT
 from modelkeep.store.database import Database
 from tests.service.tracking_world import TrackingWorld, tags
 
-pytestmark = pytest.mark.req("T1", "G6")
+pytestmark = pytest.mark.req("T1", "G8")
 
 
 @pytest.fixture
