@@ -386,7 +386,7 @@ class Wire:
 def model_path(model: str) -> str:
     """The path of a model named `model` or `project/model`. Raises InvalidName."""
     name = values.parse_model_name(model)
-    return f"{V1}/models/{name.project}/{name.name}"
+    return f"{V1}/models/{name.project}/{segment(name.name)}"
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -43,12 +43,14 @@ class Registration(Struct, frozen=True, kw_only=True):
     """What a draft ended in. `created` False: this version was there before, with the same bytes and nothing
     new.
 
-    `reasons` are the sentences behind the version's number.
+    `reasons` are the sentences behind the version's number. `same_identity` are other versions of the model,
+    the highest first, that were made of the same code, data, parameters and environment.
     """
 
     version: ModelVersion
     created: bool
     reasons: tuple[str, ...]
+    same_identity: tuple[str, ...] = ()
 
 
 class Preview(Struct, frozen=True, kw_only=True):
@@ -72,7 +74,8 @@ class Preview(Struct, frozen=True, kw_only=True):
 
 
 class FileProblem(Struct, frozen=True, kw_only=True):
-    """A file that is missing, or has other bytes (`actual` is their digest), in the versions that name it.
+    """A file that is missing, or has other bytes (`actual` is their digest), in the versions that name it,
+    and as the artifacts that runs and logged models keep (`runs:/<id>/<path>`).
 
     A `path` of None is the list of files itself: what is stored of it is not what was digested.
     """
@@ -82,6 +85,7 @@ class FileProblem(Struct, frozen=True, kw_only=True):
     versions: tuple[str, ...]
     problem: str
     actual: Digest | None = None
+    artifacts: tuple[str, ...] = ()
 
 
 class VerifyReport(Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from modelkeep.core import codec, errors, values
+from modelkeep.core.provenance import Identity, Provenance
 from modelkeep.core.signature import Signature
 from modelkeep.core.values import Digest, ModelName
 
@@ -203,6 +204,11 @@ def check_tags(tags: dict[str, str]) -> dict[str, str]:
     for key, value in tags.items():
         values.check_text(key, "tag key", maximum=values.TAG_KEY_MAX, required=True)
         values.check_text(value, f"tag {key!r}", maximum=values.TAG_VALUE_MAX)
+    if sum(len(key) + len(value) for key, value in tags.items()) > values.TAGS_TEXT_MAX:
+        raise errors.LimitExceeded(
+            f"The tags have more than {values.TAGS_TEXT_MAX:,} characters together; keep long ones in a file.",
+            field="tags",
+        )
     return dict(sorted(tags.items()))
 
 
@@ -292,8 +298,9 @@ class RegisteredModel(Struct, frozen=True, kw_only=True):
 
 
 class ModelVersion(Struct, frozen=True, kw_only=True):
-    """One immutable version. Its bytes, signature, metrics, parameters and metadata never change after it is
-    ready; stage, aliases, tags and description are positions and labels beside it, each change an event.
+    """One immutable version. Its bytes, signature, metrics, parameters, metadata and provenance, and the
+    identity that comes of them, never change after it is ready; stage, aliases, tags and description are
+    positions and labels beside it, each change an event.
 
     `tombstone` is why it was taken back, `yanked` why its makers withdrew it.
     """
@@ -309,6 +316,8 @@ class ModelVersion(Struct, frozen=True, kw_only=True):
     metrics: tuple[Metric, ...] = ()
     params: dict[str, str] = {}
     metadata: dict[str, Any] = {}
+    provenance: Provenance | None = None
+    identity: Identity | None = None
     description: str = ""
     tags: dict[str, str] = {}
     stage: str = "none"
@@ -388,6 +397,7 @@ class DraftSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metrics: tuple[Metric, ...] = ()
     params: dict[str, str] = {}
     metadata: dict[str, Any] = {}
+    provenance: Provenance | None = None
     description: str = ""
     tags: dict[str, str] = {}
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from modelkeep.core import bump, catalog, codec, errors, metadata, semver, values
 from modelkeep.core.catalog import DraftSpec, FileEntry, Metric, ModelVersion, StageGraph
 from modelkeep.core.differences import Facts
+from modelkeep.core.provenance import Provenance, check_provenance, commit_of, data_digests
 from modelkeep.core.semver import Operator, Range, SemVer
 from modelkeep.core.signature import Signature, check_signature
 from modelkeep.core.values import Digest, ModelName, Ref
@@ -83,11 +84,17 @@ def check_spec(spec: DraftSpec) -> DraftSpec:
         metrics=_one_set_of_metrics(spec.metrics, metadata.metrics_of(document) if document else ()),
         params=_check_params(spec.params),
         metadata=document.document if document else {},
+        provenance=_stated_provenance(spec.provenance),
         description=values.check_text(spec.description, "description"),
         tags=catalog.check_tags(spec.tags),
     )
     codec.canonical(checked)  # refuses text that is no Unicode, wherever it stands
     return checked
+
+
+def _stated_provenance(stated: Provenance | None) -> Provenance | None:
+    checked = check_provenance(stated) if stated is not None else None
+    return checked if checked != Provenance() else None
 
 
 def _reason(text: str | None) -> str | None:
@@ -101,7 +108,7 @@ def _check_params(params: Mapping[str, str]) -> dict[str, str]:
         raise errors.LimitExceeded(f"A version has at most {values.PARAMS_MAX:,} parameters.", field="params")
     for key, value in params.items():
         values.check_text(key, "parameter name", maximum=values.TAG_KEY_MAX, required=True)
-        values.check_text(value, f"parameter {key!r}", maximum=values.TAG_VALUE_MAX)
+        values.check_text(value, f"parameter {key!r}", maximum=values.PARAM_VALUE_MAX)
     return dict(sorted(params.items()))
 
 
@@ -166,7 +173,20 @@ def adds_nothing(spec: DraftSpec, digest: Digest, version: ModelVersion) -> bool
         and set(spec.metrics) <= set(version.metrics)
         and spec.params.items() <= version.params.items()
         and spec.metadata in ({}, version.metadata)
+        and _says_nothing_new(spec.provenance, version.provenance)
     )
+
+
+def _says_nothing_new(stated: Provenance | None, known: Provenance | None) -> bool:
+    """Whether each part of a provenance that is stated is known already. Code that nobody stated counts for
+    nothing: a checkout moves on while a file in it stays the same."""
+    if stated is None:
+        return True
+    if stated.code is not None and stated.code.detected:
+        stated = replace(stated, code=None)
+    known = known or Provenance()
+    parts = {name: getattr(stated, name) for name in Provenance.__struct_fields__}
+    return all(part in (None, (), getattr(known, name)) for name, part in parts.items())
 
 
 # ------------------------------------------------------------------------------------------------------ facts
@@ -181,6 +201,7 @@ class Statement(Struct, frozen=True, kw_only=True):
     metrics: tuple[Metric, ...]
     params: dict[str, str]
     metadata: dict[str, Any]
+    provenance: Provenance | None = None
 
 
 def stated_by(source: DraftSpec | ModelVersion, digest: Digest) -> Statement:
@@ -192,13 +213,15 @@ def stated_by(source: DraftSpec | ModelVersion, digest: Digest) -> Statement:
         metrics=source.metrics,
         params=source.params,
         metadata=source.metadata,
+        provenance=source.provenance,
     )
 
 
 def facts_of(stated: Statement) -> Facts:
     """The facts that version rules compare. What is not stated is unknown.
 
-    In the metadata, `preprocessing` may stand at the top or under `model`, `features` and `labels` under
+    Data and environment are those that the metadata states, else those of the provenance. In the metadata,
+    `preprocessing` may stand at the top or under `model`, `features` and `labels` under
     `data`; each section that becomes a fact of its own is left out of the digest of the rest."""
     rest = dict(stated.metadata)
     rest.pop("schema", None)
@@ -210,11 +233,17 @@ def facts_of(stated: Statement) -> Facts:
     architecture = model.pop("architecture", None)
     family = architecture.get("family") if isinstance(architecture, dict) else None
     features, labels = data.pop("features", None), data.pop("labels", None)
-    trained_on = {"data": data, "training": training.pop("data", None)}
+    snapshots = data_digests(stated.provenance)
+    trained_on = {"data": data, "training": training.pop("data", None), "snapshots": snapshots}
     environment = rest.pop("environment", None)
     lock = environment.get("lock_digest") if isinstance(environment, dict) else None
+    if environment is None and stated.provenance is not None and stated.provenance.environment is not None:
+        lock = stated.provenance.environment.digest
+    commit = commit_of(stated.provenance)
     sections = {"model": model, "performance": performance, "training": training}
     rest |= {name: section for name, section in sections.items() if section}
+    if stated.params:
+        rest["params"] = stated.params
     weights = tuple(entry.digest for entry in stated.files if entry.path.lower().endswith(WEIGHT_SUFFIXES))
     return Facts(
         content=stated.digest,
@@ -228,7 +257,7 @@ def facts_of(stated: Statement) -> Facts:
         data=_fingerprint({name: part for name, part in trained_on.items() if part}),
         environment=lock if isinstance(lock, str) else _fingerprint(environment),
         metrics={metric.label: metric.value for metric in stated.metrics} or None,
-        metadata=_fingerprint({**rest, **({"params": stated.params} if stated.params else {})}),
+        metadata=_fingerprint(rest | ({"commit": commit} if commit is not None else {})),
     )
 
 
@@ -273,7 +302,8 @@ def record_of(version: ModelVersion) -> ModelVersion:
 def record_digest(version: ModelVersion) -> Digest:
     """What a version's event vouches for: sha256 over a domain line and the canonical record.
 
-    The record has files, signature, metrics, parameters, metadata, number, bump with its reasons, and parent.
+    The record has files, signature, metrics, parameters, metadata, provenance, identity, number, bump with
+    its reasons, and parent.
     """
     digested = hashlib.sha256(RECORD_DOMAIN + codec.canonical(record_of(version)))
     return Digest("sha256:" + digested.hexdigest())

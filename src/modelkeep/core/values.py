@@ -10,6 +10,9 @@ References are parsed and printed here and nowhere else. The grammar, one for CL
               | "@" digest            by content                    churn@sha256:...
               | "#" stage             a governed slot               churn#production
 
+A model's name may have spaces and most marks in it, as MLflow's have (`My Model (v2):2.1.0`), but none that
+means something here; every other name is a plain word.
+
 MLflow's `models:/m/1`, `models:/m/2.1.0`, `models:/m@a` and `models:/m/Production` are read as the same
 things.
 """
@@ -31,14 +34,18 @@ TEXT_MAX = 10_000
 """Characters of a reason, comment or description: a page, not a book."""
 TAG_KEY_MAX = 250
 """Characters of a tag key, as MLflow has it."""
-TAG_VALUE_MAX = 8_000
-"""Characters of a tag value, as MLflow has it."""
+TAG_VALUE_MAX = 100_000
+"""Characters of a tag value, as MLflow's registry has it: prompts keep their text in one."""
 TAGS_MAX = 200
 """Tags of one model or version."""
+TAGS_TEXT_MAX = 300_000
+"""Characters of all tags of a model or version together: they are part of each answer that shows it."""
 METRICS_MAX = 2_000
 """Metrics of one version, slices included."""
 PARAMS_MAX = 2_000
 """Parameters of one version."""
+PARAM_VALUE_MAX = 8_000
+"""Characters of a parameter's value: more than MLflow's runs have."""
 FILES_MAX = 10_000
 """Files of one version."""
 PATH_MAX = 1_024
@@ -56,6 +63,9 @@ Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hexadecimal digits, always whole."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_MODEL_NAME = re.compile(
+    r"[A-Za-z0-9_(\[](?:[A-Za-z0-9 _.,;!$&()+=^~\[\]{}-]{0,126}[A-Za-z0-9_,;!$&()+=^~\[\]{}-])?", re.ASCII
+)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -78,6 +88,32 @@ def check_name(text: str, what: str) -> str:
             field=what,
         )
     return text
+
+
+def check_model_name(text: str) -> str:
+    """Return what a registered model can be called: freer than other names, because models come from
+    elsewhere with the names they have.
+
+    Raises:
+        InvalidName: longer than 128, not ASCII, with a mark that means something in references, addresses or
+        files (`/ : @ # ? % \\ < > | *` and quotes), with two spaces in a row, or not beginning with a letter,
+        digit, `_`, `(` or `[`, or ending in a space or dot.
+    """
+    if _NAME.fullmatch(text) or (_MODEL_NAME.fullmatch(text) and "  " not in text):
+        return text
+    shown = printable(text)[:60]
+    if not text.isascii():
+        raise errors.InvalidName(
+            f"'{shown}' cannot be the model name: it has letters outside of ASCII, which others may read or "
+            "type as another name; spell it with A to Z.",
+            field="model",
+        )
+    raise errors.InvalidName(
+        f"'{shown}' cannot be the model name: use 1 to {NAME_MAX} ASCII letters, digits, single spaces and "
+        "marks other than / : @ # ? % \\ < > | * and quotes, beginning with a letter, a digit, '_', '(' or "
+        "'[', and not ending in a space or a dot.",
+        field="model",
+    )
 
 
 def check_text(text: str, what: str, *, maximum: int = TEXT_MAX, required: bool = False) -> str:
@@ -210,7 +246,7 @@ def parse_model_name(text: str) -> ModelName:
     project, slash, name = text.rpartition("/")
     if slash and "/" in project:
         raise errors.InvalidName(f"{quoted(text)} has too many parts; write 'model' or 'project/model'.")
-    return ModelName(check_name(project, "project") if slash else DEFAULT_PROJECT, check_name(name, "model"))
+    return ModelName(check_name(project, "project") if slash else DEFAULT_PROJECT, check_model_name(name))
 
 
 class Exact(Struct, frozen=True, tag="semver"):

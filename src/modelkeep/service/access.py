@@ -373,7 +373,7 @@ class Access:
             raise errors.Invalid("Name the project of the model as well.", field="project")
         if project is not None:
             values.check_name(project, "project")
-        scope = ModelName(project, values.check_name(model, "model")) if project and model else project
+        scope = ModelName(project, values.check_model_name(model)) if project and model else project
         act.authorise(Verb.ADMINISTER, scope)
         owner = self._principal(act, principal)
         return self._give(act, owner.name, role, project, model, effect)

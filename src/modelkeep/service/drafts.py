@@ -25,11 +25,11 @@ from modelkeep.core.catalog import Draft, DraftFile, DraftSpec, DraftStatus, Fil
 from modelkeep.core.semver import Bump
 from modelkeep.core.values import Digest, ModelName
 from modelkeep.ports import BlobStore
-from modelkeep.service import numbering
+from modelkeep.service import numbering, run_logging
 from modelkeep.service.act import SYSTEM_CONTEXT, Act, Context, Desk
 from modelkeep.service.labels import check_new_name
 from modelkeep.service.numbering import Numbered
-from modelkeep.store import damage, models
+from modelkeep.store import damage, logged_models, models, runs
 from modelkeep.store import drafts as draft_store
 from modelkeep.store.models import ModelRow
 from modelkeep.store.visibility import visible_to
@@ -75,7 +75,7 @@ class Drafts:
             ModelNotFound, NotAllowed, Invalid (and its leaves), LimitExceeded: as `begin_draft`.
             BlobsUnavailable: the blob store cannot say now.
         """
-        return self._really_there(desk.read(context, _believed, model, spec))
+        return self.really_there(desk.read(context, _believed, model, spec))
 
     def draft_blobs(self, desk: Desk, context: Context, draft_id: str) -> frozenset[Digest]:
         """What the blob store really has of a draft's files, for `finalize`; no act.
@@ -89,9 +89,9 @@ class Drafts:
 
     def blobs_of(self, draft: Draft) -> frozenset[Digest]:
         """What the blob store really has of what a draft believes to have sent."""
-        return self._really_there(entry for entry in draft.files if entry.present)
+        return self.really_there(entry for entry in draft.files if entry.present)
 
-    def _really_there(self, files: Iterable[FileEntry | DraftFile]) -> frozenset[Digest]:
+    def really_there(self, files: Iterable[FileEntry | DraftFile]) -> frozenset[Digest]:
         """The contents that the blob store has, in the size that was announced."""
         sizes = {entry.digest: entry.size_bytes for entry in files}
         if not sizes:
@@ -122,7 +122,7 @@ class Drafts:
         """
         admitted = self._admitted(act, model, spec)
         if stored is None:
-            stored = self._really_there(_believed(act, model, spec))
+            stored = self.really_there(_believed(act, model, spec))
         if admitted.again is not None:
             draft_store.touch(act.tx, admitted.again, act.now)
             take_back(act, own(act, admitted.again)[0], stored)
@@ -169,6 +169,7 @@ class Drafts:
             act.authorise(Verb.CREATE_MODEL, model)
             check_new_name(act, model)
         checked = registration.check_spec(spec)
+        _check_lineage(act, checked)
         decided = numbering.decide(act, model, row, checked)
         again = draft_store.find_same(act.tx, model, act.by, checked)
         if again is None and draft_store.count_open(act.tx, model, act.by) >= DRAFTS_MAX:
@@ -339,6 +340,35 @@ def own(act: Act, draft_id: str) -> tuple[Draft, bool]:
             f"You have no draft {shown}; 'modelkeep register' begins one.", draft=shown
         )
     return found
+
+
+def _check_lineage(act: Act, spec: DraftSpec) -> None:
+    """Let nobody claim a run or logged model that is not there for them, nor what the registry itself notes.
+
+    Raises:
+        RunNotFound, LoggedModelNotFound: it is not there, or not to be seen. Invalid: it is not theirs to
+        state.
+    """
+    stated = spec.provenance
+    if stated is None:
+        return
+    if stated.source is not None or stated.origin is not None:
+        raise errors.Invalid(
+            "Where a version was registered from is noted by the registry; leave out 'source' and 'origin'.",
+            field="provenance",
+        )
+    if stated.run_id is not None:
+        run = runs.find(act.tx, stated.run_id)
+        if run is None or not act.may(Verb.READ, run.project):
+            raise run_logging.no_run(stated.run_id)
+    if stated.logged_model_id is not None:
+        logged = logged_models.find(act.tx, stated.logged_model_id)
+        if logged is None or not act.may(Verb.READ, logged.project):
+            raise run_logging.no_logged_model(stated.logged_model_id)
+        if stated.run_id is not None and logged.source_run_id not in (None, stated.run_id):
+            raise errors.Invalid(
+                "The logged model is of another run; leave one of them out.", field="provenance.run_id"
+            )
 
 
 def _upload_id(draft: Draft, index: int) -> str:

@@ -7,6 +7,7 @@ Facts and rules are judged in `core.bump`; here they are only brought together. 
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from modelkeep.core import bump, catalog, registration, semver
 from modelkeep.core.bump import DEFAULT_RULES, RuleBook, VersionRules
@@ -49,19 +50,50 @@ def rules_for(act: Act, model: ModelName) -> Rules:
 def decide(act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec) -> Numbered | ModelVersion:
     """The number that a checked draft would get now, or the version that it is again.
 
+    Raises: as `decide_anew`.
+    """
+    digest = catalog.manifest_digest(Manifest(files=spec.files))
+    twins = store.find_same_bytes(act.tx, row.id, digest) if row is not None else []
+    known = next((twin for twin in twins if registration.adds_nothing(spec, digest, twin)), None)
+    if known is not None:
+        return known
+    decided = _decided(act, model, row, spec, digest, twins)
+    parent = decided.parent
+    return parent if parent is not None and str(decided.given) == parent.semver else decided
+
+
+def decide_anew(
+    act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec
+) -> tuple[Numbered, ModelVersion | None]:
+    """The number that a checked draft gets whatever there is: the next patch, where it is a version again.
+
+    Returns:
+        the number, and the highest version with the same bytes.
+
     Raises:
         VersionExists, SemverTooLow: the number that was asked for.
         VersionNotFound, AliasNotFound, StageEmpty: the parent that was named.
     """
     digest = catalog.manifest_digest(Manifest(files=spec.files))
+    twins = store.find_same_bytes(act.tx, row.id, digest) if row is not None else []
+    return _decided(act, model, row, spec, digest, twins, anew=True), twins[0] if twins else None
+
+
+def _decided(
+    act: Act,
+    model: ModelName,
+    row: ModelRow | None,
+    spec: DraftSpec,
+    digest: Digest,
+    twins: list[ModelVersion],
+    *,
+    anew: bool = False,
+) -> Numbered:
+    """The number for a draft; that of its parent where nothing changed and it need not be another one."""
     explicit = semver.parse(spec.semver) if spec.semver is not None else None
     new = registration.facts_of(registration.stated_by(spec, digest))
     parent: ModelVersion | None = None
     if row is not None:
-        twins = store.find_same_bytes(act.tx, row.id, digest)
-        known = next((twin for twin in twins if registration.adds_nothing(spec, digest, twin)), None)
-        if known is not None:
-            return known
         parent = _parent(act, model, spec, twins)
     elif spec.parent is not None:
         references.resolve(
@@ -71,6 +103,9 @@ def decide(act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec) ->
     facts = registration.facts_of(registration.stated_by(parent, parent.digest)) if parent else None
     rules = rules_for(act, model)
     verdict = bump.infer(facts, new, rules.book)
+    if anew and parent is not None and verdict.bump is Bump.NONE:
+        again = f"The files and what is stated of them are those of {parent.reference}, registered once more."
+        verdict = replace(verdict, bump=Bump.PATCH, reasons=(again,))
     former = row or models.find_model(act.tx, model, deleted=True)  # a deleted one keeps its numbers
     spans = registration.neighbourhood(before, explicit)
     taken = store.given_semvers(act.tx, former.id, spans) if former is not None else []
@@ -82,8 +117,6 @@ def decide(act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec) ->
         bump=None if spec.bump is catalog.Bump.AUTO else Bump(spec.bump.value),
         override_reason=spec.override_semver,
     )
-    if parent is not None and number == before:
-        return parent
     return Numbered(given=number, parent=parent, inferred=verdict.bump, reasons=reasons, policy=rules.policy)
 
 

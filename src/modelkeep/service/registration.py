@@ -6,7 +6,7 @@ bytes.
 
 from collections.abc import Container
 
-from modelkeep.core import catalog, errors, registration
+from modelkeep.core import catalog, errors, provenance, registration
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import Registration
 from modelkeep.core.catalog import Draft, DraftSpec, DraftStatus, Manifest, ModelVersion
@@ -19,8 +19,11 @@ from modelkeep.service.labels import create
 from modelkeep.service.numbering import Numbered
 from modelkeep.store import catalog as store
 from modelkeep.store import drafts as draft_store
-from modelkeep.store import models
+from modelkeep.store import logged_models, models
 from modelkeep.store.models import ModelRow
+
+SAME_SHOWN = 5
+"""Versions with the same identity that a registration points out."""
 
 
 class Registrations(Drafts):
@@ -49,7 +52,12 @@ class Registrations(Drafts):
                     f"The version that the draft {draft.id} became was deleted; register it again.",
                     draft=draft.id,
                 )
-            return Registration(version=version, created=made, reasons=version.bump_reasons)
+            return Registration(
+                version=version,
+                created=made,
+                reasons=version.bump_reasons,
+                same_identity=made_of_the_same(act, version),
+            )
         if draft.status is not DraftStatus.OPEN:
             raise drafts.closed(draft)
         drafts.refuse_missing(draft)
@@ -65,17 +73,27 @@ class Registrations(Drafts):
         if row is None:
             act.authorise(Verb.CREATE_MODEL, draft.model)
             row = create(act, draft.model)
-        version = _register(act, row, draft.spec, decided)
-        _finish(act, draft, version, made=True)
-        return Registration(version=version, created=True, reasons=decided.reasons)
+        made_now = write_version(act, row, draft.spec, decided)
+        _finish(act, draft, made_now.version, made=True)
+        return made_now
 
 
 def _finish(act: Act, draft: Draft, version: ModelVersion, *, made: bool) -> None:
     draft_store.close(act.tx, draft.id, DraftStatus.READY, act.now, number=version.number, made=made)
 
 
-def _register(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -> ModelVersion:
-    """Write the version, its number and its event."""
+def made_of_the_same(act: Act, version: ModelVersion) -> tuple[str, ...]:
+    """The other versions of the model with the same whole identity, the highest first. A partial identity is
+    never taken for another one: what is unknown may differ."""
+    if version.identity is None or not version.identity.whole:
+        return ()
+    row = models.get_row(act.tx, version.model)
+    found = store.find_same_identity(act.tx, row.id, version.identity.digest, SAME_SHOWN + 1)
+    return tuple(f"{version.model}:{text}" for text in found if text != version.semver)[:SAME_SHOWN]
+
+
+def write_version(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -> Registration:
+    """Write a version of a checked spec, its number and its event. Rights and bytes were looked at before."""
     name = row.full_name
     manifest = Manifest(files=spec.files)
     version = ModelVersion(
@@ -90,6 +108,8 @@ def _register(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -> Mo
         metrics=spec.metrics,
         params=spec.params,
         metadata=spec.metadata,
+        provenance=spec.provenance,
+        identity=provenance.identity(spec.provenance, spec.params),
         description=spec.description,
         tags=spec.tags,
         stage=row.stages.initial,
@@ -99,6 +119,7 @@ def _register(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -> Mo
         created_at=act.now,
         created_by=act.by,
     )
+    same = made_of_the_same(act, version)
     event = act.record(
         EventKind.VERSION_REGISTERED,
         version.reference,
@@ -114,9 +135,20 @@ def _register(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -> Mo
         policy=decided.policy,
         size_bytes=version.size_bytes,
         files=len(version.files),
+        run=version.provenance.run_id if version.provenance is not None else None,
+        identity=version.identity.digest if version.identity is not None else None,
         tags=version.tags,
         description=version.description,
     )
     models.take_number(act.tx, row.id, act.now)
     store.add_version(act.tx, row.id, version, event.sequence)
-    return version
+    _note_logged_model(act, version)
+    return Registration(version=version, created=True, reasons=decided.reasons, same_identity=same)
+
+
+def _note_logged_model(act: Act, version: ModelVersion) -> None:
+    """Have the logged model know what it became."""
+    model_id = version.provenance.logged_model_id if version.provenance is not None else None
+    logged = logged_models.find(act.tx, model_id) if model_id is not None else None
+    if logged is not None:
+        logged_models.add_version(act.tx, logged.serial, str(version.model), version.number)

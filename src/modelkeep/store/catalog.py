@@ -180,6 +180,13 @@ _SAME_BYTES = (
     .order_by(_highest)
     .limit(100)
 )
+_SAME_IDENTITY = (
+    select(versions.c.semver)
+    .select_from(JOINED)
+    .where(versions.c.identity == bindparam("identity"), versions.c.model_id == bindparam("model_id"), READY)
+    .order_by(_highest)
+    .limit(bindparam("limit"))
+)
 
 _LABELS = (
     select(version_tags.c.key, version_tags.c.value)
@@ -448,6 +455,11 @@ def given_semvers(tx: Transaction, model_id: str, spans: Iterable[tuple[str, str
 def find_same_bytes(tx: Transaction, model_id: str, digest: Digest) -> list[ModelVersion]:
     """The versions of a model with this content, the highest first."""
     return load(tx, tx.all(_SAME_BYTES, model_id=model_id, digest=digest))
+
+
+def find_same_identity(tx: Transaction, model_id: str, identity: Digest, limit: int) -> list[str]:
+    """The semvers of a model's versions with this identity, the highest first."""
+    return [row[0] for row in tx.all(_SAME_IDENTITY, model_id=model_id, identity=identity, limit=limit)]
 
 
 def load(tx: Transaction, rows: Sequence[Row]) -> list[ModelVersion]:

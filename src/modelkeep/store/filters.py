@@ -120,6 +120,10 @@ VIEWS: dict[Target, View] = {
             ),
             "parent": versions.c.parent,
             "framework": versions.c.framework,
+            "run_id": versions.c.run_id,
+            "source": versions.c.source,
+            "code_commit": versions.c.code_commit,
+            "identity": versions.c.identity,
             "digest": versions.c.digest,
             "size_bytes": versions.c.size_bytes,
         },
@@ -148,7 +152,7 @@ VIEWS: dict[Target, View] = {
         ties=(Term(models.c.project, str, False), Term(models.c.name, str, False)),
     ),
 }
-NULLABLE = frozenset({"parent", "framework"})
+NULLABLE = frozenset({"parent", "framework", "run_id", "source", "code_commit", "identity"})
 """Fields without a value in some rows."""
 
 _PLAIN: dict[Type, type[str] | type[int] | type[float]] = {

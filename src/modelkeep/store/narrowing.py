@@ -287,6 +287,8 @@ def _of_field(part: Exists | Comparison, target: Target) -> Way | None:
             return Way(ids.where(passes(Place(table.c.semver_key), subject, asked, part.value)))
         case "digest" if equal:
             return Way(ids.where(passes(Place(table.c.digest), subject, asked, part.value)))
+        case "run_id" | "identity" | "code_commit" as name if equal:
+            return Way(ids.where(passes(Place(table.c[name]), subject, asked, part.value)))
         case "created_at" if asked in _ORDERED:
             return Way(ids.where(passes(Place(table.c.created_at), subject, asked, part.value)))
         case "alias" if equal:

@@ -30,6 +30,7 @@ from modelkeep.store.schema import (
 )
 from modelkeep.store.statements import one_of
 from modelkeep.store.transaction import Transaction
+from modelkeep.store.versions import searched_by
 
 Cells = dict[str, Any]
 """Columns of a row by name."""
@@ -73,7 +74,10 @@ _POINTERS = select(aliases.c.alias, aliases.c.number, aliases.c.protected).where
 _PLACES = select(occupancy).where(occupancy.c.model_id == bindparam("model_id"))
 _STAYS = select(stage_intervals).where(stage_intervals.c.model_id == bindparam("model_id"))
 
-_STATED = ("number", "semver", "digest", "size_bytes", "parent", "created_by", "created_at", "framework")
+_STATED = (
+    *("number", "semver", "digest", "size_bytes", "parent", "created_by", "created_at"),
+    *("framework", "run_id", "source", "code_commit", "identity"),
+)
 _RECORDS = (
     select(
         versions.c.id,
@@ -297,7 +301,6 @@ def _of_record(
 
 
 def _stated(version: ModelVersion) -> Cells:
-    framework = (version.metadata.get("model") or {}).get("framework")
     return {
         "number": version.number,
         "semver": version.semver,
@@ -306,7 +309,7 @@ def _stated(version: ModelVersion) -> Cells:
         "parent": version.parent,
         "created_by": version.created_by,
         "created_at": codec.format_time(version.created_at),
-        "framework": framework if isinstance(framework, str) else None,
+        **searched_by(version),
     }
 
 

@@ -111,9 +111,13 @@ versions = _table(
     _words("status"),
     _words(
         "document"
-    ),  # JSON of what never changes: files, signature, metrics, params, metadata, bump, parent
+    ),  # JSON of what never changes: files, signature, metrics, params, metadata, provenance, bump, parent
     _whole("parent", null=True),  # as in the document, to be searched by
     _words("framework", null=True),
+    _words("run_id", null=True),
+    _words("source", null=True),
+    _words("code_commit", null=True),
+    _words("identity", null=True),
     _whole("from_sequence"),  # the events of its registration and of its deletion: when it existed
     _whole("to_sequence", null=True),
     _words("description"),
@@ -132,6 +136,9 @@ versions = _table(
     Index(None, "created_at", "id"),
     Index(None, "model_id", "created_at", "id"),
     Index(None, "semver_key", "created_at", "id"),  # a semver names versions of many models
+    _where("ix_versions_run_id", "run_id", "created_at", "id", condition="run_id is not null"),
+    _where("ix_versions_identity", "identity", "model_id", condition="identity is not null"),
+    _where("ix_versions_code_commit", "code_commit", condition="code_commit is not null"),
 )
 
 version_files = _table(

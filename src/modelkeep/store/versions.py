@@ -32,6 +32,11 @@ _DESCRIBE = (
     .where(versions.c.id == bindparam("which"))
     .values(description=bindparam("description"), updated_at=bindparam("now"))
 )
+_TOUCH = (
+    update(versions)
+    .where(versions.c.model_id == bindparam("model_id"), versions.c.number == bindparam("which"))
+    .values(updated_at=bindparam("now"))
+)
 _SET_TOMBSTONE = (
     update(versions)
     .where(versions.c.model_id == bindparam("model_id"), versions.c.number == bindparam("which"))
@@ -86,7 +91,6 @@ def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence:
     """Write a version that is ready, under the number of its registration's event."""
     moment = codec.format_time(version.created_at)
     parsed = semver.parse(version.semver)
-    framework = (version.metadata.get("model") or {}).get("framework")
     tx.run(
         _INSERT,
         id=version.id,
@@ -100,7 +104,7 @@ def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence:
         status="ready",
         document=json_text(registration.record_of(version)),
         parent=version.parent,
-        framework=framework if isinstance(framework, str) else None,
+        **searched_by(version),
         from_sequence=sequence,
         to_sequence=None,
         description=version.description,
@@ -130,9 +134,27 @@ def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence:
     put_tags(tx, version_tags, version.id, version.tags)
 
 
+def searched_by(version: ModelVersion) -> dict[str, str | None]:
+    """The columns that say again what stands in the record, so that versions are found by it."""
+    framework = (version.metadata.get("model") or {}).get("framework")
+    stated = version.provenance
+    return {
+        "framework": framework if isinstance(framework, str) else None,
+        "run_id": stated.run_id if stated is not None else None,
+        "source": stated.source if stated is not None else None,
+        "code_commit": stated.code.commit if stated is not None and stated.code is not None else None,
+        "identity": version.identity.digest if version.identity is not None else None,
+    }
+
+
 def describe(tx: Transaction, version_id: str, description: str, now: datetime) -> None:
     """Write a version's description, and that its labels changed."""
     tx.run(_DESCRIBE, which=version_id, description=description, now=codec.format_time(now))
+
+
+def touch(tx: Transaction, model_id: str, number: int, now: datetime) -> None:
+    """Note that a version's place changed."""
+    tx.run(_TOUCH, model_id=model_id, which=number, now=codec.format_time(now))
 
 
 def set_tombstone(tx: Transaction, model_id: str, number: int, reason: str | None, now: datetime) -> None:

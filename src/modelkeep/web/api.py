@@ -68,7 +68,7 @@ def list_models(act: Act, call: Call) -> Any:
 
 def create_model(act: Act, call: Call) -> Any:
     b = call.body
-    name = ModelName(values.check_name(b.project, "project"), values.check_name(b.name, "model"))
+    name = ModelName(values.check_name(b.project, "project"), values.check_model_name(b.name))
     return call.house.catalog.create_model(
         act, name, description=b.description, owner=b.owner, tags=b.tags, stages=b.stages
     )
@@ -315,13 +315,13 @@ def get_policy(act: Act, call: Call) -> Any:
     return call.house.promotions.get_policy(act, call.query.scope)
 
 
-def set_policy(act: Act, call: Call) -> Any:
-    return call.house.promotions.set_policy(act, call.query.scope, call.prepared)
-
-
 def read_policy(call: Call) -> Any:
     """Read the document before any transaction: nobody waits for its YAML."""
     return call.house.promotions.read_policy(call.house.desk, call.context, call.query.scope, call.body)
+
+
+def set_policy(act: Act, call: Call) -> Any:
+    return call.house.promotions.set_policy(act, call.query.scope, call.prepared)
 
 
 # ---------------------------------------------------------------------------------------------- rollout

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from modelkeep.core.values import ModelName, check_name
+from modelkeep.core.values import ModelName, check_model_name, check_name
 from modelkeep.service.act import Context
 from modelkeep.service.house import House
 from modelkeep.web.exchange import Answer, Body
@@ -76,7 +76,7 @@ class Call(Struct, frozen=True, kw_only=True):
     @property
     def model(self) -> ModelName:
         """The model that the path names."""
-        return ModelName(check_name(self.path["project"], "project"), check_name(self.path["model"], "model"))
+        return ModelName(check_name(self.path["project"], "project"), check_model_name(self.path["model"]))
 
 
 class Operation(Struct, frozen=True, kw_only=True):

@@ -101,6 +101,15 @@ FIELDS: Mapping[str, Field] = {
     ),
     "parent": Field(ValueType.INTEGER, _VERSIONS, "number of the version it descends from"),
     "framework": Field(ValueType.TEXT, _VERSIONS, "framework its metadata names"),
+    "run_id": Field(ValueType.TEXT, _VERSIONS, "run that logged it"),
+    "source": Field(ValueType.TEXT, _VERSIONS, "address it was registered from"),
+    "code_commit": Field(ValueType.TEXT, _VERSIONS, "commit of the code that made it", lower=True),
+    "identity": Field(
+        ValueType.TEXT,
+        _VERSIONS,
+        "what it was made of (code, data, parameters, environment), `sha256:` and 64 hexadecimal digits",
+        lower=True,
+    ),
     "digest": Field(
         ValueType.TEXT, _VERSIONS, "content identity, `sha256:` and 64 hexadecimal digits", lower=True
     ),

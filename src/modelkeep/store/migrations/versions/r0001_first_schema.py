@@ -431,6 +431,10 @@ def _versions() -> None:
         _words("document"),
         _whole("parent", null=True),
         _words("framework", null=True),
+        _words("run_id", null=True),
+        _words("source", null=True),
+        _words("code_commit", null=True),
+        _words("identity", null=True),
         _whole("from_sequence"),
         _whole("to_sequence", null=True),
         _words("description"),
@@ -449,9 +453,18 @@ def _versions() -> None:
         sa.UniqueConstraint("model_id", "semver_key", name="uq_versions_model_id_semver_key"),
         sqlite_strict=True,
     )
+    op.create_index(
+        "ix_versions_code_commit", "versions", ["code_commit"], **_where("code_commit is not null")
+    )
     op.create_index("ix_versions_created_at_id", "versions", ["created_at", "id"])
     op.create_index("ix_versions_digest", "versions", ["digest"])
+    op.create_index(
+        "ix_versions_identity", "versions", ["identity", "model_id"], **_where("identity is not null")
+    )
     op.create_index("ix_versions_model_id_created_at_id", "versions", ["model_id", "created_at", "id"])
+    op.create_index(
+        "ix_versions_run_id", "versions", ["run_id", "created_at", "id"], **_where("run_id is not null")
+    )
     op.create_index("ix_versions_semver_key_created_at_id", "versions", ["semver_key", "created_at", "id"])
 
 
