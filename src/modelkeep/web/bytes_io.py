@@ -20,6 +20,10 @@ from modelkeep.web.operations import Call
 LOOK_S = 1.0
 """How often a waiting gateway's table is looked at although nothing rang: another process may have
 committed."""
+SMALL_BYTES = 256 * 1024
+"""A file up to this size is read, hashed and sent in one go: the ways between threads would cost more."""
+CONTENT_TYPE = b"application/octet-stream"
+"""Of all stored bytes, whatever they are: nothing that was uploaded is shown or run by a browser."""
 SETTLE_S = 0.004
 """The pause between a commit and the look at the table, so that a busy writer does not have each gateway
 look many times over."""
@@ -31,9 +35,13 @@ async def download(call: Call, dispatcher: Dispatcher) -> None:
     """Send a file of a version, whole or from a range; its digest goes along for the receiver to check."""
     catalog = call.house.catalog
     entry = await dispatcher.read(call.context, catalog.open_file, parse_ref(call.query.ref), call.query.path)
-    name = quote(entry.path.rpartition("/")[2], safe="")
-    disposition = (b"content-disposition", f"attachment; filename*=UTF-8''{name}".encode())
-    await _send_blob(call, dispatcher, entry.digest, entry.size_bytes, [disposition])
+    await send_blob(call, dispatcher, entry.digest, entry.size_bytes, [attachment(entry.path)])
+
+
+def attachment(path: str) -> tuple[bytes, bytes]:
+    """The header that has a browser save a file, and never show it."""
+    name = quote(path.rpartition("/")[2], safe="")
+    return b"content-disposition", f"attachment; filename*=UTF-8''{name}".encode()
 
 
 async def gateway_blob(call: Call, dispatcher: Dispatcher) -> None:
@@ -44,21 +52,28 @@ async def gateway_blob(call: Call, dispatcher: Dispatcher) -> None:
     info = await dispatcher.in_streams(partial(house.blobs.stat, digest))
     if info is None:
         raise errors.BlobNotFound(f"There are no stored bytes with the digest {digest}.", digest=digest)
-    await _send_blob(call, dispatcher, digest, info.size_bytes, [])
+    await send_blob(call, dispatcher, digest, info.size_bytes, [])
 
 
-async def _send_blob(
-    call: Call, dispatcher: Dispatcher, digest: Digest, size: int, more: list[tuple[bytes, bytes]]
+async def send_blob(
+    call: Call,
+    dispatcher: Dispatcher,
+    digest: Digest,
+    size: int,
+    more: list[tuple[bytes, bytes]],
+    *,
+    ranges: bool = True,
 ) -> None:
     """Send stored bytes. A whole file is hashed on its way, and its last piece is held back until the digest
     has been seen to be right: a damaged file is an error, or an answer that breaks off, and never one that
     looks whole.
+
+    Args:
+        ranges: a part of the file may be asked for, whose bytes nobody can check; else the whole is sent.
     """
-    start, stop, status = _range(call, size)
+    start, stop, status = _range(call, size) if ranges else (0, size, 200)
     lines = [
-        (b"content-type", b"application/octet-stream"),
-        (b"content-length", b"%d" % (stop - start)),
-        (b"accept-ranges", b"bytes"),
+        (b"accept-ranges", b"bytes" if ranges else b"none"),
         (b"x-modelkeep-digest", digest.encode()),
         *more,
     ]
@@ -70,6 +85,13 @@ async def _send_blob(
         if status == 206
         else partial(blobs.open_verified, digest)
     )
+    if stop - start <= SMALL_BYTES:
+        data = await dispatcher.in_streams(lambda: b"".join(opening()))
+        if len(data) != stop - start:  # a range, which no digest proves
+            raise errors.DigestMismatch("The stored file is shorter than it was; run 'modelkeep fsck'.")
+        await call.answer.whole(status, data, content_type=CONTENT_TYPE, more=lines)
+        return
+    lines += [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % (stop - start))]
     source = await dispatcher.in_streams(opening)
     async with _watched(call) as gone:
         await _send_pieces(call, dispatcher, source, status, lines, gone)

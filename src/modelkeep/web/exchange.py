@@ -5,7 +5,7 @@ decided elsewhere.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from modelkeep.core import codec, errors
@@ -149,13 +149,21 @@ class Answer:
         self.request_id = request_id
         self.status = 0
 
-    async def whole(self, status: int, payload: bytes, *, content_type: bytes = b"application/json") -> None:
-        """One whole answer."""
+    async def whole(
+        self,
+        status: int,
+        payload: bytes,
+        *,
+        content_type: bytes = b"application/json",
+        more: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """One whole answer; `more` are headers of its own."""
         self.status = status
         lines = [
             (b"content-type", content_type),
             (b"content-length", b"%d" % len(payload)),
             (b"x-request-id", self.request_id.encode("latin-1")),
+            *more,
             *SAFE_HEADERS,
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": lines, WHOLE: True})

@@ -1,9 +1,12 @@
 """From method and path to a row of the route table: one dictionary look-up for each segment of the path.
 
 The path is split before it is decoded, and decoded once: `%2F` inside a segment is part of a name, which is
-then refused as a name, and can never make a request reach another row. What a row does is not known here.
+then refused as a name, and can never make a request reach another row. A row may end in a place for the rest
+of the path (`{path...}`), which takes what no longer row fits; its parts are plain names, refused and never
+repaired. What a row does is not known here.
 """
 
+import re
 from typing import Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -12,18 +15,23 @@ from modelkeep.core import errors, values
 T = TypeVar("T")
 
 SEGMENTS_MAX = 16
-"""Segments of a path: twice those of the longest row."""
+"""Segments of a path: twice those of the longest row. The rest of a path has as many as fit into it."""
+REST_MAX = 6 * values.PATH_MAX
+"""Bytes of the rest of a path as it comes: each may be percent-encoded, and a folder stands before a path."""
+
+_DRIVE = re.compile(r"[A-Za-z]:", re.ASCII)
 
 
 class _Place(Generic[T]):
     """One position in the tree of paths."""
 
-    __slots__ = ("ends", "fixed", "inner", "name")
+    __slots__ = ("ends", "fixed", "inner", "name", "rest")
 
     def __init__(self) -> None:
         self.fixed: dict[str, _Place[T]] = {}
         self.inner: _Place[T] | None = None
         self.name = ""
+        self.rest: _Place[T] | None = None
         self.ends: dict[str, T] = {}
 
 
@@ -38,11 +46,18 @@ class Routes(Generic[T]):
         """Put a row into the tree.
 
         Args:
-            path: `/api/v1/models/{project}`; a place in it has one parameter name for all rows.
+            path: `/api/v1/models/{project}`; a place in it has one parameter name for all rows. The last may
+                be the rest of the path: `/files/{path...}`.
         """
         place = self._root
         for part in path.split("/")[1:]:
-            if part.startswith("{"):
+            if part.endswith("...}"):
+                assert path.endswith(part), f"{path}: nothing follows the rest of a path"
+                if place.rest is None:
+                    place.rest = _Place()
+                    place.rest.name = part[1:-4]
+                place = place.rest
+            elif part.startswith("{"):
                 if place.inner is None:
                     place.inner, place.name = _Place(), part[1:-1]
                 assert place.name == part[1:-1], f"{path}: the parameter is called {place.name} elsewhere"
@@ -60,7 +75,8 @@ class Routes(Generic[T]):
         Raises:
             RouteNotFound: there is no such address.
             MethodNotAllowed: there is, with other methods; the details have them.
-            Invalid: the path is not UTF-8, or has control characters.
+            Invalid: the path is not UTF-8, or has control characters; or the rest of it is no relative path
+                of plain names.
         """
         known = self._whole.get((method, raw_path))
         if known is not None:
@@ -78,19 +94,43 @@ class Routes(Generic[T]):
 
     def _walk(self, method: str, raw_path: bytes) -> tuple[_Place[T], dict[str, str]]:
         parts = raw_path.split(b"/", SEGMENTS_MAX + 1)
-        if parts[0] or len(parts) > SEGMENTS_MAX:
+        if parts[0]:
             raise _no_route(method, raw_path)
         place, found = self._root, {}
-        for part in parts[1:]:
-            text = _decoded(part)
+        for number, part in enumerate(parts[1:], 1):
+            text = _decoded(part) if number < SEGMENTS_MAX else ""  # the last one may be all that is left
             following = place.fixed.get(text)
             if following is None:
-                following = place.inner
-                if following is None or not text:
-                    raise _no_route(method, raw_path)
+                following = place.inner if text else None
+                if following is None:
+                    if place.rest is None or parts[number:] == [b""]:
+                        raise _no_route(method, raw_path)
+                    found[place.rest.name] = _rest(b"/".join(parts[number:]))
+                    return place.rest, found
                 found[place.name] = text
             place = following
         return place, found
+
+
+def _rest(raw: bytes) -> str:
+    """The rest of a path, its parts decoded one by one. A slash at the end stays, for the row to judge.
+
+    Raises:
+        Invalid: not UTF-8, too long, control characters, or a part that is empty, `.` or `..`, or hides a
+            separator.
+    """
+    if len(raw) > REST_MAX:
+        raise errors.Invalid(f"The path has more than {REST_MAX:,} bytes.", field="path")
+    parts = [_decoded(part) for part in raw.split(b"/")]
+    for number, part in enumerate(parts, 1):
+        bad = part in (".", "..") or (not part and number < len(parts))
+        if bad or "/" in part or "\\" in part or _DRIVE.match(part):
+            raise errors.Invalid(
+                f"{values.quoted(part)} cannot be a part of a path: use plain names joined by '/', without "
+                "empty ones, '.', '..', backslashes or drive letters, and without '/' inside a name.",
+                field="path",
+            )
+    return "/".join(parts)
 
 
 def _decoded(part: bytes) -> str:

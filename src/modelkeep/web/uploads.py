@@ -2,7 +2,7 @@
 
 A thread is held only while bytes are written. A sender who trickles has its bytes gathered on the event loop
 and written a batch at a time; one who sends fast is written to as it sends, in one go, because the store then
-hashes beside the writing. What may be sent, and where it goes, is the catalog's business.
+hashes beside the writing. What may be sent, and where it goes, is the services' business.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 from modelkeep.core import errors
 from modelkeep.core.answers import UploadPlan
@@ -30,6 +31,47 @@ IDLE_S = 0.02
 """How long a thread waits for a fast sender's next bytes before it leaves."""
 
 
+class Plan(Protocol):
+    """Where bytes go, as the service that keeps them says."""
+
+    @property
+    def offset(self) -> int:
+        """How many have come."""
+
+    @property
+    def present(self) -> bool:
+        """No more are needed: what comes is read away."""
+
+
+P = TypeVar("P", bound=Plan)
+Store = Callable[[P, int, Iterable[bytes]], P]
+"""Writes bytes from an offset on, in a thread, and says where the upload stands then."""
+
+
+async def take_in(
+    dispatcher: Dispatcher,
+    body: Body,
+    plan: P,
+    store: Store[P],
+    *,
+    offset: int = 0,
+    finish: Callable[[P], P] | None = None,
+) -> P:
+    """Take in a body.
+
+    Args:
+        offset: where the sender believes the end of what is stored to be.
+        finish: what is done in a thread when everything has come; with the last bytes, where that saves the
+            way.
+
+    Raises:
+        RequestTooSlow: nothing, or next to nothing, came for a minute; what came is kept.
+        ConnectionResetError: the sender broke off; what came is kept.
+        whatever `store` and `finish` raise.
+    """
+    return await _Intake(dispatcher, store, body, plan, offset, finish).run()
+
+
 async def upload(call: Call, dispatcher: Dispatcher) -> UploadPlan | None:
     """Take in the bytes of one announced file, from the offset that the caller names.
 
@@ -42,34 +84,36 @@ async def upload(call: Call, dispatcher: Dispatcher) -> UploadPlan | None:
     catalog, body = call.house.catalog, call.incoming
     plan = await dispatcher.write(call.context, catalog.prepare_upload, call.path["id"], call.query.path)
     try:
-        return await _Intake(dispatcher, catalog.store_bytes, body, plan, call.query.offset).run()
+        return await take_in(dispatcher, body, plan, catalog.store_bytes, offset=call.query.offset)
     except errors.DigestMismatch as wrong:
         await call.answer.problem(wrong, body, status=problems.WRONG_BYTES)
         return None
 
 
-class _Intake:
+class _Intake(Generic[P]):
     """One upload under way."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
-        store: Callable[[UploadPlan, int, Iterable[bytes]], UploadPlan],
+        store: Store[P],
         body: Body,
-        plan: UploadPlan,
+        plan: P,
         offset: int,
+        finish: Callable[[P], P] | None,
     ) -> None:
         self._dispatcher = dispatcher
         self._store = store
         self._body = body
         self._plan = plan
         self._offset = offset
+        self._finish = finish
         self._loop = asyncio.get_running_loop()
         self._least_by = self._loop.time() + exchange.STALL_S
         self._came = 0
 
-    async def run(self) -> UploadPlan:
-        """Take in everything; what the catalog knows of the file afterwards."""
+    async def run(self) -> P:
+        """Take in everything; what the service knows of the upload afterwards."""
         room = self._dispatcher.upload_room
         while True:
             began = self._loop.time()
@@ -84,6 +128,8 @@ class _Intake:
             if self._body.gone:
                 raise ConnectionResetError("the sender broke off")
             if self._body.ended:
+                if self._finish is not None:
+                    self._moved(await self._dispatcher.in_streams(partial(self._finish, self._plan)))
                 return self._plan
 
     async def _batch(self) -> list[bytes]:
@@ -130,7 +176,16 @@ class _Intake:
         return part
 
     async def _write(self, batch: list[bytes]) -> None:
-        self._moved(await self._dispatcher.in_streams(partial(self._store, self._plan, self._offset, batch)))
+        finish = self._finish if self._body.ended else None
+        if finish is not None:
+            self._finish = None
+        plan, offset = self._plan, self._offset
+
+        def write() -> P:
+            stored = self._store(plan, offset, batch)
+            return stored if finish is None else finish(stored)
+
+        self._moved(await self._dispatcher.in_streams(write))
 
     async def _burst(self, first: list[bytes]) -> None:
         """Have a thread write what comes while it comes fast."""
@@ -156,7 +211,7 @@ class _Intake:
         if left:
             await self._write(left)
 
-    def _moved(self, plan: UploadPlan) -> None:
+    def _moved(self, plan: P) -> None:
         self._plan = plan
         self._offset = plan.offset
 
