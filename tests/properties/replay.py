@@ -316,12 +316,18 @@ CHANGES_NOTHING: dict[EventKind, str] = {
 }
 """The kinds that only say what happened, each with why nothing follows from it."""
 
-BESIDE: dict[EventKind, str] = {
-    kind: "what a run logs is told by one digest when it ends, so runs are not made from their events"
-    for kind in EventKind
-    if kind.value.partition(".")[0] in ("experiment", "run", "logged_model")
+_BESIDE = {
+    "experiment": "fsck of tracking folds it, held against tampering in tests/service/test_tracking_fsck.py",
+    "run": "what a run logs is in no event; fsck of tracking folds the rest",
+    "logged_model": "what it holds is in no event; fsck of tracking folds the rest",
+    "webhook": "its secret and the path of its receiver are in no event",
 }
-"""The kinds whose part of the state the events prove, but do not hold."""
+BESIDE: dict[EventKind, str] = {
+    kind: _BESIDE[kind.value.partition(".")[0]]
+    for kind in EventKind
+    if kind.value.partition(".")[0] in _BESIDE
+}
+"""The kinds whose part of the state the events vouch for, but do not hold, or that are folded elsewhere."""
 
 
 # -------------------------------------------------------------------------------- what stands in the tables
