@@ -17,6 +17,7 @@ from modelkeep.ports import BlobStore
 from modelkeep.service import token_key
 from modelkeep.service.access import Access
 from modelkeep.service.act import SYSTEM_CONTEXT, Desk
+from modelkeep.service.artifacts import Artifacts
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.house import House
@@ -72,6 +73,7 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House
         audit=Audit(),
         tracking=Tracking(),
         logged_models=LoggedModels(),
+        artifacts=Artifacts(blobs),
         catalog=catalog,
         promotions=promotions,
         rollouts=rollouts,

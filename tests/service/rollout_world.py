@@ -28,6 +28,7 @@ from modelkeep.core.routing import EMPTY_TABLE, WHOLE_PPM, Epoch, Route, Routing
 from modelkeep.ports import BlobStore
 from modelkeep.service.access import Access
 from modelkeep.service.act import SYSTEM_CONTEXT, Desk
+from modelkeep.service.artifacts import Artifacts
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.house import House
@@ -68,6 +69,7 @@ class RolloutWorld(World):
             audit=Audit(),
             tracking=Tracking(),
             logged_models=LoggedModels(),
+            artifacts=Artifacts(blobs),
             catalog=catalog,
             promotions=self.promotions,
             rollouts=self.rollouts,

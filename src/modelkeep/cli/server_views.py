@@ -130,7 +130,7 @@ def fsck(report: "FsckReport") -> View:
             screen.table(
                 ("problem", "file", "in", "digest"),
                 (
-                    (p.problem, p.path or "the list of files", ", ".join(p.versions), p.digest)
+                    (p.problem, p.path or "the list of files", ", ".join(p.versions + p.artifacts), p.digest)
                     for p in report.problems
                 ),
             )

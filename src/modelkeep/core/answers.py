@@ -23,6 +23,20 @@ from modelkeep.core.routing import Epoch
 from modelkeep.core.semver import Bump
 from modelkeep.core.values import Actor, Digest, ModelName
 
+
+class Done(Struct, frozen=True):
+    """The answer of a write that has nothing else to say."""
+
+    done: bool = True
+
+
+class Health(Struct, frozen=True):
+    """Whether the server is alive, and its release."""
+
+    status: str
+    version: str
+
+
 # ---------------------------------------------------------------------------------------------------- catalog
 
 

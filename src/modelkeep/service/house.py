@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from modelkeep.ports import BlobStore
 from modelkeep.service.access import Access
 from modelkeep.service.act import Desk
+from modelkeep.service.artifacts import Artifacts
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.logged_models import LoggedModels
@@ -26,6 +27,7 @@ class House:
     audit: Audit
     tracking: Tracking
     logged_models: LoggedModels
+    artifacts: Artifacts
     catalog: Catalog
     promotions: Promotions
     rollouts: Rollouts

@@ -9,6 +9,8 @@ bytes and replaces them; a later check that finds them right takes that back.
 from collections.abc import Iterator
 from itertools import islice
 
+from msgspec.structs import replace
+
 from modelkeep.core import catalog, errors, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import Altered, FileProblem, FsckReport, VerifyReport
@@ -190,15 +192,17 @@ class Integrity:
         self, desk: Desk, context: Context, tally: _Tally, digest: Digest, found: tuple[str, Digest | None]
     ) -> None:
         holders = desk.read(context, _holders_of, digest)
-        if not holders:
-            return  # its last version was deleted meanwhile
+        keepers = desk.read(context, _keepers_of, digest)
+        if not holders and not keepers:
+            return  # what named it last was deleted meanwhile
         if found[0] == "missing":
             tally.missing += 1
         else:
             tally.damaged += 1
-        entry = FileEntry(path=holders[0].path, size_bytes=0, digest=digest)
+        entry = FileEntry(path=holders[0].path if holders else keepers[0][1], size_bytes=0, digest=digest)
         names = tuple(_reference(holder) for holder in holders)
-        tally.add(_of_file(entry, names, found), holders)
+        addresses = tuple(f"{keeper}/{path}" for keeper, path in keepers)
+        tally.add(replace(_of_file(entry, names, found), artifacts=addresses), holders)
 
     def _find_dangling(self, desk: Desk, context: Context, tally: _Tally) -> None:
         for batch in _batches(self._blobs.iterate()):
@@ -238,6 +242,10 @@ def _named_after(act: Act, after: str) -> list[tuple[Digest, int]]:
 
 def _holders_of(act: Act, digest: Digest) -> list[Holder]:
     return inventory.list_holders(act.tx, digest, HOLDERS_MAX)
+
+
+def _keepers_of(act: Act, digest: Digest) -> list[tuple[str, str]]:
+    return inventory.list_keepers(act.tx, digest, HOLDERS_MAX)
 
 
 def _needed_among(act: Act, digests: list[Digest]) -> set[Digest]:

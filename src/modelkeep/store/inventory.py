@@ -1,5 +1,5 @@
-"""What the registry believes to be stored: the contents that versions and drafts name, to be held against the
-bytes.
+"""What the registry believes to be stored: the contents that versions, drafts and artifacts name, to be held
+against the bytes.
 
 Read in short batches, so that a check of everything holds no snapshot. It changes nothing and looks at no
 byte.
@@ -14,6 +14,7 @@ from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.values import Digest, ModelName
 from modelkeep.store.schema import draft_files, drafts, models, version_files, versions
 from modelkeep.store.statements import one_of
+from modelkeep.store.tracking_tables import artifacts, logged_models, runs
 from modelkeep.store.transaction import Transaction
 
 _READY = and_(versions.c.id == version_files.c.version_id, versions.c.status == "ready")
@@ -22,6 +23,27 @@ _NAMED = (
     .where(version_files.c.digest > bindparam("after"))
     .group_by(version_files.c.digest)
     .order_by(version_files.c.digest)
+    .limit(bindparam("limit"))
+)
+_KEPT = (
+    select(artifacts.c.digest, func.max(artifacts.c.size_bytes))
+    .where(artifacts.c.digest > bindparam("after"))
+    .group_by(artifacts.c.digest)
+    .order_by(artifacts.c.digest)
+    .limit(bindparam("limit"))
+)
+_KEEPERS = (
+    select(artifacts.c.kind, runs.c.run_id, logged_models.c.model_id, artifacts.c.path)
+    .select_from(
+        artifacts.outerjoin(
+            runs, and_(artifacts.c.kind == literal("run"), runs.c.serial == artifacts.c.owner)
+        ).outerjoin(
+            logged_models,
+            and_(artifacts.c.kind == literal("logged_model"), logged_models.c.serial == artifacts.c.owner),
+        )
+    )
+    .where(artifacts.c.digest == bindparam("digest"))
+    .order_by(artifacts.c.kind, artifacts.c.owner, artifacts.c.path)
     .limit(bindparam("limit"))
 )
 _VERSIONS = (
@@ -38,6 +60,7 @@ _HOLDERS = (
     .limit(bindparam("limit"))
 )
 _IN_VERSIONS = select(version_files.c.digest).where(one_of(version_files.c.digest, "digests")).distinct()
+_IN_ARTIFACTS = select(artifacts.c.digest).where(one_of(artifacts.c.digest, "digests")).distinct()
 _IN_DRAFTS = (
     select(draft_files.c.digest)
     .join(drafts, and_(drafts.c.id == draft_files.c.draft_id, drafts.c.status == literal("open")))
@@ -64,8 +87,13 @@ class Holder(NamedTuple):
 
 
 def list_named(tx: Transaction, after: str, limit: int) -> list[tuple[Digest, int]]:
-    """The contents that versions name, each once with its size in bytes, in the order of digests."""
-    return [(Digest(digest), size) for digest, size in tx.all(_NAMED, after=after, limit=limit)]
+    """The contents that versions or artifacts name, each once with its size in bytes, in the order of
+    digests."""
+    rows = tx.all(_NAMED, after=after, limit=limit) + tx.all(_KEPT, after=after, limit=limit)
+    sizes: dict[str, int] = {}
+    for digest, size in rows:
+        sizes[digest] = max(size, sizes.get(digest, 0))
+    return [(Digest(digest), sizes[digest]) for digest in sorted(sizes)[:limit]]
 
 
 def list_stored(tx: Transaction, after: str, limit: int) -> list[StoredVersion]:
@@ -84,7 +112,15 @@ def list_holders(tx: Transaction, digest: Digest, limit: int) -> list[Holder]:
     ]
 
 
+def list_keepers(tx: Transaction, digest: Digest, limit: int) -> list[tuple[str, str]]:
+    """The artifacts that are a content: the address of what keeps it, and the path there."""
+    return [
+        (f"runs:/{run_id}" if kind == "run" else f"models:/{model_id}", path)
+        for kind, run_id, model_id, path in tx.all(_KEEPERS, digest=digest, limit=limit)
+    ]
+
+
 def still_needed(tx: Transaction, digests: list[Digest]) -> set[Digest]:
-    """Which of these contents a version or an open draft names."""
-    rows = tx.all(_IN_VERSIONS, digests=digests) + tx.all(_IN_DRAFTS, digests=digests)
+    """Which of these contents a version, an open draft or an artifact names."""
+    rows = [row for one in (_IN_VERSIONS, _IN_DRAFTS, _IN_ARTIFACTS) for row in tx.all(one, digests=digests)]
     return {Digest(row[0]) for row in rows}

@@ -230,3 +230,32 @@ logged_model_versions = table(
     clustered=True,
 )
 """Which versions a logged model became."""
+
+# -------------------------------------------------------------------------------------------------- artifacts
+
+artifact_owners = table(
+    "artifact_owners",
+    words("kind"),
+    whole("owner"),  # `runs.serial` or `logged_models.serial`
+    whole("files"),
+    whole("size_bytes"),
+    key("kind", "owner"),
+    CheckConstraint("kind in ('run', 'logged_model')", name="kind"),
+    clustered=True,
+)
+"""How many files a run or logged model keeps, and their size, so that a limit need not count them."""
+
+artifacts = table(
+    "artifacts",
+    words("kind"),
+    whole("owner"),
+    words("path"),
+    words("digest"),
+    whole("size_bytes"),
+    whole("created"),
+    words("upload", null=True),  # the multipart upload that it came by: asked again, it is found finished
+    key("kind", "owner", "path"),
+    Index(None, "digest"),  # a blob that stands here is never collected
+    clustered=True,
+)
+"""The files that runs and logged models keep, by their content; in the order in which a folder is read."""

@@ -29,6 +29,8 @@ def _double(name: str, *, null: bool = False) -> sa.Column[float]:
 
 def upgrade() -> None:
     """Create the tables, parents before children."""
+    _artifact_owners()
+    _artifacts()
     _experiments()
     _datasets()
     _experiment_tags()
@@ -44,6 +46,37 @@ def upgrade() -> None:
     _run_models()
     _run_params()
     _run_tags()
+
+
+def _artifact_owners() -> None:
+    op.create_table(
+        "artifact_owners",
+        _words("kind"),
+        _whole("owner"),
+        _whole("files"),
+        _whole("size_bytes"),
+        sa.CheckConstraint("kind in ('run', 'logged_model')", name="ck_artifact_owners_kind"),
+        sa.PrimaryKeyConstraint("kind", "owner", name="pk_artifact_owners"),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
+    )
+
+
+def _artifacts() -> None:
+    op.create_table(
+        "artifacts",
+        _words("kind"),
+        _whole("owner"),
+        _words("path"),
+        _words("digest"),
+        _whole("size_bytes"),
+        _whole("created"),
+        _words("upload", null=True),
+        sa.PrimaryKeyConstraint("kind", "owner", "path", name="pk_artifacts"),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_artifacts_digest", "artifacts", ["digest"])
 
 
 def _experiments() -> None:

@@ -1,0 +1,209 @@
+"""Rows of artifacts: the files that runs and logged models keep, each a path and a content.
+
+A folder is no row: it is there as long as a path leads through it. Paths are compared by bytes, so that a
+folder is one stretch of the primary key, and its children are found by skipping from one to the next. Who may
+do what, and where the bytes are, is the service's part.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from sqlalchemy import bindparam, delete, func, literal, literal_column, select
+
+from modelkeep.core.tracking import Artifact
+from modelkeep.core.values import Digest
+from modelkeep.store.statements import insert, one_of
+from modelkeep.store.tracking_tables import artifact_owners, artifacts, experiments, logged_models, runs
+from modelkeep.store.transaction import Transaction
+
+BATCH = 500
+"""Rows of one read of a folder: more than most folders have, little enough to throw away when the rest of
+them lie in a folder inside, which is then skipped."""
+LAST = "\U0010ffff" * 64
+"""Sorts behind every path: a name is shorter."""
+
+
+class OwnerKind(StrEnum):
+    """What keeps artifacts."""
+
+    RUN = "run"
+    LOGGED_MODEL = "logged_model"
+
+
+class OwnerRow(NamedTuple):
+    """What keeps artifacts: its serial and id, where it is, and how many files it has."""
+
+    kind: OwnerKind
+    serial: int
+    id: str
+    experiment_id: int
+    deleted: int
+    project: str
+    files: int
+
+
+class ArtifactRow(NamedTuple):
+    """One file, and the multipart upload that it came by, if it did."""
+
+    path: str
+    digest: Digest
+    size_bytes: int
+    upload: str | None
+
+
+class Child(NamedTuple):
+    """What lies directly in a folder: a file with its size in bytes, or a folder (None)."""
+
+    name: str
+    size_bytes: int | None
+
+
+def _files_of(kind: OwnerKind, serial: object) -> object:
+    counted = select(artifact_owners.c.files).where(
+        artifact_owners.c.kind == literal_column(f"'{kind}'"), artifact_owners.c.owner == serial
+    )
+    return func.coalesce(counted.scalar_subquery(), literal_column("0"))
+
+
+_FIND_RUN = (
+    select(  # type: ignore[call-overload]  # the count is an expression, whose overloads end at ten columns
+        runs.c.serial, runs.c.run_id, runs.c.experiment_id, runs.c.deleted, experiments.c.project,
+        _files_of(OwnerKind.RUN, runs.c.serial),
+    )
+    .join(experiments, experiments.c.id == runs.c.experiment_id)
+    .where(runs.c.run_id == bindparam("id"))
+)  # fmt: skip
+_FIND_LOGGED_MODEL = (
+    select(  # type: ignore[call-overload]  # as above
+        logged_models.c.serial, logged_models.c.model_id, logged_models.c.experiment_id,
+        logged_models.c.deleted, experiments.c.project,
+        _files_of(OwnerKind.LOGGED_MODEL, logged_models.c.serial),
+    )
+    .join(experiments, experiments.c.id == logged_models.c.experiment_id)
+    .where(logged_models.c.model_id == bindparam("id"))
+)  # fmt: skip
+_OF = (artifacts.c.kind == bindparam("kind"), artifacts.c.owner == bindparam("owner"))
+_ROW = (artifacts.c.path, artifacts.c.digest, artifacts.c.size_bytes, artifacts.c.upload)
+_GET = select(*_ROW).where(*_OF, artifacts.c.path == bindparam("path"))
+_BETWEEN = (artifacts.c.path >= bindparam("first"), artifacts.c.path < bindparam("before"))
+_FROM = select(*_ROW).where(*_OF, *_BETWEEN).order_by(artifacts.c.path).limit(bindparam("limit"))
+_AMONG = select(artifacts.c.path).where(*_OF, one_of(artifacts.c.path, "paths")).limit(1)
+_PUT = insert(artifacts).on_conflict_do_update(
+    index_elements=[artifacts.c.kind, artifacts.c.owner, artifacts.c.path],
+    set_={name: insert(artifacts).excluded[name] for name in ("digest", "size_bytes", "created", "upload")},
+)
+_COUNT = insert(artifact_owners).on_conflict_do_update(
+    index_elements=[artifact_owners.c.kind, artifact_owners.c.owner],
+    set_={
+        name: artifact_owners.c[name] + insert(artifact_owners).excluded[name]
+        for name in ("files", "size_bytes")
+    },
+)
+_SUM = select(func.count(), func.coalesce(func.sum(artifacts.c.size_bytes), literal(0))).where(
+    *_OF, *_BETWEEN
+)
+_DROP = delete(artifacts).where(*_OF, artifacts.c.path == bindparam("which"))
+_DROP_BETWEEN = delete(artifacts).where(*_OF, *_BETWEEN)
+
+
+def find_owner(tx: Transaction, kind: OwnerKind, id: str) -> OwnerRow | None:  # noqa: A002
+    """A run or logged model by its id, deleted or not."""
+    row = tx.one(_FIND_RUN if kind is OwnerKind.RUN else _FIND_LOGGED_MODEL, id=id)
+    return OwnerRow(kind, *row) if row else None
+
+
+def get(tx: Transaction, owner: OwnerRow, path: str) -> ArtifactRow | None:
+    """One file."""
+    row = tx.one(_GET, kind=owner.kind.value, owner=owner.serial, path=path)
+    return ArtifactRow(*row) if row else None
+
+
+def under(tx: Transaction, owner: OwnerRow, folder: str, limit: int) -> list[Artifact]:
+    """The files below a folder (all of them for ''), however deep, with their whole paths and in the order of
+    them."""
+    first, last = _bounds(folder)
+    rows = tx.all(_FROM, kind=owner.kind.value, owner=owner.serial, first=first, before=last, limit=limit)
+    return [Artifact(path=path, size_bytes=size, digest=Digest(digest)) for path, digest, size, _ in rows]
+
+
+def children(tx: Transaction, owner: OwnerRow, folder: str) -> Iterator[Child]:
+    """What lies directly in a folder, each once. A folder inside is skipped as soon as it is seen, so this
+    takes about one read for each `BATCH` files and one for each folder that has many."""
+    first, last = _bounds(folder)
+    start = len(folder) + 1 if folder else 0
+    while True:
+        rows = tx.all(_FROM, kind=owner.kind.value, owner=owner.serial, first=first, before=last, limit=BATCH)
+        inside = ""
+        for path, _, size, _ in rows:
+            if inside and path.startswith(inside):
+                continue
+            name, slash, _ = path[start:].partition("/")
+            inside = path[: start + len(name)] + "/" if slash else ""
+            yield Child(name, None if slash else size)
+        if len(rows) < BATCH:
+            return
+        first = _behind(inside) if inside else rows[-1][0] + "\x01"  # no path has control characters
+
+
+def in_the_way(tx: Transaction, owner: OwnerRow, path: str) -> str | None:
+    """A file that stands where this path needs a folder, or a file below it, which makes a folder of it."""
+    of = {"kind": owner.kind.value, "owner": owner.serial}
+    parents = [path[:at] for at, character in enumerate(path) if character == "/"]
+    if parents:
+        row = tx.one(_AMONG, **of, paths=parents)
+        if row is not None:
+            return str(row[0])
+    first, last = _bounds(path)
+    rows = tx.all(_FROM, **of, first=first, before=last, limit=1)
+    return str(rows[0][0]) if rows else None
+
+
+def put(
+    tx: Transaction,
+    owner: OwnerRow,
+    file: Artifact,
+    before: ArtifactRow | None,
+    now_ms: int,
+    upload: str | None,
+) -> None:
+    """Write a file in the place of `before`, which stands at its path, or as a new one."""
+    of = {"kind": owner.kind.value, "owner": owner.serial}
+    tx.run(
+        _PUT,
+        **of,
+        path=file.path,
+        digest=file.digest,
+        size_bytes=file.size_bytes,
+        created=now_ms,
+        upload=upload,
+    )
+    more = file.size_bytes - (before.size_bytes if before else 0)
+    tx.run(_COUNT, **of, files=0 if before else 1, size_bytes=more)
+
+
+def drop(tx: Transaction, owner: OwnerRow, path: str) -> int:
+    """Remove a file, or a folder with all that is in it ('' for everything); how many files went."""
+    of = {"kind": owner.kind.value, "owner": owner.serial}
+    file = get(tx, owner, path) if path else None
+    first, last = _bounds(path)
+    row = tx.one(_SUM, **of, first=first, before=last)
+    files, size = (int(row[0]), int(row[1])) if row else (0, 0)
+    if file is not None:
+        tx.run(_DROP, **of, which=path)
+        files, size = files + 1, size + file.size_bytes
+    if not files:
+        return 0
+    tx.run(_DROP_BETWEEN, **of, first=first, before=last)
+    tx.run(_COUNT, **of, files=-files, size_bytes=-size)
+    return files
+
+
+def _bounds(folder: str) -> tuple[str, str]:
+    """What all paths below a folder lie between: at or behind the first, and before the second."""
+    return (f"{folder}/", _behind(f"{folder}/")) if folder else ("", LAST)
+
+
+def _behind(folder: str) -> str:
+    """The first text behind everything below a folder, which is given with its slash."""
+    return folder[:-1] + chr(ord("/") + 1)
