@@ -3,12 +3,13 @@ versions and registered models.
 
     metrics.auc > 0.9 AND params.`learning rate` = '0.1' AND tags.team LIKE 'risk%'
 
-Three rooms: `tree` (vocabularies, operators, clauses), `tokens` and `parser`. None knows a table or SQL. Our
-own language, which has OR, NOT, parentheses, ranges and more, is `core.query`. This page is the list of what
-others use, and has no code of its own.
+Four rooms: `tree` (vocabularies, operators, clauses), `tokens`, `parser`, and `translation` (the registry's
+filters in our own language, `core.query`, which has OR, NOT, parentheses, ranges and more). None knows a
+table or SQL. This page is the list of what others use, and has no code of its own.
 """
 
 from modelkeep.core.mlflow_filter.parser import parse, parse_fields, parse_order
+from modelkeep.core.mlflow_filter.translation import PROMPT_TAG, expression_of, order_of
 from modelkeep.core.mlflow_filter.tree import (
     CLAUSES_MAX,
     DATASET_KEYS,
@@ -45,6 +46,7 @@ __all__ = [
     "ORDERED",
     "ORDER_MAX",
     "PATTERN_MAX",
+    "PROMPT_TAG",
     "SAME",
     "VOCABULARIES",
     "Clause",
@@ -57,6 +59,8 @@ __all__ = [
     "OrderField",
     "Value",
     "ValueType",
+    "expression_of",
+    "order_of",
     "parse",
     "parse_fields",
     "parse_order",
