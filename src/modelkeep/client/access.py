@@ -6,10 +6,10 @@ Secrets pass through once, in the answer that makes them, and are kept nowhere.
 
 from collections.abc import Iterator, Sequence
 
-from modelkeep.client.answers import Done, Health, Listing, Page
+from modelkeep.client.answers import Listing, Page
 from modelkeep.client.transport import CHUNK_BYTES, V1, Request, Wire, given, segment
 from modelkeep.core.access import Effect, Grant, Principal, PrincipalKind, Role, TokenInfo, Verb
-from modelkeep.core.answers import EventPage, NewToken, Verification, WhoAmI
+from modelkeep.core.answers import Done, EventPage, Health, NewToken, Verification, WhoAmI
 from modelkeep.core.events import ChainedEvent
 
 

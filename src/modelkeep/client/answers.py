@@ -59,19 +59,6 @@ PAGE_ROWS = 1_000
 """Rows that are asked for at a time, which is what the server gives at most."""
 
 
-class Done(Struct, frozen=True):
-    """The answer of a write that has nothing else to say."""
-
-    done: bool = True
-
-
-class Health(Struct, frozen=True):
-    """Whether the server is alive, and its release."""
-
-    status: str
-    version: str
-
-
 class Pulled(Struct, frozen=True, kw_only=True):
     """What a pull has brought."""
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from modelkeep.client.answers import Done, Listing, Page
+from modelkeep.client.answers import Listing, Page
 from modelkeep.client.transport import V1, Wire, given, joined, model_path, segment, time_text
 from modelkeep.core import values
+from modelkeep.core.answers import Done
 from modelkeep.core.catalog import ModelChange, ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.compare import Best, Comparison, VersionDiff
 

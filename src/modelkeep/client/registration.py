@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from msgspec.structs import replace
 
-from modelkeep.client.answers import Done, Pulled
+from modelkeep.client.answers import Pulled
 from modelkeep.client.catalog import CatalogVerbs
 from modelkeep.client.files import (
     LocalFile,
@@ -24,7 +24,7 @@ from modelkeep.client.files import (
 )
 from modelkeep.client.transport import CHUNK_BYTES, V1, Body, Request, model_path, segment
 from modelkeep.core import codec, errors, values
-from modelkeep.core.answers import FsckReport, Preview, Registration, UploadPlan, VerifyReport
+from modelkeep.core.answers import Done, FsckReport, Preview, Registration, UploadPlan, VerifyReport
 from modelkeep.core.catalog import (
     Bump,
     Draft,

@@ -6,10 +6,10 @@ Predictions go to the gateway and not through here.
 
 from typing import Any
 
-from modelkeep.client.answers import Done, Listing, Page
+from modelkeep.client.answers import Listing, Page
 from modelkeep.client.transport import V1, Wire, given, segment
 from modelkeep.core import codec
-from modelkeep.core.answers import Explanation, RolloutForecast, RolloutStatus
+from modelkeep.core.answers import Done, Explanation, RolloutForecast, RolloutStatus
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
 
 

@@ -18,7 +18,7 @@ import time
 import zlib
 from datetime import datetime, timedelta
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from modelkeep.core import errors, values
 from modelkeep.core.access import (
@@ -229,13 +229,7 @@ class Access:
         store.disable_principal(act.tx, name)
         act.record(EventKind.PRINCIPAL_DISABLED, f"principal/{name}")
         self._cache.clear()
-        return Principal(
-            name=principal.name,
-            kind=principal.kind,
-            disabled=True,
-            created_at=principal.created_at,
-            created_by=principal.created_by,
-        )
+        return structs.replace(principal, disabled=True)
 
     def _principal(self, act: Act, name: str) -> Principal:
         principal = store.get_principal(act.tx, name)

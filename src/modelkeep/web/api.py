@@ -7,23 +7,15 @@ addresses are in `app`. Bytes in and out are in `bytes_io`.
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct
-
 from modelkeep import __version__
 from modelkeep.core import codec, values
 from modelkeep.core.access import Verb
+from modelkeep.core.answers import Done, Health
 from modelkeep.core.plan import read_plan
 from modelkeep.core.values import ModelName, Ref, parse_model_name, parse_ref
 from modelkeep.service.act import Act
 from modelkeep.service.forecasts import Asked
 from modelkeep.web.operations import Call
-
-
-class Done(Struct, frozen=True):
-    """The answer of a write that has nothing else to say."""
-
-    done: bool = True
-
 
 DONE = Done()
 
@@ -473,18 +465,11 @@ def remove_grant(act: Act, call: Call) -> Any:
     return DONE
 
 
-class Health(Struct, frozen=True):
-    """The server is alive; `version` is its release."""
-
-    status: str
-    version: str = __version__
-
-
 def health(call: Call) -> Health:
     """Alive, and no more: a store that is away is no reason to start the server anew."""
-    return Health("ok")
+    return Health("ok", __version__)
 
 
 def ready(act: Act, call: Call) -> Health:
     """Ready when the store answers, which opening this act has just shown."""
-    return Health("ready")
+    return Health("ready", __version__)

@@ -28,7 +28,7 @@ from modelkeep.service.house import House
 from modelkeep.web import api, bytes_io, openapi, requests, shapes, uploads
 from modelkeep.web.dispatch import Bound, Dispatcher
 from modelkeep.web.exchange import Answer, Body
-from modelkeep.web.languages import language_of
+from modelkeep.web.languages import LANGUAGES, language_of
 from modelkeep.web.mlflow.rows import ROWS as MLFLOW_OPERATIONS
 from modelkeep.web.operations import Mode, Operation, Receive, Scope, Send
 from modelkeep.web.routes import Routes
@@ -67,7 +67,7 @@ OPERATIONS: tuple[Operation, ...] = (
          RegisteredModel, body=shapes.NewModel, status=201),
     _row("change_model", "PATCH", MODEL, WRITE, api.change_model, "Change description, owner or tags",
          RegisteredModel, body=ModelChange),
-    _row("delete_model", "DELETE", MODEL, WRITE, api.delete_model, "Delete a model", api.Done),
+    _row("delete_model", "DELETE", MODEL, WRITE, api.delete_model, "Delete a model", answers.Done),
     _row("set_stages", "PUT", MODEL + "/stages", WRITE, api.set_stages, "Set a model's stage graph",
          RegisteredModel, body=StageGraph),
     _row("list_versions", "GET", MODEL + "/versions", READ, api.list_versions,
@@ -79,7 +79,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("change_version", "PATCH", V1 + "/version", WRITE, api.change_version, "Change description or tags",
          ModelVersion, query=shapes.RefQuery, body=ModelChange),
     _row("delete_version", "DELETE", V1 + "/version", WRITE, api.delete_version, "Delete a version",
-         api.Done, query=shapes.RefQuery),
+         answers.Done, query=shapes.RefQuery),
     _row("yank_version", "POST", V1 + "/version/yank", WRITE, api.yank_version,
          "Have a version passed over by @latest and ranges",
          ModelVersion, query=shapes.RefQuery, body=shapes.Because),
@@ -89,7 +89,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("set_alias", "PUT", MODEL + "/aliases/{alias}", WRITE, api.set_alias, "Point an alias at a version",
          RegisteredModel, body=shapes.NewAlias),
     _row("delete_alias", "DELETE", MODEL + "/aliases/{alias}", WRITE, api.delete_alias,
-         "Delete an alias", api.Done),
+         "Delete an alias", answers.Done),
     _row("compare", "GET", MODEL + "/compare", SLOW, api.compare, "Versions side by side",
          compare.Comparison, query=shapes.CompareQuery),
     _row("best", "GET", MODEL + "/best", SLOW, api.best, "The best version by a metric",
@@ -104,7 +104,7 @@ OPERATIONS: tuple[Operation, ...] = (
          answers.Preview, body=DraftSpec),
     _row("get_draft", "GET", V1 + "/drafts/{id}", READ, api.get_draft, "How far a registration is", Draft),
     _row("cancel_draft", "DELETE", V1 + "/drafts/{id}", WRITE, api.cancel_draft,
-         "Give up a registration", api.Done),
+         "Give up a registration", answers.Done),
     _row("upload_file", "PUT", V1 + "/drafts/{id}/file", STREAM, uploads.upload, "Send the bytes of a file",
          answers.UploadPlan, query=shapes.UploadQuery),
     _row("finalize_draft", "POST", V1 + "/drafts/{id}/finalize", WRITE, api.finalize_draft,
@@ -153,7 +153,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("get_endpoint", "GET", ENDPOINT, READ, api.get_endpoint, "One endpoint", Endpoint),
     _row("put_endpoint", "PUT", ENDPOINT, WRITE, api.put_endpoint, "Create or change an endpoint",
          Endpoint, body=shapes.NewEndpoint),
-    _row("delete_endpoint", "DELETE", ENDPOINT, WRITE, api.delete_endpoint, "Delete an endpoint", api.Done),
+    _row("delete_endpoint", "DELETE", ENDPOINT, WRITE, api.delete_endpoint, "Delete an endpoint",
+         answers.Done),
     _row("rollout_status", "GET", ENDPOINT + "/rollout", READ, api.rollout_status,
          "How an endpoint's traffic stands",
          answers.RolloutStatus),
@@ -209,10 +210,12 @@ OPERATIONS: tuple[Operation, ...] = (
          access.GrantPage, query=shapes.ListQuery),
     _row("add_grant", "POST", V1 + "/grants", WRITE, api.add_grant, "Give or deny a role", Grant,
          body=shapes.NewGrant, status=201),
-    _row("remove_grant", "DELETE", V1 + "/grants/{id}", WRITE, api.remove_grant, "Remove a grant", api.Done),
+    _row("remove_grant", "DELETE", V1 + "/grants/{id}", WRITE, api.remove_grant, "Remove a grant",
+         answers.Done),
     # the server itself
-    _row("health", "GET", "/health", PLAIN, api.health, "Alive", api.Health, open=True),
-    _row("ready", "GET", "/ready", READ, api.ready, "Alive, and the store answers", api.Health, open=True),
+    _row("health", "GET", "/health", PLAIN, api.health, "Alive", answers.Health, open=True),
+    _row("ready", "GET", "/ready", READ, api.ready, "Alive, and the store answers",
+         answers.Health, open=True),
     _row("metrics", "GET", "/metrics", STREAM, openapi.metrics,
          "Prometheus metrics of the server", bytes, open=True),
     _row("openapi", "GET", "/openapi.json", STREAM, openapi.document, "This document", bytes, open=True),
@@ -243,7 +246,7 @@ class Application:
         self._hosts = frozenset(name.lower().encode("latin-1") for name in _LOOPBACK + hosts)
         self._routes: Routes[Bound] = Routes()
         for row in operations:
-            bound = Bound(self.dispatcher, row)
+            bound = Bound(self.dispatcher, row, LANGUAGES[row.door])
             self._routes.add(row.method, row.path, bound)
             if row.method == "GET" and row.mode is not Mode.STREAM:
                 self._routes.add("HEAD", row.path, bound)  # the server leaves the body out
