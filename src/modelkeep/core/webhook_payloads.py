@@ -26,8 +26,9 @@ _EXAMPLE = "example"
 
 
 class Message(NamedTuple):
-    """One message: what it is called in the subscription, and its bytes."""
+    """One message: its place among all that the event makes, what it is called in a subscription, its bytes."""
 
+    part: int
     event: str
     body: bytes
 
@@ -70,8 +71,8 @@ def messages(webhook: Webhook, event: Event, facts: Facts) -> list[Message]:
         case Style.MLFLOW:
             made = _mlflow(event, facts)
             return [
-                Message(word, _document(webhook.project, event.at, word, data))
-                for word, data in made
+                Message(part, word, _document(webhook.project, event.at, word, data))
+                for part, (word, data) in enumerate(made)
                 if word in webhook.events
             ]
 
@@ -79,7 +80,7 @@ def messages(webhook: Webhook, event: Event, facts: Facts) -> list[Message]:
 def example(webhook: Webhook, word: str, now: datetime) -> Message:
     """A message to try a receiver with: of the right shape, about nothing that is there."""
     if webhook.style is Style.MLFLOW:
-        return Message(word, _document(webhook.project, now, word, _examples(word)))
+        return Message(0, word, _document(webhook.project, now, word, _examples(word)))
     notice = Notice(
         type="webhook.test",
         timestamp=now,
@@ -92,7 +93,7 @@ def example(webhook: Webhook, word: str, now: datetime) -> Message:
         reason=None,
         data={"webhook": webhook.id, "events": list(webhook.events)},
     )
-    return Message("webhook.test", codec.canonical(notice))
+    return Message(0, "webhook.test", codec.canonical(notice))
 
 
 def _notice(project: str, event: Event) -> Message:
@@ -115,7 +116,7 @@ def _notice(project: str, event: Event) -> Message:
     body = made(event.body)
     if len(body) > PAYLOAD_MAX_BYTES:
         body = made({}, truncated=True)
-    return Message(event.kind.value, body)
+    return Message(0, event.kind.value, body)
 
 
 # --------------------------------------------------------------------------------------------- MLflow's words

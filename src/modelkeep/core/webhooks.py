@@ -132,7 +132,8 @@ class Delivery(Struct, frozen=True, kw_only=True):
     """One message to one webhook, with its attempts.
 
     `part` counts the messages that one event makes (MLflow has one for each tag); `requested` says that
-    somebody asked for it to be sent again.
+    somebody asked for it to be sent again; `tries` are the failed attempts since it was first due, or last
+    asked for.
     """
 
     id: str
@@ -142,6 +143,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
     event: str
     state: DeliveryState
     requested: bool = False
+    tries: int = 0
     next_at: datetime | None = None
     created_at: datetime
     finished_at: datetime | None = None
@@ -176,6 +178,37 @@ class WebhookChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     secret: str | None = None
 
 
+class MadeWebhook(Struct, frozen=True, kw_only=True):
+    """A webhook that was made or given another secret. A secret that was made here is in this answer and
+    nowhere else."""
+
+    webhook: Webhook
+    secret: str | None = None
+
+
+class Trial(Struct, frozen=True, kw_only=True):
+    """What came of trying a receiver. Nothing of what it answered is told but its status."""
+
+    delivered: bool
+    status: int | None = None
+    error: str | None = None
+    duration_ms: float
+
+
+class Replay(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is to be sent again: the messages of one event, or of all events after one, in order."""
+
+    sequence: int | None = None
+    after: int | None = None
+
+
+class Replayed(Struct, frozen=True, kw_only=True):
+    """What will be sent again: so many messages of one event, or everything after the cursor."""
+
+    messages: int | None = None
+    cursor: int
+
+
 class Target(Struct, frozen=True, kw_only=True):
     """An address taken apart: where to connect, and what to ask for."""
 
@@ -190,6 +223,19 @@ class Target(Struct, frozen=True, kw_only=True):
         host = f"[{self.host}]" if ":" in self.host else self.host
         usual = {"https": 443, "http": 80}[self.scheme]
         return host if self.port == usual else f"{host}:{self.port}"
+
+
+class Sent(Struct, frozen=True, kw_only=True):
+    """What came of sending one message: the receiver's status, or why there is none.
+
+    `retry_after_s` is for how long the receiver asked to be left alone.
+    """
+
+    status: int | None
+    error: str | None
+    duration_ms: float
+    answer_sha256: str | None = None
+    retry_after_s: float | None = None
 
 
 MLFLOW_EVENTS: tuple[str, ...] = (
