@@ -315,7 +315,13 @@ def test_tokens_fit_their_own_search_only(database: Database) -> None:
         with pytest.raises(errors.Invalid):
             ask(wrong)
     clause = Clause(Kind.TAG, "a", Operator.IS_NULL)
-    for other in [{"order": order[:1]}, {"clauses": (clause,)}, {"view": ViewType.ALL}, {"where": [1]}]:
+    others: list[dict[str, Any]] = [
+        {"order": order[:1]},
+        {"clauses": (clause,)},
+        {"view": ViewType.ALL},
+        {"where": [1]},
+    ]
+    for other in others:
         with pytest.raises(errors.Invalid):
             ask(token, **other)
 
@@ -325,3 +331,43 @@ def test_a_page_has_bounds(database: Database, limit: int) -> None:
     """A page of no runs, or of more than MLflow's server gives, is refused."""
     with pytest.raises(errors.LimitExceeded):
         database.read(lambda tx: tracking_search.search_runs(tx, [1], limit=limit))
+
+
+HOT = {
+    "newest": ("", []),
+    "newest that pass": ("metrics.a > 0.5 AND params.b LIKE 'x%' AND tags.c IS NULL", []),
+    "by start": ("", ["start_time"]),
+    "best": ("", ["metrics.a DESC"]),
+    "best that pass": ("metrics.a > 0.5 AND metrics.b < 1 AND status = 'FINISHED'", ["metrics.a DESC"]),
+    "by a param": ("params.a = 'x'", ["params.a"]),
+    "by two": ("", ["metrics.a", "tags.b DESC"]),
+}
+
+
+@pytest.mark.parametrize("name", HOT)
+@pytest.mark.parametrize("paged", [False, True])
+def test_hot_searches_walk_an_index(sqlite_database: Database, name: str, paged: bool) -> None:
+    """Pages that people look at all day are read along an index, and no table from end to end: neither where
+    rows are gathered through a way nor where they are walked, nor sorted as a whole."""
+    text, order = HOT[name]
+    clauses = mlflow.parse(text, Noun.RUNS)
+    terms = mlflow.parse_order(order, Noun.RUNS)
+    question = tracking_search._question(Noun.RUNS, clauses, terms)
+    asked = question.asked(tracking_search.Stretch((1,), deleted=False))
+    counted = tracking_search.survey(asked)
+    built = [tracking_search.gathered(asked, way, paged) for way in (counted[0] if counted else ())]
+    if asked.steps and asked.steps[0].field is None:
+        walks = [tracking_search.walked(asked, rank, paged) for rank in tracking_search._ranks(asked)]
+    else:
+        walks = [tracking_search.gathered(asked, None, paged)]
+    built += walks + ([counted[1]] if counted else [])
+    for statement in built:
+        binds = dict.fromkeys(statement.names, 1)
+        plan = sqlite_database.read(lambda tx, s=statement, b=binds: tx.explain(s.statement, **b))  # type: ignore[misc]
+        lines = [line.strip() for line in plan.splitlines()]
+        scans = [line for line in lines if line.startswith("SCAN") and line != "SCAN CONSTANT ROW"]
+        assert all(line.startswith("SCAN counted_") for line in scans), plan
+    for statement in walks[:1]:  # those with a value come first; NaNs, and those without one, are sorted
+        binds = dict.fromkeys(statement.names, 1)
+        plan = sqlite_database.read(lambda tx, s=statement, b=binds: tx.explain(s.statement, **b))  # type: ignore[misc]
+        assert "USE TEMP B-TREE FOR ORDER BY" not in plan, plan
