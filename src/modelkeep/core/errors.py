@@ -127,6 +127,7 @@ class RunNotFound(NotFound):          code = "RUN_NOT_FOUND"
 class LoggedModelNotFound(NotFound):  code = "LOGGED_MODEL_NOT_FOUND"
 class TagNotFound(NotFound):          code = "TAG_NOT_FOUND"
 class ArtifactNotFound(NotFound):     code = "ARTIFACT_NOT_FOUND"
+class NotProvided(NotFound):          code = "NOT_PROVIDED"
 class WebhookNotFound(NotFound):      code = "WEBHOOK_NOT_FOUND"
 class DeliveryNotFound(NotFound):     code = "DELIVERY_NOT_FOUND"
 

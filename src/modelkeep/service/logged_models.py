@@ -83,14 +83,14 @@ class LoggedModels:
         )
         return model
 
-    def get(self, act: Act, model_id: str) -> LoggedModel:
+    def get(self, act: Act, model_id: str, *, allow_deleted: bool = False) -> LoggedModel:
         """A logged model.
 
         Raises:
-            LoggedModelNotFound: it is not there, not to be seen, or deleted.
+            LoggedModelNotFound: it is not there, not to be seen, or deleted and not asked for as such.
         """
         row = self._row(act, model_id)
-        if row.deleted:
+        if row.deleted and not allow_deleted:
             raise run_logging.no_logged_model(model_id)
         return logged_models.load(act.tx, [row])[0]
 

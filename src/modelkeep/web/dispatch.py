@@ -23,8 +23,8 @@ from modelkeep.web import problems, requests
 from modelkeep.web.commits import Commits
 from modelkeep.web.exchange import Answer, Body
 from modelkeep.web.figures import Figures
-from modelkeep.web.languages import LANGUAGES
 from modelkeep.web.operations import Call, Mode, Operation, Receive, Scope, Send
+from modelkeep.web.problems import Problem
 from modelkeep.web.wakeup import Wakeup
 
 POOL_THREADS = 8
@@ -36,6 +36,7 @@ UPLOAD_ROOM_BYTES = 32 * 1024 * 1024
 LOOP_BODY_BYTES = 64 * 1024
 """A larger JSON body is decoded in the pool: 4 MiB of brackets would hold everybody up for a second."""
 
+Headers = dict[bytes, bytes]
 T = TypeVar("T")
 P = ParamSpec("P")
 _log = logging.getLogger("modelkeep.web")
@@ -178,13 +179,27 @@ class _KeptError(Struct, frozen=True):
     details: dict[str, Any]
 
 
+class Language(Struct, frozen=True):
+    """One language.
+
+    Attributes:
+        query: the query string in the operation's shape; None where it takes none.
+        body: the body in the operation's shape.
+        render: an error, with the request's id and a status in place of the usual one, or 0.
+    """
+
+    query: Callable[[bytes, Operation, Headers], Any]
+    body: Callable[[bytes, Operation, Headers], Any]
+    render: Callable[[errors.ModelkeepError, str | None, int], Problem]
+
+
 class Bound:
     """One operation, ready to be called with a connection."""
 
-    def __init__(self, dispatcher: Dispatcher, operation: Operation) -> None:
+    def __init__(self, dispatcher: Dispatcher, operation: Operation, language: Language) -> None:
         self.dispatcher = dispatcher
         self.operation = operation
-        self.language = LANGUAGES[operation.door]
+        self.language = language
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], path: dict[str, str]

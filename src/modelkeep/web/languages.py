@@ -4,33 +4,13 @@ A route says which is its own (`Operation.door`); nothing else in the face's mac
 several.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-from msgspec import Struct
-
-from modelkeep.core.errors import ModelkeepError
 from modelkeep.web import problems, requests
+from modelkeep.web.dispatch import Headers, Language
 from modelkeep.web.mlflow import problems as mlflow_problems
 from modelkeep.web.mlflow import wire
 from modelkeep.web.operations import Door, NoQuery, Operation
-from modelkeep.web.problems import Problem
-
-Headers = dict[bytes, bytes]
-
-
-class Language(Struct, frozen=True):
-    """One language.
-
-    Attributes:
-        query: the query string in the operation's shape; None where it takes none.
-        body: the body in the operation's shape.
-        render: an error, with the request's id and a status in place of the usual one, or 0.
-    """
-
-    query: Callable[[bytes, Operation, Headers], Any]
-    body: Callable[[bytes, Operation, Headers], Any]
-    render: Callable[[ModelkeepError, str | None, int], Problem]
 
 
 def _own_query(raw: bytes, operation: Operation, headers: Headers) -> Any:
@@ -56,7 +36,7 @@ LANGUAGES: dict[Door, Language] = {
     Door.MLFLOW: Language(_mlflow_query, _mlflow_body, mlflow_problems.render),
 }
 
-_MLFLOW_PATHS = (b"/api/2.0/", b"/api/3.0/", b"/ajax-api/")
+_MLFLOW_PATHS = (b"/api/2.0", b"/api/3.0", b"/ajax-api/")
 
 
 def language_of(raw_path: bytes) -> Language:

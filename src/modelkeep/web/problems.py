@@ -30,6 +30,7 @@ _LEAVES: dict[type[ModelkeepError], int] = {
     errors.SemverTooLow: 422,
     errors.Overloaded: 429,
     errors.TimedOut: 504,
+    errors.NotProvided: 501,
     errors.StorageFull: 507,
 }
 _FAMILIES: tuple[tuple[type[ModelkeepError], int], ...] = (

@@ -17,6 +17,7 @@ INVALID_PARAMETER_VALUE = "INVALID_PARAMETER_VALUE"
 _LEAVES: dict[type[ModelkeepError], tuple[str, int]] = {
     errors.RouteNotFound: ("ENDPOINT_NOT_FOUND", 404),
     errors.MethodNotAllowed: ("ENDPOINT_NOT_FOUND", 405),
+    errors.NotProvided: ("NOT_IMPLEMENTED", 501),
     errors.RequestTooSlow: ("ABORTED", 408),
     errors.BodyTooLarge: (INVALID_PARAMETER_VALUE, 413),
     errors.Overloaded: ("RESOURCE_EXHAUSTED", 429),

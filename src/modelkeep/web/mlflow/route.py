@@ -3,6 +3,7 @@
 The rows themselves are in `rows`, and in files of their own where there are many of one noun.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from modelkeep.web.mlflow.wire import Nothing
 from modelkeep.web.operations import Door, Mode, NoQuery, Operation
 
 API = "/api/2.0/mlflow/"
-PAGES = "/ajax-api/2.0/mlflow/"
+API3 = "/api/3.0/mlflow/"
+PAGES = "/ajax-api/"
 
 
 def row(
@@ -27,9 +29,8 @@ def row(
     **more: Any,
 ) -> Operation:
     """One row; its name is made of its path, and its summary is the handler's first line."""
-    name = "mlflow_" + path.removeprefix("/api/").replace("2.0/mlflow/", "").replace("/", "_").replace(
-        "-", "_"
-    )
+    words = path.replace(API, "").replace(API3, "v3/").removeprefix("/api/2.0/")
+    name = "mlflow_" + re.sub(r"\W+", "_", words).strip("_")
     return Operation(
         name=f"{name}_{method.lower()}",
         method=method,
@@ -49,4 +50,5 @@ def both(rows: Iterable[Operation]) -> Iterator[Operation]:
     """Each row, and the same under the address that MLflow's pages use."""
     for each in rows:
         yield each
-        yield replace(each, path=PAGES + each.path.removeprefix(API), name=each.name + "_ajax")
+        if each.path.startswith("/api/"):
+            yield replace(each, path=PAGES + each.path.removeprefix("/api/"), name=each.name + "_ajax")

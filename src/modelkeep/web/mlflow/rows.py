@@ -6,8 +6,10 @@ MLflow's client and its pages know most operations under two addresses, `/api/2.
 
 from typing import Any
 
-from modelkeep.web.mlflow import tracking
-from modelkeep.web.mlflow.route import API, both, row
+from modelkeep.web.mlflow import absent, logged_models, server, tracking
+from modelkeep.web.mlflow.registry_rows import REGISTRY_ROWS
+from modelkeep.web.mlflow.artifacts import ARTIFACT_ROWS
+from modelkeep.web.mlflow.route import API, API3, both, row
 from modelkeep.web.mlflow.wire import Nothing
 from modelkeep.web.operations import Mode, Operation
 
@@ -59,7 +61,43 @@ TRACKING: tuple[Operation, ...] = (
     _get("metrics/get-history-bulk-interval", SLOW, tracking.metric_history_interval,
          tracking.HistoryInterval, tracking.MetricsOut),
 )
+
+LOGGED_MODELS: tuple[Operation, ...] = (
+    _post("logged-models", WRITE, logged_models.create, logged_models.CreateLoggedModel,
+          logged_models.OneLoggedModel),
+    _post("logged-models/search", SLOW, logged_models.search, logged_models.SearchLoggedModels,
+          logged_models.LoggedModelsOut),
+    _get("logged-models/{model_id}", READ, logged_models.get, logged_models.LookAt,
+         logged_models.OneLoggedModel),
+    row("PATCH", API + "logged-models/{model_id}", WRITE, logged_models.finalize,
+        logged_models.OneLoggedModel, body=logged_models.FinalizeLoggedModel),
+    row("DELETE", API + "logged-models/{model_id}", WRITE, logged_models.delete),
+    row("PATCH", API + "logged-models/{model_id}/tags", WRITE, logged_models.set_tags,
+        logged_models.OneLoggedModel, body=logged_models.SetLoggedModelTags),
+    row("DELETE", API + "logged-models/{model_id}/tags/{tag_key}", WRITE, logged_models.delete_tag),
+    _post("logged-models/{model_id}/params", WRITE, logged_models.log_params,
+          logged_models.LogLoggedModelParams),
+)
+SERVER: tuple[Operation, ...] = (
+    row("GET", "/version", Mode.STREAM, server.version, bytes, open=True),
+    row("GET", API3 + "server-info", Mode.PLAIN, server.server_info, server.ServerInfo, open=True),
+    row("GET", API3 + "workspaces", READ, server.list_workspaces, server.WorkspacesOut),
+    row("GET", API3 + "workspaces/{workspace}", READ, server.get_workspace, server.OneWorkspace),
+)
 # fmt: on
 
-ROWS: tuple[Operation, ...] = tuple(both(TRACKING))
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+ABSENT: tuple[Operation, ...] = (
+    *(row(method, API + "{path...}", Mode.PLAIN, absent.absent) for method in METHODS),
+    *(row(method, API3 + "{path...}", Mode.PLAIN, absent.absent) for method in METHODS),
+    *(
+        row(method, API3 + "workspaces" + rest, Mode.PLAIN, absent.no_workspaces)
+        for method, rest in (("POST", ""), ("PATCH", "/{workspace}"), ("DELETE", "/{workspace}"))
+    ),
+    row("POST", "/v1/traces", Mode.PLAIN, absent.no_spans),
+    row("GET", "/graphql", Mode.PLAIN, absent.no_graphql),
+    row("POST", "/graphql", Mode.PLAIN, absent.no_graphql),
+)
+
+ROWS: tuple[Operation, ...] = (*tuple(both(TRACKING + LOGGED_MODELS + REGISTRY_ROWS + SERVER + ABSENT)), *ARTIFACT_ROWS)
 """Every row of the door."""
