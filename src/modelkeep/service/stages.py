@@ -24,6 +24,7 @@ from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
 from modelkeep.store import promotion as store
 from modelkeep.store import rollout as rollout_store
+from modelkeep.store import versions as versions_store
 from modelkeep.store.database import ConstraintFailed
 from modelkeep.store.events import FAR
 from modelkeep.store.models import ModelRow
@@ -108,6 +109,9 @@ def move(act: Act, model: ModelRow, version: ModelVersion, to: str, because: Bec
             f"'modelkeep history {model.full_name}' and try again.",
             stage=to,
         ) from problem
+    for number in (version.number, displaced.number) if displaced is not None else (version.number,):
+        versions_store.touch(act.tx, model.id, number, act.now)
+    models_store.touch_model(act.tx, model.id, act.now)
     return Moved(interval=interval, displaced=displaced)
 
 

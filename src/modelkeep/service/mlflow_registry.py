@@ -1,0 +1,357 @@
+"""What MLflow's words mean in the registry: stages by their words, versions by what a client has in hand, the
+latest of each stage, a transition, and the labels that belong to Modelkeep.
+
+Each function is an act, or part of one, over the same verbs that every other face uses: a transition is a
+promotion, with its policy and its events. What the words look like on the wire is `web.mlflow.registry`'s
+part; how a version comes from a run is `sources`'.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from modelkeep.core import errors, promotion, semver, values
+from modelkeep.core.access import Verb
+from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
+from modelkeep.core.policy import GateResult
+from modelkeep.core.promotion import MoveCause
+from modelkeep.core.values import Aliased, Exact, ModelName, Numbered, Ref, Within
+from modelkeep.service import references, stages
+from modelkeep.service.act import Act
+from modelkeep.service.promotion import Promotion, PromotionKind, Promotions
+from modelkeep.service.stages import Because
+from modelkeep.store import models as models_store
+from modelkeep.store import standing
+from modelkeep.store.database import Kept
+from modelkeep.store.models import ModelRow
+from modelkeep.store.standing import Beside
+
+NAMESPACE = "modelkeep."
+"""Labels under this belong to Modelkeep: they are shown through MLflow as tags, and nobody sets them."""
+RUN_LINK = f"{NAMESPACE}run_link"
+"""Where a client said that a version's run is to be looked at: MLflow has a field for it, we a label."""
+ARCHIVED_MAX = 1_000
+"""Versions that one transition moves out of a shared stage: each is an event."""
+NUMBER_DIGITS_MAX = 18
+"""Digits of a version's number: what fits the database."""
+
+_WORDS = {"none": "None", "staging": "Staging", "production": "Production", "archived": "Archived"}
+"""MLflow's words for the stages that have one; any other is shown by its own name."""
+
+
+class Seen(Struct, frozen=True, kw_only=True):
+    """A version with what stands beside it."""
+
+    version: ModelVersion
+    beside: Beside
+
+
+class SeenModel(Struct, frozen=True, kw_only=True):
+    """A model with the latest version of each stage."""
+
+    model: RegisteredModel
+    latest: tuple[Seen, ...]
+
+
+# ------------------------------------------------------------------------------------------------------ words
+
+
+def stage_word(stage: str) -> str:
+    """A stage as MLflow calls it."""
+    return _WORDS.get(stage, stage)
+
+
+def stage_named(graph: StageGraph, word: str) -> str:
+    """The stage that a word means, in any case.
+
+    Raises:
+        InvalidParameter: the model has no such stage; says which it has.
+    """
+    found = _stage(graph, word)
+    if found is None:
+        known = ", ".join(stage_word(spec.name) for spec in graph.stages)
+        raise errors.InvalidParameter(
+            f"Invalid Model Version stage: {values.quoted(word, 60)}. Value must be one of {known}.",
+            field="stage",
+        )
+    return found
+
+
+def _stage(graph: StageGraph, word: str) -> str | None:
+    wanted = word.lower()
+    return next((spec.name for spec in graph.stages if spec.name.lower() == wanted), None)
+
+
+def version_ref(model: ModelName, text: str) -> Ref:
+    """A version as clients name it where MLflow wants a number: by that, or by its semver.
+
+    Raises:
+        InvalidParameter: it is neither.
+    """
+    if text.isascii() and text.isdigit() and len(text) <= NUMBER_DIGITS_MAX:
+        return Ref(model=model, selector=Numbered(int(text)))
+    if text[:1].isdigit() and "." in text:
+        try:
+            return Ref(model=model, selector=Exact(str(semver.parse(text))))
+        except errors.InvalidSemver:
+            pass
+    raise errors.InvalidParameter(
+        f"Parameter 'version' must be an integer, got {values.quoted(text, 60)}.", field="version"
+    )
+
+
+def refuse_own(keys: Iterable[str]) -> None:
+    """Refuse to set or delete what belongs to Modelkeep.
+
+    Raises:
+        InvalidParameter: names the label.
+    """
+    for key in keys:
+        if key.startswith(NAMESPACE):
+            raise errors.InvalidParameter(
+                f"The tag {values.quoted(key)} is Modelkeep's own and says what it is; "
+                f"choose a name that does not begin with '{NAMESPACE}'.",
+                field="key",
+            )
+
+
+def check_alias(alias: str) -> str:
+    """What MLflow lets an alias be called: letters, digits, `_` and `-`, and nothing that reads as a version.
+
+    Raises:
+        InvalidParameter: it is none of these.
+    """
+    if not alias or not all(mark in "_-" or (mark.isascii() and mark.isalnum()) for mark in alias):
+        raise errors.InvalidParameter(
+            f"Invalid alias name: {values.quoted(alias, 60)}. Names may only contain alphanumerics, "
+            "underscores (_), and dashes (-).",
+            field="alias",
+        )
+    if alias[0] in "vV" and alias[1:].isdigit():
+        raise errors.InvalidParameter(
+            f"Version alias name {values.quoted(alias, 60)} is reserved; versions have numbers already.",
+            field="alias",
+        )
+    return alias
+
+
+# ------------------------------------------------------------------------------------------------- what it is
+
+
+def seen(act: Act, versions: Sequence[ModelVersion]) -> tuple[Seen, ...]:
+    """Versions with what stands beside them; those that the caller was given, so nobody is asked again."""
+    found = standing.beside(act.tx, [version.id for version in versions])
+    return tuple(Seen(version=version, beside=found[version.id]) for version in versions)
+
+
+def seen_models(act: Act, models: Sequence[RegisteredModel]) -> tuple[SeenModel, ...]:
+    """Models with the latest version of each stage, in the same few statements for any number of them."""
+    later = sorted({spec.name for model in models for spec in model.stages.stages[1:]})
+    latest = standing.latest(act.tx, [model.id for model in models], later)
+    shown = {each.version.id: each for each in seen(act, [v for of in latest.values() for v in of])}
+    return tuple(
+        SeenModel(model=model, latest=tuple(shown[v.id] for v in latest.get(model.id, ())))
+        for model in models
+    )
+
+
+def get_model(act: Act, name: ModelName) -> SeenModel:
+    """One model.
+
+    Raises:
+        ModelNotFound: it is not there, or not to be seen.
+    """
+    act.readable(name)
+    return seen_models(act, [models_store.get_model(act.tx, name)])[0]
+
+
+def get_version(act: Act, ref: Ref) -> Seen:
+    """One version.
+
+    Raises:
+        NotFound (its leaves): the reference names none, or none for this caller.
+    """
+    return seen(act, [references.resolve(act, ref)])[0]
+
+
+def by_alias(act: Act, model: ModelName, alias: str) -> Seen:
+    """The version that an alias points to; `latest` is the one registered last, as MLflow has it.
+
+    Raises:
+        ModelNotFound, VersionNotFound: there is no such model, or nothing in it.
+        InvalidParameter: there is no such alias, which MLflow calls an invalid parameter.
+    """
+    if alias.lower() == "latest":
+        return last_registered(act, model)
+    try:
+        return get_version(act, Ref(model=model, selector=Aliased(alias)))
+    except errors.AliasNotFound as missing:
+        raise errors.InvalidParameter(
+            f"Registered model alias {values.printable(alias)[:60]} not found. {missing}", field="alias"
+        ) from missing
+
+
+def last_registered(act: Act, model: ModelName) -> Seen:
+    """The version with the highest number that is neither taken back nor yanked, wherever it stands.
+
+    Raises:
+        ModelNotFound, VersionNotFound: there is no such model, or nothing in it.
+    """
+    found = get_model(act, model).latest
+    if not found:
+        raise errors.VersionNotFound(f"Latest version not found for model {model}.", model=str(model))
+    offered = [each for each in found if each.version.withdrawn is None]
+    return max(offered or found, key=lambda each: each.version.number)
+
+
+def latest_versions(act: Act, model: ModelName, wanted: Sequence[str]) -> tuple[Seen, ...]:
+    """The latest version of each stage named, or of all; where a client has put a semver, a range, a number
+    or `latest` in a stage's place, as it does with `models:/churn/2.1.0`, the version that this names.
+
+    Raises:
+        ModelNotFound: it is not there, or not to be seen.
+        VersionNotFound: it has no version of that semver, range or number.
+        InvalidParameter: a word is none of these.
+    """
+    found = get_model(act, model)
+    if not wanted:
+        return found.latest
+    named: set[str] = set()
+    others: dict[int, Seen] = {}
+    for word in wanted:
+        stage = _stage(found.model.stages, word)
+        if stage is not None:
+            named.add(stage)
+            continue
+        other = last_registered(act, model) if word.lower() == "latest" else _otherwise(act, found, word)
+        others[other.version.number] = other
+    chosen = {each.version.number: each for each in found.latest if each.version.stage in named}
+    return tuple({**chosen, **others}[number] for number in sorted(chosen.keys() | others.keys()))
+
+
+def _otherwise(act: Act, found: SeenModel, word: str) -> Seen:
+    model = found.model.name
+    try:
+        if semver.is_range(word):
+            return get_version(act, Ref(model=model, selector=Within(str(semver.parse_range(word)))))
+        return get_version(act, version_ref(model, word))
+    except (errors.InvalidParameter, errors.InvalidSemver):
+        stage_named(found.model.stages, word)
+        raise
+
+
+# ------------------------------------------------------------------------------------------------- transition
+
+
+class Transition(Struct, frozen=True, kw_only=True):
+    """What a client asks for.
+
+    Attributes:
+        word: the stage, in MLflow's words or our own.
+        archive_others: have whoever is in the stage leave it, which in an exclusive one they do anyway.
+        client: what the request says of the program that sent it, for the event.
+    """
+
+    ref: Ref
+    word: str
+    archive_others: bool = False
+    client: str = ""
+
+
+def has_to_move(act: Act, asked: Transition) -> bool:
+    """Whether a transition would change where the version stands, so that its files are to be looked at.
+
+    Raises:
+        NotFound (its leaves), NotAllowed, InvalidParameter: it cannot be carried out.
+    """
+    version = references.resolve(act, asked.ref)
+    act.authorise(Verb.PROMOTE, version.model)
+    return version.stage != stage_named(models_store.get_row(act.tx, version.model).stages, asked.word)
+
+
+def transition(
+    act: Act, promotions: Promotions, asked: Transition, *, files_verified: bool | None = None
+) -> Seen:
+    """Move a version as MLflow says it: an ordinary promotion, which the policy may refuse.
+
+    Where an endpoint follows the stage, its rollout begins, and the answer names it; the stage follows the
+    traffic. Nothing happens to a version that stands there already.
+
+    Args:
+        files_verified: whether the stored bytes still match, hashed before the act; None when unknown.
+
+    Raises:
+        NotFound (its leaves): no such version, or not for this caller. NotAllowed: the right to promote.
+        InvalidParameter: there is no such stage, or nobody is archived by a move to it.
+        InvalidTransition, Tombstoned, Protected: the version cannot go there at all.
+        PolicyDenied, ApprovalRequired: recorded; with every gate's answer, and what to do next.
+        RolloutActive, StageMoved: another move is under way.
+    """
+    version = references.resolve(act, references.present(asked.ref))
+    act.authorise(Verb.PROMOTE, version.model)
+    row = models_store.get_row(act.tx, version.model)
+    to = stage_named(row.stages, asked.word)
+    if asked.archive_others and to in (row.stages.initial, row.stages.displaced_to):
+        raise errors.InvalidParameter(
+            f"Nothing is archived by a move to {stage_word(to)}; leave 'archive_existing_versions' out.",
+            field="archive_existing_versions",
+        )
+    done: Promotion | None = None
+    if version.stage != to:
+        reason = _reason(act, row, version, to, asked)
+        try:
+            done = promotions.promote(act, asked.ref, to, reason, files_verified=files_verified)
+        except Kept as kept:
+            report = promotions.gate(act, asked.ref, to, files_verified=files_verified)
+            raise _told(kept, act, report.gates) from kept
+    shared = not row.stages.stage(to).exclusive
+    if asked.archive_others and shared and (done is None or done.kind is PromotionKind.MOVED):
+        _archive_others(act, row, version, to, asked)
+    after = get_version(act, Ref(model=version.model, selector=Numbered(version.number)))
+    if done is not None and done.rollout is not None:
+        return Seen(version=after.version, beside=after.beside._replace(rollout=done.rollout))
+    return after
+
+
+def _who(asked: Transition) -> str:
+    return f"transition by MLflow client{f' ({asked.client})' if asked.client else ''}"
+
+
+def _reason(act: Act, row: ModelRow, version: ModelVersion, to: str, asked: Transition) -> str:
+    """What the event says: who asked in which words, and why another version has to leave."""
+    reason = _who(asked) + (", archive_existing_versions" if asked.archive_others else "")
+    former = standing.numbers_in(act.tx, row.id, to, 1) if row.stages.stage(to).exclusive else []
+    if former and former[0] != version.number:
+        reason += f"; {to} holds one version, so number {former[0]} goes to {row.stages.displaced_to}"
+    return reason
+
+
+def _archive_others(act: Act, row: ModelRow, version: ModelVersion, stage: str, asked: Transition) -> None:
+    """Empty a shared stage but for one version, an event each.
+
+    Raises:
+        InvalidTransition: the model's stages do not lead there.
+        LimitExceeded: there are too many to move at once.
+    """
+    numbers = standing.numbers_in(act.tx, row.id, stage, ARCHIVED_MAX + 2)
+    others = [number for number in numbers if number != version.number]
+    if len(others) > ARCHIVED_MAX:
+        raise errors.LimitExceeded(
+            f"More than {ARCHIVED_MAX:,} versions are in {stage}; archive some of them one by one.",
+            limit=ARCHIVED_MAX,
+        )
+    reason = f"{_who(asked)}, archive_existing_versions: number {version.number} is in {stage}"
+    because = Because(cause=MoveCause.PROMOTION, reason=reason)
+    for number in others:
+        other = references.resolve(act, Ref(model=version.model, selector=Numbered(number)))
+        promotion.check_transition(row.stages, other, row.stages.displaced_to)
+        stages.move(act, row, other, row.stages.displaced_to, because)
+
+
+def _told(kept: Kept, act: Act, gates: Sequence[GateResult]) -> Kept:
+    """A refusal with every gate's answer in its sentence: an MLflow client shows nothing else."""
+    error = kept.error
+    if not isinstance(error, errors.PolicyDenied | errors.ApprovalRequired) or not gates:
+        return kept
+    answers = "; ".join(f"{gate.gate} {gate.outcome} ({gate.why})" for gate in gates)
+    return act.keep(type(error)(f"{error.message} Gates: {answers}.", **error.details), passing=kept.passing)

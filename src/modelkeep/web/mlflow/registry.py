@@ -1,0 +1,259 @@
+"""The registry in MLflow's words: one handler for each operation, requests in, answers out.
+
+What the words mean is `service.mlflow_registry`; the verbs are those of the catalog and of promotion, so that
+a version made or moved here is the same to every other face. Requests and answers are `registry_shapes`.
+"""
+
+import re
+from contextlib import suppress
+
+from modelkeep.core import errors, values
+from modelkeep.core.access import Verb
+from modelkeep.core.catalog import ModelChange
+from modelkeep.core.values import ModelName, Ref
+from modelkeep.service import mlflow_registry as words
+from modelkeep.service import registry_search
+from modelkeep.service.act import Act
+from modelkeep.service.mlflow_registry import Transition
+from modelkeep.web.mlflow import registry_shapes as shapes
+from modelkeep.web.mlflow.registry_shapes import (
+    DownloadUri,
+    ModelsOut,
+    OneModel,
+    OneVersion,
+    VersionsOut,
+    model_out,
+    version_out,
+)
+from modelkeep.web.mlflow.tracking import DONE, TagIn
+from modelkeep.web.mlflow.wire import Nothing, project_of
+from modelkeep.web.operations import Call
+
+MODELS_MAX = 1_000
+"""Models that a client may ask for at once; MLflow's limit."""
+MODELS_DEFAULT = 100
+"""Models of a page when nobody says."""
+VERSIONS_MAX = 200_000
+"""Versions that a client may ask for at once; MLflow's limit. A page holds fewer when they would not fit."""
+VERSIONS_DEFAULT = 10_000
+"""Versions of a page when nobody says."""
+
+_CLIENT = re.compile(rb"mlflow[a-z-]{0,20}/[0-9a-z.]{1,20}", re.IGNORECASE)
+
+
+def required(text: str, name: str) -> str:
+    """What a request must hold; MLflow takes an empty text for none. Raises InvalidParameter."""
+    if not text.strip():
+        raise errors.InvalidParameter(f"Missing value for required parameter '{name}'.", field=name)
+    return text
+
+
+def model_of(call: Call, name: str, what: str = "name") -> ModelName:
+    """The model of that name in the project of the request. Raises InvalidName, InvalidParameter."""
+    return ModelName(project_of(call), values.check_model_name(required(name, what)))
+
+
+def _version(call: Call, name: str, version: str) -> Ref:
+    return words.version_ref(model_of(call, name), required(version, "version"))
+
+
+def tags_of(given: tuple[TagIn, ...] | None) -> dict[str, str]:
+    """Tags by key, the last of a key, and none of Modelkeep's own."""
+    tags = {required(tag.key, "key"): tag.value for tag in given or ()}
+    words.refuse_own(tags)
+    return tags
+
+
+def _key(key: str) -> str:
+    words.refuse_own([required(key, "key")])
+    return key
+
+
+def _most(asked: int | None, default: int, most: int) -> int:
+    if asked is None:
+        return default
+    if not 0 < asked <= most:
+        raise errors.InvalidParameter(
+            f"Invalid value {asked} for parameter 'max_results': ask for 1 to {most:,}.", field="max_results"
+        )
+    return asked
+
+
+# ----------------------------------------------------------------------------------------------------- models
+
+
+def create_model(act: Act, call: Call) -> OneModel:
+    """`registered-models/create`."""
+    asked: shapes.CreateModel = call.body
+    name = model_of(call, asked.name)
+    call.house.catalog.create_model(act, name, description=asked.description or "", tags=tags_of(asked.tags))
+    return OneModel(model_out(words.get_model(act, name)))
+
+
+def get_model(act: Act, call: Call) -> OneModel:
+    """`registered-models/get`."""
+    return OneModel(model_out(words.get_model(act, model_of(call, call.query.name))))
+
+
+def update_model(act: Act, call: Call) -> OneModel:
+    """`registered-models/update`; without a description it is cleared."""
+    name = model_of(call, call.body.name)
+    call.house.catalog.change_model(act, name, ModelChange(description=call.body.description or ""))
+    return OneModel(model_out(words.get_model(act, name)))
+
+
+def delete_model(act: Act, call: Call) -> Nothing:
+    """`registered-models/delete`, with all versions, unless something rests on one."""
+    call.house.catalog.delete_model(act, model_of(call, call.body.name))
+    return DONE
+
+
+def set_model_tag(act: Act, call: Call) -> Nothing:
+    """`registered-models/set-tag`."""
+    asked: shapes.ModelTag = call.body
+    change = ModelChange(set_tags={_key(asked.key): asked.value})
+    call.house.catalog.change_model(act, model_of(call, asked.name), change)
+    return DONE
+
+
+def delete_model_tag(act: Act, call: Call) -> Nothing:
+    """`registered-models/delete-tag`; one that is not there is no error."""
+    asked: shapes.ModelTagKey = call.body
+    change = ModelChange(delete_tags=(_key(asked.key),))
+    call.house.catalog.change_model(act, model_of(call, asked.name), change)
+    return DONE
+
+
+def search_models(act: Act, call: Call) -> ModelsOut:
+    """`registered-models/search`."""
+    asked: shapes.Search = call.query
+    page = registry_search.search_registered_models(
+        act,
+        project_of(call),
+        filter=asked.filter or "",
+        order_by=asked.order_by or (),
+        max_results=_most(asked.max_results, MODELS_DEFAULT, MODELS_MAX),
+        page_token=asked.page_token or None,
+    )
+    found = words.seen_models(act, page.items)
+    return ModelsOut(tuple(map(model_out, found)), page.next_page_token)
+
+
+def latest_versions(act: Act, call: Call) -> VersionsOut:
+    """`registered-models/get-latest-versions`, which is asked by GET and by POST."""
+    asked: shapes.LatestVersions = call.body if call.body is not None else call.query
+    found = words.latest_versions(act, model_of(call, asked.name), asked.stages or ())
+    return VersionsOut(tuple(map(version_out, found)))
+
+
+# ---------------------------------------------------------------------------------------------------- aliases
+
+
+def set_alias(act: Act, call: Call) -> Nothing:
+    """`registered-models/alias` by POST."""
+    asked: shapes.SetAlias = call.body
+    alias = words.check_alias(required(asked.alias, "alias"))
+    ref = _version(call, asked.name, asked.version)
+    call.house.catalog.set_alias(act, ref.model, alias, ref)
+    return DONE
+
+
+def delete_alias(act: Act, call: Call) -> Nothing:
+    """`registered-models/alias` by DELETE; one that is not there is no error."""
+    asked: shapes.Alias = call.body
+    alias = words.check_alias(required(asked.alias, "alias"))
+    with suppress(errors.AliasNotFound):
+        call.house.catalog.delete_alias(act, model_of(call, asked.name), alias)
+    return DONE
+
+
+def get_by_alias(act: Act, call: Call) -> OneVersion:
+    """`registered-models/alias` by GET."""
+    asked: shapes.Alias = call.query
+    alias = words.check_alias(required(asked.alias, "alias"))
+    return OneVersion(version_out(words.by_alias(act, model_of(call, asked.name), alias)))
+
+
+# --------------------------------------------------------------------------------------------------- versions
+
+
+def get_version(act: Act, call: Call) -> OneVersion:
+    """`model-versions/get`."""
+    asked: shapes.VersionNamed = call.query
+    return OneVersion(version_out(words.get_version(act, _version(call, asked.name, asked.version))))
+
+
+def update_version(act: Act, call: Call) -> OneVersion:
+    """`model-versions/update`; without a description it is cleared."""
+    asked: shapes.UpdateVersion = call.body
+    change = ModelChange(description=asked.description or "")
+    changed = call.house.catalog.change_version(act, _version(call, asked.name, asked.version), change)
+    return OneVersion(version_out(words.seen(act, [changed])[0]))
+
+
+def delete_version(act: Act, call: Call) -> Nothing:
+    """`model-versions/delete`, unless something rests on it."""
+    asked: shapes.VersionNamed = call.body
+    call.house.catalog.delete_version(act, _version(call, asked.name, asked.version))
+    return DONE
+
+
+def set_version_tag(act: Act, call: Call) -> Nothing:
+    """`model-versions/set-tag`."""
+    asked: shapes.VersionTag = call.body
+    change = ModelChange(set_tags={_key(asked.key): asked.value})
+    call.house.catalog.change_version(act, _version(call, asked.name, asked.version), change)
+    return DONE
+
+
+def delete_version_tag(act: Act, call: Call) -> Nothing:
+    """`model-versions/delete-tag`; one that is not there is no error."""
+    asked: shapes.VersionTagKey = call.body
+    change = ModelChange(delete_tags=(_key(asked.key),))
+    call.house.catalog.change_version(act, _version(call, asked.name, asked.version), change)
+    return DONE
+
+
+def search_versions(act: Act, call: Call) -> VersionsOut:
+    """`model-versions/search`."""
+    asked: shapes.Search = call.query
+    page = registry_search.search_model_versions(
+        act,
+        project_of(call),
+        filter=asked.filter or "",
+        order_by=asked.order_by or (),
+        max_results=_most(asked.max_results, VERSIONS_DEFAULT, VERSIONS_MAX),
+        page_token=asked.page_token or None,
+    )
+    return VersionsOut(tuple(map(version_out, words.seen(act, page.items))), page.next_page_token)
+
+
+def download_uri(act: Act, call: Call) -> DownloadUri:
+    """`model-versions/get-download-uri`: where the version's own files are read."""
+    asked: shapes.VersionNamed = call.query
+    return DownloadUri(shapes.root_of(words.get_version(act, _version(call, asked.name, asked.version))))
+
+
+def _transition(call: Call) -> Transition:
+    asked: shapes.TransitionStage = call.body
+    said = _CLIENT.search(call.headers.get(b"user-agent", b""))
+    return Transition(
+        ref=_version(call, asked.name, asked.version),
+        word=required(asked.stage, "stage"),
+        archive_others=bool(asked.archive_existing_versions),
+        client=said[0].decode("ascii") if said is not None else "",
+    )
+
+
+def hash_for_transition(call: Call) -> bool | None:
+    """Hash the files of a version that is to move, before any transaction; the gates ask for it."""
+    asked, house = _transition(call), call.house
+    if not house.desk.read(call.context, words.has_to_move, asked):
+        return None
+    return house.catalog.files_verified(house.desk, call.context, asked.ref, Verb.PROMOTE)
+
+
+def transition(act: Act, call: Call) -> OneVersion:
+    """`model-versions/transition-stage`: a promotion, by the model's policy."""
+    done = words.transition(act, call.house.promotions, _transition(call), files_verified=call.prepared)
+    return OneVersion(version_out(done))
