@@ -62,8 +62,6 @@ Condition = ColumnElement[bool]
 Column = ColumnElement[Any]
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-NOTHING = {str: "", int: 0, float: 0.0}
-"""What stands in the place of a value that is not there, so that no key of a page is null."""
 
 
 class Keyed(NamedTuple):
@@ -494,7 +492,7 @@ def value_terms(table: FromClause, step: Step, *, joined: bool) -> list[Term]:
 
 
 def default_of(kind: type[str] | type[int] | type[float]) -> Column:
-    """The constant in the place of a value that is not there."""
+    """What stands in the place of a value that is not there, so that no key of a page is null."""
     return literal_column("''", String) if kind is str else literal_column("0" if kind is int else "0.0")
 
 
