@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.servers", "tests.mlflow_client"]
 
-SERVER_FIXTURES = frozenset({"postgres_server", "postgres_url", "s3_server"})
-MARKS_THAT_OPEN_SOCKETS = ("network", "external", "journey")
+SERVER_FIXTURES = frozenset({"postgres_server", "postgres_url", "s3_server", "mlflow_server"})
+MLFLOW_FIXTURES = frozenset({"mlflow_client", "mlflow_server"})
+MARKS_THAT_OPEN_SOCKETS = ("network", "external", "journey", "mlflow")
 REQUIREMENT = re.compile(r"[TVGSMIU][1-9][0-9]?")
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -43,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & SERVER_FIXTURES:
             item.add_marker("external")
+        if fixtures & MLFLOW_FIXTURES:
+            item.add_marker("mlflow")
         if "golden" in fixtures:
             item.add_marker("golden")
         for mark in item.iter_markers("req"):

@@ -83,14 +83,34 @@ def _make_folder(kind: str) -> Path:
     return folder
 
 
-class _Process:
+class ServerProcess:
     """One child process with a log, a bounded wait for its readiness, and an end that always comes."""
 
-    def __init__(self, command: list[str], log: Path, cwd: Path) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        log: Path,
+        cwd: Path,
+        environment: dict[str, str] | None = None,
+        *,
+        family: bool = False,
+    ) -> None:
+        """
+        Args:
+            environment: in place of ours.
+            family: it starts children that would outlive it; they are ended with it.
+        """
         self._log = log
+        self._family = family
         with log.open("ab") as sink:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, cwd=cwd
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=environment,
+                start_new_session=family,
             )
 
     @property
@@ -122,6 +142,9 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait(STOP_S)
+        if self._family:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
 
 
 # --------------------------------------------------------------------------------------------------- Postgres
@@ -154,7 +177,7 @@ class PostgresServer:
         self.port = 0
         self._programs = programs
         self.folder = _make_folder("postgres")
-        self._process: _Process | None = None
+        self._process: ServerProcess | None = None
         self._templates: dict[str, str] = {}
         self._made = 0
         # The server refuses to run as root, so root hands everything to the user that the package made.
@@ -270,7 +293,7 @@ class PostgresServer:
         command += [str(self._programs / "postgres"), "-D", str(self.folder / "data")]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         pid_file = self.folder / "data" / "postmaster.pid"
-        self._process = _Process(command, self.folder / "log", self.folder)
+        self._process = ServerProcess(command, self.folder / "log", self.folder)
         pid = str(self._process.pid)
 
         def ready() -> bool:
@@ -372,7 +395,7 @@ class S3Server:
         self._program = program
         self.folder = _make_folder("s3")
         self._ports: dict[str, int] = {}
-        self._process: _Process | None = None
+        self._process: ServerProcess | None = None
         self._made = 0
 
     @property
@@ -447,7 +470,7 @@ class S3Server:
             ),
             *(f"-admin.port={ports['admin']}", "-admin.ui=false", "-webdav=false"),
         ]
-        self._process = _Process(command, self.folder / "log", self.folder)
+        self._process = ServerProcess(command, self.folder / "log", self.folder)
         self._process.wait_until(self._is_ready)
         self.endpoint = f"http://127.0.0.1:{ports['s3']}"
 

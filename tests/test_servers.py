@@ -165,7 +165,7 @@ def test_a_killed_s3_server_comes_back_with_its_objects() -> None:
 def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> None:
     """A broken start is an error with the server's own words, and soon."""
     folder = tmp_path
-    process = servers._Process(["sh", "-c", "echo no such option >&2; exit 3"], folder / "log", folder)
+    process = servers.ServerProcess(["sh", "-c", "echo no such option >&2; exit 3"], folder / "log", folder)
     started = time.monotonic()
     with pytest.raises(servers.ServerFailed, match=r"status 3:\nno such option"):
         process.wait_until(lambda: False)
