@@ -24,6 +24,7 @@ from modelkeep.service.house import House
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
+from modelkeep.service.sources import Sources
 from modelkeep.service.tracking import Tracking
 from modelkeep.settings import Settings
 from modelkeep.store.database import Database
@@ -60,6 +61,7 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House
     mode = AuthMode(settings.auth)
     rollouts = Rollouts()
     catalog = Catalog(blobs, desk)
+    artifacts = Artifacts(blobs)
     promotions = Promotions(
         catalog=catalog,
         rollouts=rollouts,
@@ -73,8 +75,9 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House
         audit=Audit(),
         tracking=Tracking(),
         logged_models=LoggedModels(),
-        artifacts=Artifacts(blobs),
+        artifacts=artifacts,
         catalog=catalog,
+        sources=Sources(blobs, catalog, artifacts),
         promotions=promotions,
         rollouts=rollouts,
     )

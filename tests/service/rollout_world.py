@@ -35,6 +35,7 @@ from modelkeep.service.house import House
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
+from modelkeep.service.sources import Sources
 from modelkeep.service.tracking import Tracking
 from modelkeep.service.traffic import Traffic
 from modelkeep.serving import moves
@@ -59,6 +60,7 @@ class RolloutWorld(World):
         self.desk = Desk(database, self._clock)
         blobs = blobs or MemoryBlobs()
         catalog = Catalog(blobs, self.desk)
+        artifacts = Artifacts(blobs)
         self.rollouts = Rollouts()
         self.promotions = Promotions(catalog=catalog, rollouts=self.rollouts, default_policy=ALONE)
         self.rollouts.promotions = self.promotions
@@ -69,8 +71,9 @@ class RolloutWorld(World):
             audit=Audit(),
             tracking=Tracking(),
             logged_models=LoggedModels(),
-            artifacts=Artifacts(blobs),
+            artifacts=artifacts,
             catalog=catalog,
+            sources=Sources(blobs, catalog, artifacts),
             promotions=self.promotions,
             rollouts=self.rollouts,
         )

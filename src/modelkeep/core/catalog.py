@@ -203,10 +203,11 @@ def check_tags(tags: dict[str, str]) -> dict[str, str]:
         raise errors.LimitExceeded(f"At most {values.TAGS_MAX} tags fit; remove some.", field="tags")
     for key, value in tags.items():
         values.check_text(key, "tag key", maximum=values.TAG_KEY_MAX, required=True)
-        values.check_text(value, f"tag {key!r}", maximum=values.TAG_VALUE_MAX)
+        # A prompt's text comes in a tag, and some people write it with the line ends of Windows.
+        values.check_text(value.replace("\r\n", "\n"), f"tag {key!r}", maximum=values.TAG_VALUE_MAX)
     if sum(len(key) + len(value) for key, value in tags.items()) > values.TAGS_TEXT_MAX:
         raise errors.LimitExceeded(
-            f"The tags have more than {values.TAGS_TEXT_MAX:,} characters together; keep long ones in a file.",
+            f"The tags have more than {values.TAGS_TEXT_MAX:,} characters together; put long ones in a file.",
             field="tags",
         )
     return dict(sorted(tags.items()))

@@ -271,13 +271,15 @@ class Catalog(Registrations, Integrity):
 
         Raises:
             NotFound (its leaves), NotAllowed: not there, not to be seen, or not to be changed by this caller.
-            Invalid, LimitExceeded: a label cannot be kept, or an owner is given, whom only models have.
+            Invalid, LimitExceeded: a label cannot be kept, or is the text of a prompt, or an owner is given,
+            whom only models have.
         """
         version = references.resolve(act, references.present(ref))
         act.authorise(Verb.EDIT, version.model)
         if not isinstance(change.owner, UnsetType):
             raise errors.Invalid("A version has its model's owner; change the model.", field="owner")
         description, tags = labels.changed(change, version.description, version.tags)
+        labels.refuse_prompt_change(version, tags)
         body = labels.differences(description=(version.description, description))
         body |= labels.tag_differences(version.tags, tags)
         if not body:

@@ -14,6 +14,7 @@ from modelkeep.service.catalog import Catalog
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
+from modelkeep.service.sources import Sources
 from modelkeep.service.tracking import Tracking
 
 
@@ -29,5 +30,6 @@ class House:
     logged_models: LoggedModels
     artifacts: Artifacts
     catalog: Catalog
+    sources: Sources
     promotions: Promotions
     rollouts: Rollouts

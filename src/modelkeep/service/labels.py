@@ -19,6 +19,7 @@ from modelkeep.core.catalog import (
     StageGraph,
 )
 from modelkeep.core.events import EventKind
+from modelkeep.core.prompts import IS_PROMPT, PROMPT_TEXT, is_prompt
 from modelkeep.core.values import ModelName
 from modelkeep.service import references
 from modelkeep.service.act import Act
@@ -111,6 +112,20 @@ def changed(change: ModelChange, description: str, tags: dict[str, str]) -> tupl
         description = values.check_text(change.description, "description")
     kept = {key: value for key, value in tags.items() if key not in change.delete_tags}
     return description, catalog.check_tags({**kept, **change.set_tags})
+
+
+def refuse_prompt_change(version: ModelVersion, tags: dict[str, str]) -> None:
+    """Raises InvalidParameter when a version of a prompt would get another text, or would be a prompt no
+    more: its tags say what its file has."""
+    if not is_prompt(version.tags):
+        return
+    for key in (PROMPT_TEXT, IS_PROMPT):
+        if tags.get(key) != version.tags.get(key):
+            raise errors.InvalidParameter(
+                f"The tag {key} of {version.reference} cannot change, for a prompt's version never does; "
+                "register a new version.",
+                field="key",
+            )
 
 
 def differences(**pairs: tuple[str, str]) -> dict[str, Any]:
