@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -40,6 +40,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     log_level: str = "INFO"  # DEBUG, INFO, WARNING or ERROR
     user: str = "owner"  # who acts in local mode; the operating system's user
 
+    # webhooks
+    webhook_allow: tuple[str, ...] = ()  # private networks that may be delivered to, like 10.1.0.0/16
+    webhook_ports: tuple[int, ...] = (443, 80)  # the ports that may be delivered to at public addresses
+    webhook_http: bool = False  # whether deliveries may go unencrypted
+    webhook_ca_file: str | None = None  # further authorities to believe, in PEM
+    webhook_secrets: str | None = None  # the folder of secrets named file:NAME; one in the data folder
+
     # the gateway
     gateway_host: str = "127.0.0.1"  # the address the gateway listens on
     gateway_port: int = 5001  # the gateway's port
@@ -68,6 +75,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def token_key_path(self) -> Path:
         return Path(self.token_key_file) if self.token_key_file else self.folder / "keys" / "token.key"
+
+    @property
+    def webhook_secrets_folder(self) -> Path:
+        return Path(self.webhook_secrets) if self.webhook_secrets else self.folder / "webhook-secrets"
 
     @property
     def gateway_folder(self) -> Path:
@@ -152,7 +163,7 @@ def _environment(env: Mapping[str, str]) -> dict[str, Any]:
                 f"{values.printable(name)[:80]} is no setting; they are: {', '.join(known)}.", field=setting
             )
         words = (word.strip() for word in value.split(","))
-        found[setting] = tuple(filter(None, words)) if setting == "host_names" else value
+        found[setting] = tuple(filter(None, words)) if get_origin(known[setting].type) is tuple else value
     return found
 
 
@@ -164,6 +175,11 @@ def _user() -> str:
         raw = "owner"
     cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in raw).lstrip("._-")
     return cleaned[: values.NAME_MAX] or "owner"
+
+
+def variable(name: str) -> str | None:
+    """A variable of the environment that is no setting: a secret that somebody named."""
+    return os.environ.get(name)
 
 
 def shown(settings: Settings) -> dict[str, str]:

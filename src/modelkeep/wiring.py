@@ -7,12 +7,15 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from modelkeep.adapters.outbound_http import OutboundHttp
+from modelkeep.adapters.webhook_secrets import WebhookSecrets
 from modelkeep.core import errors, policy
 from modelkeep.core.access import AuthMode
+from modelkeep.core.addresses import networks
 from modelkeep.ports import BlobStore
 from modelkeep.service import token_key
 from modelkeep.service.access import Access
@@ -20,13 +23,15 @@ from modelkeep.service.act import SYSTEM_CONTEXT, Desk
 from modelkeep.service.artifacts import Artifacts
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
+from modelkeep.service.deliveries import Deliveries
 from modelkeep.service.house import House
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
 from modelkeep.service.sources import Sources
 from modelkeep.service.tracking import Tracking
-from modelkeep.settings import Settings
+from modelkeep.service.webhooks import Webhooks
+from modelkeep.settings import Settings, variable
 from modelkeep.store.database import Database
 
 KEY_BYTES = 32
@@ -44,21 +49,25 @@ def open_house(settings: Settings) -> Iterator[House]:
     """
     folder = settings.folder
     make_private(folder)
-    with _alone(folder):
+    with _alone(folder), closing(open_outbound(settings)) as outbound:
         database = Database.open(settings.database_url)
         try:
             blobs = open_blobs(settings)
             try:
-                yield _assemble(settings, database, blobs)
+                yield _assemble(settings, database, blobs, outbound)
             finally:
                 blobs.close()
         finally:
             database.close()
 
 
-def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House:
+def _assemble(settings: Settings, database: Database, blobs: BlobStore, outbound: OutboundHttp) -> House:
     desk = Desk(database)
     mode = AuthMode(settings.auth)
+    key = _token_key(settings.token_key_path, desk)
+    access = Access(desk, mode, key, settings.user)
+    secrets_of = WebhookSecrets(key, settings.webhook_secrets_folder, variable)
+    webhooks = Webhooks(access, secrets_of, outbound)
     rollouts = Rollouts()
     catalog = Catalog(blobs, desk)
     artifacts = Artifacts(blobs)
@@ -71,7 +80,7 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House
     return House(
         desk=desk,
         blobs=blobs,
-        access=Access(desk, mode, _token_key(settings.token_key_path, desk), settings.user),
+        access=access,
         audit=Audit(),
         tracking=Tracking(),
         logged_models=LoggedModels(),
@@ -80,6 +89,22 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore) -> House
         sources=Sources(blobs, catalog, artifacts),
         promotions=promotions,
         rollouts=rollouts,
+        webhooks=webhooks,
+        deliveries=Deliveries(webhooks),
+    )
+
+
+def open_outbound(settings: Settings) -> OutboundHttp:
+    """The way out, guarded as the settings say.
+
+    Raises:
+        InvalidSetting: a network or the file of certificates cannot be read.
+    """
+    return OutboundHttp(
+        allowed=networks(settings.webhook_allow),
+        ports=settings.webhook_ports,
+        http=settings.webhook_http,
+        certificates=settings.webhook_ca_file,
     )
 
 

@@ -6,9 +6,11 @@ anything that the services or a real gateway would decide.
 """
 
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from msgspec import structs
 
+from modelkeep.adapters.webhook_secrets import WebhookSecrets
 from modelkeep.controller import Controller
 from modelkeep.core.access import AuthMode, Role
 from modelkeep.core.answers import RolloutStatus
@@ -31,6 +33,7 @@ from modelkeep.service.act import SYSTEM_CONTEXT, Desk
 from modelkeep.service.artifacts import Artifacts
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
+from modelkeep.service.deliveries import Deliveries
 from modelkeep.service.house import House
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
@@ -38,9 +41,11 @@ from modelkeep.service.rollout import Rollouts
 from modelkeep.service.sources import Sources
 from modelkeep.service.tracking import Tracking
 from modelkeep.service.traffic import Traffic
+from modelkeep.service.webhooks import Webhooks
 from modelkeep.serving import moves
 from modelkeep.store.database import Database
 from tests.fakes import MemoryBlobs
+from tests.receivers import FakeReceiver
 from tests.service.promotion_world import CHURN, World
 
 STEP_S = 10.0
@@ -64,10 +69,12 @@ class RolloutWorld(World):
         self.rollouts = Rollouts()
         self.promotions = Promotions(catalog=catalog, rollouts=self.rollouts, default_policy=ALONE)
         self.rollouts.promotions = self.promotions
+        access = Access(self.desk, AuthMode.LOCAL, b"0" * 32, "owner")
+        webhooks = Webhooks(access, WebhookSecrets(b"0" * 32, Path("nowhere"), {}.get), FakeReceiver())
         self.house = House(
             desk=self.desk,
             blobs=blobs,
-            access=Access(self.desk, AuthMode.LOCAL, b"0" * 32, "owner"),
+            access=access,
             audit=Audit(),
             tracking=Tracking(),
             logged_models=LoggedModels(),
@@ -76,6 +83,8 @@ class RolloutWorld(World):
             sources=Sources(blobs, catalog, artifacts),
             promotions=self.promotions,
             rollouts=self.rollouts,
+            webhooks=webhooks,
+            deliveries=Deliveries(webhooks),
         )
         self.person("gate", Role.GATEWAY)
 

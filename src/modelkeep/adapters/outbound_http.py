@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import closing
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from ipaddress import ip_address
 
 from modelkeep import __version__
@@ -85,16 +86,25 @@ class OutboundHttp:
         self._ports = frozenset(ports)
         self._http = http
         self._resolve = resolve
-        self._tls = ssl.create_default_context()
-        self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._certificates = certificates
         if certificates is not None:
+            self._tls.load_default_certs()  # all is read now, so that a bad file is told at the start
+        self._resolvers = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="modelkeep-names")
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """What is believed; read when it is first needed, for that takes as long as a server's start may."""
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._certificates is not None:
             try:
-                self._tls.load_verify_locations(certificates)
+                context.load_verify_locations(self._certificates)
             except (OSError, ssl.SSLError) as problem:
                 raise errors.InvalidSetting(
-                    f"The certificates {certificates} cannot be read: {problem}.", field="webhook_ca_file"
+                    f"The certificates {self._certificates} cannot be read: {problem}.",
+                    field="webhook_ca_file",
                 ) from problem
-        self._resolvers = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="modelkeep-names")
+        return context
 
     def close(self) -> None:
         """Let the threads go; a name that is being resolved is not waited for."""

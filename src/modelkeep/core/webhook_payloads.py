@@ -26,7 +26,7 @@ _EXAMPLE = "example"
 
 
 class Message(NamedTuple):
-    """One message: its place among all that the event makes, what it is called in a subscription, its bytes."""
+    """One message: its place among all of its event, what it is called in a subscription, and its bytes."""
 
     part: int
     event: str

@@ -11,11 +11,13 @@ from modelkeep.service.act import Desk
 from modelkeep.service.artifacts import Artifacts
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
+from modelkeep.service.deliveries import Deliveries
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
 from modelkeep.service.sources import Sources
 from modelkeep.service.tracking import Tracking
+from modelkeep.service.webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,5 @@ class House:
     sources: Sources
     promotions: Promotions
     rollouts: Rollouts
+    webhooks: Webhooks
+    deliveries: Deliveries

@@ -123,7 +123,7 @@ _PLACE = (
     .where(webhooks.c.id == bindparam("which"))
     .values(
         cursor=bindparam("new_cursor"),
-        part=literal_column("0"),
+        part=bindparam("new_part"),
         failures=literal_column("0"),
         set_aside=literal_column("0"),
         due_at=literal_column("null"),
@@ -158,15 +158,6 @@ _ONE = select(*_DELIVERY).where(
     webhook_deliveries.c.webhook_id == bindparam("webhook"),
     webhook_deliveries.c.sequence == bindparam("sequence"),
     webhook_deliveries.c.part == bindparam("part"),
-)
-_OF_EVENT = (
-    select(*_DELIVERY)
-    .where(
-        webhook_deliveries.c.webhook_id == bindparam("webhook"),
-        webhook_deliveries.c.sequence == bindparam("sequence"),
-    )
-    .order_by(webhook_deliveries.c.part)
-    .limit(bindparam("limit"))
 )
 _NEWEST = (
     select(*_DELIVERY)
@@ -384,9 +375,9 @@ def save(tx: Transaction, webhook: Webhook, sealed: str | None) -> None:
     )
 
 
-def place(tx: Transaction, webhook: str, cursor: int) -> None:
+def place(tx: Transaction, webhook: str, cursor: int, part: int = 0) -> None:
     """Put a webhook at another place in the log, without failures; who delivers begins anew from there."""
-    tx.run(_PLACE, which=webhook, new_cursor=cursor)
+    tx.run(_PLACE, which=webhook, new_cursor=cursor, new_part=part)
 
 
 def drop(tx: Transaction, webhook: str) -> None:
@@ -485,12 +476,6 @@ def get_delivery(tx: Transaction, webhook: str, sequence: int, part: int) -> Del
     """One delivery, without its attempts."""
     row = tx.one(_ONE, webhook=webhook, sequence=sequence, part=part)
     return _delivery(row, ()) if row else None
-
-
-def of_event(tx: Transaction, webhook: str, sequence: int, limit: int) -> list[Delivery]:
-    """The deliveries of an event to a webhook, without their attempts."""
-    rows = tx.all(_OF_EVENT, webhook=webhook, sequence=sequence, limit=limit)
-    return [_delivery(row, ()) for row in rows]
 
 
 def requested(tx: Transaction, webhook: str) -> Delivery | None:

@@ -1,0 +1,69 @@
+"""What an event has to say to a webhook: whether it belongs to its project, may be told to the person who
+answers for it, and which messages it makes.
+
+Reads only; when and how messages are sent is `deliveries`' part.
+"""
+
+from modelkeep.core import errors
+from modelkeep.core import webhook_payloads as payloads
+from modelkeep.core import webhooks as core
+from modelkeep.core.access import Caller, Verb, allowed
+from modelkeep.core.events import Event, EventKind
+from modelkeep.core.values import ModelName, parse_model_name
+from modelkeep.core.webhook_payloads import Facts, Message
+from modelkeep.core.webhooks import Style, Webhook
+from modelkeep.service.act import Act
+from modelkeep.store import catalog as catalog_store
+from modelkeep.store import webhooks as store
+
+
+def messages_for(act: Act, webhook: Webhook, event: Event, caller: Caller) -> list[Message]:
+    """The messages that an event makes for a webhook, in order; none where it is not for it."""
+    if not core.wants(webhook, event.kind):
+        return []
+    about = _about(act, webhook, event)
+    if about is None or not allowed(caller, Verb.READ, about):
+        return []
+    return payloads.messages(webhook, event, _facts(act, webhook, event))
+
+
+def _about(act: Act, webhook: Webhook, event: Event) -> ModelName | str | None:
+    """The model or project that an event is about, where that is the webhook's own."""
+    if event.model is not None:
+        model = parse_model_name(event.model)
+        own = model.project == webhook.project and webhook.model in (None, model.name)
+        return model if own else None
+    if webhook.model is not None:
+        return None
+    said = event.body.get("project")
+    project = said if isinstance(said, str) else _project_of(act, event)
+    return project if project == webhook.project else None
+
+
+def _project_of(act: Act, event: Event) -> str | None:
+    if event.kind is EventKind.POLICY_CHANGED:
+        place = event.subject.removeprefix("policy/")
+        return place.removesuffix("/") if place.endswith("/") else None
+    return store.project_of(act.tx, event.subject)
+
+
+def _facts(act: Act, webhook: Webhook, event: Event) -> Facts:
+    """What MLflow's messages say beside the event, as it stands now."""
+    if webhook.style is not Style.MLFLOW or event.model is None:
+        return Facts()
+    model = parse_model_name(event.model)
+    try:
+        tags = catalog_store.get_model(act.tx, model).tags
+    except errors.ModelNotFound:
+        tags = {}
+    prompt = tags.get(payloads.IS_PROMPT_TAG, "").lower() == "true"
+    if event.kind is not EventKind.VERSION_REGISTERED or event.number is None:
+        return Facts(prompt=prompt)
+    version = catalog_store.find(act.tx, catalog_store.BY_NUMBER, model, number=event.number)
+    stated = version.provenance if version is not None else None
+    source = stated.source if stated is not None else None
+    return Facts(
+        prompt=prompt,
+        source=source or f"models:/{model.name}/{event.number}",
+        run_id=stated.run_id if stated is not None else None,
+    )
