@@ -96,20 +96,27 @@ class Routes(Generic[T]):
         parts = raw_path.split(b"/", SEGMENTS_MAX + 1)
         if parts[0]:
             raise _no_route(method, raw_path)
-        place, found = self._root, {}
+        place = self._root
+        found: dict[str, str] = {}
+        wide: tuple[_Place[T], int, dict[str, str]] | None = None
         for number, part in enumerate(parts[1:], 1):
+            if place.rest is not None and parts[number:] != [b""]:
+                wide = place.rest, number, dict(found)
             text = _decoded(part) if number < SEGMENTS_MAX else ""  # the last one may be all that is left
             following = place.fixed.get(text)
-            if following is None:
-                following = place.inner if text else None
-                if following is None:
-                    if place.rest is None or parts[number:] == [b""]:
-                        raise _no_route(method, raw_path)
-                    found[place.rest.name] = _rest(b"/".join(parts[number:]))
-                    return place.rest, found
+            if following is None and text:
+                following = place.inner
                 found[place.name] = text
+            if following is None:
+                break
             place = following
-        return place, found
+        else:
+            if place.ends:
+                return place, found
+        if wide is None:
+            raise _no_route(method, raw_path)
+        place, number, found = wide
+        return place, {**found, place.name: _rest(b"/".join(parts[number:]))}
 
 
 def _rest(raw: bytes) -> str:

@@ -7,8 +7,8 @@ MLflow's client and its pages know most operations under two addresses, `/api/2.
 from typing import Any
 
 from modelkeep.web.mlflow import absent, logged_models, server, tracking
-from modelkeep.web.mlflow.registry_rows import REGISTRY_ROWS
 from modelkeep.web.mlflow.artifacts import ARTIFACT_ROWS
+from modelkeep.web.mlflow.registry_rows import REGISTRY_ROWS
 from modelkeep.web.mlflow.route import API, API3, both, row
 from modelkeep.web.mlflow.wire import Nothing
 from modelkeep.web.operations import Mode, Operation
@@ -73,7 +73,7 @@ LOGGED_MODELS: tuple[Operation, ...] = (
         logged_models.OneLoggedModel, body=logged_models.FinalizeLoggedModel),
     row("DELETE", API + "logged-models/{model_id}", WRITE, logged_models.delete),
     row("PATCH", API + "logged-models/{model_id}/tags", WRITE, logged_models.set_tags,
-        logged_models.OneLoggedModel, body=logged_models.SetLoggedModelTags),
+        body=logged_models.SetLoggedModelTags),
     row("DELETE", API + "logged-models/{model_id}/tags/{tag_key}", WRITE, logged_models.delete_tag),
     _post("logged-models/{model_id}/params", WRITE, logged_models.log_params,
           logged_models.LogLoggedModelParams),
@@ -99,5 +99,8 @@ ABSENT: tuple[Operation, ...] = (
     row("POST", "/graphql", Mode.PLAIN, absent.no_graphql),
 )
 
-ROWS: tuple[Operation, ...] = (*tuple(both(TRACKING + LOGGED_MODELS + REGISTRY_ROWS + SERVER + ABSENT)), *ARTIFACT_ROWS)
+ROWS: tuple[Operation, ...] = (
+    *both(TRACKING + LOGGED_MODELS + REGISTRY_ROWS + SERVER + ABSENT),
+    *ARTIFACT_ROWS,
+)
 """Every row of the door."""
