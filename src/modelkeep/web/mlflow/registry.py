@@ -236,11 +236,17 @@ def download_uri(act: Act, call: Call) -> DownloadUri:
 
 def _transition(call: Call) -> Transition:
     asked: shapes.TransitionStage = call.body
+    archive = asked.archive_existing_versions
+    if not isinstance(archive, bool | None):
+        raise errors.InvalidParameter(
+            "Invalid value for parameter 'archive_existing_versions': say true or false.",
+            field="archive_existing_versions",
+        )
     said = _CLIENT.search(call.headers.get(b"user-agent", b""))
     return Transition(
         ref=_version(call, asked.name, asked.version),
         word=required(asked.stage, "stage"),
-        archive_others=bool(asked.archive_existing_versions),
+        archive_others=bool(archive),
         client=said[0].decode("ascii") if said is not None else "",
     )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from modelkeep.web.mlflow import registry
+from modelkeep.web.mlflow import new_versions, registry
 from modelkeep.web.mlflow import registry_shapes as shapes
 from modelkeep.web.mlflow.registry_shapes import DownloadUri, ModelsOut, OneModel, OneVersion, VersionsOut
 from modelkeep.web.mlflow.route import API, row
@@ -38,6 +38,8 @@ REGISTRY_ROWS: tuple[Operation, ...] = (
     _send("POST", "registered-models/alias", WRITE, registry.set_alias, shapes.SetAlias),
     _send("DELETE", "registered-models/alias", WRITE, registry.delete_alias, shapes.Alias),
     _get("registered-models/alias", READ, registry.get_by_alias, shapes.Alias, OneVersion),
+    _send("POST", "model-versions/create", WRITE, new_versions.create, shapes.CreateVersion, OneVersion,
+          before=new_versions.prepare),
     _get("model-versions/get", READ, registry.get_version, shapes.VersionNamed, OneVersion),
     _send("PATCH", "model-versions/update", WRITE, registry.update_version, shapes.UpdateVersion, OneVersion),
     _send("DELETE", "model-versions/delete", WRITE, registry.delete_version, shapes.VersionNamed),

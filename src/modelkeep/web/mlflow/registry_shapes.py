@@ -4,6 +4,7 @@ What a request may hold, and how a model and a version look on the wire. Nothing
 """
 
 from datetime import datetime
+from typing import Any
 
 from msgspec import Struct
 
@@ -96,7 +97,8 @@ class TransitionStage(Request, frozen=True, kw_only=True):
     name: str
     version: str
     stage: str
-    archive_existing_versions: bool | None = None
+    archive_existing_versions: Any = None
+    """Checked by its handler: a text would pass as a yes or no here, and MLflow takes none."""
 
 
 class VersionTag(Request, frozen=True, kw_only=True):
