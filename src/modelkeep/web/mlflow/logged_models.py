@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from modelkeep.core import errors
 from modelkeep.core.mlflow_filter import DatasetFilter, OrderField
-from modelkeep.core.tracking import LoggedModel, LoggedModelStatus, Metric, Tag
+from modelkeep.core.tracking import LoggedModel, LoggedModelStatus, Tag
 from modelkeep.service.act import Act
 from modelkeep.web.mlflow.tracking import DONE, MetricOut, TagIn, metric_out, tags_in
 from modelkeep.web.mlflow.wire import Int64, Nothing, Request
@@ -47,7 +47,7 @@ class LoggedModelDataOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was measured of it, and how it was set."""
 
     params: tuple[Tag, ...] = ()
-    metrics: tuple[Metric | MetricOut, ...] = ()
+    metrics: tuple[MetricOut, ...] = ()
 
 
 class LoggedModelOut(Struct, frozen=True, kw_only=True):
@@ -180,10 +180,10 @@ def delete(act: Act, call: Call) -> Nothing:
     return DONE
 
 
-def set_tags(act: Act, call: Call) -> OneLoggedModel:
+def set_tags(act: Act, call: Call) -> Nothing:
     """`PATCH logged-models/ID/tags`."""
-    changed = call.house.logged_models.set_tags(act, _id(call), tags_in(call.body.tags))
-    return OneLoggedModel(model_out(changed))
+    call.house.logged_models.set_tags(act, _id(call), tags_in(call.body.tags))
+    return DONE
 
 
 def delete_tag(act: Act, call: Call) -> Nothing:

@@ -23,6 +23,8 @@ _LEAVES: dict[type[ModelkeepError], tuple[str, int]] = {
     errors.Overloaded: ("RESOURCE_EXHAUSTED", 429),
     errors.TimedOut: ("DEADLINE_EXCEEDED", 504),
     errors.StorageFull: ("RESOURCE_EXHAUSTED", 507),
+    errors.ExperimentExists: ("RESOURCE_ALREADY_EXISTS", 400),
+    errors.InvalidState: (INVALID_PARAMETER_VALUE, 400),
     errors.ModelExists: ("RESOURCE_ALREADY_EXISTS", 400),
     errors.VersionExists: ("RESOURCE_ALREADY_EXISTS", 400),
 }

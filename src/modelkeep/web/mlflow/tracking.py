@@ -6,6 +6,7 @@ What a request may hold stands as a struct beside its handler; the verbs themsel
 import math
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from modelkeep.core import errors
 from modelkeep.core.tracking import (
@@ -48,6 +49,7 @@ class ExperimentOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_update_time: int
     creation_time: int
     tags: tuple[Tag, ...] = ()
+    workspace: str
 
 
 class RunInfoOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,7 +68,7 @@ class RunInfoOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class MetricOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A point whose value is no JSON number, as a word."""
+    """A point as the client parses it; a value that is no JSON number is a word."""
 
     key: str
     value: float | str
@@ -81,7 +83,7 @@ class MetricOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class RunDataOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a run logged."""
 
-    metrics: tuple[Metric | MetricOut, ...] = ()
+    metrics: tuple[MetricOut, ...] = ()
     params: tuple[Tag, ...] = ()
     tags: tuple[Tag, ...] = ()
 
@@ -124,6 +126,7 @@ def experiment_out(experiment: Experiment) -> ExperimentOut:
         last_update_time=experiment.last_update_time,
         creation_time=experiment.creation_time,
         tags=experiment.tags,
+        workspace=experiment.project,
     )
 
 
@@ -143,13 +146,11 @@ def info_out(info: RunInfo) -> RunInfoOut:
     )
 
 
-def metric_out(metric: Metric) -> Metric | MetricOut:
-    """A point on the wire: itself, unless JSON has no such number."""
-    if math.isfinite(metric.value):
-        return metric
+def metric_out(metric: Metric) -> MetricOut:
+    """A point on the wire."""
     return MetricOut(
         key=metric.key,
-        value=number(metric.value),
+        value=metric.value if math.isfinite(metric.value) else number(metric.value),
         timestamp=metric.timestamp,
         step=metric.step,
         dataset_name=metric.dataset_name,
@@ -168,7 +169,7 @@ def run_out(run: Run) -> RunOut:
             dataset_inputs=run.datasets,
             model_inputs=tuple(ModelInput(model_id=model.model_id) for model in run.model_inputs),
         ),
-        outputs=RunOutputsOut(model_outputs=run.model_outputs) if run.model_outputs else None,
+        outputs=RunOutputsOut(model_outputs=run.model_outputs),
     )
 
 
@@ -466,7 +467,7 @@ class RunsOut(Struct, frozen=True, omit_defaults=True):
 
 
 class MetricsOut(Struct, frozen=True, omit_defaults=True):
-    metrics: tuple[Metric | MetricOut, ...] = ()
+    metrics: tuple[MetricOut, ...] = ()
     next_page_token: str | None = None
 
 
@@ -482,7 +483,7 @@ def create_run(act: Act, call: Call) -> OneRun:
         tags=asked.tags or (),
         run_name=asked.run_name or "",
     )
-    return OneRun(run_out(made))
+    return OneRun(replace(run_out(made), outputs=None))  # as MLflow: a new run has none, not even empty ones
 
 
 def get_run(act: Act, call: Call) -> OneRun:
