@@ -11,7 +11,7 @@ needs no change elsewhere.
                     RolloutNotFound BlobNotFound FileNotInVersion PolicyNotFound PrincipalNotFound
                     TokenNotFound MetricNotFound EventNotFound RouteNotFound ExperimentNotFound
                     RunNotFound LoggedModelNotFound TagNotFound ArtifactNotFound
-                    WebhookNotFound DeliveryNotFound
+                    WebhookNotFound DeliveryNotFound FilesUnreachable
       Conflict      ModelExists VersionExists AliasMoved StageMoved RequestClosed DraftClosed OffsetMismatch
       RolloutActive
                     RolloutFinished EndpointExists PrincipalExists IdempotencyMismatch FolderInUse PortInUse
@@ -19,8 +19,8 @@ needs no change elsewhere.
       Invalid       InvalidName InvalidReference InvalidSemver InvalidFilter InvalidMetadata InvalidManifest
       InvalidMetric
                     InvalidSignature InvalidPolicy InvalidTransition InvalidPlan InvalidInput InvalidTime
-                    InvalidSetting InvalidParameter InvalidWebhook MalformedBody SemverTooLow MethodNotAllowed
-                    UnsupportedMedia RequestTooSlow
+                    InvalidSetting InvalidParameter InvalidWebhook SourceUnreadable MalformedBody
+                    SemverTooLow MethodNotAllowed UnsupportedMedia RequestTooSlow
         LimitExceeded  BodyTooLarge
       Denied        NotAllowed SelfApproval Tombstoned Yanked
         NotAuthenticated  TokenExpired
@@ -121,6 +121,7 @@ class PrincipalNotFound(NotFound):    code = "PRINCIPAL_NOT_FOUND"
 class TokenNotFound(NotFound):        code = "TOKEN_NOT_FOUND"
 class MetricNotFound(NotFound):       code = "METRIC_NOT_FOUND"
 class EventNotFound(NotFound):        code = "EVENT_NOT_FOUND"
+class FilesUnreachable(NotFound):     code = "FILES_UNREACHABLE"
 class RouteNotFound(NotFound):        code = "ROUTE_NOT_FOUND"
 class ExperimentNotFound(NotFound):   code = "EXPERIMENT_NOT_FOUND"
 class RunNotFound(NotFound):          code = "RUN_NOT_FOUND"
@@ -165,6 +166,7 @@ class InvalidInput(Invalid):          code = "INVALID_INPUT"
 class InvalidTime(Invalid):           code = "INVALID_TIME"
 class InvalidSetting(Invalid):        code = "INVALID_SETTING"
 class InvalidParameter(Invalid):      code = "INVALID_PARAMETER"
+class SourceUnreadable(Invalid):      code = "SOURCE_UNREADABLE"
 class MalformedBody(Invalid):         code = "MALFORMED_BODY"
 class LimitExceeded(Invalid):         code = "LIMIT_EXCEEDED"
 class SemverTooLow(Invalid):          code = "SEMVER_TOO_LOW"

@@ -21,11 +21,11 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from modelkeep.core import errors
 from modelkeep.core.events import GENESIS
 from modelkeep.core.values import DEFAULT_PROJECT
-from modelkeep.store import schema, tracking_tables, webhook_tables
+from modelkeep.store import import_tables, schema, tracking_tables, webhook_tables
 from modelkeep.store.columns import metadata
 from modelkeep.store.dialects import Connection, Dialect, Lost, choose
 
-REVISIONS: tuple[str, ...] = ("0001", "0002", "0003")
+REVISIONS: tuple[str, ...] = ("0001", "0002", "0003", "0004")
 """Every revision there is, oldest first; a test compares them with the files of `migrations/versions`."""
 
 HEAD = REVISIONS[-1]
@@ -35,7 +35,7 @@ VERSION_TABLE = "modelkeep_schema"
 
 FOLDER = Path(__file__).parent / "migrations"
 
-TABLES = (schema, tracking_tables, webhook_tables)
+TABLES = (schema, tracking_tables, webhook_tables, import_tables)
 """The modules that define tables: importing them fills `columns.metadata`."""
 
 _OWN_TABLES = frozenset(metadata.tables)
