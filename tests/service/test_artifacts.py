@@ -239,7 +239,8 @@ def test_everything_is_found_by_an_index(kept: ArtifactWorld) -> None:
 @pytest.mark.parametrize(
     "text",
     ["0/" + "a" * 32 + "/artifacts", "12/" + "b" * 32 + "/artifacts/x/y",
-     "0/models/m-" + "0" * 32 + "/artifacts/x", "registered-models/own/My Model/3/model.bin", "registered-models/own/churn/12"],
+     "0/models/m-" + "0" * 32 + "/artifacts/x",
+     "registered-models/own/My Model/3/model.bin", "registered-models/own/churn/12"],
 )  # fmt: skip
 def test_an_address_is_read_and_printed(text: str) -> None:
     """What is read is what is printed."""

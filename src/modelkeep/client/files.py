@@ -7,7 +7,6 @@ business: this file is given functions that send and fetch.
 """
 
 import hashlib
-import mimetypes
 import os
 import random
 import stat
@@ -20,6 +19,7 @@ from msgspec import Struct
 
 from modelkeep.core import errors, values
 from modelkeep.core.catalog import Draft, FileEntry
+from modelkeep.core.media import media_type
 from modelkeep.core.values import Digest
 
 if TYPE_CHECKING:
@@ -41,20 +41,6 @@ PARTS_FOLDER = ".modelkeep"
 """In the folder that is pulled to: where files stand until they are whole and verified."""
 IGNORED = frozenset({PARTS_FOLDER, ".git", "__pycache__", ".ipynb_checkpoints", ".DS_Store"})
 """Names that are left out when a folder is registered: no model consists of them."""
-
-MEDIA_TYPES = {
-    ".onnx": "application/vnd.onnx",
-    ".skops": "application/vnd.skops",
-    ".joblib": "application/vnd.joblib",
-    ".pkl": "application/vnd.python.pickle",
-    ".pickle": "application/vnd.python.pickle",
-    ".safetensors": "application/vnd.safetensors",
-    ".yaml": "application/yaml",
-    ".yml": "application/yaml",
-    ".md": "text/markdown",
-    ".parquet": "application/vnd.apache.parquet",
-}
-"""Ends of file names to media types; what is not here is asked of the standard library's own table."""
 
 
 class Progress(Protocol):
@@ -164,12 +150,6 @@ def _digest(source: IO[bytes], progress: Callable[[int], None]) -> tuple[Digest,
         size += count
         progress(size)
     return Digest("sha256:" + found.hexdigest()), size
-
-
-def media_type(path: str) -> str:
-    """What kind of file a name promises."""
-    end = os.path.splitext(path)[1].lower()
-    return MEDIA_TYPES.get(end) or mimetypes.guess_type(path)[0] or "application/octet-stream"
 
 
 class FileBody:

@@ -19,10 +19,10 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from modelkeep.client.files import media_type  # the same bytes are the same version, by whatever door
 from modelkeep.core import errors, tracking, values
 from modelkeep.core.access import Verb
 from modelkeep.core.catalog import FileEntry, ModelVersion
+from modelkeep.core.media import media_type
 from modelkeep.core.tracking import Artifact
 from modelkeep.core.values import Digest, ModelName, Numbered, Ref
 from modelkeep.ports import BLOB_MAX_BYTES, BlobInfo, BlobStore
@@ -35,6 +35,9 @@ from modelkeep.store.artifacts import ArtifactRow, Child, OwnerKind, OwnerRow
 ARTIFACTS_MAX = 100_000
 """Files of one run or logged model: a picture for every step of a long training, and a list that still comes
 in one answer, as MLflow's client wants it."""
+DECLARED_BYTES = 1024 * 1024
+"""From this size on the blob store is told how much will come, and looks for the room first; for small files
+that would take longer than writing them."""
 PARTS_MAX = 10_000
 """Parts of one multipart upload, as S3 has it; the client's own parts have 10 MiB."""
 
@@ -210,7 +213,7 @@ class Artifacts:
             found: Iterable[Child] = _children_of(self._version(act, place), place.path)
         else:
             found = artifacts.children(act.tx, self._owner(act, place), place.path)
-        return tuple(sorted(found))
+        return tuple(sorted(found, key=lambda child: child.name))
 
     def manifest_of(self, act: Act, owner: Owner, prefix: str = "") -> tuple[FileEntry, ...]:
         """The files below a folder of a run or logged model, as a version has them: their paths begin in that
@@ -269,7 +272,8 @@ class Artifacts:
     def store_bytes(self, plan: ArtifactPlan, offset: int, chunks: Iterable[bytes]) -> ArtifactPlan:
         """Take in bytes, outside of any transaction. Raises as `BlobStore.append`."""
         if offset == 0:
-            self._blobs.begin(plan.upload_id, plan.size_bytes)
+            large = plan.size_bytes is not None and plan.size_bytes > DECLARED_BYTES
+            self._blobs.begin(plan.upload_id, plan.size_bytes if large else None)
         return replace(plan, offset=self._blobs.append(plan.upload_id, offset, chunks))
 
     def finish(self, plan: ArtifactPlan) -> ArtifactPlan:
