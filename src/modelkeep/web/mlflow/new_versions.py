@@ -16,7 +16,11 @@ from modelkeep.web.operations import Call
 def prepare(call: Call) -> PreparedVersion:
     """Find what a version is to be made of, before any transaction."""
     asked: shapes.CreateVersion = call.body
-    tags = tags_of(asked.tags)
+    given = asked.tags or ()
+    if asked.source.lower().startswith("models:"):
+        # A copy is asked for with everything that the version shows; what is ours will be its own.
+        given = tuple(tag for tag in given if not tag.key.startswith(words.NAMESPACE))
+    tags = tags_of(given)
     if asked.run_link:
         tags[words.RUN_LINK] = values.check_text(asked.run_link, "run_link", maximum=values.REFERENCE_MAX)
     host = call.headers.get(b"host")
