@@ -109,6 +109,8 @@ class Receiver:
 
     def stop(self) -> None:
         """Close every connection, and the door."""
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)  # wakes who waits at it, which closing does not
         self._listening.close()
         for connection in self._open:
             with contextlib.suppress(OSError):

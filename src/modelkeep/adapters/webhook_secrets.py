@@ -13,6 +13,7 @@ import hmac
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ NONCE_BYTES = 12
 """Random bytes of each seal, as AES-GCM takes them."""
 
 _FORM = "v1"
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link, and no waiting at a pipe
 _PURPOSE = b"modelkeep.webhook_secret.v1"
 _VARIABLE = re.compile(r"[A-Z0-9_]{1,100}", re.ASCII)
 
@@ -65,7 +67,7 @@ class WebhookSecrets:
 
         form, _, rest = sealed.partition(":")
         key_id, _, text = rest.partition(":")
-        if form == _FORM and key_id != self._key_id:
+        if form == _FORM and key_id and key_id != self._key_id:
             raise errors.InvalidSetting(
                 "The webhooks' secrets were sealed with another key; give this server the key file that the "
                 "database was used with (token_key_file names it).",
@@ -106,11 +108,13 @@ class WebhookSecrets:
     def _in_file(self, name: str) -> str | None:
         values.check_name(name, "secret file")
         try:
-            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(self._folder / name, _READ)
         except OSError:
             return None
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(FILE_MAX_BYTES)
+        try:
+            data = os.read(descriptor, FILE_MAX_BYTES) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+        finally:
+            os.close(descriptor)
         try:
             return data.decode().strip()
         except UnicodeDecodeError:
