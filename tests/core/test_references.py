@@ -21,6 +21,7 @@ from modelkeep.core.values import (
     Selector,
     Staged,
     Within,
+    check_model_name,
     parse_ref,
 )
 
@@ -84,7 +85,17 @@ def test_mlflow_uris(uri: str, ours: str) -> None:
     assert parse_ref(uri) == parse_ref(ours)
 
 
+def is_model_name(text: str) -> bool:
+    """Whether a model can be called that."""
+    try:
+        return check_model_name(text) == text
+    except errors.InvalidName:
+        return False
+
+
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
+model_names = names | st.text("Ab1 .,;!$&()+=^~[]{}_-", min_size=1, max_size=10).filter(is_model_name)
+"""What models are called here, and what MLflow calls them."""
 numbers = st.integers(0, 10**6)
 triples = st.builds(lambda a, b, c: f"{a}.{b}.{c}", numbers, numbers, numbers)
 words = st.from_regex(r"[a-z][0-9a-z-]{0,4}", fullmatch=True)
@@ -111,7 +122,7 @@ selectors: st.SearchStrategy[Selector | None] = st.one_of(
 moments = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 refs = st.builds(
     Ref,
-    model=st.builds(ModelName, st.one_of(st.just("default"), names), names),
+    model=st.builds(ModelName, st.one_of(st.just("default"), names), model_names),
     selector=selectors,
     at=st.one_of(st.none(), moments),
 )

@@ -64,6 +64,65 @@ def test_names_are_returned_as_they_are(name: str) -> None:
     assert values.check_name(name, "model") == name
 
 
+HOSTILE_MODEL_NAMES = [
+    *(name for name in HOSTILE_NAMES if name not in ("a b", "_a")),
+    *(f"a{mark}b" for mark in "/:@#?%\\<>|*\"'`\t\x7f"),
+    "a  b",
+    " a",
+    "a ",
+    "a b.",
+    "..",
+    "~a",
+    "=a",
+    "^a",
+    "models:/a",
+    "\u00fcber",
+]
+
+
+@pytest.mark.req("T4", "G10")
+@pytest.mark.parametrize("name", HOSTILE_MODEL_NAMES, ids=lambda name: ascii(name)[:30])
+def test_hostile_model_names_are_refused(name: str) -> None:
+    """What means something in a reference, an address or a file, hides, or looks like another letter, names
+    no model; the sentence is safe."""
+    with pytest.raises(errors.InvalidName) as caught:
+        values.check_model_name(name)
+    assert caught.value.details == {"field": "model"}
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 400
+
+
+@pytest.mark.req("T4")
+@pytest.mark.parametrize(
+    "name",
+    ["churn", "a", "My Model (v2)", "iris, 2026", "[draft] A+B=C", "_private", "a..b", "n" * 128, "x~1"],
+)
+def test_models_keep_the_names_they_have(name: str) -> None:
+    """Names that models have elsewhere pass unchanged, in references and in MLflow's addresses too."""
+    assert values.check_model_name(name) == name
+    exact = values.Ref(model=values.ModelName("default", name), selector=values.Exact("2.1.0"))
+    assert values.parse_ref(f"{name}:2.1.0") == exact
+    assert values.parse_ref(str(exact)) == exact
+    numbered = values.Ref(model=exact.model, selector=values.Numbered(1))
+    assert values.parse_ref(f"models:/{name}/1") == numbered
+    assert values.parse_model_name(f"risk/{name}") == values.ModelName("risk", name)
+
+
+@pytest.mark.req("T4")
+@given(st.text(st.characters(max_codepoint=0x2FF), max_size=20))
+def test_model_names_mean_nothing_else(text: str) -> None:
+    """Whatever passes is printable ASCII without any mark that references, addresses or files give a meaning.
+    """
+    try:
+        name = values.check_model_name(text)
+    except errors.InvalidName:
+        return
+    assert name.isascii()
+    assert name.isprintable()
+    assert not set(name) & set("/:@#?%\\<>|*\"'`")
+    assert name == name.strip() == " ".join(name.split())
+
+
 @given(st.text(max_size=140))
 def test_names_are_plain_or_refused(text: str) -> None:
     """Whatever passes is ASCII, short, and safe in a file name, a label and a URL."""

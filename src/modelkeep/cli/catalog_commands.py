@@ -171,6 +171,18 @@ def best(
 @click.option("--override-semver", is_flag=True, help="Give a lower version than inferred; -m says why.")
 @click.option("-m", "--message", "reason", metavar="WHY", help="Why the lower version is right.")
 @click.option("--parent", metavar="REF", help="The version it comes from; the latest when left out.")
+@click.option(
+    "--code-commit", metavar="COMMIT", help="The commit it was made with; its checkout's when left out."
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="[ROLE=]FILE",
+    help="What it was trained on, such as training=customers.csv.",
+)
+@click.option(
+    "--env-lock", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Its requirements.txt."
+)
 @click.option("--resume", metavar="DRAFT", help="Go on with a registration that broke off.")
 @click.option("--dry-run", is_flag=True, help="Show the files, the version and why; write nothing.")
 def register(

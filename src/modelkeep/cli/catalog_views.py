@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from modelkeep.core.signature import Signature
 
 View = Callable[[Screen], None]
+INGREDIENT_SHOWN = 28
+"""Characters of a commit, or of the digest of data or environment, in a comparison; all are in `show`."""
 METRICS_SHOWN = 3
 """Metrics of a version in a list; all are in `show`."""
 
@@ -133,6 +135,8 @@ def version(found: "ModelVersion") -> View:
     """One version, whole."""
 
     def draw(screen: Screen) -> None:
+        from modelkeep.core.provenance import described
+
         screen.facts(
             (
                 ("version", Text(found.reference, "strong")),
@@ -150,6 +154,8 @@ def version(found: "ModelVersion") -> View:
                 ("registered", f"{moment(found.created_at)} by {found.created_by}"),
                 ("tags", mapping(found.tags) or None),
                 ("params", mapping(found.params) or None),
+                ("made of", mapping(described(found.provenance)) or None),
+                ("identity", _identity(found)),
             )
         )
         if found.metrics:
@@ -166,6 +172,14 @@ def version(found: "ModelVersion") -> View:
         files(found.files)(screen)
 
     return draw
+
+
+def _identity(found: "ModelVersion") -> str | None:
+    if found.identity is None:
+        return None
+    if found.identity.whole:
+        return found.identity.digest
+    return f"partial, for the {' and the '.join(found.identity.missing)} is not known"
 
 
 def yanked(found: "ModelVersion") -> View:
@@ -250,6 +264,9 @@ def registration(made: "Registration") -> View:
         )
         for reason in made.reasons or found.bump_reasons:
             screen.line(f"  {reason}")
+        if made.same_identity:
+            same = ", ".join(made.same_identity)
+            screen.line(Text(f"  made of the same code, data, parameters and environment as {same}", "warn"))
         screen.line(Text(f"  next: modelkeep gate {found.reference} --to production", "dim"))
 
     return draw
@@ -315,11 +332,13 @@ def comparison(found: "Comparison") -> View:
 
     def draw(screen: Screen) -> None:
         head = ["version", "stage", *(m.name for m in found.metrics), *(p.name for p in found.params)]
+        head += [row.name for row in found.ingredients]
         rows = []
         for place, v in enumerate(found.versions):
             cells: list[object] = [v.semver, stage(v.stage, v.tombstone, v.yanked)]
             cells += [_measured(m.cells[place], v.number in m.best) for m in found.metrics]
             cells += [p.values[place] for p in found.params]
+            cells += [_ingredient(row.values[place]) for row in found.ingredients]
             rows.append(cells)
         screen.table(head, rows, right=range(2, 2 + len(found.metrics)))
         if found.metrics:
@@ -330,6 +349,11 @@ def comparison(found: "Comparison") -> View:
             screen.line(Text(f"{found.left_out} lower versions are left out; name those you want", "dim"))
 
     return draw
+
+
+def _ingredient(text: str | None) -> str | None:
+    """A commit or a digest as far as a person compares it."""
+    return text if text is None or len(text) <= INGREDIENT_SHOWN else f"{text[:INGREDIENT_SHOWN]}..."
 
 
 _TRENDS = {"better": "good", "worse": "bad", "same": "dim"}
@@ -373,6 +397,8 @@ def difference(found: "VersionDiff") -> View:
         screen.line(Text(found.a.reference, "strong"), "->", Text(found.b.reference, "strong"))
         if found.same_content:
             screen.line("The bytes are the same.")
+        if found.same_identity:
+            screen.line("They were made of the same code, data, parameters and environment.")
         screen.facts(
             (
                 ("bump", found.bump.value),
@@ -413,6 +439,7 @@ def difference(found: "VersionDiff") -> View:
             [(f"{c.side.value} {c.field}", c.sentence) for c in found.signature],
         )
         _part(screen, ("param", "before", "after"), [(p.name, p.before, p.after) for p in found.params])
+        _part(screen, ("made of", "before", "after"), [(p.name, p.before, p.after) for p in found.provenance])
         _part(screen, ("metadata", "before", "after"), [(p.name, p.before, p.after) for p in found.metadata])
         if found.left_out:
             screen.line(Text(f"{found.left_out} more changes are left out here", "dim"))

@@ -22,6 +22,7 @@ from modelkeep.client.files import (
     send_missing,
     silent,
 )
+from modelkeep.client.ingredients import Data, provenance_of
 from modelkeep.client.transport import CHUNK_BYTES, V1, Body, Request, model_path, segment
 from modelkeep.core import codec, errors, values
 from modelkeep.core.answers import Done, FsckReport, Preview, Registration, UploadPlan, VerifyReport
@@ -35,6 +36,7 @@ from modelkeep.core.catalog import (
     check_metrics,
     parse_metric,
 )
+from modelkeep.core.provenance import Provenance
 from modelkeep.core.signature import Signature
 
 METADATA_NAMES = ("metadata.yaml", "metadata.yml", "metadata.json")
@@ -134,6 +136,9 @@ class RegistrationVerbs(CatalogVerbs):
         bump: Bump | str = Bump.AUTO,
         override_semver: str | None = None,
         parent: str | None = None,
+        code_commit: str | None = None,
+        data: Iterable[Data] = (),
+        env_lock: str | Path | None = None,
         progress: Progress = silent,
         resume: str | None = None,
     ) -> Registration:
@@ -144,10 +149,14 @@ class RegistrationVerbs(CatalogVerbs):
 
         Args:
             metadata: a YAML file, or the document itself; a folder's own `metadata.yaml` when left out.
-            metrics: numbers by name (`accuracy`, or `accuracy@test` for a split), or whole metrics.
-            semver, bump: the version to give; inferred from what changed against the parent when left out.
-            override_semver: why a lower version than the inferred one is right.
-            parent: the version it comes from; the highest released one when left out.
+            metrics: numbers by name (`accuracy`, or `accuracy@test` for a split), or whole metrics. semver,
+            bump: the version to give; inferred from what changed against the parent when left out.
+            override_semver: why a lower version than the inferred one is right. parent: the version it comes
+            from; the highest released one when left out. code_commit: the commit that it was made with; the
+            one of the git checkout that the files lie in when
+                left out, and none when it is empty.
+            data: what it was trained on: files, which are hashed, or digests; `training=FILE` says what for.
+            env_lock: the file that lists the packages it was made with, such as a requirements.txt.
             resume: the id of a draft that an earlier call began with the same files.
 
         Raises:
@@ -169,6 +178,7 @@ class RegistrationVerbs(CatalogVerbs):
             bump=bump,
             override_semver=override_semver,
             parent=parent,
+            provenance=provenance_of(root, code_commit=code_commit, data=data, env_lock=env_lock),
             progress=progress,
             resume=resume,
         )
@@ -188,10 +198,12 @@ class RegistrationVerbs(CatalogVerbs):
         bump: Bump | str = Bump.AUTO,
         override_semver: str | None = None,
         parent: str | None = None,
+        provenance: Provenance | None = None,
         progress: Progress = silent,
         resume: str | None = None,
     ) -> Registration:
-        """`register`, with the files named one by one. Raises as `register`."""
+        """`register`, with the files named one by one, and what it was made of in one value. Raises as
+        `register`."""
         spec = spec_of(
             files,
             progress,
@@ -205,6 +217,7 @@ class RegistrationVerbs(CatalogVerbs):
             bump=bump,
             override_semver=override_semver,
             parent=parent,
+            provenance=provenance,
         )
         draft = self.begin_draft(name, spec) if resume is None else self._resumed(resume, spec.files)
         try:
@@ -227,6 +240,8 @@ class RegistrationVerbs(CatalogVerbs):
         """
         root = Path(path)
         stated["metadata"] = read_document(stated.get("metadata"), root if root.is_dir() else None)
+        made_of = {name: stated.pop(name) for name in ("code_commit", "data", "env_lock") if name in stated}
+        stated["provenance"] = provenance_of(root, **made_of)
         return self.preview_draft(name, spec_of(find_files(root), progress, **stated))
 
     def _resumed(self, draft_id: str, entries: tuple[FileEntry, ...]) -> Draft:
@@ -248,7 +263,7 @@ class RegistrationVerbs(CatalogVerbs):
                 draft.metric("accuracy", 0.94, split="test")
 
         Args:
-            stated: whatever `register` takes besides name and path.
+            stated: whatever `register_files` takes besides name and files.
         """
         return DraftWriter(self, name, stated)
 
@@ -348,6 +363,7 @@ def spec_of(
     bump: Bump | str = Bump.AUTO,
     override_semver: str | None = None,
     parent: str | None = None,
+    provenance: Provenance | None = None,
 ) -> DraftSpec:
     """The announcement of files, which are hashed for it, and of what is stated of them.
 
@@ -364,6 +380,7 @@ def spec_of(
         metrics=check_metrics(tuple(metrics_of(metrics))),  # JSON would lose a NaN
         params={key: str(value) for key, value in (params or {}).items()},
         metadata=read_document(metadata),
+        provenance=provenance,
         description=description,
         tags=dict(tags or {}),
     )

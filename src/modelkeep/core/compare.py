@@ -17,6 +17,7 @@ from msgspec import Struct
 from modelkeep.core import bump, errors, semver, signature, values
 from modelkeep.core.bump import DEFAULT_RULES, RuleBook
 from modelkeep.core.catalog import Direction, FileEntry, Metric, ModelVersion, guess_direction, metric_label
+from modelkeep.core.provenance import described, ingredients
 from modelkeep.core.registration import facts_of, stated_by
 from modelkeep.core.values import Digest
 
@@ -82,16 +83,26 @@ class ParamRow(Struct, frozen=True, kw_only=True):
     values: tuple[str | None, ...]
 
 
+class IngredientRow(Struct, frozen=True, kw_only=True):
+    """One ingredient through all versions (the code, some data, the environment) as a text; None where it is
+    unknown."""
+
+    name: str
+    values: tuple[str | None, ...]
+
+
 class Comparison(Struct, frozen=True, kw_only=True):
     """Versions of a model from the lowest to the highest; each row has one entry for each of them.
 
-    `params` has only those that differ. `left_out` is how many lower versions the limit left out.
+    `params` and `ingredients` have only those that differ. `left_out` is how many lower versions the limit
+    left out.
     """
 
     model: str
     versions: tuple[Compared, ...]
     metrics: tuple[MetricRow, ...]
     params: tuple[ParamRow, ...]
+    ingredients: tuple[IngredientRow, ...] = ()
     left_out: int = 0
 
 
@@ -120,8 +131,15 @@ def compare(
         versions=tuple(_head(version) for version in ordered),
         metrics=tuple(_row(name, ordered, [table.get(name) for table in tables]) for name in names),
         params=tuple(row for row in params if len(set(row.values)) > 1),
+        ingredients=tuple(row for row in _ingredients(ordered) if len(set(row.values)) > 1),
         left_out=left_out,
     )
+
+
+def _ingredients(versions: Sequence[ModelVersion]) -> list[IngredientRow]:
+    listed = [ingredients(version.provenance) for version in versions]
+    names = dict.fromkeys(name for found in listed for name in found)
+    return [IngredientRow(name=name, values=tuple(found.get(name) for found in listed)) for name in names]
 
 
 def in_order(versions: Iterable[ModelVersion]) -> list[ModelVersion]:
@@ -429,8 +447,9 @@ class VersionDiff(Struct, frozen=True, kw_only=True):
     """What changed from version `a` to version `b`.
 
     `bump` is what the default rules say of the change, with their reasons; `unknown` are facts that could not
-    be compared. `metrics` has all of them, the other lists what differs; `left_out` counts what the limits
-    cut off.
+    be compared. `same_identity`: both were made of the same code, data, parameters and environment, and all
+    of these are known. `metrics` has all of them, the other lists what differs; `left_out` counts what the
+    limits cut off.
     """
 
     a: Compared
@@ -442,6 +461,8 @@ class VersionDiff(Struct, frozen=True, kw_only=True):
     metrics: tuple[MetricChange, ...]
     params: tuple[ValueChange, ...]
     metadata: tuple[ValueChange, ...]
+    provenance: tuple[ValueChange, ...] = ()
+    same_identity: bool = False
     bump: semver.Bump
     reasons: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -454,8 +475,9 @@ def diff(a: ModelVersion, b: ModelVersion, rules: RuleBook = DEFAULT_RULES) -> V
     files, unchanged = _files(a, b)
     params = _changes(a.params, b.params)
     metadata = _changes(_flat(a.metadata), _flat(b.metadata))
+    origin = _changes(described(a.provenance), described(b.provenance))
     metrics = _metrics(a, b)
-    lists = (files, params, metadata, metrics)
+    lists = (files, params, metadata, origin, metrics)
     return VersionDiff(
         a=_head(a),
         b=_head(b),
@@ -466,6 +488,8 @@ def diff(a: ModelVersion, b: ModelVersion, rules: RuleBook = DEFAULT_RULES) -> V
         metrics=tuple(metrics[:CHANGES_MAX]),
         params=tuple(params[:CHANGES_MAX]),
         metadata=tuple(metadata[:CHANGES_MAX]),
+        provenance=tuple(origin[:CHANGES_MAX]),
+        same_identity=a.identity is not None and a.identity.whole and a.identity == b.identity,
         bump=verdict.bump,
         reasons=verdict.reasons,
         unknown=verdict.unknown,

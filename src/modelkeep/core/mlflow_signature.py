@@ -113,13 +113,15 @@ def _mlflow_tensor(spec: object, name: str, *, required: bool) -> Field:
 
 
 def _unreadable(name: str, why: str) -> errors.InvalidSignature:
-    shown = values.printable(name)[:60]
-    return errors.InvalidSignature(f"In the MLflow signature, {shown!r} {why}.", field=shown)
+    shown = values.quoted(name, 60)
+    return errors.InvalidSignature(
+        f"In the MLflow signature, {shown} {why}.", field=values.printable(name)[:60]
+    )
 
 
 def _no_counterpart(name: str, kind: object) -> errors.InvalidSignature:
     return errors.InvalidSignature(
-        f"{values.printable(name)[:60]!r} has the MLflow type {values.printable(str(kind))[:40]!r}, "
-        "which has no counterpart here; state the signature in the metadata instead.",
+        f"{values.quoted(name, 60)} has the MLflow type {values.quoted(str(kind), 40)}, which has no "
+        "counterpart here; state the signature in the metadata instead.",
         field=values.printable(name)[:60],
     )

@@ -239,6 +239,34 @@ def lock_of(provenance: Provenance | None) -> Digest | None:
     return lock.digest if lock is not None and lock.pinned else None
 
 
+def ingredients(provenance: Provenance | None) -> dict[str, str]:
+    """What is known of the code, the data and the environment of a version, as short texts for tables."""
+    if provenance is None:
+        return {}
+    code, lock = provenance.code, provenance.environment
+    found: dict[str, str] = {}
+    if code is not None and code.commit is not None:
+        found["code"] = f"{code.commit}{' with changes' if code.dirty else ''}"
+    for place, snapshot in enumerate(provenance.datasets):
+        name = " ".join(part for part in (snapshot.role or "data", snapshot.name) if part)
+        found[name if name not in found else f"{name} {place}"] = snapshot.digest
+    if lock is not None:
+        found["environment"] = f"{lock.kind} {lock.digest}{'' if lock.pinned else ' (not pinned)'}"
+    return found
+
+
+def described(provenance: Provenance | None) -> dict[str, str]:
+    """The same, with the run, the branch and the version that it is a copy of."""
+    if provenance is None:
+        return {}
+    beside = {
+        "run": provenance.run_id,
+        "branch": provenance.code.branch if provenance.code is not None else None,
+        "copy of": provenance.origin,
+    }
+    return {name: text for name, text in beside.items() if text is not None} | ingredients(provenance)
+
+
 def data_digests(provenance: Provenance | None) -> tuple[str, ...]:
     """The digests of the data, each once and in order; none where no data is known."""
     return (

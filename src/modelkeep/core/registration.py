@@ -17,9 +17,10 @@ from msgspec.structs import replace
 from modelkeep.core import bump, catalog, codec, errors, metadata, semver, values
 from modelkeep.core.catalog import DraftSpec, FileEntry, Metric, ModelVersion, StageGraph
 from modelkeep.core.differences import Facts
-from modelkeep.core.provenance import Provenance, check_provenance, commit_of, data_digests
+from modelkeep.core.provenance import Provenance, commit_of, data_digests
 from modelkeep.core.semver import Operator, Range, SemVer
 from modelkeep.core.signature import Signature, check_signature
+from modelkeep.core.stated_provenance import one_provenance
 from modelkeep.core.values import Digest, ModelName, Ref
 
 # Limits of what is stated; each with the reason for its size.
@@ -84,17 +85,12 @@ def check_spec(spec: DraftSpec) -> DraftSpec:
         metrics=_one_set_of_metrics(spec.metrics, metadata.metrics_of(document) if document else ()),
         params=_check_params(spec.params),
         metadata=document.document if document else {},
-        provenance=_stated_provenance(spec.provenance),
+        provenance=one_provenance(spec.provenance, document.view if document else None),
         description=values.check_text(spec.description, "description"),
         tags=catalog.check_tags(spec.tags),
     )
     codec.canonical(checked)  # refuses text that is no Unicode, wherever it stands
     return checked
-
-
-def _stated_provenance(stated: Provenance | None) -> Provenance | None:
-    checked = check_provenance(stated) if stated is not None else None
-    return checked if checked != Provenance() else None
 
 
 def _reason(text: str | None) -> str | None:

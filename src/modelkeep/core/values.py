@@ -97,7 +97,7 @@ def check_model_name(text: str) -> str:
     Raises:
         InvalidName: longer than 128, not ASCII, with a mark that means something in references, addresses or
         files (`/ : @ # ? % \\ < > | *` and quotes), with two spaces in a row, or not beginning with a letter,
-        digit, `_`, `(` or `[`, or ending in a space or dot.
+        digit, `_`, `(` or `[`, or ending in a space. A plain name is one as ever.
     """
     if _NAME.fullmatch(text) or (_MODEL_NAME.fullmatch(text) and "  " not in text):
         return text
