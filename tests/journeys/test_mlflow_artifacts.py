@@ -23,7 +23,8 @@ run = client.create_run("0")
 run_id = run.info.run_id
 folder = pathlib.Path(tempfile.mkdtemp())
 (folder / "sub").mkdir()
-for name, data in {"a.txt": b"a", "empty": b"", "sub/b c.bin": os.urandom(5000), "sub/\u00fc.txt": b"u"}.items():
+files = {"a.txt": b"a", "empty": b"", "sub/b c.bin": os.urandom(5000), "sub/\u00fc.txt": b"u"}
+for name, data in files.items():
     (folder / name).write_bytes(data)
 
 def paths(under=None):
