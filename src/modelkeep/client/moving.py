@@ -10,12 +10,12 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from typing import IO, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from modelkeep.client import moving_models
 from modelkeep.client.mlflow_source import (
     Counts,
     ForeignExperiment,
@@ -240,7 +240,8 @@ class Mover:
         self.dry_run = dry_run
         self.tally = _Tally()
         self.roots: dict[str, tuple[Kind, str]] = {}
-        self._progress = progress
+        self._holding: set[tuple[Kind, str]] = set()
+        self.progress = progress
         self._states: dict[tuple[Kind, str], State] = {}
         self._batch = _Batch(self._sent, source.address, project)
         self._counts = Counts()
@@ -259,15 +260,17 @@ class Mover:
         self._batch.flush()
         done = 0
         for experiment in experiments:
-            if not self._carried(Kind.EXPERIMENT, experiment.made.id):
+            if not self.carried(Kind.EXPERIMENT, experiment.made.id):
                 continue
             for run in self._runs(experiment.made.id):
                 self._move_run(run)
                 done += 1
-                self._progress("runs", done, self._counts.runs)
+                self.progress("runs", done, self._counts.runs)
             for model in self.source.logged_models(experiment.made.id):
                 self._move_logged_model(model)
             self.put("closed_experiments", experiment.closed)
+        self._batch.flush()
+        moving_models.move_models(self, self._counts.versions)
         self._batch.flush()
         return self._report()
 
@@ -294,8 +297,12 @@ class Mover:
         """How something stands that was announced."""
         return self._states.get((kind, foreign), State.REFUSED)
 
-    def _carried(self, kind: Kind, foreign: str) -> bool:
+    def carried(self, kind: Kind, foreign: str) -> bool:
         return self.state(kind, foreign) is not State.REFUSED
+
+    def keeps(self, kind: Kind, foreign: str) -> bool:
+        """Whether files of a run or logged model came."""
+        return (kind, foreign) in self._holding
 
     def _sent(self, batch: ImportBatch) -> None:
         announced = {
@@ -320,7 +327,8 @@ class Mover:
             self.tally.leave(answer.kind, answer.id, answer.message)
             return
         self.tally.count(answer.kind, "there" if answer.state is State.DONE else "new")
-        if answer.ours != answer.id and len(self.tally.mapped) < LEFT_OUT_MAX:
+        named = answer.kind in (Kind.EXPERIMENT, Kind.MODEL)
+        if named and answer.ours != answer.id and len(self.tally.mapped) < LEFT_OUT_MAX:
             self.tally.mapped.append(Mapped(kind=answer.kind, id=answer.id, ours=answer.ours))
 
     # ---------------------------------------------------------------------------------------------- tracking
@@ -343,7 +351,7 @@ class Mover:
 
     def _announced_runs(self, waiting: list[ForeignRun]) -> Iterator[ForeignRun]:
         self.announce(Kind.RUN, "runs", [run.made for run in waiting])
-        return (run for run in waiting if self._carried(Kind.RUN, run.made.id))
+        return (run for run in waiting if self.carried(Kind.RUN, run.made.id))
 
     def _checked_run(self, made: RunItem) -> RunItem:
         """A run without what of it cannot be kept."""
@@ -388,12 +396,12 @@ class Mover:
             params=_by_key(self._kept(made.params, check, *of, "param")),
         )
         self.announce(Kind.LOGGED_MODEL, "logged_models", [made])
-        if not self._carried(*of):
+        if not self.carried(*of):
             return
         there = self.state(*of) is State.DONE
         for points in model.points if not there else ():
             kept = self._kept_points(points.key, points.points, points.id)
-            if kept and self._carried(Kind.RUN, points.id):
+            if kept and self.carried(Kind.RUN, points.id):
                 self.put("histories", replace(points, points=tuple(kept)))
             elif kept:
                 self.tally.change(*of, f"the run {points.id} that measured {points.key} is not there")
@@ -489,6 +497,8 @@ class Mover:
                 if group.full:
                     self._send_group(kind, foreign, group)
         self._send_group(kind, foreign, group)
+        if moved.count:
+            self._holding.add((kind, foreign))
         self.tally.files += moved.count
         self.tally.size_bytes += moved.size_bytes
         return moved
@@ -523,21 +533,25 @@ class Mover:
         return Fetched(file.path, Digest(f"sha256:{found.hexdigest()}"), size, place)
 
     def send_bytes(self, files: list["Fetched"]) -> None:
-        """Send the bytes that are not there yet."""
+        """Send the bytes that are not there yet, and let go of the files."""
         wanted = {file.digest: file for file in files}
-        for digest in self.target.missing_files(list(wanted)) if wanted else ():
-            file = wanted[digest]
-            file.place.seek(0)
-            self.target.send_file(file.digest, file.size_bytes, file.place)
+        try:
+            for digest in self.target.missing_files(list(wanted)) if wanted else ():
+                file = wanted[digest]
+                file.place.seek(0)
+                self.target.send_file(file.digest, file.size_bytes, file.place)
+        finally:
+            for file in files:
+                file.place.close()
 
     def _send_group(self, kind: Kind, foreign: str, group: "_Group") -> None:
-        with group.closing():
-            self.send_bytes(group.files)
-            for file in group.files:
-                item = FileItem(
-                    id=foreign, owner=kind, path=file.path, digest=file.digest, size_bytes=file.size_bytes
-                )
-                self.put("files", item)
+        files, group.files = group.files, []
+        self.send_bytes(files)
+        for file in files:
+            item = FileItem(
+                id=foreign, owner=kind, path=file.path, digest=file.digest, size_bytes=file.size_bytes
+            )
+            self.put("files", item)
 
     # ----------------------------------------------------------------------------------------------- the end
 
@@ -601,14 +615,6 @@ class _Group:
     @property
     def full(self) -> bool:
         return len(self.files) >= GROUP_FILES or sum(f.size_bytes for f in self.files) >= GROUP_BYTES
-
-    def closing(self) -> ExitStack:
-        """Let go of the files when a block ends."""
-        stack = ExitStack()
-        for file in self.files:
-            stack.callback(file.place.close)
-        stack.callback(self.files.clear)
-        return stack
 
 
 class _Files:

@@ -162,6 +162,18 @@ class ModelItem(Item, frozen=True, kw_only=True):
     shared: tuple[str, ...] = ()
 
 
+class CloseModel(Item, frozen=True, kw_only=True):
+    """All versions of a registered model have come; it is named by its id.
+
+    Attributes:
+        last_update_time: in ms since 1970.
+        last_number: the highest number that was ever given there.
+    """
+
+    last_update_time: int
+    last_number: int = 0
+
+
 class VersionFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file of a version; its bytes were sent before."""
 
@@ -225,12 +237,13 @@ class ImportBatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     models: Annotated[tuple[ModelItem, ...], Meta(max_length=ITEMS_MAX)] = ()
     versions: Annotated[tuple[VersionItem, ...], Meta(max_length=ITEMS_MAX)] = ()
     aliases: Annotated[tuple[AliasItem, ...], Meta(max_length=ITEMS_MAX)] = ()
+    closed_models: Annotated[tuple[CloseModel, ...], Meta(max_length=ITEMS_MAX)] = ()
 
 
 class State(StrEnum):
     """How an item stands after its batch."""
 
-    NEW = "new"  # made by this batch, and still open where it has to be closed
+    NEW = "new"  # made by this batch; still open where it has to be closed
     OPEN = "open"  # an earlier batch made it, and it was not closed
     DONE = "done"  # it is all there
     REFUSED = "refused"  # it cannot be kept as it is

@@ -6,18 +6,15 @@ batch. The event log says of each thing when it came, by whom it was brought and
 its own past stands in the event's body under `imported`. Registered models are `import_models`' part.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from modelkeep.core import errors, tracking, values
-from modelkeep.core.access import Verb
 from modelkeep.core.events import EventKind
 from modelkeep.core.imports import (
     POINTS_MAX,
-    SOURCE_MAX,
     CloseExperiment,
     CloseLoggedModel,
     CloseRun,
@@ -26,22 +23,17 @@ from modelkeep.core.imports import (
     HistoryItem,
     ImportAnswer,
     ImportBatch,
-    Imported,
     ImportedFile,
     ImportedFiles,
     ImportSummary,
-    Item,
     Kind,
     KindSummary,
     LoggedModelItem,
     RunItem,
-    State,
     metric_of,
 )
 from modelkeep.core.tracking import (
     DEFAULT_EXPERIMENT,
-    INT64_MAX,
-    INT64_MIN,
     LoggedModel,
     LoggedModelStatus,
     Metric,
@@ -54,89 +46,15 @@ from modelkeep.ports import BlobInfo, BlobStore
 from modelkeep.service import run_logging
 from modelkeep.service.act import Act, Context, Desk
 from modelkeep.service.artifacts import ARTIFACTS_MAX, ArtifactPlan, Artifacts, OwnedPlace, Owner
+from modelkeep.service.catalog import Catalog
+from modelkeep.service.import_batch import Made, Moving, begin, check_moment, may_import
+from modelkeep.service.import_models import ModelImports, PreparedFiles
 from modelkeep.store import artifacts as artifact_store
 from modelkeep.store import experiments, logged_models, run_log, runs
 from modelkeep.store import imports as store
 from modelkeep.store.artifacts import OwnerKind
 from modelkeep.store.experiments import ExperimentRow
-from modelkeep.store.imports import Known, SourceRow
-
-I = TypeVar("I", bound=Item)  # noqa: E741  (an item)
-
-
-class Made(NamedTuple):
-    """What an item became: its name here, and whether nothing more of it is to come."""
-
-    ours: str
-    done: bool = False
-
-
-class Moving:
-    """One batch under way: its act, where it comes from, and what has become of its items so far."""
-
-    def __init__(self, act: Act, source: SourceRow) -> None:
-        self.act = act
-        self.source = source
-        self.answers: list[Imported] = []
-
-    def take(self, kind: Kind, items: Sequence[I], make: Callable[["Moving", I], Made]) -> None:
-        """Make each item that is not there yet. `make` refuses before it writes."""
-        known = store.known(self.act.tx, self.source.serial, kind, (item.id for item in items))
-        for item in items:
-            there = known.get(item.id)
-            if there is not None:
-                self.say(kind, item.id, there.ours, State.DONE if there.done else State.OPEN)
-                continue
-            try:
-                made = make(self, item)
-            except errors.ModelkeepError as refused:
-                self.refuse(kind, item.id, refused)
-                continue
-            store.note(self.act.tx, self.source.serial, kind, item.id, made.ours, done=made.done)
-            self.say(kind, item.id, made.ours, State.DONE if made.done else State.NEW)
-
-    def close(self, kind: Kind, items: Sequence[I], close: Callable[["Moving", I, Known], None]) -> None:
-        """Close each item that waits for it, and compare what was closed before. `close` refuses before it
-        writes."""
-        known = store.known(self.act.tx, self.source.serial, kind, (item.id for item in items))
-        for item in items:
-            there = known.get(item.id)
-            try:
-                if there is None:
-                    raise _never_came(kind, item.id)
-                close(self, item, there)
-            except errors.ModelkeepError as refused:
-                self.refuse(kind, item.id, refused)
-                continue
-            if not there.done:
-                store.note(self.act.tx, self.source.serial, kind, item.id, there.ours, done=True)
-            self.say(kind, item.id, there.ours, State.DONE)
-
-    def ours(self, kind: Kind, foreign: str) -> str:
-        """What something that came before is called here.
-
-        Raises:
-            Conflict: it did not come.
-        """
-        found = store.known(self.act.tx, self.source.serial, kind, [foreign]).get(foreign)
-        if found is None:
-            raise _never_came(kind, foreign)
-        return found.ours
-
-    def say(self, kind: Kind, foreign: str, ours: str, state: State) -> None:
-        """Answer that an item is there."""
-        self.answers.append(Imported(kind=kind, id=foreign, ours=ours, state=state))
-
-    def refuse(self, kind: Kind, foreign: str, why: errors.ModelkeepError) -> None:
-        """Answer that an item cannot be kept."""
-        self.answers.append(
-            Imported(kind=kind, id=foreign, state=State.REFUSED, code=why.code, message=why.message)
-        )
-
-    def past(self, foreign: str, **stated: Any) -> dict[str, Any]:
-        """What an event says of where something comes from, and of what is said of it there."""
-        told = {name: value for name, value in stated.items() if value not in (None, "")}
-        return {"source": self.source.address, "id": foreign, **told}
+from modelkeep.store.imports import Known
 
 
 class BytesPlan(Struct, frozen=True, kw_only=True):
@@ -150,42 +68,20 @@ class BytesPlan(Struct, frozen=True, kw_only=True):
 
 
 class Prepared(Struct, frozen=True, kw_only=True):
-    """What was found out for a batch before its act: which of its files have no bytes here."""
+    """What was found out for a batch before its act: which of its files have no bytes here, and which files
+    its versions have."""
 
     missing: frozenset[Digest]
-
-
-def begin(act: Act, address: str, project: str) -> Moving:
-    """Begin a batch.
-
-    Raises:
-        NotAllowed: the caller is no admin. InvalidParameter, InvalidName: address or project cannot be.
-        Conflict: what came from there before went to another project.
-    """
-    act.authorise(Verb.ADMINISTER, None)
-    values.check_name(project, "project")
-    try:
-        address = values.check_text(address, "source", maximum=SOURCE_MAX, required=True)
-    except errors.Invalid as problem:
-        raise errors.InvalidParameter(problem.message, field="source") from problem
-    row = store.find_source(act.tx, address)
-    if row is None:
-        row = store.add_source(act.tx, address, project, act.now, act.by)
-    if row.project != project:
-        raise errors.Conflict(
-            f"What came from {address} is in the project {row.project}; import into that one, or name the "
-            "source by another address.",
-            project=row.project,
-        )
-    return Moving(act, row)
+    versions: dict[str, PreparedFiles] = {}
 
 
 class Imports:
     """The verbs of moving in. Acts but `missing`, `prepare` and those of bytes."""
 
-    def __init__(self, blobs: BlobStore, artifacts: Artifacts) -> None:
+    def __init__(self, blobs: BlobStore, catalog: Catalog, artifacts: Artifacts) -> None:
         self._blobs = blobs
         self._artifacts = artifacts
+        self._registry = ModelImports(blobs, catalog, artifacts)
 
     # ---------------------------------------------------------------------------------------------- reading
 
@@ -263,8 +159,16 @@ class Imports:
     # ---------------------------------------------------------------------------------------------- writing
 
     def prepare(self, desk: Desk, context: Context, batch: ImportBatch) -> Prepared:
-        """Look for the bytes that a batch names. No act. Raises NotAllowed: the caller is no admin."""
-        return Prepared(missing=frozenset(self.missing(desk, context, (file.digest for file in batch.files))))
+        """Look for the bytes that a batch names, and read what says what its versions are. No act.
+
+        Raises:
+            NotAllowed: the caller is no admin.
+        """
+        named = [file.digest for file in batch.files]
+        named += [file.digest for version in batch.versions for file in version.files]
+        missing = frozenset(self.missing(desk, context, named))
+        versions = {item.id: self._registry.prepare(desk, context, item, missing) for item in batch.versions}
+        return Prepared(missing=missing, versions=versions)
 
     def apply(self, act: Act, batch: ImportBatch, prepared: Prepared) -> ImportAnswer:
         """Take a batch in, one act.
@@ -282,23 +186,23 @@ class Imports:
         moving.take(Kind.RUN, batch.runs, _make_run)
         moving.take(Kind.LOGGED_MODEL, batch.logged_models, _make_logged_model)
         for history in batch.histories:
-            self._each(moving, Kind.POINTS, history, _add_points)
+            moving.each(Kind.POINTS, history, _add_points)
         for file in batch.files:
             if file.digest in prepared.missing:
                 moving.refuse(Kind.FILE, file.id, _not_sent(file.digest))
             else:
-                self._each(moving, Kind.FILE, file, self._add_file)
+                moving.each(Kind.FILE, file, self._add_file)
         moving.close(Kind.RUN, batch.closed_runs, _close_run)
         moving.close(Kind.LOGGED_MODEL, batch.closed_logged_models, _close_logged_model)
         moving.close(Kind.EXPERIMENT, batch.closed_experiments, _close_experiment)
+        registry = self._registry
+        moving.take(Kind.MODEL, batch.models, registry.make_model)
+        moving.take(
+            Kind.VERSION, batch.versions, lambda m, item: registry.make_version(m, item, prepared.versions)
+        )
+        moving.take(Kind.ALIAS, batch.aliases, registry.make_alias)
+        moving.close(Kind.MODEL, batch.closed_models, registry.close_model)
         return ImportAnswer(items=tuple(moving.answers))
-
-    @staticmethod
-    def _each(moving: Moving, kind: Kind, item: I, write: Callable[[Moving, I], str]) -> None:
-        try:
-            moving.say(kind, item.id, write(moving, item), State.DONE)
-        except errors.ModelkeepError as refused:
-            moving.refuse(kind, item.id, refused)
 
     def _add_file(self, moving: Moving, item: FileItem) -> str:
         kind = OwnerKind.RUN if item.owner is Kind.RUN else OwnerKind.LOGGED_MODEL
@@ -310,11 +214,6 @@ class Imports:
         return item.path
 
 
-def may_import(act: Act) -> None:
-    """Go on only for an admin. Raises NotAllowed."""
-    act.authorise(Verb.ADMINISTER, None)
-
-
 # ----------------------------------------------------------------------------------------------- experiments
 
 
@@ -324,7 +223,7 @@ def _make_experiment(moving: Moving, item: ExperimentItem) -> Made:
     tags = _by_key([tracking.check_whole_tag(tag) for tag in item.tags])
     if len(tags) > values.TAGS_MAX:
         raise errors.LimitExceeded(f"An experiment has at most {values.TAGS_MAX} tags.", field="tags")
-    created = _moment(item.creation_time, "creation_time")
+    created = check_moment(item.creation_time, "creation_time")
     known = experiments.find_named(act.tx, project, item.name)
     if known is not None and item.name == DEFAULT_EXPERIMENT:
         return _join_default(moving, known, item, tags)
@@ -373,7 +272,7 @@ def _close_experiment(moving: Moving, item: CloseExperiment, known: Known) -> No
         raise run_logging.no_experiment(known.ours)
     if known.done:
         return
-    updated = _moment(item.last_update_time, "last_update_time")
+    updated = check_moment(item.last_update_time, "last_update_time")
     if row.name == DEFAULT_EXPERIMENT:
         return
     if item.deleted and not row.deleted:
@@ -413,7 +312,7 @@ def _make_run(moving: Moving, item: RunItem) -> Made:
         run_name=tracking.check_run_name(item.name),
         user_id=tracking.check_user(item.user),
         status=RunStatus.RUNNING,
-        start_time=_moment(item.start_time, "start_time"),
+        start_time=check_moment(item.start_time, "start_time"),
     )
     serial = runs.add(act.tx, experiment, info)
     run = run_log.LogRow(serial, experiment, info.run_name, 0, moving.source.project)
@@ -481,9 +380,9 @@ def _close_run(moving: Moving, item: CloseRun, known: Known) -> None:
     _check_files(moving, "run", row.serial, item.files, item.size_bytes)
     after = row._replace(
         status=item.status.value,
-        end_time=None if item.end_time is None else _moment(item.end_time, "end_time"),
+        end_time=None if item.end_time is None else check_moment(item.end_time, "end_time"),
     )
-    deleted_time = None if item.deleted_time is None else _moment(item.deleted_time, "deleted_time")
+    deleted_time = None if item.deleted_time is None else check_moment(item.deleted_time, "deleted_time")
     logged = run_logging.end_digest(act, row.serial, runs.load(act.tx, [row])[0])
     if item.digest is not None and item.digest != logged["digest"]:
         raise errors.DigestMismatch(
@@ -532,7 +431,7 @@ def _make_logged_model(moving: Moving, item: LoggedModelItem) -> Made:
     if max(len(tags), len(params)) > values.PARAMS_MAX or len(item.model_type) > tracking.MODEL_TYPE_MAX:
         raise errors.LimitExceeded("It has more tags, more params or a longer type than fits.", field="tags")
     tracking.check_storable(item.model_type, "model_type")
-    created = _moment(item.creation_time, "creation_time")
+    created = check_moment(item.creation_time, "creation_time")
     model = LoggedModel(
         model_id=item.id,
         experiment_id=str(experiment),
@@ -568,7 +467,7 @@ def _close_logged_model(moving: Moving, item: CloseLoggedModel, known: Known) ->
     if known.done:
         return
     message = values.check_text(item.status_message, "status_message")
-    updated = _moment(item.last_update_time, "last_update_time")
+    updated = check_moment(item.last_update_time, "last_update_time")
     logged_models.set_status(act.tx, row.serial, item.status, message, updated)
     subject, past = f"logged_model/{ours}", moving.past(item.id, updated=updated)
     if item.status is not LoggedModelStatus.PENDING:
@@ -588,12 +487,6 @@ def _by_key(tags: Iterable[Tag]) -> list[Tag]:
     return [kept[key] for key in sorted(kept)]
 
 
-def _moment(time_ms: int, what: str) -> int:
-    if not INT64_MIN <= time_ms <= INT64_MAX:
-        raise errors.InvalidParameter(f"The {what} has to be a whole number of 64 bits.", field=what)
-    return time_ms
-
-
 def _number_of(foreign: str) -> int | None:
     """The number that an experiment's id is, where ours can be that."""
     try:
@@ -601,11 +494,6 @@ def _number_of(foreign: str) -> int | None:
     except errors.InvalidParameter:
         return None
     return number if number > 0 else None
-
-
-def _never_came(kind: Kind, foreign: str) -> errors.Conflict:
-    word = kind.replace("_", " ")
-    return errors.Conflict(f"The {word} {values.quoted(foreign, 60)} that it belongs to did not come.")
 
 
 def _not_sent(digest: Digest) -> errors.BlobNotFound:

@@ -5,6 +5,10 @@ bytes.
 """
 
 from collections.abc import Container
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
 
 from modelkeep.core import catalog, errors, provenance, registration
 from modelkeep.core.access import Verb
@@ -92,14 +96,27 @@ def made_of_the_same(act: Act, version: ModelVersion) -> tuple[str, ...]:
     return tuple(f"{version.model}:{text}" for text in found if text != version.semver)[:SAME_SHOWN]
 
 
-def write_version(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -> Registration:
-    """Write a version of a checked spec, its number and its event. Rights and bytes were looked at before."""
+class Past(Struct, frozen=True, kw_only=True):
+    """What is stated of a version that comes from elsewhere: its number there, when and by whom it was made,
+    and what its event says of that."""
+
+    number: int
+    created_at: datetime
+    created_by: str
+    told: dict[str, Any]
+
+
+def write_version(
+    act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered, past: Past | None = None
+) -> Registration:
+    """Write a version of a checked spec, its number and its event. Rights and bytes were looked at before, and
+    that the number of one with a past is free."""
     name = row.full_name
     manifest = Manifest(files=spec.files)
     version = ModelVersion(
         id=act.new_id("version"),
         model=name,
-        number=row.next_number,
+        number=past.number if past is not None else row.next_number,
         semver=str(decided.given),
         digest=catalog.manifest_digest(manifest),
         size_bytes=manifest.size_bytes,
@@ -116,8 +133,8 @@ def write_version(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -
         parent=decided.parent.number if decided.parent is not None else None,
         bump=decided.inferred.value,
         bump_reasons=decided.reasons,
-        created_at=act.now,
-        created_by=act.by,
+        created_at=past.created_at if past is not None else act.now,
+        created_by=past.created_by if past is not None else act.by,
     )
     same = made_of_the_same(act, version)
     event = act.record(
@@ -139,6 +156,7 @@ def write_version(act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered) -
         identity=version.identity.digest if version.identity is not None else None,
         tags=version.tags,
         description=version.description,
+        **({"imported": past.told} if past is not None else {}),
     )
     models.take_number(act.tx, row.id, act.now)
     store.add_version(act.tx, row.id, version, event.sequence)

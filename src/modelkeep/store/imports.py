@@ -101,10 +101,8 @@ _SET_EXPERIMENT_TIME = (
 _SET_CREATION_TIME = (
     update(experiments).where(experiments.c.id == bindparam("which")).values(creation_time=bindparam("time"))
 )
-_SET_MODEL_TIMES = (
-    update(models)
-    .where(models.c.id == bindparam("which"))
-    .values(created_at=bindparam("created"), updated_at=bindparam("updated"))
+_SET_MODEL_TIME = (
+    update(models).where(models.c.id == bindparam("which")).values(updated_at=bindparam("updated"))
 )
 _SET_NEXT_NUMBER = (
     update(models).where(models.c.id == bindparam("which")).values(next_number=bindparam("number"))
@@ -186,14 +184,9 @@ def set_experiment_times(
         tx.run(_SET_EXPERIMENT_TIME, which=id, time=updated_ms)
 
 
-def set_model_times(tx: Transaction, id: str, created: datetime, updated: datetime) -> None:  # noqa: A002
-    """Write when a registered model was made and changed, as it was."""
-    tx.run(
-        _SET_MODEL_TIMES,
-        which=id,
-        created=codec.format_time(created),
-        updated=codec.format_time(updated),
-    )
+def set_model_time(tx: Transaction, id: str, updated: datetime) -> None:  # noqa: A002
+    """Write when a registered model was changed, as it was."""
+    tx.run(_SET_MODEL_TIME, which=id, updated=codec.format_time(updated))
 
 
 def set_next_number(tx: Transaction, id: str, number: int) -> None:  # noqa: A002
