@@ -200,8 +200,9 @@ def metadata(found: "ModelVersion") -> View:
 
     def draw(screen: Screen) -> None:
         from modelkeep.core import metadata as documents
+        from modelkeep.core.stated_provenance import with_ingredients
 
-        screen.raw(documents.write_metadata(found.metadata))
+        screen.raw(documents.write_metadata(with_ingredients(found.metadata, found.provenance)))
 
     return draw
 

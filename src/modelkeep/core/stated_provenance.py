@@ -5,6 +5,8 @@ What a shape may hold is `provenance`'s part and `metadata_schema`'s.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -23,6 +25,8 @@ from modelkeep.core.provenance import (
 from modelkeep.core.values import Digest
 
 _WHOLE_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
+_DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,128}", re.ASCII)
+"""What the metadata takes for a digest; the client of MLflow makes shorter ones."""
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
@@ -54,6 +58,36 @@ def one_provenance(beside: Provenance | None, inside: View | None) -> Provenance
         environment=checked.environment or within.environment,
     )
     return whole if whole != Provenance() else None
+
+
+def with_ingredients(document: Mapping[str, Any], stated: Provenance | None) -> dict[str, Any]:
+    """A metadata document completed by the ingredients that are known beside it, so that it can be registered
+    with again. What the document itself says stays, and what metadata cannot say is left out."""
+    whole = dict(document)
+    if stated is None:
+        return whole
+    code, lock = stated.code, lock_of(stated)
+    if "code" not in whole and code is not None and code.commit is not None:
+        dirty = {"dirty": True} if code.dirty else {}
+        repository = {"repository": code.repository} if code.repository is not None else {}
+        whole["code"] = {"commit": code.commit, **repository, **dirty}
+    datasets = [_written(dataset) for dataset in stated.datasets if _DIGEST.fullmatch(dataset.digest)]
+    if "data" not in whole and datasets:
+        whole["data"] = {"datasets": datasets}
+    if lock is not None:
+        environment = whole.get("environment") or {}
+        whole["environment"] = {"lock_digest": lock, **environment}
+    return whole
+
+
+def _written(dataset: DatasetSnapshot) -> dict[str, str]:
+    said = {
+        "name": dataset.name or "data",
+        "digest": dataset.digest,
+        "uri": dataset.source,
+        "role": dataset.role,
+    }
+    return {key: text for key, text in said.items() if text}
 
 
 def _of_metadata(view: View) -> Provenance:
