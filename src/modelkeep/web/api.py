@@ -43,6 +43,24 @@ def _words(text: str | None) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def _references(text: str | None) -> tuple[str, ...] | None:
+    """Comma-separated references. A model's name may have commas in it, so what bears no mark of a reference
+    yet belongs to what follows."""
+    if text is None:
+        return None
+    found, begun = [], ""
+    for part in text.split(","):
+        begun += part
+        if any(mark in begun for mark in ":@#"):
+            found.append(begun.strip())
+            begun = ""
+        elif begun:
+            begun += ","
+    if begun.strip(", "):
+        found.append(begun.strip())
+    return tuple(found)
+
+
 # ---------------------------------------------------------------------------------------------- catalog
 
 
@@ -173,7 +191,7 @@ def list_files(act: Act, call: Call) -> Any:
 
 def compare(act: Act, call: Call) -> Any:
     q = call.query
-    refs = _words(q.refs)
+    refs = _references(q.refs)
     return call.house.catalog.compare(
         act,
         call.model,
