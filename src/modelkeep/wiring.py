@@ -25,6 +25,7 @@ from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.deliveries import Deliveries
 from modelkeep.service.house import House
+from modelkeep.service.imports import Imports
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
@@ -85,6 +86,7 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore, outbound
         tracking=Tracking(),
         logged_models=LoggedModels(),
         artifacts=artifacts,
+        imports=Imports(blobs, catalog, artifacts),
         catalog=catalog,
         sources=Sources(blobs, catalog, artifacts),
         promotions=promotions,
