@@ -35,8 +35,9 @@ LOOK, MAKE, GOVERN, TRAFFIC, PEOPLE, RUN = (
     "People and records",
     "Run and care",
 )
-_CATALOG, _PROMOTION, _ROLLOUT, _ACCESS, _SERVER = (
-    f"modelkeep.cli.{name}_commands" for name in ("catalog", "promotion", "rollout", "access", "server")
+_CATALOG, _PROMOTION, _ROLLOUT, _ACCESS, _WEBHOOKS, _SERVER = (
+    f"modelkeep.cli.{name}_commands"
+    for name in ("catalog", "promotion", "rollout", "access", "webhook", "server")
 )
 COMMANDS: dict[str, Entry] = {
     "ls": Entry(_CATALOG, "ls", LOOK, "List models, or the versions of one."),
@@ -73,6 +74,7 @@ COMMANDS: dict[str, Entry] = {
     "grant": Entry(_ACCESS, "grant", PEOPLE, "Give and take roles."),
     "token": Entry(_ACCESS, "token", PEOPLE, "Make, list and revoke tokens."),
     "audit": Entry(_ACCESS, "audit", PEOPLE, "Read, verify and export the audit log."),
+    "webhook": Entry(_WEBHOOKS, "webhook", PEOPLE, "Tell other programs what happens."),
     "up": Entry(_SERVER, "up", RUN, "Run server and gateway together."),
     "server": Entry(_SERVER, "server", RUN, "Run the control plane alone."),
     "gateway": Entry(_SERVER, "gateway", RUN, "Run the data plane alone, or command a local one."),

@@ -9,16 +9,18 @@ from types import TracebackType
 from typing import Self
 
 from modelkeep.client.access import AccessVerbs
+from modelkeep.client.imports import ImportVerbs
 from modelkeep.client.promotion import PromotionVerbs
 from modelkeep.client.registration import RegistrationVerbs
 from modelkeep.client.rollout import RolloutVerbs
 from modelkeep.client.transport import Transport
+from modelkeep.client.webhooks import WebhookVerbs
 
 TIMEOUT_S = 60.0
 """How long an answer is waited for when nobody says."""
 
 
-class Client(RegistrationVerbs, PromotionVerbs, RolloutVerbs, AccessVerbs):
+class Client(RegistrationVerbs, PromotionVerbs, RolloutVerbs, AccessVerbs, WebhookVerbs, ImportVerbs):
     """Speaks with one Modelkeep server. May be shared by threads; a `with` closes its connections.
 
     Any method may raise: NotAuthenticated and NotAllowed; ServerUnavailable and TimedOut when no answer

@@ -185,6 +185,9 @@ class MadeWebhook(Struct, frozen=True, kw_only=True):
     webhook: Webhook
     secret: str | None = None
 
+    def __repr__(self) -> str:
+        return f"MadeWebhook(webhook={self.webhook!r}, secret='***')"
+
 
 class Trial(Struct, frozen=True, kw_only=True):
     """What came of trying a receiver. Nothing of what it answered is told but its status."""
@@ -193,13 +196,6 @@ class Trial(Struct, frozen=True, kw_only=True):
     status: int | None = None
     error: str | None = None
     duration_ms: float
-
-
-class Replay(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is to be sent again: the messages of one event, or of all events after one, in order."""
-
-    sequence: int | None = None
-    after: int | None = None
 
 
 class Replayed(Struct, frozen=True, kw_only=True):

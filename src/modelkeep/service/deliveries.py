@@ -20,7 +20,7 @@ from modelkeep.core.events import Event
 from modelkeep.core.webhook_payloads import Message
 from modelkeep.core.webhooks import Attempt, Delivery, DeliveryState, Sent, WebhookStatus
 from modelkeep.service.act import Act
-from modelkeep.service.webhook_events import messages_for
+from modelkeep.service.webhook_events import scan
 from modelkeep.service.webhooks import Webhooks
 from modelkeep.store import webhooks as store
 from modelkeep.store.webhooks import Place, Stored
@@ -29,10 +29,6 @@ LEASE_S = 45.0
 """How long a webhook is one deliverer's own: longer than the longest exchange with a receiver."""
 RENEW_S = 25.0
 """A lease that ends sooner than this is renewed before the next message is sent."""
-PAGE = 200
-"""Events that are read at a time."""
-SCAN_MAX = 2_000
-"""Events that one look for the next message goes through; the rest waits for the next look."""
 NEWS_MAX = 1_000
 """Events that one look at what has happened goes through."""
 BEHIND_MAX = 5_000
@@ -159,20 +155,13 @@ class Deliveries:
         due_at = stored.webhook.next_at
         if due_at is not None and act.now < due_at:
             return Quiet(looked=stored.cursor, again_at=min(due_at, asked_at or due_at))
-        looked, end = stored.cursor, stored.cursor + SCAN_MAX
-        while looked < end:
-            page = act.tx.events.after(looked, limit=PAGE)
-            for chained in page:
-                found = messages_for(act, stored.webhook, chained.event, caller)
-                rest = [one for one in found if one.part >= _begun(stored, chained.event)]
-                if rest:
-                    return self._letter(stored, chained.event, rest)
-                looked = chained.event.sequence
-            if len(page) < PAGE:
-                return Quiet(looked=looked, skipped=looked - stored.cursor, again_at=asked_at)
-        return Quiet(looked=looked, skipped=looked - stored.cursor, again_at=asked_at, more=True)
+        found = scan(act, stored, caller)
+        if found.event is not None:
+            return self._letter(stored, found.event, found.messages)
+        skipped = found.looked - stored.cursor
+        return Quiet(looked=found.looked, skipped=skipped, again_at=asked_at, more=found.more)
 
-    def _letter(self, stored: Stored, event: Event, rest: list[Message]) -> Letter:
+    def _letter(self, stored: Stored, event: Event, rest: tuple[Message, ...]) -> Letter:
         first = rest[0]
         begun = Place(cursor=event.sequence - 1, part=rest[1].part) if len(rest) > 1 else None
         return Letter(
@@ -326,8 +315,3 @@ class Deliveries:
                 break
             dropped += store.forget_beyond(act.tx, row.webhook.id, KEEP_MAX, SWEEP_MAX - dropped)
         return dropped
-
-
-def _begun(stored: Stored, event: Event) -> int:
-    """How many messages of an event are done already."""
-    return stored.part if event.sequence == stored.cursor + 1 else 0

@@ -4,6 +4,8 @@ answers for it, and which messages it makes.
 Reads only; when and how messages are sent is `deliveries`' part.
 """
 
+from typing import NamedTuple
+
 from modelkeep.core import errors
 from modelkeep.core import webhook_payloads as payloads
 from modelkeep.core import webhooks as core
@@ -15,6 +17,39 @@ from modelkeep.core.webhooks import Style, Webhook
 from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import webhooks as store
+from modelkeep.store.webhooks import Stored
+
+PAGE = 200
+"""Events that are read at a time."""
+SCAN_MAX = 2_000
+"""Events that one look for the next message goes through; the rest waits for the next look."""
+
+
+class Scan(NamedTuple):
+    """What a look through the log has found: the next event with its messages, or nothing up to `looked`;
+    `more` says that it ended before the log did."""
+
+    looked: int
+    event: Event | None = None
+    messages: tuple[Message, ...] = ()
+    more: bool = False
+
+
+def scan(act: Act, stored: Stored, caller: Caller) -> Scan:
+    """Look for the next event that has something to say to a webhook and has not said it all."""
+    looked, end = stored.cursor, stored.cursor + SCAN_MAX
+    while looked < end:
+        page = act.tx.events.after(looked, limit=PAGE)
+        for chained in page:
+            event = chained.event
+            begun = stored.part if event.sequence == stored.cursor + 1 else 0
+            rest = [one for one in messages_for(act, stored.webhook, event, caller) if one.part >= begun]
+            if rest:
+                return Scan(looked, event, tuple(rest))
+            looked = event.sequence
+        if len(page) < PAGE:
+            return Scan(looked)
+    return Scan(looked, more=True)
 
 
 def messages_for(act: Act, webhook: Webhook, event: Event, caller: Caller) -> list[Message]:

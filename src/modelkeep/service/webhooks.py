@@ -27,7 +27,6 @@ from modelkeep.core.webhooks import (
     DeliveryState,
     MadeWebhook,
     NewWebhook,
-    Replay,
     Replayed,
     Sent,
     Style,
@@ -38,7 +37,7 @@ from modelkeep.core.webhooks import (
 )
 from modelkeep.service.access import Access
 from modelkeep.service.act import Act, Context, Desk
-from modelkeep.service.webhook_events import messages_for
+from modelkeep.service.webhook_events import messages_for, scan
 from modelkeep.store import access as access_store
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import paging
@@ -275,12 +274,23 @@ class Webhooks:
         if after == before and change.secret is None:
             return before
         after = structs.replace(after, updated_at=act.now, answerable=act.by)
+        self._catch_up(act, stored)
         store.save(act.tx, after, sealed)
         moved = _differences(before, after)
         if change.secret is not None:
             moved["secret"] = _ANEW
         self._record_change(act, after, **moved)
         return after
+
+    def _catch_up(self, act: Act, stored: Stored) -> None:
+        """Move a webhook over what is not for it as it is: what it is to hear from now on does not begin with
+        the past."""
+        caller = self.answerable(act, stored.webhook)
+        if caller is None or stored.part or stored.webhook.failures:
+            return
+        found = scan(act, stored, caller)
+        if found.looked > stored.cursor:
+            store.place(act.tx, stored.webhook.id, found.looked)
 
     def rotate_secret(self, act: Act, webhook: str) -> MadeWebhook:
         """Give a webhook another secret. The former one signs beside it for a day, so that a receiver can
@@ -361,7 +371,9 @@ class Webhooks:
 
     # ---------------------------------------------------------------------------------- sending by hand
 
-    def replay(self, act: Act, webhook: str, asked: Replay) -> Replayed:
+    def replay(
+        self, act: Act, webhook: str, *, sequence: int | None = None, after: int | None = None
+    ) -> Replayed:
         """Have messages sent again under their former ids: those of one event at once, beside the order, or
         everything after an event, in order.
 
@@ -371,23 +383,17 @@ class Webhooks:
             DeliveryNotFound: the event makes no message for this webhook.
         """
         stored = self._stored(act, webhook)
-        cursor = stored.cursor
-        match asked:
-            case Replay(sequence=None, after=int(after)) if after >= 0:
-                if after > cursor:
-                    raise errors.InvalidWebhook(
-                        f"{stored.webhook.name} is at event {cursor} and comes to that by itself.",
-                        field="after",
-                    )
-                store.place(act.tx, webhook, after)
-                self._record_change(act, stored.webhook, replayed={"after": after})
-                return Replayed(cursor=after)
-            case Replay(sequence=int(sequence), after=None) if sequence > 0:
-                count = self._again(act, stored, sequence)
-                self._record_change(act, stored.webhook, replayed={"sequence": sequence, "messages": count})
-                return Replayed(messages=count, cursor=cursor)
-            case _:
-                raise errors.InvalidWebhook("Name one event to send again, or the one to go on after.")
+        if sequence is not None and after is None:
+            count = self._again(act, stored, sequence)
+            self._record_change(act, stored.webhook, replayed={"sequence": sequence, "messages": count})
+            return Replayed(messages=count, cursor=stored.cursor)
+        if after is None or sequence is not None or after < 0:
+            raise errors.InvalidWebhook("Name one event to send again, or the one to go on after.")
+        if after > stored.cursor:
+            raise _not_so_far(stored.webhook, after, "after")
+        store.place(act.tx, webhook, after)
+        self._record_change(act, stored.webhook, replayed={"after": after})
+        return Replayed(cursor=after)
 
     def _again(self, act: Act, stored: Stored, sequence: int) -> int:
         if sequence > stored.cursor:

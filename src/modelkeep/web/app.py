@@ -23,9 +23,11 @@ from modelkeep.core.observation import GatewayReply, GatewayReport
 from modelkeep.core.promotion import PromotionRequest
 from modelkeep.core.rollout import Endpoint, Rollout
 from modelkeep.core.routing import RoutingTable
+from modelkeep.core.webhooks import MadeWebhook, NewWebhook, Replayed, Trial, Webhook, WebhookChange
 from modelkeep.service import access, catalog, promotion, rollout
 from modelkeep.service.house import House
-from modelkeep.web import api, bytes_io, openapi, requests, shapes, uploads
+from modelkeep.service.webhooks import DeliveryPage, WebhookPage
+from modelkeep.web import api, bytes_io, openapi, requests, shapes, uploads, webhooks
 from modelkeep.web.dispatch import Bound, Dispatcher
 from modelkeep.web.exchange import Answer, Body
 from modelkeep.web.languages import LANGUAGES, language_of
@@ -36,6 +38,7 @@ from modelkeep.web.routes import Routes
 V1 = "/api/v1"
 MODEL = V1 + "/models/{project}/{model}"
 ENDPOINT = V1 + "/endpoints/{name}"
+WEBHOOK = V1 + "/webhooks/{id}"
 READ, WRITE, SLOW, TASK, STREAM = Mode.READ, Mode.WRITE, Mode.SLOW, Mode.TASK, Mode.STREAM
 PLAIN = Mode.PLAIN
 
@@ -183,6 +186,29 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("gateway_blob", "GET", V1 + "/gateway/blobs/{digest}", STREAM, bytes_io.gateway_blob,
          "Bytes for a gateway",
          bytes),
+    # webhooks
+    _row("list_webhooks", "GET", V1 + "/webhooks", READ, webhooks.list_webhooks, "Webhooks",
+         WebhookPage, query=webhooks.WebhooksQuery),
+    _row("create_webhook", "POST", V1 + "/webhooks", WRITE, webhooks.create_webhook,
+         "Make a webhook; a secret that is made for it is shown once",
+         MadeWebhook, body=NewWebhook, status=201, secret=True, before=webhooks.look_at_new),
+    _row("get_webhook", "GET", WEBHOOK, READ, webhooks.get_webhook, "One webhook", Webhook),
+    _row("change_webhook", "PATCH", WEBHOOK, WRITE, webhooks.change_webhook, "Change a webhook",
+         Webhook, body=WebhookChange, before=webhooks.look_at_change),
+    _row("delete_webhook", "DELETE", WEBHOOK, WRITE, webhooks.delete_webhook, "Delete a webhook", api.Done),
+    _row("enable_webhook", "POST", WEBHOOK + "/enable", WRITE, webhooks.enable_webhook,
+         "Have a webhook go on from where it stood", Webhook, body=webhooks.Why),
+    _row("disable_webhook", "POST", WEBHOOK + "/disable", WRITE, webhooks.disable_webhook,
+         "Have a webhook wait", Webhook, body=webhooks.Why),
+    _row("rotate_webhook", "POST", WEBHOOK + "/secret", WRITE, webhooks.rotate_webhook,
+         "Make another secret, shown once; the former one signs along for a day",
+         MadeWebhook, secret=True),
+    _row("test_webhook", "POST", WEBHOOK + "/test", TASK, webhooks.test_webhook,
+         "Send an example to the receiver", Trial, body=webhooks.Trying),
+    _row("list_deliveries", "GET", WEBHOOK + "/deliveries", READ, webhooks.list_deliveries,
+         "What was sent, with every attempt", DeliveryPage, query=webhooks.DeliveriesQuery),
+    _row("replay_webhook", "POST", WEBHOOK + "/replay", WRITE, webhooks.replay_webhook,
+         "Send the messages of an event again, or all after one", Replayed, body=webhooks.Replaying),
     # audit and access
     _row("list_events", "GET", V1 + "/audit/events", READ, api.list_events, "The audit log",
          answers.EventPage, query=shapes.EventsQuery),
