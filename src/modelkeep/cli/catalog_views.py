@@ -179,7 +179,7 @@ def _identity(found: "ModelVersion") -> str | None:
         return None
     if found.identity.whole:
         return found.identity.digest
-    return f"partial, for the {' and the '.join(found.identity.missing)} is not known"
+    return f"partial (not known: {', '.join(found.identity.missing)})"
 
 
 def yanked(found: "ModelVersion") -> View:
