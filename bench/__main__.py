@@ -127,6 +127,7 @@ BENCHES: tuple[Bench, ...] = (
     Bench("start_times", QUICK, table_itself),
     Bench("control_plane", QUICK, table_itself),
     Bench("registry_growth", QUICK, table_itself),
+    Bench("mlflow_side_by_side", QUICK, table_itself),
     Bench("transfer", QUICK, table_itself),
     Bench("gateway_cost", QUICK, table_itself),
     Bench("store_speed", ("--seconds", "0.2"), of_store_speed),

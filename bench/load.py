@@ -8,9 +8,9 @@ Both are closed loops: a connection sends its next request when the last one is 
 server delays the requests that would have shown it. The figures compare servers under the same load; they
 are no promise for a service that gets its requests from outside.
 
-A body may contain `@N@`, which becomes a number that no other request has: a write that changed nothing
-would cost nothing. An error among the answers ends the measurement, because its figures would mean nothing;
-a peer may be allowed a few.
+A path or a body may contain `@N@`, which becomes a number that no other request has: a write that changed
+nothing would cost nothing. An error among the answers ends the measurement, because its figures would mean
+nothing; a peer may be allowed a few.
 """
 
 import asyncio
@@ -32,22 +32,26 @@ from msgspec import Struct
 MARK = "@N@"
 WRK_SCRIPT = """\
 local requests, sent = {}, 0
-local headers = { ["Content-Type"] = "application/json" }
 for line in io.lines("%s") do
-  local method, path, body = line:match("^(%%S+)\\t(%%S+)\\t(.*)$")
-  requests[#requests + 1] = { method, path, body ~= "" and body or nil, body:find("@N@", 1, true) ~= nil }
+  local method, path, kind, body = line:match("^(%%S+)\\t(%%S+)\\t(%%S+)\\t(.*)$")
+  requests[#requests + 1] = {
+    method, path, body ~= "" and body or nil,
+    headers = body ~= "" and { ["Content-Type"] = kind } or {},
+    marked = (path .. body):find("@N@", 1, true) ~= nil,
+  }
 end
 init = function()
   for _, chosen in ipairs(requests) do
-    local mine = chosen[3] and headers or {}
-    if not chosen[4] then chosen[5] = wrk.format(chosen[1], chosen[2], mine, chosen[3]) end
+    if not chosen.marked then chosen.whole = wrk.format(chosen[1], chosen[2], chosen.headers, chosen[3]) end
   end
 end
 request = function()
   local chosen = requests[sent %% #requests + 1]
   sent = sent + 1
-  if chosen[5] then return chosen[5] end
-  return wrk.format(chosen[1], chosen[2], headers, (chosen[3]:gsub("@N@", %d + sent)))
+  if chosen.whole then return chosen.whole end
+  local number = string.format("%%d", %d + sent)
+  local body = chosen[3] and chosen[3]:gsub("@N@", number)
+  return wrk.format(chosen[1], (chosen[2]:gsub("@N@", number)), chosen.headers, body)
 end
 done = function(summary, latency)
   local failed = summary.errors
@@ -59,11 +63,12 @@ end
 
 
 class Call(NamedTuple):
-    """One request: method, path with its query, and a JSON body or none."""
+    """One request: method, path with its query, and a body of one line or none, which is of some type."""
 
     method: str
     path: str
     body: str = ""
+    kind: str = "application/json"
 
 
 class Figure(Struct, frozen=True, kw_only=True):
@@ -85,7 +90,14 @@ class Figure(Struct, frozen=True, kw_only=True):
 
 
 class Refused(RuntimeError):
-    """The server answered a request of the load with an error: the figures would mean nothing."""
+    """The server answered a request of the load with an error: the figures would mean nothing.
+
+    `status` is that of the answer where it is known.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 _numbers = itertools.count(1_000_000, 10_000_000)
@@ -118,7 +130,9 @@ def drive(
         return asyncio.run(_drive(port, itertools.cycle(calls), connections, seconds, errors_max))
     with tempfile.TemporaryDirectory(prefix="modelkeep-load-") as name:
         listed, script = Path(name) / "calls", Path(name) / "load.lua"
-        listed.write_text("".join(f"{call.method}\t{call.path}\t{call.body}\n" for call in calls))
+        listed.write_text(
+            "".join(f"{call.method}\t{call.path}\t{call.kind}\t{call.body}\n" for call in calls)
+        )
         script.write_text(WRK_SCRIPT % (listed, next(_numbers)))
         command = ["wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s", "-s", str(script)]
         address = f"http://127.0.0.1:{port}"
@@ -128,7 +142,9 @@ def drive(
         raise RuntimeError(f"wrk told no result:\n{said}")
     result = json.loads(found[1])
     if result["failed"] > errors_max * result["requests"]:
-        raise Refused(f"{result['failed']:,} of {result['requests']:,} requests like {calls[0]} failed")
+        raise Refused(
+            f"{result['failed']:,} of {result['requests']:,} requests like {shown(calls[0])} failed"
+        )
     return Figure(
         per_second=result["requests"] / result["seconds"],
         p50_ms=result["p50"],
@@ -155,15 +171,22 @@ def probe(port: int, call: Call) -> bytes:
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
-        body = call.body.replace(MARK, str(next(_numbers))) or None
-        connection.request(call.method, call.path, body, {"Content-Type": "application/json"} if body else {})
+        number = str(next(_numbers))
+        body = call.body.replace(MARK, number) or None
+        headers = {"Content-Type": call.kind} if body else {}
+        connection.request(call.method, call.path.replace(MARK, number), body, headers)
         answer = connection.getresponse()
         text = answer.read()
     finally:
         connection.close()
     if answer.status >= 400:
-        raise Refused(f"{call}: {answer.status} {text[:500].decode(errors='replace')}")
+        raise Refused(f"{shown(call)}: {answer.status} {text[:500].decode(errors='replace')}", answer.status)
     return text
+
+
+def shown(call: Call) -> str:
+    """A request as an error names it."""
+    return f"{call.method} {call.path} {call.body[:200]}".rstrip()
 
 
 # ----------------------------------------------------------------------------------------------- without wrk
@@ -189,7 +212,7 @@ async def _drive(
                 status, body = await _answered(reader)
                 times.append(time.perf_counter() - sent)
                 if status >= 400:
-                    refused.append(f"{call}: {status} {body[:500].decode(errors='replace')}")
+                    refused.append(f"{shown(call)}: {status} {body[:500].decode(errors='replace')}")
                     if errors_max == 0:
                         return
         finally:
@@ -212,10 +235,13 @@ async def _drive(
 
 
 def _as_bytes(call: Call, numbers: Iterator[int]) -> bytes:
-    lines = [f"{call.method} {call.path} HTTP/1.1", "Host: 127.0.0.1"]
-    body = call.body.replace(MARK, str(next(numbers))) if MARK in call.body else call.body
+    path, body = call.path, call.body
+    if MARK in path or MARK in body:
+        number = str(next(numbers))
+        path, body = path.replace(MARK, number), body.replace(MARK, number)
+    lines = [f"{call.method} {path} HTTP/1.1", "Host: 127.0.0.1"]
     if body:
-        lines += ["Content-Type: application/json", f"Content-Length: {len(body.encode())}"]
+        lines += [f"Content-Type: {call.kind}", f"Content-Length: {len(body.encode())}"]
     return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
 
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,24 +33,46 @@ def installed() -> str | None:
 
 
 @contextlib.contextmanager
-def mlflow(folder: Path, *, workers: int = WORKERS) -> Iterator[Running]:
-    """MLflow's server with its files in a folder."""
+def mlflow(folder: Path, *, workers: int = WORKERS, database: str | None = None) -> Iterator[Running]:
+    """MLflow's server with its files in a folder; its database is in there or elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
     port = servers.free_port()
     command = [
         str(VENV / "bin" / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", str(workers), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+        "--workers", str(workers), "--backend-store-uri", database or sqlite_in(folder),
         "--artifacts-destination", str(folder / "artifacts"),
         "--disable-security-middleware", "--uvicorn-opts", "--no-access-log",
     ]  # fmt: skip
-    environment = {
-        **os.environ,
+    with servers.serve(command, port, "/health", folder / "server.log", environment()) as found:
+        yield found
+
+
+def sqlite_in(folder: Path) -> str:
+    """The address of the database in a folder."""
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def environment() -> dict[str, str]:
+    """What MLflow's programs are given: nobody's own settings, no background jobs, no calls home."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
-    with servers.serve(command, port, "/health", folder / "server.log", environment) as found:
-        yield found
+
+
+def run_script(script: str, *words: str) -> str:
+    """Run a text by MLflow's Python and give what it printed.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    command = [str(VENV / "bin" / "python"), "-W", "ignore", "-c", script, *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment())
+    if done.returncode != 0:
+        raise RuntimeError(f"a script of MLflow's ended with {done.returncode}: {done.stderr[-2_000:]}")
+    return done.stdout
 
 
 def fill(port: int, models: int) -> None:

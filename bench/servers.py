@@ -72,13 +72,14 @@ def modelkeep_environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def modelkeep(folder: Path) -> Iterator[Running]:
-    """Our server on a data folder, started as a person starts it."""
+def modelkeep(folder: Path, database: str | None = None) -> Iterator[Running]:
+    """Our server on a data folder, started as a person starts it; its database is in there or elsewhere."""
     port = free_port()
     command = [str(PROGRAM), "server", "--data", str(folder), "--port", str(port)]
-    with serve(
-        command, port, "/ready", folder.parent / f"{folder.name}.log", modelkeep_environment()
-    ) as found:
+    environment = modelkeep_environment()
+    if database is not None:
+        environment["MODELKEEP_DATABASE"] = database
+    with serve(command, port, "/ready", folder.parent / f"{folder.name}.log", environment) as found:
         yield found
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -172,8 +172,9 @@ class PostgresServer:
 
     USER = "modelkeep"
 
-    def __init__(self, programs: Path, *, durable: bool) -> None:
+    def __init__(self, programs: Path, *, durable: bool, settings: Mapping[str, str]) -> None:
         self.durable = durable
+        self._settings = settings
         self.port = 0
         self._programs = programs
         self.folder = _make_folder("postgres")
@@ -287,6 +288,7 @@ class PostgresServer:
         }
         if not self.durable:
             settings |= {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+        settings |= self._settings
         command = (
             [*_bound_to_our_life("QUIT"), *self._as_user[1:]] if self._as_user else _bound_to_our_life("QUIT")
         )
@@ -324,11 +326,14 @@ class PostgresServer:
 
 
 @contextlib.contextmanager
-def run_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
+def run_postgres(
+    *, durable: bool = False, settings: Mapping[str, str] | None = None
+) -> Iterator[PostgresServer]:
     """Run a Postgres of one's own for as long as the block lasts.
 
     Args:
         durable: write every commit to disk, as tests that crash the server need; otherwise speed comes first.
+        settings: of the server, in place of what tests get.
 
     Raises:
         ServerFailed: when it does not come up.
@@ -337,7 +342,7 @@ def run_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
     if programs is None:
         missing("a Postgres server", "make setup-system, or apt-get install postgresql-15")
         raise AssertionError("missing() never returns")
-    server = PostgresServer(programs, durable=durable)
+    server = PostgresServer(programs, durable=durable, settings=settings or {})
     atexit.register(server.close)
     try:
         server.start()
