@@ -72,6 +72,10 @@ class Aim:
         return f"{V1}/rollouts/{self.world.rollouts.get(self.target, 'rol_nothing')}"
 
     @property
+    def webhook(self) -> str:
+        return f"{V1}/webhooks/{self.world.webhooks.get(self.target, 'hook_nothing')}"
+
+    @property
     def token(self) -> str:
         return f"{V1}/tokens/{self.world.token_ids.get(self.person, 'nothing')}"
 
@@ -142,6 +146,17 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "gateway_table": lambda a: Ask("GET", f"{V1}/gateway/table"),
     "gateway_report": lambda a: Ask("POST", f"{V1}/gateway/reports", REPORT),
     "gateway_blob": lambda a: Ask("GET", f"{V1}/gateway/blobs/{digest_of(f'{a.name}3'.encode())}"),
+    "list_webhooks": lambda a: Ask("GET", f"{V1}/webhooks", query={"project": a.project}),
+    "create_webhook": lambda a: Ask("POST", f"{V1}/webhooks", {"project": a.project, **HOOK}),
+    "get_webhook": lambda a: Ask("GET", a.webhook),
+    "change_webhook": lambda a: Ask("PATCH", a.webhook, {"description": "new"}),
+    "delete_webhook": lambda a: Ask("DELETE", a.webhook),
+    "enable_webhook": lambda a: Ask("POST", f"{a.webhook}/enable", {}),
+    "disable_webhook": lambda a: Ask("POST", f"{a.webhook}/disable", WHY),
+    "rotate_webhook": lambda a: Ask("POST", f"{a.webhook}/secret"),
+    "test_webhook": lambda a: Ask("POST", f"{a.webhook}/test", {}),
+    "list_deliveries": lambda a: Ask("GET", f"{a.webhook}/deliveries"),
+    "replay_webhook": lambda a: Ask("POST", f"{a.webhook}/replay", {"after": 0}),
     "list_events": lambda a: Ask("GET", f"{V1}/audit/events", query={"model": a.name}),
     "verify_audit": lambda a: Ask("GET", f"{V1}/audit/verification"),
     "export_audit": lambda a: Ask("GET", f"{V1}/audit/export"),
@@ -164,6 +179,7 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
 }
 """One request for each operation."""
 
+HOOK = {"name": "hook", "url": "https://8.8.8.8/", "events": ["stage.*"]}
 FILE = {"path": "model.bin", "size_bytes": 3, "digest": digest_of(b"abc")}
 STAGES = {
     "stages": [

@@ -88,6 +88,17 @@ TABLE: dict[str, str] = {
     "gateway_table": "ffffffyfffx ffffffyfffx ffffffyfffx",
     "gateway_report": "ffffffyfffx ffffffyfffx ffffffyfffx",
     "gateway_blob": "ffffffyfffx ffffffyfffx ffffffhfffx",
+    "list_webhooks": "yyyyyyyyyyx yyyyyyyyyyx yyyyyyyyyyx",
+    "create_webhook": "ffyfyfffyfx ffffffffyfx ffyfyfffyfx",
+    "get_webhook": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "change_webhook": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "delete_webhook": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "enable_webhook": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "disable_webhook": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "rotate_webhook": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "test_webhook": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "list_deliveries": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "replay_webhook": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
     "list_events": "ffyyyyffyyx ffffffffyyx ffyyyyffyyx",
     "verify_audit": "ffffffffyyx ffffffffyyx ffffffffyyx",
     "export_audit": "ffffffffyyx ffffffffyyx ffffffffyyx",
@@ -153,7 +164,7 @@ def test_what_is_hidden_reads_as_if_it_were_not_there(
         problem = reply.json()
         text = f"{problem['code']} {problem['detail']}"
         aim = Aim(world, target, "stranger")
-        for name in (aim.name, aim.draft, aim.request, aim.rollout, aim.endpoint, aim.token):
+        for name in (aim.webhook, aim.name, aim.draft, aim.request, aim.rollout, aim.endpoint, aim.token):
             text = text.replace(name.removeprefix(V1).rpartition("/")[2] if V1 in name else name, "NAME")
         told.append(text)
     assert told[0] == told[1]

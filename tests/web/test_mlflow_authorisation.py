@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from modelkeep.core.webhooks import Style
 from modelkeep.web.app import create_app
 from modelkeep.web.mlflow import absent, artifacts
 from modelkeep.web.mlflow.rows import ROWS
 from tests.web.inprocess import InProcess, Reply, in_process
 from tests.web.test_authorisation import TARGETS, WHO
-from tests.web.world import World, fill, opened, rehearsing
+from tests.web.world import World, fill, hooked, opened, rehearsing
 
 pytestmark = pytest.mark.req("G10", "T6")
 
@@ -61,6 +62,10 @@ class Aim:
         return self._id("model", f"m-{NOWHERE}")
 
     @property
+    def webhook(self) -> str:
+        return self._id("webhook", "hook_nothing")
+
+    @property
     def model(self) -> dict[str, str]:
         return {"name": "nothing" if self.target == "missing" else "churn"}
 
@@ -98,6 +103,11 @@ def _get(path: str, **query: Any) -> Ask:
 
 POINT = {"key": "auc", "value": 0.5, "timestamp": 1}
 PAIR = {"key": "a", "value": "b"}
+HOOK = {
+    "name": "hook",
+    "url": "https://8.8.8.8/",
+    "events": [{"entity": "MODEL_VERSION", "action": "CREATED"}],
+}
 DATASET = {"dataset": {"name": "d", "digest": "1", "source_type": "local", "source": "{}"}}
 
 ASKS: dict[str, Callable[[Aim], Ask]] = {
@@ -199,6 +209,12 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "model_versions_delete_tag_delete": lambda a: _post(
         "model-versions/delete-tag", {**a.version, "key": "a"}, "DELETE"
     ),
+    "webhooks_post": lambda a: _post("webhooks", HOOK),
+    "webhooks_get": lambda a: _get("webhooks"),
+    "webhooks_webhook_id_get": lambda a: _get(f"webhooks/{a.webhook}"),
+    "webhooks_webhook_id_patch": lambda a: _post(f"webhooks/{a.webhook}", {"description": "new"}, "PATCH"),
+    "webhooks_webhook_id_delete": lambda a: Ask("DELETE", f"{API}webhooks/{a.webhook}"),
+    "webhooks_webhook_id_test_post": lambda a: _post(f"webhooks/{a.webhook}/test", {}),
     "v3_workspaces_get": lambda a: Ask("GET", "/api/3.0/mlflow/workspaces"),
     "v3_workspaces_workspace_get": lambda a: Ask("GET", f"/api/3.0/mlflow/workspaces/{a.project}"),
     "mlflow_artifacts_artifacts_get": lambda a: Ask("GET", f"{STORE}artifacts", query={"path": a.folder}),
@@ -283,6 +299,12 @@ TABLE: dict[str, str] = {
     "model_versions_transition_stage_post": "ffyfyfhhyfx hhhhhhhhyfx hhhhhhhhhhx",
     "model_versions_set_tag_post": "fyyfyfhhyfx hhhhhhhhyfx hhhhhhhhhhx",
     "model_versions_delete_tag_delete": "fyyfyfhhyfx hhhhhhhhyfx hhhhhhhhhhx",
+    "webhooks_post": "ffyfyfffyfx ffffffffyfx ffyfyfffyfx",
+    "webhooks_get": "yyyyyyyyyyx yyyyyyyyyyx yyyyyyyyyyx",
+    "webhooks_webhook_id_get": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "webhooks_webhook_id_patch": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "webhooks_webhook_id_delete": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
+    "webhooks_webhook_id_test_post": "hhyhyhhhyhx hhhhhhhhyhx hhhhhhhhhhx",
     "v3_workspaces_get": "yyyyyyyyyyx yyyyyyyyyyx yyyyyyyyyyx",
     "v3_workspaces_workspace_get": "yyyyyyhhyyx hhhhhhhhyyx yyyyyyhhyyx",
     "mlflow_artifacts_artifacts_get": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
@@ -307,6 +329,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Things]:
         with in_process(create_app(house), found.world.tokens["root"]) as client:
             for project in ("own", "other"):
                 found.ids[project] = _fill(client, project)
+                found.ids[project]["webhook"] = hooked(house, project, Style.MLFLOW)
         yield found
 
 
@@ -358,7 +381,7 @@ BASE = {_named(row.name) for row in ROWS if not row.name.endswith("_ajax") and "
 OF_UPLOADS = {
     f"mlflow_artifacts_mpu_{step}" for step in ("part_path_put", "complete_path_post", "abort_path_post")
 }
-"""They need an upload that was begun, and have the rights of that; the tests of artifacts walk through one."""
+"""They need an upload that was begun, and have its rights; the tests of artifacts walk through one."""
 
 
 def test_every_row_has_its_table() -> None:
@@ -401,6 +424,7 @@ def test_what_is_hidden_reads_as_if_it_were_not_there(
             *aim.experiment.values(),
             *aim.run.values(),
             aim.logged,
+            aim.webhook,
             f"{aim.project}/{aim.model['name']}",
         ]
         for name in sorted((*names, aim.model["name"], aim.project), key=len, reverse=True):

@@ -24,7 +24,7 @@ OF_PAGES = re.compile(
     r"/(build|static-files|gateway|get-artifact|model-versions|health)(/|$)|/$"
     r"|/ajax-api/3.0/(jobs|mlflow/assistant)"
     r"|.*(search-datasets|create-promptlab-run|upload-artifact|artifacts/files|get-artifact)$"
-    r"|.*(/presigned|/webhooks)"
+    r"|.*/presigned"
 )
 """Addresses of MLflow's own pages and gateway, and of what is not here yet: nothing is there, as we say."""
 

@@ -16,6 +16,7 @@ from modelkeep.core.catalog import DraftSpec, FileEntry, Metric
 from modelkeep.core.promotion import PromotionRequest
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Actor, Digest, ModelName, Ref, parse_ref
+from modelkeep.core.webhooks import NewWebhook, Style
 from modelkeep.service.act import SYSTEM_CONTEXT, Act, Context, Desk
 from modelkeep.service.house import House
 from modelkeep.store.database import Outcome
@@ -86,6 +87,7 @@ class World:
     token_ids: dict[str, str] = field(default_factory=dict)
     grant_ids: dict[str, str] = field(default_factory=dict)
     rollouts: dict[str, str] = field(default_factory=dict)
+    webhooks: dict[str, str] = field(default_factory=dict)
 
 
 def fill(house: House) -> World:
@@ -138,8 +140,16 @@ def _fill_project(world: World, model: ModelName) -> None:
     status = desk.read(asker, rollouts.status, name)
     assert status.rollout is not None
     world.rollouts[model.project] = status.rollout.id
+    world.webhooks[model.project] = hooked(house, model.project)
     spec = DraftSpec(files=(entry_of("model.bin", b"never sent"),), signature=SIGNATURE)
     world.drafts[model.project] = desk.do(asker, house.catalog.begin_draft, model, spec).id
+
+
+def hooked(house: House, project: str, style: Style = Style.MODELKEEP) -> str:
+    """A webhook of a project, at an address that nothing is sent to; its id."""
+    events = ("*",) if style is Style.MODELKEEP else ("model_version.created",)
+    new = NewWebhook(name="ci", url="http://127.0.0.1:9/", events=events, project=project, style=style)
+    return house.desk.do(context_of("asker"), house.webhooks.create_webhook, new).webhook.id
 
 
 class _Undone(Exception):

@@ -123,19 +123,21 @@ class Webhooks:
         more = paging.write_token(asked, [found[limit - 1].id]) if len(found) > limit else None
         return WebhookPage(items=tuple(found[:limit]), next_page_token=more)
 
-    def newest_webhooks(self, act: Act, project: str, *, limit: int, page_token: str | None) -> WebhookPage:
-        """A project's webhooks that the caller may configure, the newest first, as MLflow lists them.
+    def newest_webhooks(
+        self, act: Act, project: str, style: Style, *, limit: int, page_token: str | None
+    ) -> WebhookPage:
+        """A project's webhooks of a style that the caller may configure, the newest first.
 
         Raises:
             LimitExceeded, Invalid: a foreign page token.
         """
         paging.check_limit(limit)
-        asked = f"newest webhooks {project}"
+        asked = f"newest webhooks {project} {style}"
         before = str(paging.read_token(page_token, asked, [str])[0]) if page_token else _FIRST
-        rows = store.newest(act.tx, project, before, limit + 1)
-        more = paging.write_token(asked, [rows[limit - 1].webhook.id]) if len(rows) > limit else None
-        found = [row.webhook for row in rows[:limit] if act.may(Verb.CONFIGURE, row.webhook.scope)]
-        return WebhookPage(items=tuple(found), next_page_token=more)
+        rows = (row.webhook for row in store.newest(act.tx, project, before, core.WEBHOOKS_MAX))
+        found = [row for row in rows if row.style is style and act.may(Verb.CONFIGURE, row.scope)]
+        more = paging.write_token(asked, [found[limit - 1].id]) if len(found) > limit else None
+        return WebhookPage(items=tuple(found[:limit]), next_page_token=more)
 
     def get_webhook(self, act: Act, webhook: str) -> Webhook:
         """One webhook. Raises WebhookNotFound, also for one that the caller may not configure."""

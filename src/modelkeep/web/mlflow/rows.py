@@ -10,6 +10,7 @@ from modelkeep.web.mlflow import absent, logged_models, server, tracking
 from modelkeep.web.mlflow.artifacts import ARTIFACT_ROWS
 from modelkeep.web.mlflow.registry_rows import REGISTRY_ROWS
 from modelkeep.web.mlflow.route import API, API3, both, row
+from modelkeep.web.mlflow.webhooks import WEBHOOK_ROWS
 from modelkeep.web.mlflow.wire import Nothing
 from modelkeep.web.operations import Mode, Operation
 
@@ -100,7 +101,7 @@ ABSENT: tuple[Operation, ...] = (
 )
 
 ROWS: tuple[Operation, ...] = (
-    *both(TRACKING + LOGGED_MODELS + REGISTRY_ROWS + SERVER + ABSENT),
+    *both(TRACKING + LOGGED_MODELS + REGISTRY_ROWS + WEBHOOK_ROWS + SERVER + ABSENT),
     *ARTIFACT_ROWS,
 )
 """Every row of the door."""
