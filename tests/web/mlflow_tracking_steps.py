@@ -20,6 +20,7 @@ TAKEN = "taken-names"
 LENIENT = "default-limit"
 DATASET = "dataset-digest"
 NOT_THERE = "not-there"
+SHOWN = "names-in-one-line"
 MISSING = "0" * 32
 
 EXPERIMENTS = [
@@ -554,6 +555,7 @@ ODD = [
         {"name": "red", "colour": "red"},
         differs=UNKNOWN,
     ),
+    post("create with a line break", "experiments/create", {"name": "a\nb"}, differs=SHOWN),
     post(
         "create with a location",
         "experiments/create",

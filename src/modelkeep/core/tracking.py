@@ -496,10 +496,14 @@ def _cut(tag: Tag, maximum: int) -> Tag:
 
 
 def _check_shown(text: str, what: str, maximum: int) -> str:
+    """A name that stands in one line of a list, a log, a terminal."""
     try:
-        return values.check_text(text, what, maximum=maximum)
+        values.check_text(text, what, maximum=maximum)
     except errors.Invalid as problem:
         raise errors.InvalidParameter(problem.message, field=what) from problem
+    if any(mark in text for mark in "\n\r\t"):
+        raise errors.InvalidParameter(f"The {what} has a tab or a line break; use spaces.", field=what)
+    return text
 
 
 def _too_long(what: str, length: int, maximum: int) -> errors.InvalidParameter:

@@ -156,8 +156,8 @@ def _misfit(error: msgspec.ValidationError) -> errors.Invalid:
     said = _PLACE.match(str(error))
     what, where = (said["what"], said["where"] or "") if said else (str(error), "")
     missing, unknown = _MISSING.match(what), _UNKNOWN.match(what)
-    if missing:
-        name = f"{where}.{missing['name']}".lstrip(".")
+    if missing or (where and what.endswith("got `null`")):  # null is absent
+        name = f"{where}.{missing['name']}".lstrip(".") if missing else where
         return errors.Invalid(f"Missing value for required parameter '{name}'.", field=name)
     if unknown:
         name = f"{where}.{values.printable(unknown['name'])[:100]}".lstrip(".")
