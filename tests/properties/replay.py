@@ -15,7 +15,7 @@ from modelkeep.core.catalog import ModelVersion, StageGraph
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.promotion import Vote
 from modelkeep.core.rollout import Endpoint, Rollout, RolloutState
-from modelkeep.core.values import ModelName
+from modelkeep.core.values import DEFAULT_PROJECT, ModelName
 from modelkeep.store import schema
 from modelkeep.store.transaction import Transaction
 
@@ -70,6 +70,25 @@ def _relabel(row: dict[str, Any], body: dict[str, Any]) -> None:
         row["tags"].pop(key, None)
         if change["to"] is not None:
             row["tags"][key] = change["to"]
+
+
+def _model_renamed(state: State, event: Event) -> None:
+    """Whatever is known by the model's name, or has it in a cell, has the new one."""
+    old, new = event.body["from"], event.body["to"]
+    for kind in ("models", "policies"):
+        if old in state[kind]:
+            state[kind][new] = state[kind].pop(old)
+    for kind in ("versions", "aliases"):
+        rows = state[kind].items()
+        state[kind] = {((new, key[1]) if key[0] == old else key): row for key, row in rows}
+    for kind in ("requests", "endpoints", "rollouts"):
+        for row in state[kind].values():
+            if row["model"] == old:
+                row["model"] = new
+    project, _, name = old.rpartition("/")
+    for row in state["grants"].values():
+        if (row["project"], row["model"]) == (project or DEFAULT_PROJECT, name):
+            row["model"] = new.rpartition("/")[2]
 
 
 def _model_deleted(state: State, event: Event) -> None:
@@ -270,6 +289,7 @@ def _grant_removed(state: State, event: Event) -> None:
 FOLDS: dict[EventKind, Fold] = {
     EventKind.MODEL_CREATED: _model_created,
     EventKind.MODEL_CHANGED: _model_changed,
+    EventKind.MODEL_RENAMED: _model_renamed,
     EventKind.MODEL_DELETED: _model_deleted,
     EventKind.VERSION_REGISTERED: _version_registered,
     EventKind.VERSION_CHANGED: _version_changed,

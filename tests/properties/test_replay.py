@@ -20,6 +20,7 @@ from modelkeep.core.catalog import DEFAULT_STAGES, ModelChange, StageSpec
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.promotion import Vote
 from modelkeep.core.values import PAGE_MAX, ModelName
+from modelkeep.service import renaming
 from modelkeep.service.projections import find_altered
 from modelkeep.store import events as event_store
 from tests.properties.registry_world import AT_ONCE, RegistryWorld, database_in_a_folder, numbered
@@ -69,6 +70,8 @@ def a_whole_life(world: RegistryWorld) -> Iterator[str]:
     yield from _of_the_catalog(world)
     yield from _of_promotion(world)
     yield from _of_traffic(world)
+    world.do("owner", renaming.rename, world.house.access, CHURN, "leavers")
+    yield "a model is renamed"
     world.do("owner", world.catalog.delete_model, FRAUD)
     yield "a model is deleted"
 
@@ -109,6 +112,10 @@ def _of_the_catalog(world: RegistryWorld) -> Iterator[str]:
         ModelChange(description="New.", set_tags={"a": "b"}, delete_tags=("team",)),
     )
     yield "a model's labels change"
+    for before, after in (("churn", "leavers"), ("leavers", "churn")):
+        rename = renaming.rename
+        world.do("owner", rename, world.house.access, ModelName("default", before), after)
+        yield "a model is renamed"
     world.do("owner", catalog.change_version, numbered(CHURN, 1), ModelChange(description="First."))
     yield "a version's labels change"
     world.do("owner", catalog.set_alias, CHURN, "best", numbered(CHURN, 1), protected=True)

@@ -199,8 +199,12 @@ def test_the_log_at_a_time_ends_with_the_latest_event_then(database: Database) -
 
 
 QUERIES = [
-    (events._OF_MODEL, {"model": "m", "after": 0, "limit": 1}, "ix_events_model_sequence"),
-    (events._OF_MODEL_BEFORE, {"model": "m", "before": 9, "limit": 1}, "ix_events_model_sequence"),
+    (events._OF_MODEL, {"model": "m", "after": 0, "until": 9, "limit": 1}, "ix_events_model_sequence"),
+    (
+        events._OF_MODEL_BEFORE,
+        {"model": "m", "after": 0, "before": 9, "limit": 1},
+        "ix_events_model_sequence",
+    ),
     (events._OF_SUBJECT, {"subject": "m", "after": 0, "limit": 1}, "ix_events_subject_sequence"),
     (events._OF_KIND, {"kind": "m", "after": 0, "limit": 1}, "ix_events_kind_sequence"),
     (events._AS_OF, {"at": "2026"}, "ix_events_at_sequence"),

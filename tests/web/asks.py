@@ -92,6 +92,7 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "list_models": lambda a: Ask("GET", f"{V1}/models"),
     "create_model": lambda a: Ask("POST", f"{V1}/models", {"project": a.project, "name": "fresh"}),
     "change_model": lambda a: Ask("PATCH", a.model, {"description": "new"}),
+    "rename_model": lambda a: Ask("POST", f"{a.model}/rename", {"name": "fresh"}),
     "delete_model": lambda a: Ask("DELETE", a.model),
     "set_stages": lambda a: Ask("PUT", f"{a.model}/stages", STAGES),
     "list_versions": lambda a: Ask("GET", f"{a.model}/versions"),

@@ -175,22 +175,25 @@ _TABLE: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 STEPS: tuple[Step, ...] = tuple(Step(*row) for row in _TABLE)
 
 DIFFERENCES: dict[str, Any] = {
-    # A request that can never succeed is no failure of the server: clients would send it again.
     "to archived with the flag": [400, "INVALID_PARAMETER_VALUE"],
-    # What is registered is read from the registry, verified, and not from where it once came from.
     "download uri": [200, {"artifact_uri": "mlflow-artifacts:/registered-models/default/m/1"}],
-    # The address says which run it is of.
     "register without the run": [200, {"model_version": {
         "name": "m3", "version": "1", "current_stage": "None", "description": "", "source": SOURCE,
         "run_id": "{run}", "status": "READY", "run_link": "",
     }}],
-    # `models:/m/1.0.0` reaches the server so.
     "latest by a semver": [200, {"model_versions": [{
         "name": "m", "version": "1", "current_stage": "Production", "description": "dd", "source": ROOT,
         "run_id": "{run}", "status": "READY", "tags": [{"key": "k", "value": "v"}], "run_link": "",
     }]}],
 }  # fmt: skip
-"""Where ours answers otherwise on purpose: what it answers, and why."""
+"""Where ours answers otherwise on purpose, and what it answers."""
+WORDS = {
+    "to archived with the flag": "flag-in-vain",
+    "download uri": "read-from-the-registry",
+    "register without the run": "run-in-the-source",
+    "latest by a semver": "semver-too",
+}
+"""The word by which the documentation tells each of these, with the reason."""
 
 
 def carry_out(ask: Ask, run: str) -> dict[str, Any]:

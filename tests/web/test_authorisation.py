@@ -36,6 +36,7 @@ TABLE: dict[str, str] = {
     "list_models": "yyyyyyyyyyx yyyyyyyyyyx yyyyyyyyyyx",
     "create_model": "fyyfyfffyfx ffffffffyfx fyyfyfffyfx",
     "change_model": "fyyfyfhhyfx hhhhhhhhyfx fhhfhfhhhfx",
+    "rename_model": "ffcfcfhhcfx hhhhhhhhcfx ffhfhfhhhfx",
     "delete_model": "ffcfcfhhcfx hhhhhhhhcfx ffhfhfhhhfx",
     "set_stages": "ffyfyfhhyfx hhhhhhhhyfx ffhfhfhhhfx",
     "list_versions": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",

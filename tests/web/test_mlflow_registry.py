@@ -19,7 +19,7 @@ from modelkeep.core.values import ModelName, parse_ref
 from modelkeep.service.house import House
 from modelkeep.web.app import create_app
 from tests.web.inprocess import InProcess, Reply, in_process
-from tests.web.mlflow_registry_table import DIFFERENCES, STEPS, carry_out
+from tests.web.mlflow_registry_table import DIFFERENCES, STEPS, WORDS, carry_out
 from tests.web.world import OWN, World, context_of, fill, opened, register
 
 pytestmark = pytest.mark.req("T4")
@@ -85,6 +85,9 @@ def test_every_answer_is_mlflows_or_a_difference_on_purpose(client: InProcess) -
         wanted = DIFFERENCES.get(name, theirs)
         assert found[name] == wanted, name
     assert all(golden[name] != ours for name, ours in DIFFERENCES.items()), "this is a difference no more"
+    told = (GOLDEN.parents[2] / "docs" / "reference" / "mlflow.md").read_text()
+    assert DIFFERENCES.keys() == WORDS.keys()
+    assert all(f"| `{word}` |" in told for word in WORDS.values())
 
 
 def test_the_golden_answers_are_those_of_mlflow(mlflow_server: str) -> None:

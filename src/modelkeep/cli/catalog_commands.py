@@ -373,6 +373,16 @@ def tag_rm(session: Session, ref: str, keys: tuple[str, ...]) -> None:
 
 
 @verb()
+@click.argument("model")
+@click.argument("name")
+def rename(session: Session, model: str, name: str) -> None:
+    """Give MODEL another NAME within its project. Its versions, stages, aliases, endpoints and history go
+    along; who asks for the old name is told the new one, until another model takes it."""
+    renamed = session.client.rename_model(model, name)
+    session.answer(renamed, [str(renamed.name)], catalog_views.model(renamed))
+
+
+@verb()
 @click.argument("ref")
 @reason
 def yank(session: Session, ref: str, reason: str) -> None:

@@ -55,6 +55,7 @@ COMMANDS: dict[str, Entry] = {
     "models": Entry(_CATALOG, "models", MAKE, "Create, edit and delete models."),
     "versions": Entry(_CATALOG, "versions", MAKE, "Edit and delete versions."),
     "tag": Entry(_CATALOG, "tag", MAKE, "Set and remove tags."),
+    "rename": Entry(_CATALOG, "rename", MAKE, "Give a model another name; all it has goes with it."),
     "yank": Entry(_CATALOG, "yank", MAKE, "Have a version passed over by @latest and ranges."),
     "unyank": Entry(_CATALOG, "unyank", MAKE, "Let a yanked version be chosen again."),
     "alias": Entry(_CATALOG, "alias", MAKE, "Point and delete aliases."),

@@ -75,6 +75,12 @@ class CatalogVerbs(Wire):
         change = _change(description, owner, set_tags, delete_tags)
         return self.send(RegisteredModel, "PATCH", model_path(model), change)
 
+    def rename_model(self, model: str, name: str) -> RegisteredModel:
+        """Give a model another name within its project; everything it has goes with it. Raises ModelExists,
+        RolloutActive.
+        """
+        return self.send(RegisteredModel, "POST", f"{model_path(model)}/rename", {"name": name})
+
     def delete_model(self, model: str) -> Done:
         """Delete a model with its versions. Raises Protected while one of them serves or is protected."""
         return self.send(Done, "DELETE", model_path(model))

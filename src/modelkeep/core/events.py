@@ -32,6 +32,7 @@ class EventKind(StrEnum):
 
     MODEL_CREATED = "model.created"  # description, owner, tags, stages
     MODEL_CHANGED = "model.changed"  # what changed, from -> to
+    MODEL_RENAMED = "model.renamed"  # the full names, from -> to; filed under the new one
     MODEL_DELETED = "model.deleted"
     VERSION_REGISTERED = "version.registered"  # number, semver, digest, record, parent, bump, reasons
     VERSION_CHANGED = "version.changed"  # tags and description, from -> to

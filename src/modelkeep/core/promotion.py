@@ -443,7 +443,8 @@ def stays_of(event: Event) -> tuple[Stay, ...]:
 def fold_stays(events: Iterable[Event]) -> dict[str, list[Interval]]:
     """Every stay of every version, by model, from nothing but the events in their order.
 
-    A version's last stay ends when it is deleted, and those of a model when the model is.
+    A version's last stay ends when it is deleted, and those of a model when the model is. A model that was
+    renamed has its stays under its last name.
     """
     stays: dict[str, list[Interval]] = {}
     running: dict[str, dict[int, int]] = {}
@@ -466,6 +467,9 @@ def fold_stays(events: Iterable[Event]) -> dict[str, list[Interval]]:
                     of_model.append(stay)
         elif event.kind is EventKind.VERSION_DELETED and event.number is not None:
             end(event.model, event.number, event)
+        elif event.kind is EventKind.MODEL_RENAMED:
+            stays[event.model] = stays.pop(event.body["from"], [])
+            running[event.model] = running.pop(event.body["from"], {})
         elif event.kind is EventKind.MODEL_DELETED:
             for number in list(running.get(event.model, {})):
                 end(event.model, number, event)

@@ -215,6 +215,10 @@ class Access:
         rows = store.list_principals(act.tx, _after(page_token), limit + 1)
         return PrincipalPage(items=tuple(rows[:limit]), next_page_token=_next(rows, limit, "name"))
 
+    def forget_callers(self) -> None:
+        """Look everybody's rights up anew: a grant has changed elsewhere."""
+        self._cache.clear()
+
     def disable_principal(self, act: Act, name: str) -> Principal:
         """Shut a person or program out; all their tokens stop working.
 

@@ -125,8 +125,7 @@ class Catalog(Registrations, Integrity):
         Raises:
             ModelNotFound: it is not there, or not to be seen.
         """
-        act.readable(name)
-        return models.get_model(act.tx, name)
+        return models.assemble(act.tx, [references.row_of(act, name)])[0]
 
     def list_models(
         self,
@@ -185,7 +184,7 @@ class Catalog(Registrations, Integrity):
         """
         act.readable(name)
         act.authorise(Verb.DELETE, name)
-        row = models.get_row(act.tx, name)
+        row = references.row_of(act, name)
         pointers = models.list_aliases(act.tx, row.id)
         endpoints = models.endpoints_of(act.tx, row.id)
         if endpoints:
@@ -236,7 +235,7 @@ class Catalog(Registrations, Integrity):
             ModelNotFound: it is not there, or not to be seen. LimitExceeded, Invalid: limit or token.
         """
         act.readable(model)
-        row = models.get_row(act.tx, model)
+        row = references.row_of(act, model)
         items, token = search.list_versions(act.tx, row.id, limit=limit, page_token=page_token)
         return VersionPage(items=tuple(items), next_page_token=token)
 
@@ -319,7 +318,7 @@ class Catalog(Registrations, Integrity):
         """
         version = references.resolve(act, references.present(ref))
         act.authorise(Verb.DELETE, version.model)
-        row = models.get_row(act.tx, version.model)
+        row = references.row_of(act, version.model)
         mine = [a for a in models.list_aliases(act.tx, row.id) if a.number == version.number]
         labels.refuse_protected(act, row, version, mine)
         for alias in mine:
@@ -365,7 +364,7 @@ class Catalog(Registrations, Integrity):
         if ref.model != model:
             raise errors.InvalidReference(f"{ref} is no version of {model}; aliases stay within their model.")
         version = references.resolve(act, references.present(ref))
-        row = models.get_row(act.tx, model)
+        row = references.row_of(act, model)
         known = models.get_alias(act.tx, row.id, alias)
         current = known.number if known is not None else None
         if expect is not UNSET and expect != current:
@@ -408,7 +407,7 @@ class Catalog(Registrations, Integrity):
         """
         act.readable(model)
         act.authorise(Verb.SET_ALIAS, model)
-        row = models.get_row(act.tx, model)
+        row = references.row_of(act, model)
         known = models.get_alias(act.tx, row.id, alias)
         if known is None:
             shown = values.printable(alias)[:60]
@@ -462,7 +461,7 @@ class Catalog(Registrations, Integrity):
             InvalidReference: a version of another model. LimitExceeded: more than a table shows.
         """
         act.readable(model)
-        row = models.get_row(act.tx, model)
+        row = references.row_of(act, model)
         if refs is None:
             chosen, _ = search.search_versions(
                 act.tx, _EVERYTHING, order=_BY_SEMVER, model=model, limit=COMPARED_MAX
@@ -494,7 +493,7 @@ class Catalog(Registrations, Integrity):
             InvalidMetric: which way is better has to be said. LimitExceeded: too many versions to look at.
         """
         act.readable(model)
-        models.get_row(act.tx, model)
+        references.row_of(act, model)
         expression = query.parse(filter_text, Target.VERSIONS) if filter_text is not None else None
         chosen: list[ModelVersion] = []
         token: str | None = None

@@ -161,8 +161,7 @@ def get_model(act: Act, name: ModelName) -> SeenModel:
     Raises:
         ModelNotFound: it is not there, or not to be seen.
     """
-    act.readable(name)
-    return seen_models(act, [models_store.get_model(act.tx, name)])[0]
+    return seen_models(act, models_store.assemble(act.tx, [references.row_of(act, name)]))[0]
 
 
 def get_version(act: Act, ref: Ref) -> Seen:

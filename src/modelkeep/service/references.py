@@ -10,12 +10,13 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from modelkeep.core import codec, errors, semver, values
+from modelkeep.core.access import Verb
 from modelkeep.core.catalog import VIRTUAL_ALIASES, ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Aliased, Content, Exact, ModelName, Numbered, Ref, Staged, Within
 from modelkeep.service.act import Act, no_model
 from modelkeep.store import catalog as store
-from modelkeep.store import models
+from modelkeep.store import models, renames
 from modelkeep.store.catalog import Moment
 from modelkeep.store.models import ModelRow
 
@@ -96,6 +97,30 @@ def _find(act: Act, ref: Ref, moment: Moment | None) -> ModelVersion | None:
             assert_never(ref.selector)
 
 
+def row_of(act: Act, model: ModelName) -> ModelRow:
+    """The row of a model that the caller may read.
+
+    Raises:
+        ModelNotFound: it is not there, or not to be seen; or it is called something else now.
+    """
+    act.readable(model)
+    row = models.find_model(act.tx, model)
+    if row is None:
+        raise missing_model(act, model)
+    return row
+
+
+def missing_model(act: Act, model: ModelName) -> errors.ModelNotFound:
+    """The error about a model that is not there: it says what the model is called now that had this name
+    last, to whoever may see that one."""
+    now = renames.last_given_up(act.tx, str(model))
+    if now is None or not act.may(Verb.READ, values.parse_model_name(now)):
+        return no_model(model)
+    return errors.ModelNotFound(
+        f"The model {model} is called {now} now; ask for that.", model=str(model), renamed=now
+    )
+
+
 def alias_subject(model: ModelName, alias: str) -> str:
     """Under which subject the events of an alias stand."""
     return f"{model}@{alias}"
@@ -103,10 +128,13 @@ def alias_subject(model: ModelName, alias: str) -> str:
 
 def _pointed_then(act: Act, model: ModelName, alias: str, moment: Moment) -> int | None:
     """The number an alias pointed to: its last event up to then says it."""
-    last = act.tx.events.before(moment.sequence + 1, limit=1, subject=alias_subject(model, alias))
-    if not last or last[0].event.kind is not EventKind.ALIAS_SET:
-        return None
-    return int(last[0].event.body["to"])
+    for span in renames.spans(act.tx, str(model)):
+        until = min(span.until, moment.sequence)
+        last = act.tx.events.before(until + 1, limit=1, subject=f"{span.name}@{alias}")
+        if last and last[0].event.sequence > span.after:
+            event = last[0].event
+            return int(event.body["to"]) if event.kind is EventKind.ALIAS_SET else None
+    return None
 
 
 # ---------------------------------------------------------------------------------------------- what there is
@@ -116,7 +144,7 @@ def _missing(act: Act, ref: Ref, moment: Moment | None) -> errors.NotFound:
     """The error about a reference that names nothing."""
     row = models.find_model(act.tx, ref.model, deleted=moment is not None)
     if row is None:
-        return no_model(ref.model)
+        return missing_model(act, ref.model)
     then = f" at {codec.format_time(ref.at)}" if ref.at is not None else ""
     known = store.list_semvers(act.tx, ref.model, limit=LOOKED_AT, moment=moment)
     if not known:

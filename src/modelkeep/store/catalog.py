@@ -21,6 +21,7 @@ from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.semver import Range, SemVer
 from modelkeep.core.values import Digest, ModelName
+from modelkeep.store import renames
 from modelkeep.store.models import get_model
 from modelkeep.store.schema import (
     aliases,
@@ -95,6 +96,8 @@ class FoundVersion(NamedTuple):
     yanked: str | None
     stage: str
     created_at: str
+    project: str
+    name: str
 
 
 VERSION = (
@@ -107,6 +110,8 @@ VERSION = (
     versions.c.yanked,
     STAGE,
     versions.c.created_at,
+    models.c.project,
+    models.c.name,
 )
 
 _NAMED = and_(models.c.project == bindparam("project"), models.c.name == bindparam("name"))
@@ -210,6 +215,7 @@ _ALIAS_EVENTS = (
     select(events.c.document)
     .where(
         events.c.model == bindparam("model"),
+        events.c.sequence > bindparam("after"),
         events.c.sequence <= bindparam("sequence"),
         events.c.kind.in_([EventKind.ALIAS_SET.value, EventKind.ALIAS_DELETED.value]),
     )
@@ -226,6 +232,7 @@ _WITHDRAWAL_EVENTS = (
     select(events.c.document)
     .where(
         events.c.model == bindparam("model"),
+        events.c.sequence > bindparam("after"),
         events.c.sequence <= bindparam("sequence"),
         events.c.kind.in_([kind.value for kind in _WITHDRAWALS]),
     )
@@ -398,7 +405,7 @@ def _choose(
 def _withdrawn_then(tx: Transaction, model: ModelName, moment: Moment) -> frozenset[int]:
     """The numbers that were taken back or yanked at a moment: a fold of those events."""
     marks: set[tuple[int | None, str]] = set()
-    for (document,) in tx.all(_WITHDRAWAL_EVENTS, model=str(model), sequence=moment.sequence):
+    for (document,) in _told_until(tx, _WITHDRAWAL_EVENTS, model, moment):
         event = codec.decode(document, Event)
         yank = event.kind in (EventKind.VERSION_YANKED, EventKind.VERSION_UNYANKED)
         mark = (event.number, "yank" if yank else "tombstone")
@@ -412,13 +419,23 @@ def _withdrawn_then(tx: Transaction, model: ModelName, moment: Moment) -> frozen
 def aliases_then(tx: Transaction, model: ModelName, moment: Moment) -> dict[str, int]:
     """Where the aliases of a model pointed at a moment: a fold of their events."""
     pointed: dict[str, int] = {}
-    for (document,) in tx.all(_ALIAS_EVENTS, model=str(model), sequence=moment.sequence):
+    for (document,) in _told_until(tx, _ALIAS_EVENTS, model, moment):
         event = codec.decode(document, Event)
         if event.kind is EventKind.ALIAS_SET:
             pointed[event.body["alias"]] = int(event.body["to"])
         else:
             pointed.pop(event.body["alias"], None)
     return pointed
+
+
+def _told_until(tx: Transaction, statement: Statement, model: ModelName, moment: Moment) -> list[Row]:
+    """Events of a model up to a moment, oldest first, under all names that it had."""
+    rows: list[Row] = []
+    for span in reversed(renames.spans(tx, str(model))):
+        until = min(span.until, moment.sequence)
+        if until > span.after:
+            rows += tx.all(statement, model=span.name, after=span.after, sequence=until)
+    return rows
 
 
 def list_semvers(tx: Transaction, model: ModelName, *, limit: int, moment: Moment | None = None) -> list[str]:
@@ -494,6 +511,7 @@ def _labelled(tx: Transaction, found: FoundVersion) -> ModelVersion:
 def _laid_over(found: FoundVersion, tags: dict[str, str], pointers: list[str]) -> ModelVersion:
     return replace(
         codec.decode(found.document, ModelVersion),
+        model=ModelName(found.project, found.name),  # the document has the name that it was registered under
         description=found.description,
         tombstone=found.tombstone,
         yanked=found.yanked,

@@ -19,6 +19,7 @@ from modelkeep.core import codec, errors, values
 from modelkeep.core import events as core
 from modelkeep.core.events import ChainedEvent, ChainReport, Event, EventKind, KnownHead
 from modelkeep.core.values import Actor
+from modelkeep.store import renames
 from modelkeep.store.schema import chain_head, events
 from modelkeep.store.statements import Row, Runs, insert
 
@@ -36,14 +37,20 @@ _SET_HEAD = update(chain_head).values(sequence=bindparam("sequence"), link=bindp
 _IN_ORDER = select(*_COLUMNS).order_by(events.c.sequence).limit(bindparam("limit"))
 _LATEST_FIRST = select(*_COLUMNS).order_by(events.c.sequence.desc()).limit(bindparam("limit"))
 _AFTER = _IN_ORDER.where(events.c.sequence > bindparam("after"))
-_OF_MODEL = _IN_ORDER.where(events.c.model == bindparam("model"), events.c.sequence > bindparam("after"))
+_OF_MODEL = _IN_ORDER.where(
+    events.c.model == bindparam("model"),
+    events.c.sequence > bindparam("after"),
+    events.c.sequence <= bindparam("until"),
+)
 _OF_SUBJECT = _IN_ORDER.where(
     events.c.subject == bindparam("subject"), events.c.sequence > bindparam("after")
 )
 _OF_KIND = _IN_ORDER.where(events.c.kind == bindparam("kind"), events.c.sequence > bindparam("after"))
 _BEFORE = _LATEST_FIRST.where(events.c.sequence < bindparam("before"))
 _OF_MODEL_BEFORE = _LATEST_FIRST.where(
-    events.c.model == bindparam("model"), events.c.sequence < bindparam("before")
+    events.c.model == bindparam("model"),
+    events.c.sequence > bindparam("after"),
+    events.c.sequence < bindparam("before"),
 )
 _OF_SUBJECT_BEFORE = _LATEST_FIRST.where(
     events.c.subject == bindparam("subject"), events.c.sequence < bindparam("before")
@@ -65,7 +72,7 @@ _AS_OF = (
     .limit(1)
 )
 
-FAR = 2**62
+FAR = renames.FAR
 """A cursor after every event there will be."""
 
 
@@ -190,9 +197,12 @@ class Events:
         subject: str | None = None,
         kind: EventKind | None = None,
     ) -> list[ChainedEvent]:
-        """The events after a cursor, oldest first; of one model, one subject or one kind (name at most one of
-        them)."""
-        statement, narrowed = _narrow(_AFTER, _OF_MODEL, _OF_SUBJECT, _OF_KIND, model, subject, kind)
+        """The events after a cursor, oldest first; of one model under every name it had, one subject or one
+        kind (name at most one of them)."""
+        if model is not None:
+            self._only_model(subject, kind)
+            return self._of_model(model, cursor, limit)
+        statement, narrowed = _narrow(_AFTER, _OF_SUBJECT, _OF_KIND, subject, kind)
         return [
             _chained(row) for row in self._runs.all(statement, after=cursor, limit=_page(limit), **narrowed)
         ]
@@ -207,12 +217,38 @@ class Events:
         kind: EventKind | None = None,
     ) -> list[ChainedEvent]:
         """The events before a cursor, latest first: how people read a log."""
-        statement, narrowed = _narrow(
-            _BEFORE, _OF_MODEL_BEFORE, _OF_SUBJECT_BEFORE, _OF_KIND_BEFORE, model, subject, kind
-        )
+        if model is not None:
+            self._only_model(subject, kind)
+            return self._of_model_before(model, cursor, limit)
+        statement, narrowed = _narrow(_BEFORE, _OF_SUBJECT_BEFORE, _OF_KIND_BEFORE, subject, kind)
         return [
             _chained(row) for row in self._runs.all(statement, before=cursor, limit=_page(limit), **narrowed)
         ]
+
+    @staticmethod
+    def _only_model(subject: str | None, kind: str | None) -> None:
+        if subject is not None or kind is not None:
+            raise TypeError("name at most one of model, subject and kind")
+
+    def _of_model(self, model: str, cursor: int, limit: int) -> list[ChainedEvent]:
+        rows: list[Row] = []
+        for span in reversed(renames.spans(self._runs, model)):
+            room = _page(limit) - len(rows)
+            if room and span.until > cursor:
+                after = max(cursor, span.after)
+                rows += self._runs.all(_OF_MODEL, model=span.name, after=after, until=span.until, limit=room)
+        return [_chained(row) for row in rows]
+
+    def _of_model_before(self, model: str, cursor: int, limit: int) -> list[ChainedEvent]:
+        rows: list[Row] = []
+        for span in renames.spans(self._runs, model):
+            room = _page(limit) - len(rows)
+            if room and span.after < cursor:
+                before = min(cursor, span.until + 1)
+                rows += self._runs.all(
+                    _OF_MODEL_BEFORE, model=span.name, after=span.after, before=before, limit=room
+                )
+        return [_chained(row) for row in rows]
 
     def as_of(self, at: datetime) -> int:
         """The number of the latest event at a time; 0 before the first. The state then is the fold of 1 to
@@ -223,21 +259,17 @@ class Events:
 
 def _narrow(
     whole: Any,
-    of_model: Any,
     of_subject: Any,
     of_kind: Any,
-    model: str | None,
     subject: str | None,
     kind: str | None,
 ) -> tuple[Any, dict[str, str]]:
-    match (model, subject, kind):
-        case (None, None, None):
+    match (subject, kind):
+        case (None, None):
             return whole, {}
-        case (str(), None, None):
-            return of_model, {"model": model}
-        case (None, str(), None):
+        case (str(), None):
             return of_subject, {"subject": subject}
-        case (None, None, str()):
+        case (None, str()):
             return of_kind, {"kind": str(kind)}
         case _:
             raise TypeError("name at most one of model, subject and kind")

@@ -16,6 +16,7 @@ from modelkeep.core.catalog import ModelVersion, StageGraph
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.promotion import Interval
 from modelkeep.core.values import PAGE_MAX, ModelName, parse_ref
+from modelkeep.store import renames
 from modelkeep.store.models import find_model, texts
 from modelkeep.store.promotion import place_row, stay_row
 from modelkeep.store.schema import (
@@ -119,7 +120,10 @@ def list_told(tx: Transaction, after: int, limit: int) -> list[tuple[int, ModelN
     """The models that events say were created, in order: the event's number, the name, and whether there is a
     row. A row is kept when its model is deleted, so one that is missing was taken away."""
     created = [stored.event for stored in tx.events.after(after, kind=EventKind.MODEL_CREATED, limit=limit)]
-    names = [parse_ref(event.model or event.subject).model for event in created]
+    names = [
+        parse_ref(renames.name_now(tx, event.model or event.subject, event.sequence)).model
+        for event in created
+    ]
     return [
         (event.sequence, name, find_model(tx, name, deleted=True) is not None)
         for event, name in zip(created, names, strict=True)
@@ -148,7 +152,7 @@ def compare_model(tx: Transaction, model: ModelHead) -> list[Difference]:
     stood = {(row["number"], row["from_sequence"]): row for row in _cells(tx, stage_intervals, _STAYS, model)}
     return [
         *_differences("versions", told.versions, existing),
-        *_differences("aliases", told.pointers(model.name), pointers),
+        *_differences("aliases", told.pointers(), pointers),
         *_differences("occupancy", _places(model.id, graph, stays), places),
         *_differences(
             "stage_intervals", {(s.number, s.from_sequence): stay_row(model.id, s) for s in stays}, stood
@@ -169,9 +173,9 @@ class _Told:
             self._note(event)
             yield event
 
-    def pointers(self, model: ModelName) -> dict[Key, Cells]:
-        """Where the aliases point. An alias stands in its event's subject: `model@alias`."""
-        return {(subject.removeprefix(f"{model}@"),): cells for subject, cells in self._aliases.items()}
+    def pointers(self) -> dict[Key, Cells]:
+        """Where the aliases point."""
+        return {(alias,): cells for alias, cells in self._aliases.items()}
 
     def _note(self, event: Event) -> None:
         match event.kind:
@@ -198,14 +202,19 @@ class _Told:
                         cells.update(status="deleted", to_sequence=event.sequence)
             case EventKind.ALIAS_SET:
                 protected = int(bool(event.body.get("protected")))
-                self._aliases[event.subject] = {"number": event.number, "protected": protected}
+                self._aliases[_alias_of(event)] = {"number": event.number, "protected": protected}
             case EventKind.ALIAS_DELETED:
-                self._aliases.pop(event.subject, None)
+                self._aliases.pop(_alias_of(event), None)
             case _:
                 pass
 
     def _of(self, event: Event) -> Cells:
         return self.versions.setdefault((event.number,), {})
+
+
+def _alias_of(event: Event) -> str:
+    """The alias that an event is about: it stands in the subject, `model@alias`, behind the name of then."""
+    return event.subject.rpartition("@")[2]
 
 
 def _places(model_id: str, graph: StageGraph, stays: list[Interval]) -> dict[Key, Cells]:
@@ -286,7 +295,8 @@ def _of_record(
         event = tx.events.get(sequence).event
     except errors.EventNotFound:
         return []  # the fold of the model's events says that the version is filed under no event of its own
-    if (event.kind, event.model, event.number) != (EventKind.VERSION_REGISTERED, str(model), number):
+    name = renames.name_at(tx, str(model), sequence)
+    if (event.kind, event.model, event.number) != (EventKind.VERSION_REGISTERED, name, number):
         return []
     recorded = event.body.get("record")
     try:

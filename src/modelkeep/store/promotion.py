@@ -266,7 +266,12 @@ def rebuild(tx: Transaction) -> None:
         after = rows[-1][0]
 
 
-_MOVING = (EventKind.STAGE_MOVED, EventKind.VERSION_DELETED, EventKind.MODEL_DELETED)
+_MOVING = (
+    EventKind.STAGE_MOVED,
+    EventKind.VERSION_DELETED,
+    EventKind.MODEL_DELETED,
+    EventKind.MODEL_RENAMED,
+)
 
 
 def _moves(tx: Transaction) -> Iterator[Event]:

@@ -86,6 +86,17 @@ models = _table(
     _where("uq_models_project_folded", "project", "folded", condition="deleted_at is null", unique=True),
 )
 
+model_renames = _table(
+    "model_renames",
+    _whole("sequence"),  # of the event
+    _words("from_name"),  # full names, as events have them
+    _words("to_name"),
+    _key("sequence"),
+    Index(None, "from_name", "sequence"),
+    Index(None, "to_name", "sequence"),
+)
+"""Which names models had: events are filed under the name of their day."""
+
 model_tags = _table(
     "model_tags",
     _words("model_id", ForeignKey("models.id")),

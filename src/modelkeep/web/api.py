@@ -13,6 +13,7 @@ from modelkeep.core.access import Verb
 from modelkeep.core.answers import Done, Health
 from modelkeep.core.plan import read_plan
 from modelkeep.core.values import ModelName, Ref, parse_model_name, parse_ref
+from modelkeep.service import renaming
 from modelkeep.service.act import Act
 from modelkeep.service.forecasts import Asked
 from modelkeep.web.operations import Call
@@ -90,6 +91,10 @@ def get_model(act: Act, call: Call) -> Any:
 
 def change_model(act: Act, call: Call) -> Any:
     return call.house.catalog.change_model(act, call.model, call.body)
+
+
+def rename_model(act: Act, call: Call) -> Any:
+    return renaming.rename(act, call.house.access, call.model, call.body.name)
 
 
 def delete_model(act: Act, call: Call) -> Any:

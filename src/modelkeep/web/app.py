@@ -70,6 +70,8 @@ OPERATIONS: tuple[Operation, ...] = (
          RegisteredModel, body=shapes.NewModel, status=201),
     _row("change_model", "PATCH", MODEL, WRITE, api.change_model, "Change description, owner or tags",
          RegisteredModel, body=ModelChange),
+    _row("rename_model", "POST", MODEL + "/rename", WRITE, api.rename_model,
+         "Give a model another name; everything it has goes with it", RegisteredModel, body=shapes.NewName),
     _row("delete_model", "DELETE", MODEL, WRITE, api.delete_model, "Delete a model", answers.Done),
     _row("set_stages", "PUT", MODEL + "/stages", WRITE, api.set_stages, "Set a model's stage graph",
          RegisteredModel, body=StageGraph),

@@ -62,6 +62,12 @@ class ListQuery(Shape, frozen=True, kw_only=True):
     page_token: Token | None = None
 
 
+class NewName(Shape, frozen=True, kw_only=True):
+    """What a model is to be called, within its project."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=values.NAME_MAX)]
+
+
 class SearchQuery(ListQuery, frozen=True, kw_only=True):
     """A page of what a filter selects."""
 

@@ -12,7 +12,7 @@ from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelChange
 from modelkeep.core.values import ModelName, Ref
 from modelkeep.service import mlflow_registry as words
-from modelkeep.service import registry_search
+from modelkeep.service import registry_search, renaming
 from modelkeep.service.act import Act
 from modelkeep.service.mlflow_registry import Transition
 from modelkeep.web.mlflow import registry_shapes as shapes
@@ -100,6 +100,15 @@ def update_model(act: Act, call: Call) -> OneModel:
     name = model_of(call, call.body.name)
     call.house.catalog.change_model(act, name, ModelChange(description=call.body.description or ""))
     return OneModel(model_out(words.get_model(act, name)))
+
+
+def rename_model(act: Act, call: Call) -> OneModel:
+    """`registered-models/rename`."""
+    asked: shapes.RenameModel = call.body
+    name = model_of(call, asked.name)
+    new_name = required(asked.new_name, "new_name")
+    renamed = renaming.rename(act, call.house.access, name, new_name)
+    return OneModel(model_out(words.seen_models(act, [renamed])[0]))
 
 
 def delete_model(act: Act, call: Call) -> Nothing:

@@ -27,6 +27,7 @@ REGISTRY_ROWS: tuple[Operation, ...] = (
     _send("POST", "registered-models/create", WRITE, registry.create_model, shapes.CreateModel, OneModel),
     _get("registered-models/get", READ, registry.get_model, shapes.ModelNamed, OneModel),
     _send("PATCH", "registered-models/update", WRITE, registry.update_model, shapes.UpdateModel, OneModel),
+    _send("POST", "registered-models/rename", WRITE, registry.rename_model, shapes.RenameModel, OneModel),
     _send("DELETE", "registered-models/delete", WRITE, registry.delete_model, shapes.ModelNamed),
     _get("registered-models/search", SLOW, registry.search_models, shapes.Search, ModelsOut),
     _get("registered-models/get-latest-versions", READ, registry.latest_versions, shapes.LatestVersions,

@@ -42,6 +42,7 @@ def upgrade() -> None:
     _events()
     _gateways()
     _idempotency()
+    _model_renames()
     _models()
     _policies()
     _principals()
@@ -159,6 +160,19 @@ def _idempotency() -> None:
         sqlite_strict=True,
     )
     op.create_index("ix_idempotency_created_at", "idempotency", ["created_at"])
+
+
+def _model_renames() -> None:
+    op.create_table(
+        "model_renames",
+        _whole("sequence"),
+        _words("from_name"),
+        _words("to_name"),
+        sa.PrimaryKeyConstraint("sequence", name="pk_model_renames"),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_model_renames_from_name_sequence", "model_renames", ["from_name", "sequence"])
+    op.create_index("ix_model_renames_to_name_sequence", "model_renames", ["to_name", "sequence"])
 
 
 def _models() -> None:
