@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from sqlalchemy import bindparam, update
 
 from modelkeep.core import errors
 from modelkeep.core.access import Role
@@ -22,6 +23,7 @@ from modelkeep.service.artifacts import OwnedPlace, Owner
 from modelkeep.service.sources import DUPLICATE_OF, VersionRequest
 from modelkeep.store.artifacts import OwnerKind
 from modelkeep.store.database import Database
+from modelkeep.store.schema import versions
 from tests.service.catalog_world import CHURN, OWNER, context, digest_of
 from tests.service.sources_world import FILES, MLMODEL, SourcesWorld
 
@@ -174,7 +176,13 @@ def test_what_a_run_cannot_hand_on_is_said(world: SourcesWorld) -> None:
     assert made.version.params == {"ok": "1", "empty": ""}
     assert made.version.signature is None
     said = " ".join(made.reasons)
-    for word in ("best, loss", "bell", "MLmodel", "commit", "list of packages"):
+    for word in (
+        "metrics best, loss were left out: not a finite number",
+        "parameter bell was",
+        "MLmodel",
+        "commit",
+        "list of packages",
+    ):
         assert word in said
     assert made.version.bump_reasons == made.reasons
 
@@ -280,6 +288,72 @@ def test_a_version_is_copied(world: SourcesWorld, source: str) -> None:
     assert provenance.source == ("models:/churn/1" if source != "stored" else given)
     assert world.get("My Model (v2):1.0.0") == copy
     assert world.get("models:/My Model (v2)/1") == copy
+
+
+# --------------------------------------------------------------------------------- what the record holds
+
+
+@pytest.mark.req("T3", "G11")
+def test_versions_are_found_by_where_they_come_from(world: SourcesWorld) -> None:
+    """The run, the source, the commit and the identity are searched by, and only the caller's own are found.
+    """
+    run_id = trained(world)
+    version = world.made(f"runs:/{run_id}/model")
+    world.register("other", b"w")
+    assert version.identity is not None
+    for text in (
+        f'run_id = "{run_id}"',
+        f'source like "runs:/{run_id}/%"',
+        f'code_commit = "{COMMIT.upper()}"',
+        f'identity = "{version.identity.digest}"',
+        "identity exists",
+    ):
+        found = world.read(OWNER, world.catalog.search_versions, filter_text=text)
+        assert [v.reference for v in found.items] == ["churn:1.0.0"], text
+        stranger = context("eve", Role.VIEWER, project="other")
+        assert world.read(stranger, world.catalog.search_versions, filter_text=text).items == ()
+    missing = world.read(OWNER, world.catalog.search_versions, filter_text="run_id is null")
+    assert [v.reference for v in missing.items] == ["other:1.0.0"]
+
+
+@pytest.mark.req("V3", "V4")
+@pytest.mark.parametrize("column", ["run_id", "source", "code_commit", "identity"])
+def test_a_changed_origin_is_found(world: SourcesWorld, column: str) -> None:
+    """Whoever changes where a version comes from behind the registry's back is found out by fsck."""
+    version = world.made(f"runs:/{trained(world)}/model")
+    assert world.catalog.fsck(world.desk, SYSTEM_CONTEXT).ok
+    changed = update(versions).where(versions.c.id == bindparam("which")).values({column: "another"})
+    world.do(OWNER, lambda act: act.tx.run(changed, which=version.id))
+    report = world.catalog.fsck(world.desk, SYSTEM_CONTEXT)
+    assert not report.ok
+    assert column in str(report)
+
+
+@pytest.mark.req("T3")
+def test_registrations_at_once_get_numbers_of_their_own(world: SourcesWorld) -> None:
+    """Many registrations of one run at the same moment are as many versions, with numbers and semvers in a
+    row.
+    """
+    run_id = trained(world)
+    world.model()
+    request = VersionRequest(model=CHURN, source=f"runs:/{run_id}/model")
+    prepared = world.sources.prepare(world.desk, OWNER, request)
+    waiting = [world.desk.write(OWNER, world.sources.register, prepared) for _ in range(8)]
+    made = [future.result().version for future in waiting]
+    assert sorted(version.number for version in made) == list(range(1, 9))
+    assert len({version.semver for version in made}) == 8
+
+
+@pytest.mark.req("T3", "V4")
+def test_a_model_without_a_run_has_its_own_tags(world: SourcesWorld) -> None:
+    """A model that was logged without a run says itself which code made it."""
+    model_id = world.logged(tags=[Tag(key, value) for key, value in GIT.items()])
+    version = world.made(f"models:/{model_id}")
+    assert version.provenance is not None
+    assert version.provenance.run_id is None
+    assert version.provenance.code is not None
+    assert version.provenance.code.commit == COMMIT
+    assert version.provenance.user == "ann"
 
 
 # --------------------------------------------------------------------------------------- life after the run

@@ -77,6 +77,7 @@ HOT: dict[str, tuple[Statement, dict[str, Any]]] = {
     "aliases of many": (catalog._ALIASES_OF, {"ids": ["x"]}),
     "alias events": (catalog._ALIAS_EVENTS, {"model": "churn", "sequence": 1}),
     "same bytes": (catalog._SAME_BYTES, {"model_id": "x", "digest": "x"}),
+    "same identity": (catalog._SAME_IDENTITY, {"model_id": "x", "identity": "x", "limit": 6}),
     "a model": (models._FIND, NAMED),
     "latest of many": (models._LATEST_OF, {"ids": ["x"]}),
     "versions of a model": (search._OF_MODEL, {"model_id": "x", "before": 9, "limit": 9}),

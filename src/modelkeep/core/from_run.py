@@ -115,16 +115,24 @@ def _metrics(points: Sequence[tracking.Metric], notes: list[str]) -> tuple[catal
     finite = [point for point in latest.values() if math.isfinite(point.value)]
     _note(
         notes,
-        "was not a finite number",
+        "not a finite number",
         "metric",
         [k for k, p in latest.items() if not math.isfinite(p.value)],
     )
     finite.sort(key=lambda point: point.key)
     kept = [_metric(point) for point in finite if _is_fit(point.key, values.TAG_KEY_MAX)]
     _note(
-        notes, "cannot be kept", "metric", [p.key for p in finite if not _is_fit(p.key, values.TAG_KEY_MAX)]
+        notes,
+        "too long, or with control characters",
+        "metric",
+        [p.key for p in finite if not _is_fit(p.key, values.TAG_KEY_MAX)],
     )
-    _note(notes, "is one too many", "metric", [metric.name for metric in kept[values.METRICS_MAX :]])
+    _note(
+        notes,
+        "a version has no more of them",
+        "metric",
+        [metric.name for metric in kept[values.METRICS_MAX :]],
+    )
     return catalog.check_metrics(kept[: values.METRICS_MAX])
 
 
@@ -144,9 +152,9 @@ def _params(params: Iterable[Tag], notes: list[str]) -> dict[str, str]:
             kept[param.key] = param.value
         else:
             unfit.append(param.key)
-    _note(notes, "cannot be kept", "parameter", unfit)
+    _note(notes, "too long, or with control characters", "parameter", unfit)
     names = sorted(kept)
-    _note(notes, "is one too many", "parameter", names[values.PARAMS_MAX :])
+    _note(notes, "a version has no more of them", "parameter", names[values.PARAMS_MAX :])
     return {name: kept[name] for name in names[: values.PARAMS_MAX]}
 
 
@@ -164,7 +172,8 @@ def _note(notes: list[str], why: str, what: str, names: Sequence[str]) -> None:
         return
     listed = ", ".join(values.printable(name)[:60] for name in names[:NAMES_SHOWN])
     more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
-    notes.append(f"Left out, because each {why}: the {what}{'s' if len(names) > 1 else ''} {listed}{more}.")
+    are = f"{what} {listed} was" if len(names) == 1 else f"{what}s {listed}{more} were"
+    notes.append(f"The {are} left out: {why}.")
 
 
 def _training(run: Run | None) -> dict[str, Any]:
@@ -184,7 +193,9 @@ def _training(run: Run | None) -> dict[str, Any]:
 def _provenance(
     run: Run | None, logged: LoggedModel | None, lock: EnvironmentLock | None, notes: list[str]
 ) -> Provenance:
-    tags = {tag.key: tag.value for tag in run.tags} if run is not None else {}
+    # A model may be logged without a run: then the client notes the code in the model's own tags.
+    given = (*(logged.tags if logged is not None else ()), *(run.tags if run is not None else ()))
+    tags = {tag.key: tag.value for tag in given}
     kind = _short(tags.get(SOURCE_TYPE_TAG))
     name = _short(tags.get(SOURCE_NAME_TAG), provenance.ADDRESS_MAX)
     run_id, logged_model_id = origins(run, logged, None)
@@ -198,7 +209,7 @@ def _provenance(
             backend=_short(tags.get(BACKEND_TAG)),
         ),
         script=Script(name=name, kind=kind),
-        user=_short(run.info.user_id) if run is not None else None,
+        user=_short(run.info.user_id if run is not None else tags.get(tracking.USER_TAG)),
         datasets=_datasets(run),
         environment=lock,
     )
