@@ -9,11 +9,14 @@ through a link or a path that leads out of it. Roots that only MLflow's own serv
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from modelkeep.client.mlflow_source import DEPTH_MAX, FILES_MAX, SourceFile
 from modelkeep.core import errors, values
+
+if TYPE_CHECKING:
+    from modelkeep.adapters.mlflow_bucket import Bucket
 
 CHUNK_BYTES = 1024 * 1024
 """Bytes of a file that are in memory at a time."""
@@ -22,16 +25,20 @@ CHUNK_BYTES = 1024 * 1024
 class Roots:
     """Reads files below artifact roots."""
 
-    def __init__(self, artifacts: Path | None = None, local: bool = True) -> None:
+    def __init__(
+        self, artifacts: Path | None = None, *, local: bool = True, s3_endpoint: str | None = None
+    ) -> None:
         """
         Args:
             artifacts: the folder that MLflow's server keeps as its `--artifacts-destination`: what
                 `mlflow-artifacts:` addresses are below of. A relative root is below it, too.
             local: whether folders of this machine are read.
+            s3_endpoint: where buckets are, when that is not AWS.
         """
         self._artifacts = artifacts
         self._local = local
-        self._buckets: dict[str, Any] = {}
+        self._s3_endpoint = s3_endpoint
+        self._buckets: dict[str, Bucket] = {}
 
     def files(self, root: str) -> list[SourceFile]:
         """The files below a root, in the order of paths; none where nothing is there.
@@ -123,28 +130,25 @@ class Roots:
 
     # ---------------------------------------------------------------------------------------------- buckets
 
-    def _bucket(self, name: str) -> Any:
-        from modelkeep.adapters.blobs_s3 import open_bucket
+    def _bucket(self, name: str) -> "Bucket":
+        from modelkeep.adapters.mlflow_bucket import Bucket
 
         if name not in self._buckets:
-            self._buckets[name] = open_bucket(name)
+            self._buckets[name] = Bucket(name, self._s3_endpoint)
         return self._buckets[name]
 
     def _objects(self, root: str) -> list[SourceFile]:
         parts = urlsplit(root)
-        prefix = parts.path.strip("/")
-        found = [
-            SourceFile(check_path(path, root), size)
-            for path, size in self._bucket(parts.netloc).list(prefix, FILES_MAX + 1)
-        ]
-        if len(found) > FILES_MAX:
-            raise _too_much(root)
+        found: list[SourceFile] = []
+        for path, size_bytes in self._bucket(parts.netloc).list(parts.path):
+            found.append(SourceFile(check_path(path, root), size_bytes))
+            if len(found) > FILES_MAX:
+                raise _too_much(root)
         return sorted(found)
 
     def _object(self, root: str, path: str) -> Iterator[bytes]:
         parts = urlsplit(root)
-        prefix = parts.path.strip("/")
-        yield from self._bucket(parts.netloc).open(f"{prefix}/{path}" if prefix else path)
+        yield from self._bucket(parts.netloc).open(f"{parts.path.strip('/')}/{path}".strip("/"))
 
 
 def check_path(path: str, root: str) -> str:

@@ -35,9 +35,9 @@ LOOK, MAKE, GOVERN, TRAFFIC, PEOPLE, RUN = (
     "People and records",
     "Run and care",
 )
-_CATALOG, _PROMOTION, _ROLLOUT, _ACCESS, _WEBHOOKS, _SERVER = (
+_CATALOG, _PROMOTION, _ROLLOUT, _ACCESS, _WEBHOOKS, _MOVING, _SERVER = (
     f"modelkeep.cli.{name}_commands"
-    for name in ("catalog", "promotion", "rollout", "access", "webhook", "server")
+    for name in ("catalog", "promotion", "rollout", "access", "webhook", "moving", "server")
 )
 COMMANDS: dict[str, Entry] = {
     "ls": Entry(_CATALOG, "ls", LOOK, "List models, or the versions of one."),
@@ -59,6 +59,7 @@ COMMANDS: dict[str, Entry] = {
     "yank": Entry(_CATALOG, "yank", MAKE, "Have a version passed over by @latest and ranges."),
     "unyank": Entry(_CATALOG, "unyank", MAKE, "Let a yanked version be chosen again."),
     "alias": Entry(_CATALOG, "alias", MAKE, "Point and delete aliases."),
+    "import": Entry(_MOVING, "imports", MAKE, "Move another registry in."),
     "gate": Entry(_PROMOTION, "gate", GOVERN, "Whether a version may enter a stage."),
     "request": Entry(_PROMOTION, "request", GOVERN, "Ask others to agree to a promotion."),
     "review": Entry(_PROMOTION, "review", GOVERN, "Approve, reject or comment on a request."),

@@ -257,3 +257,34 @@ class Bars:
         if self._last[0]:
             self.out.write("\r\x1b[K")
             self.out.flush()
+
+
+class Counts:
+    """How many of something are done, on a terminal's stderr; silent elsewhere."""
+
+    def __init__(self, out: TextIO | None = None, *, shown: bool | None = None) -> None:
+        self.out = out or sys.stderr
+        self.shown = self.out.isatty() if shown is None else shown
+        self._drawn = ""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """Draw how far a phase is, at most once per percent."""
+        percent = 100 * done // total if total else 100
+        full = min(BAR_CELLS, BAR_CELLS * percent // 100)
+        mark = f"{phase}{percent}"
+        if not self.shown or mark == self._drawn:
+            return
+        self._drawn = mark
+        bar = "█" * full + "░" * (BAR_CELLS - full)
+        self.out.write(f"\r{phase:<9}{bar} {done:,} of {total:,}\x1b[K")
+        self.out.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._drawn:
+            self.out.write("\r\x1b[K")
+            self.out.flush()

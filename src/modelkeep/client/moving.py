@@ -12,10 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, NamedTuple, Protocol, TypeVar
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from modelkeep.client import moving_models
 from modelkeep.client.mlflow_source import (
     Counts,
     ForeignExperiment,
@@ -24,6 +22,7 @@ from modelkeep.client.mlflow_source import (
     MlflowSource,
     SourceFile,
 )
+from modelkeep.client.move_report import LEFT_OUT_MAX, Check, Mapped, Moved, MoveReport, Tally
 from modelkeep.core import codec, errors, tracking, values
 from modelkeep.core.imports import (
     FileItem,
@@ -67,8 +66,6 @@ GROUP_BYTES = 64 * 1024 * 1024
 """Bytes of files on this machine's disk at a time, unless one file alone has more."""
 FILE_MAX_BYTES = 1024**4
 """Bytes of a file whose size nobody says: what a registry takes."""
-LEFT_OUT_MAX = 10_000
-"""Things told one by one in a report; more are counted."""
 
 T = TypeVar("T")
 
@@ -88,100 +85,6 @@ class Target(Protocol):
     def missing_files(self, digests: list[Digest], /) -> tuple[Digest, ...]: ...
 
     def send_file(self, digest: Digest, size_bytes: int, source: IO[bytes], /) -> None: ...
-
-
-class Moved(Struct, frozen=True, kw_only=True):
-    """How many of a kind there are at the source, came now, were here already, and stayed out."""
-
-    found: int = 0
-    new: int = 0
-    there: int = 0
-    left_out: int = 0
-
-
-class Mapped(Struct, frozen=True, kw_only=True):
-    """Something that is called otherwise here."""
-
-    kind: Kind
-    id: str
-    ours: str
-
-
-class LeftOut(Struct, frozen=True, kw_only=True):
-    """Something that was not carried, or not as it is: why."""
-
-    kind: Kind
-    id: str
-    why: str
-
-
-class Check(Struct, frozen=True, kw_only=True):
-    """A number at the source, and here."""
-
-    what: str
-    there: int
-    here: int
-
-    @property
-    def ok(self) -> bool:
-        return self.there == self.here
-
-
-class MoveReport(Struct, frozen=True, kw_only=True):
-    """What came of an import.
-
-    Attributes:
-        changed: what was carried, but not as it is there; a part of something stayed out.
-        left_out: what was not carried at all.
-        more: how many more of these two there are than are told.
-        checks: what was counted on both sides at the end; empty in a dry run.
-    """
-
-    source: str
-    project: str
-    dry_run: bool
-    kinds: dict[Kind, Moved]
-    points: int
-    files: int
-    size_bytes: int
-    mapped: tuple[Mapped, ...]
-    changed: tuple[LeftOut, ...]
-    left_out: tuple[LeftOut, ...]
-    more: int
-    checks: tuple[Check, ...]
-
-    @property
-    def whole(self) -> bool:
-        """Whether everything was carried and is here."""
-        return not self.left_out and not self.more and all(check.ok for check in self.checks)
-
-
-class _Tally:
-    """What is counted and noted on the way."""
-
-    def __init__(self) -> None:
-        self.kinds: dict[Kind, dict[str, int]] = {}
-        self.points = self.files = self.size_bytes = self.more = 0
-        self.mapped: list[Mapped] = []
-        self.changed: list[LeftOut] = []
-        self.left_out: list[LeftOut] = []
-
-    def count(self, kind: Kind, what: str, by: int = 1) -> None:
-        of = self.kinds.setdefault(kind, {"found": 0, "new": 0, "there": 0, "left_out": 0})
-        of[what] += by
-
-    def change(self, kind: Kind, foreign: str, why: str) -> None:
-        self._add(self.changed, kind, foreign, why)
-
-    def leave(self, kind: Kind, foreign: str, why: str) -> None:
-        self.count(kind, "left_out")
-        self._add(self.left_out, kind, foreign, why)
-
-    def _add(self, told: list[LeftOut], kind: Kind, foreign: str, why: str) -> None:
-        if len(told) < LEFT_OUT_MAX:
-            told.append(LeftOut(kind=kind, id=values.printable(foreign)[:200], why=why))
-        else:
-            self.more += 1
 
 
 class _Batch:
@@ -215,8 +118,8 @@ class _Batch:
             self._send(replace(self._empty, **{name: tuple(items) for name, items in lists.items()}))
 
 
-class Mover:
-    """One import."""
+class TrackingMover:
+    """One import, as far as tracking goes, and what every part of it needs."""
 
     def __init__(
         self,
@@ -238,22 +141,22 @@ class Mover:
         self.project = project
         self.rename = dict(rename or {})
         self.dry_run = dry_run
-        self.tally = _Tally()
+        self.tally = Tally()
         self.roots: dict[str, tuple[Kind, str]] = {}
         self._holding: set[tuple[Kind, str]] = set()
         self.progress = progress
         self._states: dict[tuple[Kind, str], State] = {}
         self._batch = _Batch(self._sent, source.address, project)
-        self._counts = Counts()
+        self.counts = Counts()
 
-    def run(self) -> MoveReport:
-        """Move everything that can be, and compare.
+    def move_tracking(self) -> None:
+        """Move experiments, runs and logged models.
 
         Raises:
             SourceUnreadable, ServerUnavailable, TimedOut: one of the two sides fails; the same again goes on.
             NotAllowed: the caller is no admin. Conflict: the source went to another project before.
         """
-        self._counts = self.source.count()
+        self.counts = self.source.count()
         experiments = list(self.source.experiments())
         for experiment in experiments:
             self._announce(experiment)
@@ -265,14 +168,11 @@ class Mover:
             for run in self._runs(experiment.made.id):
                 self._move_run(run)
                 done += 1
-                self.progress("runs", done, self._counts.runs)
+                self.progress("runs", done, self.counts.runs)
             for model in self.source.logged_models(experiment.made.id):
                 self._move_logged_model(model)
             self.put("closed_experiments", experiment.closed)
         self._batch.flush()
-        moving_models.move_models(self, self._counts.versions)
-        self._batch.flush()
-        return self._report()
 
     # ----------------------------------------------------------------------------------------------- sending
 
@@ -555,7 +455,9 @@ class Mover:
 
     # ----------------------------------------------------------------------------------------------- the end
 
-    def _report(self) -> MoveReport:
+    def report(self) -> MoveReport:
+        """Send what is left, count on both sides, and tell."""
+        self._batch.flush()
         tally = self.tally
         return MoveReport(
             source=self.source.address,
@@ -576,11 +478,11 @@ class Mover:
         """Count on both sides what is to be here."""
         here = self.target.import_summary(self.source.address)
         counted = (
-            ("experiments", Kind.EXPERIMENT, self._counts.experiments),
-            ("runs", Kind.RUN, self._counts.runs),
-            ("logged models", Kind.LOGGED_MODEL, self._counts.logged_models),
-            ("registered models", Kind.MODEL, self._counts.models),
-            ("versions", Kind.VERSION, self._counts.versions),
+            ("experiments", Kind.EXPERIMENT, self.counts.experiments),
+            ("runs", Kind.RUN, self.counts.runs),
+            ("logged models", Kind.LOGGED_MODEL, self.counts.logged_models),
+            ("registered models", Kind.MODEL, self.counts.models),
+            ("versions", Kind.VERSION, self.counts.versions),
         )
         checks = [
             Check(what=what, there=there, here=here.kinds[kind].done if kind in here.kinds else 0)

@@ -9,12 +9,13 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from modelkeep.client.mlflow_source import ForeignModel, ForeignVersion
+from modelkeep.client.move_report import MoveReport
+from modelkeep.client.moving import Fetched, TrackingMover
 from modelkeep.core import catalog, errors, values
 from modelkeep.core.imports import (
     AliasItem,
@@ -27,9 +28,6 @@ from modelkeep.core.imports import (
 )
 from modelkeep.core.prompts import PROMPT_FILE, PROMPT_TEXT, is_prompt
 from modelkeep.core.values import Digest
-
-if TYPE_CHECKING:
-    from modelkeep.client.moving import Fetched, Mover
 
 EXCLUSIVE = ("Staging", "Production")
 """Stages of MLflow that hold one version here, unless a model comes with several in one."""
@@ -45,7 +43,22 @@ class Origin(Struct, frozen=True, kw_only=True):
     folder: str
 
 
-def move_models(mover: "Mover", total: int) -> None:
+class Mover(TrackingMover):
+    """One import."""
+
+    def run(self) -> MoveReport:
+        """Move everything that can be, and compare.
+
+        Raises:
+            SourceUnreadable, ServerUnavailable, TimedOut: one of the two sides fails; the same again goes on.
+            NotAllowed: the caller is no admin. Conflict: the source went to another project before.
+        """
+        self.move_tracking()
+        _move_models(self, self.counts.versions)
+        return self.report()
+
+
+def _move_models(mover: TrackingMover, total: int) -> None:
     """Move every registered model."""
     done = 0
     for model in mover.source.models():
@@ -55,7 +68,7 @@ def move_models(mover: "Mover", total: int) -> None:
         mover.progress("versions", done, total)
 
 
-def _move_model(mover: "Mover", model: ForeignModel, versions: list[ForeignVersion]) -> None:
+def _move_model(mover: TrackingMover, model: ForeignModel, versions: list[ForeignVersion]) -> None:
     tally = mover.tally
     name = mover.rename.get(model.name, model.name)
     item = ModelItem(
@@ -107,13 +120,13 @@ def _move_model(mover: "Mover", model: ForeignModel, versions: list[ForeignVersi
     return None
 
 
-def _leave_versions(mover: "Mover", versions: Iterable[ForeignVersion]) -> None:
+def _leave_versions(mover: TrackingMover, versions: Iterable[ForeignVersion]) -> None:
     for version in versions:
         mover.tally.count(Kind.VERSION, "found")
         mover.tally.leave(Kind.VERSION, _id_of(version), "Its model is not carried.")
 
 
-def _version(mover: "Mover", version: ForeignVersion) -> VersionItem | None:
+def _version(mover: TrackingMover, version: ForeignVersion) -> VersionItem | None:
     """What is sent for a version; None, and a note, where its files are nowhere."""
     id = _id_of(version)  # noqa: A001
     item = VersionItem(
@@ -149,7 +162,7 @@ def _version(mover: "Mover", version: ForeignVersion) -> VersionItem | None:
         return None
 
 
-def find_origin(address: str, mover: "Mover") -> Origin | None:
+def find_origin(address: str, mover: TrackingMover) -> Origin | None:
     """The run or logged model whose files an address names, among those that came."""
     address = address.rstrip("/")
     if address.startswith("runs:/"):
@@ -174,7 +187,7 @@ def find_origin(address: str, mover: "Mover") -> Origin | None:
     return None
 
 
-def _own_files(mover: "Mover", id: str, address: str) -> tuple[VersionFile, ...]:  # noqa: A002
+def _own_files(mover: TrackingMover, id: str, address: str) -> tuple[VersionFile, ...]:  # noqa: A002
     """Files that are a version's alone, sent.
 
     Raises:
@@ -202,10 +215,8 @@ def _own_files(mover: "Mover", id: str, address: str) -> tuple[VersionFile, ...]
     return tuple(found)
 
 
-def _prompt(mover: "Mover", item: VersionItem, version: ForeignVersion) -> VersionItem | None:
+def _prompt(mover: TrackingMover, item: VersionItem, version: ForeignVersion) -> VersionItem | None:
     """A prompt's version: its text, which stands in a tag, is its one file."""
-    from modelkeep.client.moving import Fetched
-
     text = version.tags.get(PROMPT_TEXT, "")
     if not text:
         mover.tally.count(Kind.VERSION, "found")
@@ -227,7 +238,7 @@ def _shared(versions: Iterable[ForeignVersion]) -> tuple[str, ...]:
     return tuple(stage for stage in EXCLUSIVE if standing[stage] > 1)
 
 
-def _tags(mover: "Mover", tags: Mapping[str, str], kind: Kind, id: str) -> dict[str, str]:  # noqa: A002
+def _tags(mover: TrackingMover, tags: Mapping[str, str], kind: Kind, id: str) -> dict[str, str]:  # noqa: A002
     """Tags that can be kept; the rest is noted."""
     kept: dict[str, str] = {}
     for key, value in sorted(tags.items()):
@@ -240,7 +251,7 @@ def _tags(mover: "Mover", tags: Mapping[str, str], kind: Kind, id: str) -> dict[
     return kept
 
 
-def _description(mover: "Mover", text: str, kind: Kind, id: str) -> str:  # noqa: A002
+def _description(mover: TrackingMover, text: str, kind: Kind, id: str) -> str:  # noqa: A002
     """A description that can be kept: one that cannot is made so, and noted."""
     try:
         return values.check_text(text, "description")
