@@ -97,7 +97,7 @@ def watched(server: Running, asking: Callable[[], Figure]) -> Figure:
     """What a run gave, with the server's processor time."""
     before = server.cpu_s()
     figure = asking()
-    return structs.replace(figure, cpu_us=(server.cpu_s() - before) * 1e6 / figure.requests)
+    return structs.replace(figure, cpu_us=(server.cpu_s() - before) * 1e6 / max(figure.requests, 1))
 
 
 def promote(server: Running, count: int) -> Figure:

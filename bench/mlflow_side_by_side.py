@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 from msgspec import Struct
@@ -38,7 +39,7 @@ from bench import (
     tracked,
 )
 from bench.control_plane import watched
-from bench.load import Call, Figure, Refused, drive, probe
+from bench.load import Call, Figure, Refused, drive, drive_each, probe
 from bench.mlflow_scenarios import Scenario
 from bench.report import Row, Table
 from bench.servers import Running
@@ -55,6 +56,9 @@ RESIDENT_MAX_MIB = 250.0
 PEER_ERRORS_MAX = 0.1
 """Of MLflow's answers, how many may be errors: under concurrent writes it tells some callers that SQLite is
 locked, or that two made the same version."""
+FEW = 8
+"""Answers that are too few for a figure, as are fewer than there are connections: so many are waited for,
+however long that takes."""
 POSTGRES = {"max_connections": "300", "shared_buffers": "256MB"}
 """Room for the pools of all of MLflow's workers."""
 
@@ -77,7 +81,10 @@ class Level(Struct, frozen=True, kw_only=True):
 
     @property
     def ratio(self) -> float | None:
-        return self.ours.per_second / self.peer.per_second if self.peer is not None else None
+        """How many times as many requests a second ours answers."""
+        if self.peer is None:
+            return None
+        return self.ours.per_second / self.peer.per_second
 
     @property
     def prompt(self) -> bool:
@@ -143,20 +150,28 @@ def levels_of(
     for count in connections:
         asked = [(0, among.ours), *among.peers.items()]
         figures: dict[int, Figure] = {}
+        few = max(FEW, count)
         for workers, server in asked if turn % 2 == 0 else reversed(asked):
             asking = partial(
                 drive,
                 server.port,
                 scenario.calls,
                 connections=count,
-                seconds=seconds,
                 errors_max=PEER_ERRORS_MAX if workers else 0.0,
             )
-            figures[workers] = watched(server, asking)
+            figures[workers] = watched(server, partial(asking, seconds=seconds))
+            if figures[workers].requests < few:
+                figures[workers] = watched(server, partial(asked_once, server, scenario, few, count))
         ours = figures.pop(0)
         best = max(figures, key=lambda workers: figures[workers].per_second, default=0)
         found.append(Level(connections=count, ours=ours, peer=figures.get(best), workers=best))
     return found
+
+
+def asked_once(server: Running, scenario: Scenario, requests: int, connections: int) -> Figure:
+    """So many requests, each answered in its own time. Raises as `drive_each`."""
+    calls = islice(cycle(scenario.calls), requests)
+    return drive_each(server.port, calls, connections=connections, errors_max=PEER_ERRORS_MAX)
 
 
 def row_of(store: str, scenario: Scenario, levels: Sequence[Level]) -> Row:
