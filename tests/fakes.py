@@ -117,6 +117,10 @@ class MemoryBlobs:
             self.disk.blobs[actual] = (data, datetime.now(UTC))
         return BlobInfo(digest=actual, size_bytes=len(data))
 
+    @property
+    def small(self) -> None:
+        return None
+
     def open_upload(self, upload_id: str) -> Iterator[bytes]:
         chunks = self._read_upload(upload_id)
         next(chunks)

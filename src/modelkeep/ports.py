@@ -6,7 +6,7 @@ any behaviour but the checks of what may cross the door.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,8 @@ from modelkeep.core.values import Digest
 # Limits of the blob door; each with the reason for its size.
 BLOB_MAX_BYTES = 1024**4
 """Bytes of one blob: far above any model file of today; S3 takes it in 10,000 parts that fit in memory."""
+SMALL_MAX_BYTES = 64 * 1024
+"""Bytes of a small file: writing so many twice takes less than syncing them once."""
 UPLOAD_ID_MAX = 64
 """Characters of an upload id: it becomes part of a file name, and a prefixed UUIDv7 has half of them."""
 
@@ -31,6 +33,22 @@ class BlobInfo(Struct, frozen=True, kw_only=True):
 
     digest: Digest
     size_bytes: int
+
+
+class SmallFiles(Protocol):
+    """The way in for small files that are there whole: no session, and one sync for all of a group."""
+
+    def put(self, files: Sequence[bytes]) -> tuple[BlobInfo, ...]:
+        """Keep files as blobs. When this returns, they survive a loss of power.
+
+        Returns:
+            what they became, in the order given.
+
+        Raises:
+            LimitExceeded: one has more than `SMALL_MAX_BYTES`; none were stored.
+            StorageFull, BlobsUnavailable: some or all of them were not stored.
+        """
+        ...
 
 
 class BlobStore(Protocol):
@@ -135,6 +153,11 @@ class BlobStore(Protocol):
         """
         ...
 
+    @property
+    def small(self) -> SmallFiles | None:
+        """The way in for small files; None where there is none, now or ever: upload them like others."""
+        ...
+
     def open_upload(self, upload_id: str) -> Iterator[bytes]:
         """Read what has come of an upload, in chunks, to make one upload out of several. Nobody can write to
         the session until the iterator ends or is dropped.
@@ -218,6 +241,14 @@ class BlobStore(Protocol):
     def close(self) -> None:
         """Let go of files and connections. Open sessions stay for the next process."""
         ...
+
+
+def check_small(files: Sequence[bytes]) -> None:
+    """Check that files are small. Raises LimitExceeded."""
+    if any(len(data) > SMALL_MAX_BYTES for data in files):
+        raise errors.LimitExceeded(
+            f"A small file has at most {SMALL_MAX_BYTES:,} bytes; upload it like others.", field="size_bytes"
+        )
 
 
 def check_upload_id(upload_id: str) -> str:

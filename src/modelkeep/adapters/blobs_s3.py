@@ -169,6 +169,11 @@ class S3Blobs:
         """See `BlobStore.seal`. If the bucket does not answer, the session stays for another try."""
         return self._store_upload(upload_id, None)
 
+    @property
+    def small(self) -> None:
+        """See `BlobStore.small`: a bucket takes each file with a request of its own."""
+        return None
+
     def open_upload(self, upload_id: str) -> Generator[bytes, None, None]:
         """See `BlobStore.open_upload`."""
         return self._spool.read(upload_id)

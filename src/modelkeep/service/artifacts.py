@@ -25,7 +25,7 @@ from modelkeep.core.catalog import FileEntry, ModelVersion
 from modelkeep.core.media import media_type
 from modelkeep.core.tracking import Artifact
 from modelkeep.core.values import Digest, ModelName, Numbered, Ref
-from modelkeep.ports import BLOB_MAX_BYTES, BlobInfo, BlobStore
+from modelkeep.ports import BLOB_MAX_BYTES, BlobInfo, BlobStore, wrong_digest
 from modelkeep.service import references, run_logging
 from modelkeep.service.act import Act
 from modelkeep.store import artifacts, damage
@@ -286,6 +286,13 @@ class Artifacts:
         if plan.expected is not None:
             return replace(plan, blob=self._blobs.commit(plan.upload_id, plan.expected))
         return replace(plan, blob=self._blobs.seal(plan.upload_id))
+
+    def check(self, plan: ArtifactPlan, data: bytes) -> None:
+        """Compare a small file with what its sender said of it. Raises DigestMismatch."""
+        if plan.expected is not None:
+            actual = Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
+            if actual != plan.expected:
+                raise wrong_digest(plan.expected, actual, "nothing of it was kept, send the file again")
 
     def drop(self, plan: ArtifactPlan) -> None:
         """Forget what came of an upload."""

@@ -25,6 +25,7 @@ from modelkeep.web.exchange import Answer, Body
 from modelkeep.web.figures import Figures
 from modelkeep.web.operations import Call, Mode, Operation, Receive, Scope, Send
 from modelkeep.web.problems import Problem
+from modelkeep.web.small_files import SmallFiles
 from modelkeep.web.wakeup import Wakeup
 
 POOL_THREADS = 8
@@ -68,12 +69,13 @@ class Dispatcher:
 
     def __init__(self, house: House) -> None:
         self.house = house
-        self.figures = Figures()
+        self.figures = Figures(house.deliveries.counts)
         self.openapi = b""
         self.committed = Wakeup()
         self._commits = Commits()
         self.forget = house.desk.database.on_commit(lambda _sequence: self.committed.ring())
         self.upload_room = UploadRoom(UPLOAD_ROOM_BYTES)
+        self.small_files = SmallFiles(house.blobs, self.in_streams)
         self.closing = False
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="modelkeep-pool")
         self._streams = ThreadPoolExecutor(STREAM_THREADS, thread_name_prefix="modelkeep-bytes")

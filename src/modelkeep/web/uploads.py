@@ -8,7 +8,7 @@ hashes beside the writing. What may be sent, and where it goes, is the services'
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -46,6 +46,8 @@ class Plan(Protocol):
 P = TypeVar("P", bound=Plan)
 Store = Callable[[P, int, Iterable[bytes]], P]
 """Writes bytes from an offset on, in a thread, and says where the upload stands then."""
+Keep = Callable[[P, list[bytes]], Awaitable[P | None]]
+"""Keeps a whole file that has come in one batch; None: it is to be stored like others."""
 
 
 async def take_in(
@@ -56,6 +58,7 @@ async def take_in(
     *,
     offset: int = 0,
     finish: Callable[[P], P] | None = None,
+    keep: Keep[P] | None = None,
 ) -> P:
     """Take in a body.
 
@@ -63,13 +66,14 @@ async def take_in(
         offset: where the sender believes the end of what is stored to be.
         finish: what is done in a thread when everything has come; with the last bytes, where that saves the
             way.
+        keep: tried first with a body that is one batch, in place of `store` and `finish`.
 
     Raises:
         RequestTooSlow: nothing, or next to nothing, came for a minute; what came is kept.
         ConnectionResetError: the sender broke off; what came is kept.
-        whatever `store` and `finish` raise.
+        whatever `store`, `finish` and `keep` raise.
     """
-    return await _Intake(dispatcher, store, body, plan, offset, finish).run()
+    return await _Intake(dispatcher, store, body, plan, offset, finish).run(keep)
 
 
 async def upload(call: Call, dispatcher: Dispatcher) -> UploadPlan | None:
@@ -112,7 +116,7 @@ class _Intake(Generic[P]):
         self._least_by = self._loop.time() + exchange.STALL_S
         self._came = 0
 
-    async def run(self) -> P:
+    async def run(self, keep: Keep[P] | None = None) -> P:
         """Take in everything; what the service knows of the upload afterwards."""
         room = self._dispatcher.upload_room
         while True:
@@ -120,6 +124,9 @@ class _Intake(Generic[P]):
             batch = await self._batch()
             size = sum(map(len, batch))
             try:
+                if keep is not None and self._body.ended and (kept := await keep(self._plan, batch)):
+                    return kept
+                keep = None
                 if not self._plan.present:
                     fast = size >= BATCH_BYTES and self._loop.time() - began < FAST_S
                     await (self._burst(batch) if fast else self._write(batch))

@@ -13,14 +13,16 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from modelkeep.core import codec, errors
 from modelkeep.core.values import ModelName, check_digest
-from modelkeep.ports import BLOB_MAX_BYTES
+from modelkeep.ports import BLOB_MAX_BYTES, SMALL_MAX_BYTES
 from modelkeep.service.act import Act
 from modelkeep.service.artifacts import (
     PARTS_MAX,
     ArtifactPlan,
+    Artifacts,
     OpenArtifact,
     OwnedPlace,
     Owner,
@@ -98,7 +100,14 @@ async def _put(
     size = body.announced
     plan = await dispatcher.read(call.context, kept.prepare, place, size, expected, most_bytes=most_bytes)
     try:
-        plan = await uploads.take_in(dispatcher, body, plan, kept.store_bytes, finish=kept.finish)
+        plan = await uploads.take_in(
+            dispatcher,
+            body,
+            plan,
+            kept.store_bytes,
+            finish=kept.finish,
+            keep=partial(_keep, kept, dispatcher),
+        )
         await dispatcher.write(call.context, kept.note, plan)
     except BaseException as broken:
         # Shielded, so that a server that ends while somebody sends leaves nothing behind either.
@@ -109,6 +118,18 @@ async def _put(
             return None
         raise
     return Nothing()
+
+
+async def _keep(
+    kept: Artifacts, dispatcher: Dispatcher, plan: ArtifactPlan, parts: list[bytes]
+) -> ArtifactPlan | None:
+    """Keep a small file together with others; None for a larger one. Raises as `SmallFiles.keep`."""
+    if sum(map(len, parts)) > SMALL_MAX_BYTES:
+        return None
+    data = b"".join(parts)
+    kept.check(plan, data)
+    blob = await dispatcher.small_files.keep(data)
+    return replace(plan, offset=len(data), blob=blob) if blob is not None else None
 
 
 # -------------------------------------------------------------------------------------------- bytes going out
