@@ -153,7 +153,7 @@ def test_nothing_known_is_no_identity() -> None:
     assert identity(Provenance(user="ann", run_id="abc"), {}) is None
 
 
-@pytest.mark.req("G14")
+@pytest.mark.req("V4")
 def test_secrets_in_addresses_are_not_kept() -> None:
     """The user and password of an address are dropped wherever an address is kept."""
     address = "https://bob:secret@git.example/churn.git"

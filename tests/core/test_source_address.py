@@ -168,7 +168,7 @@ ELSEWHERE = [
 ]
 
 
-@pytest.mark.req("T4", "G16")
+@pytest.mark.req("T4")
 @pytest.mark.parametrize("text", ELSEWHERE, ids=lambda text: ascii(text)[:40])
 def test_nothing_else_is_a_place(text: str) -> None:
     """Files of the machine, other servers, encoded tricks, dots, user names, queries and fragments: each is

@@ -215,7 +215,7 @@ def test_a_strange_mlmodel_file_stops_nothing(world: SourcesWorld, mlmodel: byte
 # --------------------------------------------------------------------------------------------- logged models
 
 
-@pytest.mark.req("T3", "G11")
+@pytest.mark.req("T3")
 def test_a_logged_model_becomes_a_version(world: SourcesWorld) -> None:
     """A logged model's files, params and metrics become the version's; both it and its run know of it."""
     run_id = trained(world)
@@ -293,7 +293,7 @@ def test_a_version_is_copied(world: SourcesWorld, source: str) -> None:
 # --------------------------------------------------------------------------------- what the record holds
 
 
-@pytest.mark.req("T3", "G11")
+@pytest.mark.req("T3")
 def test_versions_are_found_by_where_they_come_from(world: SourcesWorld) -> None:
     """The run, the source, the commit and the identity are searched by, and only the caller's own are found.
     """

@@ -12,11 +12,13 @@ from typing import Any
 
 from modelkeep.core import registration, semver
 from modelkeep.core.catalog import DEFAULT_STAGES, AliasSpec, FileEntry, Metric, ModelVersion, RegisteredModel
+from modelkeep.core.provenance import Code, Provenance, identity
 from modelkeep.core.values import Digest, ModelName
 from modelkeep.store import catalog, models
 from modelkeep.store.schema import occupancy
 from modelkeep.store.statements import insert
 from modelkeep.store.transaction import Transaction
+from modelkeep.store.versions import searched_by
 
 START = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
 TEXTS = [
@@ -51,6 +53,14 @@ SEMVERS = [
 ]
 ALIASES = ["champion", "challenger", "old"]
 STAGES = ["staging", "production", "archived"]
+COMMITS = ["a" * 40, "0" * 40]
+RUNS = ["run-1", "Run-1"]
+SOURCES = ["runs:/run-1/model", "models:/churn/1"]
+IDENTITIES: list[str] = [
+    found.digest
+    for params in ({}, {"a": "1"})
+    if (found := identity(Provenance(code=Code(commit="a" * 40)), params)) is not None
+]
 OWNERS = ["ann", "Ann", "team-x"]
 NAMES = [
     ModelName("default", "churn"),
@@ -123,6 +133,7 @@ def _add(tx: Transaction, random: Random, model_id: str, name: ModelName, number
         metrics=tuple(metrics),
         params=_some(random, KEYS, FREE),
         metadata=random.choice(frameworks),
+        **_origin(random),
         description=random.choice(TEXTS),
         tags=_some(random, KEYS, FREE),
         tombstone=random.choice([None, None, "errors"]),
@@ -141,6 +152,17 @@ def _add(tx: Transaction, random: Random, model_id: str, name: ModelName, number
         tx.run(insert(occupancy), stage=random.choice(STAGES), **row)
 
 
+def _origin(random: Random) -> dict[str, Any]:
+    """Where a version comes from, where that is known."""
+    commit, run_id, source = (random.choice([None, *some]) for some in (COMMITS, RUNS, SOURCES))
+    code = Code(commit=commit) if commit is not None else None
+    stated = Provenance(run_id=run_id, source=source, code=code)
+    return {
+        "provenance": stated if stated != Provenance() else None,
+        "identity": identity(stated, random.choice([{}, {"a": "1"}])),
+    }
+
+
 def facts_of_version(version: ModelVersion, model: RegisteredModel) -> dict[str, Any]:
     """What the filter language may ask of a version."""
     return {
@@ -157,7 +179,7 @@ def facts_of_version(version: ModelVersion, model: RegisteredModel) -> dict[str,
         "alias": list(version.aliases),
         "status": "ready" if version.tombstone is None else "tombstoned",
         "parent": version.parent,
-        "framework": version.metadata.get("model", {}).get("framework"),
+        **searched_by(version),
         "digest": version.digest,
         "size_bytes": version.size_bytes,
         "metrics": registration.searchable(version.metrics),

@@ -69,6 +69,7 @@ def _add(facts: dict[Any, list[dict[str, Any]]], model_id: str, count: int, numb
             "id": key, "model_id": model_id, "number": number, "semver": str(version),
             "semver_key": semver.sort_key(version), "prerelease": 0, "digest": f"sha256:{count:064d}",
             "size_bytes": 1, "status": "ready", "document": "{}", "parent": None, "framework": None,
+            "run_id": None, "source": None, "code_commit": None, "identity": None,
             "from_sequence": count, "to_sequence": None, "description": "", "tombstone": None, "yanked": None,
             "created_at": moment, "created_by": "ann", "updated_at": moment,
         }

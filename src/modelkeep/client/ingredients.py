@@ -6,7 +6,6 @@ the monitor that a checkout may configure, and where it does not answer nothing 
 """
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -83,19 +82,13 @@ def _git(folder: Path, *words: str) -> str | None:
     """What git answers; None where it is missing, fails, or takes too long."""
     import subprocess  # only a registration needs it
 
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_TERMINAL_PROMPT": "0",
-    }
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             timeout=GIT_S,
             check=False,
-            env=environment,
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired):
