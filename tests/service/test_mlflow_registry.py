@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelkeep.core import errors, semver
-from modelkeep.core.catalog import DEFAULT_STAGES, ModelChange, StageGraph, StageSpec
+from modelkeep.core.catalog import (
+    DEFAULT_STAGES,
+    DraftSpec,
+    FileEntry,
+    ModelChange,
+    StageGraph,
+    StageSpec,
+    refuse_own_tags,
+)
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import ALONE
 from modelkeep.core.promotion import RequestState
@@ -353,8 +361,23 @@ def test_aliases_that_mlflow_refuses(alias: str) -> None:
 def test_nobody_sets_what_is_modelkeeps_own(key: str) -> None:
     """Its names are not to be had; names that only look alike are."""
     with pytest.raises(errors.InvalidParameter, match="Modelkeep's own"):
-        words.refuse_own(["team", key])
-    words.refuse_own(["modelkeep", "modelkeeper.x", "Modelkeep.x"])
+        refuse_own_tags(["team", key])
+    refuse_own_tags(["modelkeep", "modelkeeper.x", "Modelkeep.x"])
+
+
+def test_our_own_door_refuses_them_as_well(alone: World) -> None:
+    """On a model, a version, or at birth."""
+    alone.versions("1.0.0")
+    catalog, own = catalog_of(alone), {"modelkeep.semver": "9.9.9"}
+    file = FileEntry(path="model.onnx", size_bytes=3, digest=alone.get("1.0.0").digest)
+    for act in (
+        lambda: alone.do("owner", catalog.change_model, CHURN, ModelChange(set_tags=own)),
+        lambda: alone.do("owner", catalog.change_version, number(1), ModelChange(delete_tags=tuple(own))),
+        lambda: alone.do("owner", catalog.create_model, ModelName("default", "other"), tags=own),
+        lambda: alone.do("owner", catalog.begin_draft, CHURN, DraftSpec(files=(file,), tags=own)),
+    ):
+        with pytest.raises(errors.InvalidParameter, match="Modelkeep's own"):
+            act()
 
 
 def test_latest_is_the_one_registered_last(alone: World) -> None:

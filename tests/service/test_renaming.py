@@ -1,5 +1,6 @@
 """A model under another name: everything it has goes with it, and the past is found whole."""
 
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -7,17 +8,19 @@ import pytest
 from msgspec import structs
 
 from modelkeep.core import errors
-from modelkeep.core.access import PrincipalKind, Role
+from modelkeep.core.access import Effect, PrincipalKind, Role
 from modelkeep.core.catalog import RegisteredModel
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Aliased, ModelName, Numbered, Ref, Staged, parse_ref
-from modelkeep.service import renaming
+from modelkeep.service import references, renaming
 from modelkeep.service.access import Access
 from modelkeep.service.act import SYSTEM_CONTEXT
 from modelkeep.service.house import House
 from modelkeep.store import events as event_store
 from modelkeep.store import promotion as promotion_store
 from modelkeep.store import renames
+from modelkeep.store.database import Database
+from tests.service.promotion_world import World
 from tests.web.world import context_of, opened, register
 
 pytestmark = pytest.mark.req("T4")
@@ -27,12 +30,10 @@ ROOT = context_of("root")
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
+def house(tmp_path: Path) -> Iterator[House]:
     """An empty house in local mode, open for the test."""
-    context = opened(tmp_path / "data")
-    house = context.__enter__()
-    yield house  # type: ignore[misc]
-    context.__exit__(None, None, None)
+    with opened(tmp_path / "data") as found:
+        yield found
 
 
 def rename(house: House, name: ModelName, new_name: str) -> RegisteredModel:
@@ -217,3 +218,51 @@ def test_a_model_has_so_many_names(churn: House, monkeypatch: pytest.MonkeyPatch
     rename(churn, ModelName("default", "two"), "three")
     with pytest.raises(errors.LimitExceeded, match="3 names"):
         rename(churn, ModelName("default", "three"), "four")
+
+
+# ------------------------------------------------------------------------------------------ on both databases
+
+
+class NoCallers:
+    """Remembers that callers were forgotten, which is all that renaming asks of access."""
+
+    forgotten = 0
+
+    def forget_callers(self) -> None:
+        self.forgotten += 1
+
+
+def test_documents_get_the_new_name_on_both_databases(database: Database) -> None:
+    """Requests are found and closed under the new name; what else they hold is untouched, to the last digit
+    of a number."""
+    world = World(database)
+    world.versions("1.0.0", "1.1.0")
+    before = world.ask("1.1.0")
+    access = NoCallers()
+    world.do("dan", renaming.rename, access, OLD, "leavers")
+    assert access.forgotten == 1
+    after = world.read("dan", world.promotions.get_request, before.id)
+    assert after == structs.replace(before, model=NEW)
+    world.review(before.id)
+    done = world.do("ann", world.promotions.promote, parse_ref("leavers:1.1.0"), "production", "go",
+                    files_verified=True)  # fmt: skip
+    assert (done.version.reference, done.request) == ("leavers:1.1.0", before.id)
+    assert event_store.verify(database).events == len(world.events())
+
+
+def test_whoever_may_not_configure_may_not_rename(sqlite_database: Database) -> None:
+    """A viewer, a contributor and an approver are refused; a stranger does not learn that it is there, and
+    nobody learns a new name that they may not see."""
+    world = World(sqlite_database)
+    world.versions("1.0.0")
+    for somebody in ("eve", "fay", "bob"):
+        with pytest.raises(errors.NotAllowed):
+            world.do(somebody, renaming.rename, NoCallers(), OLD, "leavers")
+    with pytest.raises(errors.ModelNotFound, match="There is no model churn;"):
+        world.do("nobody", renaming.rename, NoCallers(), OLD, "leavers")
+    world.do("dan", renaming.rename, NoCallers(), OLD, "leavers")
+    world.person("gus", Role.VIEWER)
+    world.person("gus", Role.VIEWER, "default", "leavers", Effect.DENY)
+    for somebody, told in (("eve", "is called leavers now"), ("gus", "There is no model churn;")):
+        with pytest.raises(errors.ModelNotFound, match=told):
+            world.read(somebody, references.resolve, parse_ref("churn:1.0.0"))

@@ -25,6 +25,8 @@ MANIFEST_DOMAIN = b"modelkeep.manifest.v1\n"
 file.
 """
 
+OWN_TAGS = "modelkeep."
+"""Tags under this belong to Modelkeep: they are shown, and nobody sets them."""
 VIRTUAL_ALIASES = frozenset({"latest", "newest"})
 """Aliases that always exist and that nobody can set."""
 
@@ -211,6 +213,21 @@ def check_tags(tags: dict[str, str]) -> dict[str, str]:
             field="tags",
         )
     return dict(sorted(tags.items()))
+
+
+def refuse_own_tags(keys: Iterable[str]) -> None:
+    """Refuse to set or delete tags that belong to Modelkeep.
+
+    Raises:
+        InvalidParameter: names the tag.
+    """
+    for key in keys:
+        if key.startswith(OWN_TAGS):
+            raise errors.InvalidParameter(
+                f"The tag {values.quoted(key)} is Modelkeep's own and says what it is; "
+                f"choose a name that does not begin with '{OWN_TAGS}'.",
+                field="key",
+            )
 
 
 class StageSpec(Struct, frozen=True, kw_only=True):

@@ -98,6 +98,7 @@ class Catalog(Registrations, Integrity):
         if graph != DEFAULT_STAGES:
             self._may_shape(act, name)
         labels.check_new_name(act, name)
+        catalog.refuse_own_tags(tags or {})
         labels.create(
             act,
             name,

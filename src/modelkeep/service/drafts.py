@@ -21,7 +21,15 @@ from msgspec.structs import replace
 from modelkeep.core import errors, registration, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import Preview, UploadPlan
-from modelkeep.core.catalog import Draft, DraftFile, DraftSpec, DraftStatus, FileEntry, ModelVersion
+from modelkeep.core.catalog import (
+    Draft,
+    DraftFile,
+    DraftSpec,
+    DraftStatus,
+    FileEntry,
+    ModelVersion,
+    refuse_own_tags,
+)
 from modelkeep.core.semver import Bump
 from modelkeep.core.values import Digest, ModelName
 from modelkeep.ports import BlobStore
@@ -169,6 +177,7 @@ class Drafts:
             act.authorise(Verb.CREATE_MODEL, model)
             check_new_name(act, model)
         checked = registration.check_spec(spec)
+        refuse_own_tags(checked.tags)
         _check_lineage(act, checked)
         decided = numbering.decide(act, model, row, checked)
         again = draft_store.find_same(act.tx, model, act.by, checked)

@@ -108,6 +108,7 @@ def changed(change: ModelChange, description: str, tags: dict[str, str]) -> tupl
     Raises:
         Invalid, LimitExceeded: they cannot be kept.
     """
+    catalog.refuse_own_tags((*change.set_tags, *change.delete_tags))
     if not isinstance(change.description, UnsetType):
         description = values.check_text(change.description, "description")
     kept = {key: value for key, value in tags.items() if key not in change.delete_tags}

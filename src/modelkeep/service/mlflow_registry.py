@@ -6,13 +6,13 @@ promotion, with its policy and its events. What the words look like on the wire 
 part; how a version comes from a run is `sources`'.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from modelkeep.core import errors, promotion, semver, values
 from modelkeep.core.access import Verb
-from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
+from modelkeep.core.catalog import OWN_TAGS, ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.policy import GateResult
 from modelkeep.core.promotion import MoveCause
 from modelkeep.core.values import Aliased, Exact, ModelName, Numbered, Ref, Within
@@ -26,9 +26,7 @@ from modelkeep.store.database import Kept
 from modelkeep.store.models import ModelRow
 from modelkeep.store.standing import Beside
 
-NAMESPACE = "modelkeep."
-"""Labels under this belong to Modelkeep: they are shown through MLflow as tags, and nobody sets them."""
-RUN_LINK = f"{NAMESPACE}run_link"
+RUN_LINK = f"{OWN_TAGS}run_link"
 """Where a client said that a version's run is to be looked at: MLflow has a field for it, we a label."""
 ARCHIVED_MAX = 1_000
 """Versions that one transition moves out of a shared stage: each is an event."""
@@ -98,21 +96,6 @@ def version_ref(model: ModelName, text: str) -> Ref:
     raise errors.InvalidParameter(
         f"Parameter 'version' must be an integer, got {values.quoted(text, 60)}.", field="version"
     )
-
-
-def refuse_own(keys: Iterable[str]) -> None:
-    """Refuse to set or delete what belongs to Modelkeep.
-
-    Raises:
-        InvalidParameter: names the label.
-    """
-    for key in keys:
-        if key.startswith(NAMESPACE):
-            raise errors.InvalidParameter(
-                f"The tag {values.quoted(key)} is Modelkeep's own and says what it is; "
-                f"choose a name that does not begin with '{NAMESPACE}'.",
-                field="key",
-            )
 
 
 def check_alias(alias: str) -> str:

@@ -4,6 +4,7 @@ Where the files are, and what of the run becomes the version's, is `service.sour
 """
 
 from modelkeep.core import values
+from modelkeep.core.catalog import OWN_TAGS
 from modelkeep.service import mlflow_registry as words
 from modelkeep.service.act import Act
 from modelkeep.service.sources import PreparedVersion, VersionRequest
@@ -19,7 +20,7 @@ def prepare(call: Call) -> PreparedVersion:
     given = asked.tags or ()
     if asked.source.lower().startswith("models:"):
         # A copy is asked for with everything that the version shows; what is ours will be its own.
-        given = tuple(tag for tag in given if not tag.key.startswith(words.NAMESPACE))
+        given = tuple(tag for tag in given if not tag.key.startswith(OWN_TAGS))
     tags = tags_of(given)
     if asked.run_link:
         tags[words.RUN_LINK] = values.check_text(asked.run_link, "run_link", maximum=values.REFERENCE_MAX)

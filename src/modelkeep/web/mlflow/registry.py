@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from modelkeep.core import errors, values
 from modelkeep.core.access import Verb
-from modelkeep.core.catalog import ModelChange
+from modelkeep.core.catalog import ModelChange, refuse_own_tags
 from modelkeep.core.values import ModelName, Ref
 from modelkeep.service import mlflow_registry as words
 from modelkeep.service import registry_search, renaming
@@ -60,12 +60,12 @@ def _version(call: Call, name: str, version: str) -> Ref:
 def tags_of(given: tuple[TagIn, ...] | None) -> dict[str, str]:
     """Tags by key, the last of a key, and none of Modelkeep's own."""
     tags = {required(tag.key, "key"): tag.value for tag in given or ()}
-    words.refuse_own(tags)
+    refuse_own_tags(tags)
     return tags
 
 
 def _key(key: str) -> str:
-    words.refuse_own([required(key, "key")])
+    refuse_own_tags([required(key, "key")])
     return key
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from modelkeep.core.catalog import OWN_TAGS
 from modelkeep.core.tracking import Tag
-from modelkeep.service.mlflow_registry import NAMESPACE, RUN_LINK, Seen, SeenModel, stage_word
+from modelkeep.service.mlflow_registry import RUN_LINK, Seen, SeenModel, stage_word
 from modelkeep.web.mlflow.tracking import TagIn
 from modelkeep.web.mlflow.wire import Int64, Request
 
@@ -216,7 +217,7 @@ def _own_tags(seen: Seen) -> dict[str, str]:
         own["rollout"] = seen.beside.rollout
     if version.withdrawn is not None:
         own["withdrawn"] = version.withdrawn
-    return {NAMESPACE + key: value for key, value in own.items()}
+    return {OWN_TAGS + key: value for key, value in own.items()}
 
 
 def model_out(seen: SeenModel) -> ModelOut:
