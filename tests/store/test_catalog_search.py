@@ -66,7 +66,7 @@ def subjects(target: Target) -> st.SearchStrategy[Subject]:
 
 def literals(subject: Subject) -> st.SearchStrategy[Any]:
     """Values that a subject may stand beside, mostly such as some row has; an `in` list is of one kind."""
-    named = {
+    named: dict[str, list[Any]] = {
         "stage": [*rows.STAGES, "none", "nowhere"],
         "alias": [*rows.ALIASES, "nobody"],
         "status": ["ready", "tombstoned"],
