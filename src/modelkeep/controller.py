@@ -172,6 +172,8 @@ class Postman:
             _attempt("release", lambda: self._do(self._house.deliveries.release, self._owner))
 
     def _run(self) -> None:
+        if not self._house.desk.database.reads_block:  # a file on this machine: there is no other server
+            _attempt("begin", lambda: self._do(self._house.deliveries.release, None))
         while not self._stopping.is_set():
             self._woken.clear()
             _attempt("webhooks", self.look)

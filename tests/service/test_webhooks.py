@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelkeep.controller import Postman
@@ -344,6 +344,7 @@ def test_one_that_was_thought_dead_moves_nothing(world: HookWorld) -> None:
     assert not world.desk.do(SYSTEM_CONTEXT, deliveries.claim, late, "late")
 
 
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(["happen", "turn", "die", "fail", "late", "other"]), max_size=25))
 def test_whatever_fails_all_is_told_in_order(steps: list[str]) -> None:
     """Any mixture of events, deaths, failures and takeovers: in the end every message was taken, and the

@@ -42,16 +42,27 @@ SWEEP_MAX = 500
 
 
 class Counts:
-    """What this process has delivered, for the metrics. Written by deliverers, each addition on its own."""
+    """What this process has delivered, for the metrics. Deliverers add to it, each in one step."""
 
     def __init__(self) -> None:
-        self.attempts: dict[str, int] = {"delivered": 0, "failed": 0}
+        self.delivered = 0
+        self.failed = 0
         self.set_aside = 0
-        self.behind_s = 0.0
+        self.late: dict[str, datetime] = {}
+        """Webhooks whose message was not taken yet, each with when that happened which it tells."""
 
-    def count(self, delivered: bool) -> None:
+    def count(self, letter: "Letter", *, delivered: bool) -> None:
         """Take in one attempt."""
-        self.attempts["delivered" if delivered else "failed"] += 1
+        if delivered:
+            self.delivered += 1
+            self.late.pop(letter.delivery.webhook, None)
+        else:
+            self.failed += 1
+            self.late.setdefault(letter.delivery.webhook, letter.at)
+
+    def lag_s(self, now: datetime) -> float:
+        """Seconds since the oldest of what was not taken yet; 0 when nothing waits."""
+        return max(((now - at).total_seconds() for at in list(self.late.values())), default=0.0)
 
 
 class Letter(Struct, frozen=True, kw_only=True):
@@ -125,6 +136,8 @@ class Deliveries:
         versions = {row.webhook.id: row.row_version for row in rows}
         ready = {one for one, version in versions.items() if known.get(one) != version}
         head = act.tx.events.head().sequence
+        for gone in self.counts.late.keys() - versions.keys():
+            self.counts.late.pop(gone, None)
         if scanned is None or not rows:
             return News(ready, versions, head)
         heard = [row for row in rows if row.webhook.id not in ready]
@@ -228,7 +241,7 @@ class Deliveries:
         if store.get(act.tx, delivery.webhook) is None:
             return  # deleted while the message was under way
         self._keep(act, delivery, sent, letter.body, began_at)
-        self.counts.count(delivered)
+        self.counts.count(letter, delivered=delivered)
         if letter.after is not None:
             self._move(act, letter, letter.after, owner, state=state, tries=tries, again_at=again_at)
         if gone:
@@ -270,6 +283,7 @@ class Deliveries:
                 row = stored.set_aside + 1
                 moved = store.move(act.tx, stored, owner, structs.replace(after, set_aside=row), until)
                 self.counts.set_aside += 1
+                self.counts.late.pop(delivery.webhook, None)
                 if moved and row >= core.FAILED_MAX:
                     self._webhooks.stop(
                         act, delivery.webhook, f"{row} messages in a row were not taken by the receiver"
@@ -303,8 +317,9 @@ class Deliveries:
         if stored is not None and stored.cursor < looked:
             store.skip(act.tx, stored, looked)
 
-    def release(self, act: Act, owner: str) -> None:
-        """Let go of all leases of a deliverer that ends."""
+    def release(self, act: Act, owner: str | None) -> None:
+        """Let go of all leases of a deliverer that ends; of all (None) by one that has begun and knows itself
+        to be the only one, so that nobody waits for a lease of the dead."""
         store.release(act.tx, owner)
 
     def sweep(self, act: Act) -> int:

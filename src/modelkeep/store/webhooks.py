@@ -89,7 +89,9 @@ _RELEASE = (
     .where(webhooks.c.lease_owner == bindparam("owner"))
     .values(lease_owner=None, lease_until=None)
 )
-_RELEASE_ONE = _RELEASE.where(webhooks.c.id == bindparam("which"))
+_RELEASE_ALL = (
+    update(webhooks).where(webhooks.c.lease_owner.is_not(None)).values(lease_owner=None, lease_until=None)
+)
 _MOVE = (
     update(webhooks)
     .where(
@@ -405,12 +407,12 @@ def claim(tx: Transaction, seen: Stored, owner: str, now: datetime, until: datet
     return changed == 1
 
 
-def release(tx: Transaction, owner: str, webhook: str | None = None) -> None:
-    """Let go of a lease, or of all of a deliverer."""
-    if webhook is None:
-        tx.run(_RELEASE, owner=owner)
+def release(tx: Transaction, owner: str | None) -> None:
+    """Let go of all leases of a deliverer, or, of nobody in particular, of all that there are."""
+    if owner is None:
+        tx.run(_RELEASE_ALL)
     else:
-        tx.run(_RELEASE_ONE, owner=owner, which=webhook)
+        tx.run(_RELEASE, owner=owner)
 
 
 def move(tx: Transaction, seen: Stored, owner: str, to: Place, until: datetime) -> bool:

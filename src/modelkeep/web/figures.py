@@ -7,8 +7,10 @@ route table and statuses, so the number of series is bounded.
 
 import time
 from bisect import bisect_left
+from datetime import UTC, datetime
 
 from modelkeep import __version__, telemetry
+from modelkeep.service.deliveries import Counts
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the duration histogram."""
@@ -17,7 +19,8 @@ BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 class Figures:
     """Counts of one server process; touched by its event loop only."""
 
-    def __init__(self) -> None:
+    def __init__(self, deliveries: Counts | None = None) -> None:
+        self._deliveries = deliveries or Counts()
         self._requests: dict[tuple[str, int], int] = {}
         self._durations: dict[str, list[float]] = {}
         self._running = 0
@@ -63,7 +66,35 @@ class Figures:
                 lines.append(f'{name}_bucket{{operation="{operation}",le="{bound}"}} {total:.0f}')
             lines.append(f'{name}_sum{{operation="{operation}"}} {row[-1]:.6f}')
             lines.append(f'{name}_count{{operation="{operation}"}} {total:.0f}')
+        lines += self._webhooks()
         return ("\n".join(lines) + "\n").encode()
+
+    def _webhooks(self) -> list[str]:
+        """What was delivered to webhooks, by this process."""
+        told, name = self._deliveries, "modelkeep_webhook_attempts_total"
+        return [
+            *_head(name, "counter", "Attempts to deliver to webhooks by outcome."),
+            f'{name}{{outcome="delivered"}} {told.delivered}',
+            f'{name}{{outcome="failed"}} {told.failed}',
+            *_single(
+                "modelkeep_webhook_set_aside_total",
+                "counter",
+                "Messages given up after their last attempt.",
+                told.set_aside,
+            ),
+            *_single(
+                "modelkeep_webhook_waiting",
+                "gauge",
+                "Webhooks whose receiver takes nothing.",
+                len(told.late),
+            ),
+            *_single(
+                "modelkeep_webhook_lag_seconds",
+                "gauge",
+                "Age of the oldest event that a receiver did not take.",
+                told.lag_s(datetime.now(UTC)),
+            ),
+        ]
 
 
 def _head(name: str, kind: str, meaning: str) -> list[str]:
