@@ -16,6 +16,7 @@ from modelkeep.core.values import Digest
 from modelkeep.ports import (
     BLOB_MAX_BYTES,
     BlobInfo,
+    SmallFiles,
     check_range,
     check_size,
     check_upload_id,
@@ -118,7 +119,7 @@ class MemoryBlobs:
         return BlobInfo(digest=actual, size_bytes=len(data))
 
     @property
-    def small(self) -> None:
+    def small(self) -> SmallFiles | None:
         return None
 
     def open_upload(self, upload_id: str) -> Iterator[bytes]:

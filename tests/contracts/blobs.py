@@ -15,7 +15,7 @@ import pytest
 
 from modelkeep.core import errors
 from modelkeep.core.values import Digest
-from modelkeep.ports import BLOB_MAX_BYTES, BlobInfo, BlobStore
+from modelkeep.ports import BLOB_MAX_BYTES, SMALL_MAX_BYTES, BlobInfo, BlobStore
 from tests.fakes import digest_of
 
 MIB = 1024 * 1024
@@ -315,6 +315,25 @@ class BlobStoreContract:
             store.begin("up_1", -1)
         with pytest.raises(errors.LimitExceeded):
             store.begin("up_1", BLOB_MAX_BYTES + 1)
+
+    # Small files
+
+    @pytest.mark.req("V3")
+    def test_small_files_go_in_together(self, store: BlobStore) -> None:
+        """Where there is a way in for them, small files become blobs in the order given, and equal ones become
+        one; a group with a larger file is refused whole."""
+        small = store.small
+        if small is None:
+            pytest.skip("this store has no way in for small files")
+        files = [b"", noise(SMALL_MAX_BYTES), b"same", b"same"]
+        wanted = tuple(BlobInfo(digest=digest_of(data), size_bytes=len(data)) for data in files)
+        assert small.put(files) == wanted
+        assert small.put([]) == ()
+        assert [content(store, blob.digest) for blob in wanted] == files
+        assert len(list(store.iterate())) == 3
+        with pytest.raises(errors.LimitExceeded):
+            small.put([b"new", bytes(SMALL_MAX_BYTES + 1)])
+        assert store.stat(digest_of(b"new")) is None
 
     # Uploads whose digest nobody said before
 
