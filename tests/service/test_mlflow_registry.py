@@ -26,6 +26,7 @@ from modelkeep.core.values import Exact, ModelName, Numbered, Ref
 from modelkeep.service import mlflow_registry as words
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.mlflow_registry import Seen, Transition
+from modelkeep.store import standing
 from modelkeep.store.database import Database
 from tests.fakes import MemoryBlobs
 from tests.service.promotion_world import CHURN, World
@@ -317,6 +318,14 @@ def test_a_models_page_is_read_in_a_bounded_number_of_statements(sqlite_database
         assert [len(each.latest) for each in found] == [1] * len(some)
         counted.append(len(seen))
     assert counted[0] == counted[1] <= 9
+
+
+def test_the_latest_of_a_stage_is_the_end_of_an_index(sqlite_database: Database) -> None:
+    """Not a walk over all versions that were ever archived."""
+    binds = {"ids": ["m"], "stage": "archived", "exclusive": 0}
+    plan = sqlite_database.read(lambda tx: tx.explain(standing._LATEST_IN_STAGE, **binds))
+    assert "ix_occupancy_model_id_stage_number (model_id=? AND stage=?)" in plan
+    assert "TEMP B-TREE" not in plan
 
 
 # ---------------------------------------------------------------------------------------------- names for one

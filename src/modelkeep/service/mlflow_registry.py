@@ -129,8 +129,7 @@ def seen(act: Act, versions: Sequence[ModelVersion]) -> tuple[Seen, ...]:
 
 def seen_models(act: Act, models: Sequence[RegisteredModel]) -> tuple[SeenModel, ...]:
     """Models with the latest version of each stage, in the same few statements for any number of them."""
-    later = sorted({spec.name for model in models for spec in model.stages.stages[1:]})
-    latest = standing.latest(act.tx, [model.id for model in models], later)
+    latest = standing.latest(act.tx, models)
     shown = {each.version.id: each for each in seen(act, [v for of in latest.values() for v in of])}
     return tuple(
         SeenModel(model=model, latest=tuple(shown[v.id] for v in latest.get(model.id, ())))

@@ -5,14 +5,14 @@ All of it is read, for one or for a page of them in the same few statements. Ver
 `catalog`'s part, and what the words of MLflow mean is the service's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import and_, bindparam, or_, select
 
 from modelkeep.core import codec
-from modelkeep.core.catalog import ModelVersion
+from modelkeep.core.catalog import ModelVersion, RegisteredModel
 from modelkeep.core.rollout import Rollout
 from modelkeep.store.catalog import JOINED, OFFERED, VERSION, load
 from modelkeep.store.schema import endpoints, models, occupancy, rollouts, versions
@@ -42,7 +42,7 @@ _LATEST_IN_STAGE = select(
         occupancy.c.model_id == models.c.id,
         occupancy.c.stage == bindparam("stage"),
         versions.c.status == "ready",
-        or_(occupancy.c.exclusive == 1, OFFERED),
+        or_(bindparam("exclusive") == 1, OFFERED),
     )
     .order_by(occupancy.c.number.desc())
     .limit(1)
@@ -83,25 +83,30 @@ _NUMBERS_IN = (
 )
 
 
-def latest(
-    tx: Transaction, model_ids: Sequence[str], stages: Iterable[str]
-) -> dict[str, tuple[ModelVersion, ...]]:
-    """Of each model, the version with the highest number in each stage, lowest number first.
+def latest(tx: Transaction, models: Sequence[RegisteredModel]) -> dict[str, tuple[ModelVersion, ...]]:
+    """Of each model, by its id, the version with the highest number in each stage, lowest number first.
 
-    A version that was taken back or yanked is passed over, unless its stage holds one version only.
-
-    Args:
-        stages: the stages of these models' graphs other than the first ones, where nothing is recorded.
+    A version that was taken back or yanked is passed over, unless its stage holds one version only. It takes
+    a statement for each stage that one of the models has, not for each model.
     """
-    rows = tx.all(_LATEST_UNPLACED, ids=model_ids)
-    for stage in stages:
-        rows += tx.all(_LATEST_IN_STAGE, ids=model_ids, stage=stage)
+    rows = tx.all(_LATEST_UNPLACED, ids=[model.id for model in models])
+    for (stage, exclusive), ids in _by_stage(models).items():
+        rows += tx.all(_LATEST_IN_STAGE, ids=ids, stage=stage, exclusive=int(exclusive))
     found = {version_id: model_id for model_id, version_id in rows if version_id is not None}
     of_model: dict[str, list[ModelVersion]] = {}
     chosen = tx.all(_BY_ID, ids=list(found)) if found else []
     for version in sorted(load(tx, chosen), key=lambda version: version.number):
         of_model.setdefault(found[version.id], []).append(version)
     return {model_id: tuple(each) for model_id, each in of_model.items()}
+
+
+def _by_stage(models: Sequence[RegisteredModel]) -> dict[tuple[str, bool], list[str]]:
+    """The ids of the models that have a stage, but for the first one, where nothing is recorded."""
+    found: dict[tuple[str, bool], list[str]] = {}
+    for model in models:
+        for spec in model.stages.stages[1:]:
+            found.setdefault((spec.name, spec.exclusive), []).append(model.id)
+    return found
 
 
 def beside(tx: Transaction, ids: Sequence[str]) -> dict[str, Beside]:
