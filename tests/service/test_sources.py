@@ -234,6 +234,26 @@ def test_a_logged_model_becomes_a_version(world: SourcesWorld) -> None:
 
 
 @pytest.mark.req("T3")
+def test_what_a_run_measures_is_its_only_models(world: SourcesWorld) -> None:
+    """The client copies the points of step 0 to a model; the version has the last, and what came after it. A
+    checkpoint has its own alone."""
+    values = {}
+    for step in (0, 3):
+        run_id = world.run()
+        model_id = world.logged(run_id, params=[Tag("depth", "8")])
+        output = ModelOutput(model_id=model_id, step=step)
+        world.do(OWNER, world.tracking.log_outputs, run_id, [output])
+        points = [Metric(key="loss", value=0.9 - each / 10, timestamp=each, step=each) for each in range(5)]
+        points += [Metric(key="loss", value=0.9, timestamp=9, step=0, model_id=model_id)]
+        points += [Metric(key="after", value=0.1, timestamp=9)]
+        world.do(OWNER, world.tracking.log_batch, run_id, points, [Tag("late", "yes")], ())
+        version = world.made(f"models:/{model_id}")
+        values[step] = ({metric.name: metric.value for metric in version.metrics}, version.params)
+    assert values == {0: ({"loss": 0.5, "after": 0.1}, {"depth": "8", "late": "yes"}),
+                      3: ({"loss": 0.9}, {"depth": "8"})}  # fmt: skip
+
+
+@pytest.mark.req("T3")
 def test_a_run_names_its_logged_model(world: SourcesWorld) -> None:
     """A run without files in that folder means the logged model of that name; of several, the last step's."""
     run_id = world.run()
@@ -295,8 +315,7 @@ def test_a_version_is_copied(world: SourcesWorld, source: str) -> None:
 
 @pytest.mark.req("T3")
 def test_versions_are_found_by_where_they_come_from(world: SourcesWorld) -> None:
-    """The run, the source, the commit and the identity are searched by, and only the caller's own are found.
-    """
+    """The run, the source, the commit and the identity are searched by, and only the caller's own are found."""
     run_id = trained(world)
     version = world.made(f"runs:/{run_id}/model")
     world.register("other", b"w")

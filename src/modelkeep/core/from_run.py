@@ -66,7 +66,8 @@ def origins(run: Run | None, logged: LoggedModel | None, version: ModelVersion |
 def read_known(run: Run | None, logged: LoggedModel | None, documents: Mapping[str, bytes]) -> Known:
     """What is known of the files of a run or logged model.
 
-    A logged model's own metrics and params stand for it; where it has none, those of its run.
+    A logged model's own metrics and params stand for it; where it has none, those of its run. What a run has
+    measured is also its only model's.
 
     Args:
         documents: contents of the `MLmodel` file and of the lists of packages, as far as there are some.
@@ -76,8 +77,7 @@ def read_known(run: Run | None, logged: LoggedModel | None, documents: Mapping[s
     if mlmodel.MLMODEL in documents:
         file = mlmodel.read_mlmodel(documents[mlmodel.MLMODEL])
         notes += file.notes
-    points = (logged.metrics if logged is not None else ()) or (run.metrics if run is not None else ())
-    params = (logged.params if logged is not None else ()) or (run.params if run is not None else ())
+    points, params = _measured(run, logged)
     lock = _lock(documents, notes)
     metadata = dict(file.metadata)
     if lock is not None:
@@ -93,6 +93,20 @@ def read_known(run: Run | None, logged: LoggedModel | None, documents: Mapping[s
         provenance=_provenance(run, logged, lock, notes),
         notes=tuple(notes),
     )
+
+
+def _measured(
+    run: Run | None, logged: LoggedModel | None
+) -> tuple[tuple[tracking.Metric, ...], tuple[Tag, ...]]:
+    """The points and params that stand for the files."""
+    if run is None or logged is None:
+        source = logged or run
+        return (source.metrics, source.params) if source is not None else ((), ())
+    if [(made.model_id, made.step) for made in run.model_outputs] == [(logged.model_id, 0)]:
+        # MLflow's client gives a model the points of step 0 alone: of a loss per epoch, the first. What the
+        # run has measured later, or after the model was logged, is of this model all the same.
+        return (*run.metrics, *logged.metrics), (*run.params, *logged.params)
+    return logged.metrics or run.metrics, logged.params or run.params
 
 
 def text_entry(path: str, text: str) -> FileEntry:
