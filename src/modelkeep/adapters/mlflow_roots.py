@@ -58,12 +58,12 @@ class Roots:
                 within = Path(place).relative_to(folder)
                 if len(within.parts) > DEPTH_MAX:
                     raise _too_much(root)
+                for name in (*folders, *sorted(names)):
+                    if (Path(place) / name).is_symlink():
+                        raise _leads_out((within / name).as_posix(), root)
                 for name in sorted(names):
                     path = (within / name).as_posix()
-                    if not (folder / path).is_symlink():
-                        found.append(SourceFile(check_path(path, root), (folder / path).stat().st_size))
-                    else:
-                        raise _leads_out(path, root)
+                    found.append(SourceFile(check_path(path, root), (folder / path).stat().st_size))
                     if len(found) > FILES_MAX:
                         raise _too_much(root)
         except FileNotFoundError:
@@ -81,9 +81,10 @@ class Roots:
             yield from self._object(root, path)
             return
         folder = self._folder(root)
+        inside = folder.parent if folder.is_file() else folder
         place = folder if folder.is_file() else folder.joinpath(*path.split("/"))
         try:
-            if not place.parent.resolve().is_relative_to(folder.parent.resolve()):
+            if not place.parent.resolve().is_relative_to(inside.resolve()):
                 raise _leads_out(path, root)
             descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             with os.fdopen(descriptor, "rb", buffering=0) as file:

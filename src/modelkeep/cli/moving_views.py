@@ -53,6 +53,7 @@ def moved_in(report: "MoveReport") -> View:
             _listed(screen, [f"{one.kind} {one.id} is {one.ours}" for one in report.mapped])
         _told(screen, "Carried, but not as it is there:", report.changed)
         _told(screen, "Left out:", report.left_out)
+        _told(screen, "Not the same here as there:", report.differing)
         if report.more:
             screen.line(f"and {report.more:,} more.")
         _verdict(screen, report)
@@ -82,5 +83,5 @@ def _verdict(screen: Screen, report: "MoveReport") -> None:
     wrong = [check for check in report.checks if not check.ok]
     for check in wrong:
         screen.line(Text("differs", "bad"), f"{check.what}: {check.there:,} there, {check.here:,} here")
-    if not wrong:
+    if not wrong and not report.differing:
         screen.line(Text("verified", "good"), "both sides count the same, and each run's log has one digest.")

@@ -56,7 +56,8 @@ class MoveReport(Struct, frozen=True, kw_only=True):
     Attributes:
         changed: what was carried, but not as it is there; a part of something stayed out.
         left_out: what was not carried at all.
-        more: how many more of these two there are than are told.
+        differing: what is here and is not the same as there.
+        more: how many more of these there are than are told.
         checks: what was counted on both sides at the end; empty in a dry run.
     """
 
@@ -70,13 +71,14 @@ class MoveReport(Struct, frozen=True, kw_only=True):
     mapped: tuple[Mapped, ...]
     changed: tuple[LeftOut, ...]
     left_out: tuple[LeftOut, ...]
+    differing: tuple[LeftOut, ...]
     more: int
     checks: tuple[Check, ...]
 
     @property
     def whole(self) -> bool:
         """Whether everything was carried and is here."""
-        return not self.left_out and not self.more and all(check.ok for check in self.checks)
+        return not (self.left_out or self.differing or self.more) and all(check.ok for check in self.checks)
 
 
 class Tally:
@@ -88,6 +90,7 @@ class Tally:
         self.mapped: list[Mapped] = []
         self.changed: list[LeftOut] = []
         self.left_out: list[LeftOut] = []
+        self.differing: list[LeftOut] = []
 
     def count(self, kind: Kind, what: str, by: int = 1) -> None:
         """Count one more of a kind: `found`, `new`, `there` or `left_out`."""
@@ -97,6 +100,10 @@ class Tally:
     def change(self, kind: Kind, foreign: str, why: str) -> None:
         """Note what is carried, but not as it is."""
         self._add(self.changed, kind, foreign, why)
+
+    def differ(self, kind: Kind, foreign: str, why: str) -> None:
+        """Note what is here and is not the same."""
+        self._add(self.differing, kind, foreign, why)
 
     def leave(self, kind: Kind, foreign: str, why: str) -> None:
         """Note what is not carried."""

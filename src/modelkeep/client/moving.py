@@ -218,8 +218,10 @@ class TrackingMover:
             if (answer.kind, answer.id) in announced:
                 del announced[answer.kind, answer.id]
                 self._announced(answer)
-            elif answer.state is State.REFUSED:
+            elif answer.state is State.REFUSED and answer.kind in (Kind.POINTS, Kind.FILE):
                 self.tally.change(answer.kind, answer.id, answer.message)
+            elif answer.state is State.REFUSED:
+                self.tally.differ(answer.kind, answer.id, answer.message)
 
     def _announced(self, answer: Imported) -> None:
         self._states[answer.kind, answer.id] = answer.state
@@ -383,20 +385,23 @@ class TrackingMover:
         if listed and not self.dry_run and self.state(kind, foreign) is not State.NEW:
             known = {file.path: file.size_bytes for file in self.target.imported_files(kind, foreign)}
         group = _Group()
-        for file in listed:
-            if known.get(file.path, -1) == file.size_bytes or (there and file.path in known):
-                moved.add(known[file.path])
-            elif there or self.dry_run:
-                moved.add(file.size_bytes or 0)
-            else:
-                fetched = self.fetch(kind, foreign, root, file)
-                if fetched is None:
-                    continue
-                group.add(fetched)
-                moved.add(fetched.size_bytes)
-                if group.full:
-                    self._send_group(kind, foreign, group)
-        self._send_group(kind, foreign, group)
+        try:
+            for file in listed:
+                if file.path in known and (there or file.size_bytes in (None, known[file.path])):
+                    moved.add(known[file.path])
+                elif there or self.dry_run:
+                    moved.add(file.size_bytes or 0)
+                else:
+                    fetched = self.fetch(kind, foreign, root, file)
+                    if fetched is None:
+                        continue
+                    group.add(fetched)
+                    moved.add(fetched.size_bytes)
+                    if group.full:
+                        self._send_group(kind, foreign, group)
+            self._send_group(kind, foreign, group)
+        finally:
+            group.close()
         if moved.count:
             self._holding.add((kind, foreign))
         self.tally.files += moved.count
@@ -470,6 +475,7 @@ class TrackingMover:
             mapped=tuple(tally.mapped),
             changed=tuple(tally.changed),
             left_out=tuple(tally.left_out),
+            differing=tuple(tally.differing),
             more=tally.more,
             checks=() if self.dry_run else self._checks(),
         )
@@ -513,6 +519,11 @@ class _Group:
 
     def add(self, file: Fetched) -> None:
         self.files.append(file)
+
+    def close(self) -> None:
+        """Let go of what was not sent."""
+        for file in self.files:
+            file.place.close()
 
     @property
     def full(self) -> bool:
