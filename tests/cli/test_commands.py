@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from msgspec import structs
 
 from modelkeep.cli import main
 from modelkeep.core import codec, errors
@@ -26,6 +27,7 @@ from modelkeep.core.answers import (
 from modelkeep.core.promotion import Interval, MoveCause
 from modelkeep.core.rollout import Endpoint, Plan
 from modelkeep.core.semver import Bump
+from modelkeep.core.values import ModelName
 from tests.client.fake_server import Asked, FakeServer
 from tests.client.samples import CHURN, T0, digest, model, version
 
@@ -302,6 +304,18 @@ def test_yanking_and_letting_back_say_what_holds(server: FakeServer, modelkeep: 
         ({"ref": "churn:1.1.0"}, {"reason": "they were fine"}),
     ]
     assert modelkeep("yank", "churn:1.1.0").code == 2
+
+
+@pytest.mark.req("T4")
+def test_renaming_says_the_new_name(server: FakeServer, modelkeep: Run) -> None:
+    """It sends the new name to the old one's address, and shows the model as it is called then; without a
+    name nothing is sent."""
+    renamed = structs.replace(model(), name=ModelName("default", "leavers"))
+    server.on("POST", "/api/v1/models/default/churn/rename", renamed)
+    done = modelkeep("rename", "churn", "leavers")
+    assert (done.code, "leavers" in done.out) == (0, True)
+    assert [json.loads(asked.body) for asked in server.asked] == [{"name": "leavers"}]
+    assert modelkeep("rename", "churn").code == 2
 
 
 def test_the_schema_of_metadata_needs_no_server(modelkeep: Run) -> None:
