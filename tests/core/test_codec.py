@@ -345,6 +345,31 @@ def test_bad_yaml(text: str, why: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "a: {b: [1, 0.5, ~, yes, '2024-01-01', 2024-01-01, 0x1F, 1_000, .inf]}\nc: |\n  two\n  lines\n",
+        "- a\n- &x {k: v}\n- <<: *x\n  more: [*x]\n",
+        "",
+        "# nothing\n",
+        "\ufeffa: \u00e9\U0001f600\n",
+    ],
+)
+def test_both_readers_of_yaml_agree(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast reader and the one that is there everywhere give the same."""
+    quick = codec.parse_yaml(text)
+    monkeypatch.setattr(codec, "YAML_FLAT_MARKS", -1)
+    assert codec.parse_yaml(text) == quick
+
+
+@pytest.mark.parametrize("mark", ["[", "- ", "? ", "{a: ", "- - a:\n   "])
+def test_no_depth_of_yaml_ends_the_process(mark: str) -> None:
+    """What the fast reader is given, it can nest as deep as its marks allow; the rest is refused as ever."""
+    for count in (codec.YAML_FLAT_MARKS // 2, codec.YAML_FLAT_MARKS, codec.YAML_FLAT_MARKS + 1):
+        with pytest.raises((errors.MalformedBody, errors.LimitExceeded)):
+            codec.parse_yaml(mark * count + "a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         bomb(9),
         "a: &a [*a]",
         "a: &a {b: *a}",

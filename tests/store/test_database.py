@@ -126,6 +126,16 @@ def test_a_wrong_bind_is_an_error(database: Database, binds: dict[str, Any], nam
         database.read(lambda tx: tx.one(GET, **binds))
 
 
+@pytest.mark.parametrize("wrong", [{"value": None}, {"more": 1}])
+def test_a_wrong_bind_among_many_rows_is_an_error(database: Database, wrong: dict[str, Any]) -> None:
+    """Of many rows each one is looked at: one with a bind too few (None here) or too many is named."""
+    good = {"key": "a", "value": "", "updated_at": ""}
+    bad = {name: value for name, value in (good | {"key": "b"} | wrong).items() if value is not None}
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        database.write(lambda tx: tx.many(ADD, [good, bad])).result(10)
+    assert database.read(lambda tx: tx.one(GET, key="a")) is None
+
+
 def test_an_upsert_works_on_both_dialects(database: Database) -> None:
     """`statements.insert` replaces, or does nothing, where the row is there."""
     upsert = ADD.on_conflict_do_update(index_elements=["key"], set_={"value": ADD.excluded.value})

@@ -120,6 +120,20 @@ class Prepared:
             return state.statement, state.positional_parameters
         return self.text, self._pick(params)
 
+    def bind_all(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:
+        """Of each row the values in the order of the statement's places. Raises as `bind` does."""
+        if self._constants or self._lists or self._compiled is not None:
+            return [self.bind(row)[1] for row in rows]
+        wanted = len(self._names)
+        try:
+            places = [self._pick(row) for row in rows]
+        except KeyError:
+            places = []
+        if len(places) != len(rows) or any(len(row) != wanted for row in rows):
+            for row in rows:
+                self._check(row)
+        return places
+
     def _check(self, params: Mapping[str, Any]) -> None:
         missing = self._names - params.keys()
         unknown = params.keys() - self._names - self._constants.keys()

@@ -83,7 +83,7 @@ class Transaction:
             return self.run(statement, **rows[0]) if rows else 0
         self.check_whole()
         prepared = self._dialect.statements.prepare(statement)
-        places = [prepared.bind(row)[1] for row in rows]
+        places = prepared.bind_all(rows)
         if self._seen is not None:
             self._seen.append(prepared.text)
         try:
