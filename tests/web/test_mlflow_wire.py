@@ -18,6 +18,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.web.inprocess import InProcess
+from tests.web.mlflow_random_steps import Talker
 from tests.web.mlflow_steps import Step, converse
 from tests.web.mlflow_tracking_steps import STEPS
 
@@ -33,17 +34,17 @@ def _text(answers: Answers) -> str:
     return json.dumps(answers, indent=1, ensure_ascii=False) + "\n"
 
 
-def _ours(client: InProcess) -> Answers:
+def _ours(client: InProcess, steps: list[Step] = STEPS) -> Answers:
     def send(step: Step) -> tuple[int, bytes]:
         query = quote(step.query, safe="=&")
         headers = JSON if step.raw is not None else None
         reply = client(step.method, step.path, step.body, raw=step.raw, query=query, headers=headers)
         return reply.status, reply.body
 
-    return {step.name: [status, answer] for step, status, answer in converse(send, STEPS)}
+    return {step.name: [status, answer] for step, status, answer in converse(send, steps)}
 
 
-def _theirs(url: str) -> Answers:
+def _theirs(url: str, steps: list[Step] = STEPS) -> Answers:
     def send(step: Step) -> tuple[int, bytes]:
         data = json.dumps(step.body).encode() if step.body is not None else step.raw
         request = urllib.request.Request(
@@ -59,7 +60,7 @@ def _theirs(url: str) -> Answers:
             with refused:
                 return refused.code, refused.read()
 
-    return {step.name: [status, answer] for step, status, answer in converse(send, STEPS)}
+    return {step.name: [status, answer] for step, status, answer in converse(send, steps)}
 
 
 def test_we_answer_as_mlflow_does(client: InProcess, golden: Callable[[str, str], None]) -> None:
@@ -86,3 +87,19 @@ def test_each_difference_is_documented() -> None:
 def test_mlflow_still_answers_so(mlflow_server: str, golden: Callable[[str, str], None]) -> None:
     """What we hold for MLflow's answers is what a real server says."""
     golden("mlflow_wire.json", _text(_theirs(mlflow_server)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(6))
+def test_random_conversations(client: InProcess, mlflow_server: str, seed: int) -> None:
+    """Whatever people do in whatever order, both servers tell the same story."""
+    steps = Talker(seed).talk(250)
+    ours, theirs = _ours(client, steps), _theirs(mlflow_server, steps)
+    sent = {step.name: (step.path, step.body, step.query) for step in steps}
+    unlike = [
+        (name, sent[name], ours[name], theirs[name])
+        for name in ours
+        if ours[name] != theirs[name]
+        and not (name.endswith("get-history") and theirs[name] == [200, {}])  # `not-there`
+    ]
+    assert not unlike, f"{len(unlike)} of {len(steps)} answers differ, the first of them: {unlike[0]}"

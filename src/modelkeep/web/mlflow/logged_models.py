@@ -36,8 +36,8 @@ class LoggedModelInfoOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_updated_timestamp_ms: int
     artifact_uri: str
     status: LoggedModelStatus
-    model_type: str = ""
-    source_run_id: str | None = None
+    model_type: str
+    source_run_id: str
     status_message: str = ""
     tags: tuple[Tag, ...] = ()
     registrations: tuple[Registration, ...] = ()
@@ -78,7 +78,7 @@ def model_out(model: LoggedModel) -> LoggedModelOut:
             artifact_uri=f"mlflow-artifacts:/{model.experiment_id}/models/{model.model_id}/artifacts",
             status=model.status,
             model_type=model.model_type,
-            source_run_id=model.source_run_id,
+            source_run_id=model.source_run_id or "",
             status_message=model.status_message,
             tags=model.tags,
             registrations=tuple(
