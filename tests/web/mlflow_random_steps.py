@@ -107,7 +107,7 @@ class Talker:
         self._post("experiments/set-experiment-tag", {"experiment_id": self._some("e"), **self._pair()})
 
     def _do_experiment_search(self) -> None:
-        clause = self._random.choice((f"name LIKE '%{self._seed}'", f"name ILIKE 'E% OF {self._seed}'"))
+        clause = self._random.choice((f"name LIKE '% of {self._seed}'", f"name ILIKE 'E% OF {self._seed}'"))
         order = [f"name {self._random.choice(('ASC', 'DESC'))}"]
         view = self._random.choice(("ALL", "ACTIVE_ONLY", "DELETED_ONLY"))
         body = {"max_results": 20, "filter": clause, "order_by": order, "view_type": view}
