@@ -28,6 +28,7 @@ from modelkeep.core.webhooks import (
     WebhookChange,
     WebhookStatus,
 )
+from modelkeep.service import renaming
 from modelkeep.service.act import SYSTEM_CONTEXT, Act
 from modelkeep.service.deliveries import LEASE_S, Letter, Quiet
 from modelkeep.store import events
@@ -153,6 +154,19 @@ def test_only_what_is_subscribed_and_of_the_project_is_told(world: HookWorld) ->
         (webhooks.delivery_id(whole.id, fraud[0], 0), fraud[0]),
         (webhooks.delivery_id(one.id, mine[0], 0), mine[0]),
     }
+
+
+def test_a_model_s_webhook_follows_it_to_another_name(world: HookWorld) -> None:
+    """What happened before is told as it was, what happens after under the new name; none is missed."""
+    world.hook("*", model="churn")
+    before = world.happen(1)
+    world.do("owner", renaming.rename, world.house.access, ModelName("default", "churn"), "leavers")
+    after = world.happen(1, "leavers")
+    world.turn()
+    told = {message.json()["sequence"]: message.json()["model"] for message in world.receiver.taken}
+    assert told[before[0]] == "churn"
+    assert told[after[0]] == "leavers"
+    assert {message.json()["type"] for message in world.receiver.taken} >= {"model.renamed"}
 
 
 def test_nothing_is_told_before_it_is_committed_nor_with_a_transaction_open(world: HookWorld) -> None:

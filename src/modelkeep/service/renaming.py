@@ -16,7 +16,7 @@ from modelkeep.core.values import ModelName
 from modelkeep.service import references
 from modelkeep.service.access import Access
 from modelkeep.service.act import Act
-from modelkeep.store import models, renames, renaming
+from modelkeep.store import models, renames, renaming, webhooks
 
 
 def rename(act: Act, access: Access, name: ModelName, new_name: str) -> RegisteredModel:
@@ -52,6 +52,7 @@ def rename(act: Act, access: Access, name: ModelName, new_name: str) -> Register
     body: dict[str, Any] = {"from": str(name), "to": str(wanted)}
     event = act.record(EventKind.MODEL_RENAMED, str(wanted), model=wanted, **body)
     renaming.rename(act.tx, row.id, name, wanted, event.sequence, act.now)
+    webhooks.rename_model(act.tx, name, wanted)
     access.forget_callers()
     return models.get_model(act.tx, wanted)
 

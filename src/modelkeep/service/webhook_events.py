@@ -16,6 +16,7 @@ from modelkeep.core.webhook_payloads import Facts, Message
 from modelkeep.core.webhooks import Style, Webhook
 from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
+from modelkeep.store import renames
 from modelkeep.store import webhooks as store
 from modelkeep.store.webhooks import Stored
 
@@ -65,7 +66,7 @@ def messages_for(act: Act, webhook: Webhook, event: Event, caller: Caller) -> li
 def _about(act: Act, webhook: Webhook, event: Event) -> ModelName | str | None:
     """The model or project that an event is about, where that is the webhook's own."""
     if event.model is not None:
-        model = parse_model_name(event.model)
+        model = _model_now(act, event.model, event.sequence)
         own = model.project == webhook.project and webhook.model in (None, model.name)
         return model if own else None
     if webhook.model is not None:
@@ -73,6 +74,11 @@ def _about(act: Act, webhook: Webhook, event: Event) -> ModelName | str | None:
     said = event.body.get("project")
     project = said if isinstance(said, str) else _project_of(act, event)
     return project if project == webhook.project else None
+
+
+def _model_now(act: Act, name: str, sequence: int) -> ModelName:
+    """What a model is called now that an event knows under another name, perhaps."""
+    return parse_model_name(renames.name_now(act.tx, name, sequence))
 
 
 def _project_of(act: Act, event: Event) -> str | None:
@@ -86,7 +92,7 @@ def _facts(act: Act, webhook: Webhook, event: Event) -> Facts:
     """What MLflow's messages say beside the event, as it stands now."""
     if webhook.style is not Style.MLFLOW or event.model is None:
         return Facts()
-    model = parse_model_name(event.model)
+    model = _model_now(act, event.model, event.sequence)
     try:
         tags = catalog_store.get_model(act.tx, model).tags
     except errors.ModelNotFound:

@@ -13,7 +13,15 @@ from msgspec import Struct, structs
 from sqlalchemy import bindparam, delete, func, literal_column, or_, select, tuple_, update
 
 from modelkeep.core import codec
-from modelkeep.core.webhooks import Attempt, Delivery, DeliveryState, Webhook, WebhookStatus
+from modelkeep.core.values import ModelName
+from modelkeep.core.webhooks import (
+    WEBHOOKS_MAX,
+    Attempt,
+    Delivery,
+    DeliveryState,
+    Webhook,
+    WebhookStatus,
+)
 from modelkeep.store.statements import Row, insert, json_text, one_of
 from modelkeep.store.tracking_tables import experiments, logged_models, runs
 from modelkeep.store.transaction import Transaction
@@ -375,6 +383,13 @@ def save(tx: Transaction, webhook: Webhook, sealed: str | None) -> None:
         new_status=webhook.status.value,
         new_sealed=sealed,
     )
+
+
+def rename_model(tx: Transaction, name: ModelName, wanted: ModelName) -> None:
+    """Have the webhooks of a model follow it to another name."""
+    for stored in newest(tx, name.project, "~", WEBHOOKS_MAX):
+        if stored.webhook.model == name.name:
+            save(tx, structs.replace(stored.webhook, model=wanted.name), stored.sealed)
 
 
 def place(tx: Transaction, webhook: str, cursor: int, part: int = 0) -> None:
