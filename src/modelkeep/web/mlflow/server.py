@@ -23,6 +23,10 @@ class ServerInfo(Struct, frozen=True, kw_only=True):
 
     Attributes:
         store_type: the kind of store behind it, as MLflow calls its own; it has no word for others.
+        multipart_uploads_enabled, multipart_downloads_enabled: whether clients take those ways unasked. A
+            part goes, with the caller's credential, to an address that the answer names; that a proxy which
+            hides https from us could make it plain is not ours to risk, so people ask for it
+            (MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD).
         artifacts_presigned_only: whether bytes go past the server; ours never do.
     """
 
