@@ -186,9 +186,7 @@ def parse_yaml(text: str | bytes) -> Any:
     if len(text) > YAML_MAX_BYTES:
         raise errors.LimitExceeded(f"The YAML document has more than {YAML_MAX_BYTES:,} bytes; split it.")
     if yaml.__with_libyaml__ and _is_flat(text):
-        with suppress(
-            yaml.YAMLError, RecursionError, ValueError
-        ):  # Python's reader says better what is wrong
+        with suppress(yaml.YAMLError, RecursionError, ValueError):  # Python's own says better what is wrong
             return _read_yaml(text, yaml, yaml.CSafeLoader)
     try:
         return _read_yaml(text, yaml, yaml.SafeLoader)

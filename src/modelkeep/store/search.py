@@ -23,7 +23,7 @@ from sqlalchemy.sql.selectable import Select
 
 from modelkeep.core import query
 from modelkeep.core.catalog import ModelVersion, RegisteredModel
-from modelkeep.core.query import Expression, Kind, Operator, Order, Subject, Target
+from modelkeep.core.query import And, Expression, Kind, Operator, Order, Subject, Target
 from modelkeep.core.values import ModelName
 from modelkeep.store.catalog import JOINED, READY, VERSION, load
 from modelkeep.store.filters import (
@@ -203,18 +203,22 @@ def _within_one_model(
     if search.of_model or search.target is Target.MODELS:
         return search, named
     wanted = Subject(Kind.FIELD, "model")
-    name = next(
-        (str(p.value) for p in about(search.expression, wanted) if p.operator is Operator.EQUAL), None
-    )
-    if name is None:
+    named_by = next((p for p in about(search.expression, wanted) if p.operator is Operator.EQUAL), None)
+    if named_by is None:
         return search, named
+    name = str(named_by.value)
     project = named.get("project")
     if project is None:
         projects = tx.all(_PROJECTS_OF, name=name)
         if len(projects) != 1:
             return search, named
         project = projects[0][0]
-    return replace(search, in_project=True, of_model=True), {"project": project, "name": name}
+    # What names the model is said by the search itself now: so one statement serves all models.
+    rest = tuple(part for part in conjuncts(search.expression) if part is not named_by)
+    expression = And(rest) if len(rest) > 1 else rest[0] if rest else None
+    text = query.unparse(expression) if expression is not None else ""
+    search = replace(search, in_project=True, of_model=True, expression=expression, text=text)
+    return search, {"project": project, "name": name}
 
 
 def _rows(
