@@ -12,6 +12,7 @@ from modelkeep.service.artifacts import Artifacts
 from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.deliveries import Deliveries
+from modelkeep.service.imports import Imports
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
@@ -31,6 +32,7 @@ class House:
     tracking: Tracking
     logged_models: LoggedModels
     artifacts: Artifacts
+    imports: Imports
     catalog: Catalog
     sources: Sources
     promotions: Promotions

@@ -19,6 +19,7 @@ from modelkeep.core.catalog import (
     RegisteredModel,
     StageGraph,
 )
+from modelkeep.core.imports import ImportAnswer, ImportBatch, ImportedFiles, ImportSummary, MissingFiles
 from modelkeep.core.observation import GatewayReply, GatewayReport
 from modelkeep.core.promotion import PromotionRequest
 from modelkeep.core.rollout import Endpoint, Rollout
@@ -27,7 +28,7 @@ from modelkeep.core.webhooks import MadeWebhook, NewWebhook, Replayed, Trial, We
 from modelkeep.service import access, catalog, promotion, rollout
 from modelkeep.service.house import House
 from modelkeep.service.webhooks import DeliveryPage, WebhookPage
-from modelkeep.web import api, bytes_io, openapi, requests, shapes, uploads, webhooks
+from modelkeep.web import api, bytes_io, imports, openapi, requests, shapes, uploads, webhooks
 from modelkeep.web.dispatch import Bound, Dispatcher
 from modelkeep.web.exchange import Answer, Body
 from modelkeep.web.languages import LANGUAGES, language_of
@@ -241,6 +242,21 @@ OPERATIONS: tuple[Operation, ...] = (
          body=shapes.NewGrant, status=201),
     _row("remove_grant", "DELETE", V1 + "/grants/{id}", WRITE, api.remove_grant, "Remove a grant",
          answers.Done),
+    # moving in
+    _row("import_batch", "POST", V1 + "/imports", WRITE, imports.import_batch,
+         "Take in a batch from another registry",
+         ImportAnswer, body=ImportBatch, before=imports.look_for_files),
+    _row("import_summary", "GET", V1 + "/imports", READ, imports.import_summary,
+         "How much came from another registry",
+         ImportSummary, query=imports.SourceQuery),
+    _row("imported_files", "GET", V1 + "/imports/files", READ, imports.imported_files,
+         "The files that a run or logged model keeps already",
+         ImportedFiles, query=imports.OwnerQuery),
+    _row("missing_files", "POST", V1 + "/imports/files/missing", TASK, imports.missing_files,
+         "Which bytes are still to be sent",
+         MissingFiles, body=imports.AskedFiles),
+    _row("send_file", "PUT", V1 + "/imports/file", STREAM, imports.send_file, "Send the bytes of a file",
+         imports.SentFile, query=imports.BytesQuery),
     # the server itself
     _row("health", "GET", "/health", PLAIN, api.health, "Alive", answers.Health, open=True),
     _row("ready", "GET", "/ready", READ, api.ready, "Alive, and the store answers",
