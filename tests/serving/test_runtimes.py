@@ -275,4 +275,33 @@ def test_a_runtime_can_be_named() -> None:
     """With several kinds of file the version's own word decides."""
     files = {"a.onnx": b"x", "b.skops": b"y"}
     spec = models.spec(files, "1.0.0")
-    assert runtimes.choose(structs.replace(spec, runtime="skops")) == ("b.skops", "skops")
+    assert runtimes.choose(structs.replace(spec, runtime="skops"), files) == ("b.skops", "skops")
+
+
+FOLDERS: list[tuple[str, dict[str, bytes], tuple[str, str] | str]] = [
+    ("sklearn: {pickled_model: m.pkl}", {"m.pkl": b"", "model.skops": b""}, ("m.pkl", "joblib")),
+    ("onnx: {data: m/net.onnx}", {"m/net.onnx": b"", "code/model.pkl": b""}, ("m/net.onnx", "onnx")),
+    ("sklearn: {pickled_model: gone.pkl}", {"model.skops": b""}, ("model.skops", "skops")),
+    ("lightgbm: {data: model.pkl}", {"model.pkl": b""}, ("model.pkl", "joblib")),
+    ("xgboost: {data: model.ubj}", {"model.ubj": b""}, "the flavor xgboost, which"),
+    ("python_function: {loader_module: mlflow.pyfunc.model}", {"python_model.pkl": b""}, "python_function"),
+    ("[]", {"model.skops": b""}, ("model.skops", "skops")),
+    ("sklearn: {", {"model.skops": b""}, ("model.skops", "skops")),
+    ("{a: 1, python_function: [], b: {}}", {"x.txt": b""}, "the flavors a, b, which"),
+]
+
+
+@pytest.mark.req("S1")
+@pytest.mark.parametrize(("flavors", "files", "wanted"), FOLDERS)
+def test_a_folder_of_mlflow_says_which_file_is_the_model(
+    flavors: str, files: dict[str, bytes], wanted: tuple[str, str] | str
+) -> None:
+    """What its file names is loaded; what no worker can load is refused with the flavor and a way out; a file
+    that says nothing, or nonsense, changes nothing."""
+    files = {**files, "MLmodel": f"flavors:\n  {flavors}\n".encode()}
+    spec = models.spec(files, "1.0.0")
+    if isinstance(wanted, tuple):
+        assert runtimes.choose(spec, files) == wanted
+    else:
+        with pytest.raises(errors.Invalid, match=wanted):
+            runtimes.choose(spec, files)

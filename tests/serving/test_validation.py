@@ -43,6 +43,26 @@ def values(asked: Asked) -> dict[str, list[Any]]:
     return {name: array.tolist() for name, array in asked.columns.items()}
 
 
+TENSOR = Decoder(Signature(inputs=(Field(name="input", type=DataType.FLOAT32, shape=(2,)),)))
+
+
+@pytest.mark.req("S1", "T3")
+@pytest.mark.parametrize("name", ["inputs", "instances"])
+def test_mlflow_sends_the_only_tensor_as_it_is(name: str) -> None:
+    """A signature made of an array has one field; MLflow's callers send the array itself, ours its field."""
+    for rows in ([[1, 2], [3, 4]], [[[1, 2]], [[3, 4]]], [{"input": [1, 2]}, {"input": [3, 4]}]):
+        asked = TENSOR.decode(Door.INVOCATIONS, json.dumps({name: rows}).encode())
+        assert (values(asked), asked.rows) == ({"input": [[1, 2], [3, 4]]}, 2)
+    for body in (
+        {name: [[1, 2, 3]]},
+        {name: [1, 2]},
+        {name: [["a", 1]]},
+        {"inputs": [[1, 2]], "instances": []},
+    ):
+        with pytest.raises(errors.Invalid):
+            TENSOR.decode(Door.INVOCATIONS, json.dumps(body).encode())
+
+
 @pytest.mark.req("S1")
 def test_rows_lists_and_columns_are_the_same_table() -> None:
     """The three forms of one table decode alike, in the signature's types and order."""

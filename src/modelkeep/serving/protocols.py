@@ -69,6 +69,17 @@ _TENSOR_TYPES: dict[str, tuple[str, str]] = {
 _TYPE_NAMES = {dtype: name for name, (dtype, _) in _TENSOR_TYPES.items()}
 
 
+def _whole_decoder(signature: Signature) -> msgspec.json.Decoder[Any] | None:
+    """Reads a body that is the only tensor of a signature; None where it takes anything else."""
+    fields = signature.inputs
+    if len(fields) != 1 or not fields[0].dimensions or not signature.positional:
+        return None
+    rows: Any = list[validation.value_type(fields[0])]  # type: ignore[misc]  # made from data
+    forms = [(name, rows | msgspec.UnsetType, msgspec.UNSET) for name in ("inputs", "instances")]
+    members = [*forms, ("params", dict[str, Any] | None, None)]
+    return msgspec.json.Decoder(msgspec.defstruct("WholeTensor", members, forbid_unknown_fields=True))
+
+
 class Decoder:
     """Requests for one version, checked against its signature while they are decoded."""
 
@@ -105,6 +116,8 @@ class Decoder:
                 forbid_unknown_fields=True,
             )
         )
+
+        self._whole = _whole_decoder(signature) if signature is not None else None
 
     def decode(self, door: Door, body: bytes) -> Asked:
         """The columns of a request.
@@ -181,7 +194,13 @@ class Decoder:
         return Asked(columns=columns, rows=rows, as_columns=True)
 
     def _scoring(self, body: bytes) -> Asked:
-        asked = self._typed(self._invocations, body, _FORMATS)
+        try:
+            asked = self._typed(self._invocations, body, _FORMATS)
+        except errors.Invalid:
+            whole = self._whole_tensor(body)
+            if whole is None:
+                raise
+            return whole
         given = [name for name in _FORMATS if getattr(asked, name) is not msgspec.UNSET]
         if len(given) != 1:
             raise errors.MalformedBody(f"Send exactly one of {', '.join(_FORMATS)}.")
@@ -195,6 +214,22 @@ class Decoder:
             raise refused("A column stands twice.")
         names = {name: [row[index] for row in value.data] for index, name in enumerate(value.columns)}
         return self._named(names, strict=True)
+
+    def _whole_tensor(self, body: bytes) -> Asked | None:
+        """The one tensor that the model takes, as MLflow sends it: with neither a name nor a list around each
+        row. None when that is not what was sent."""
+        if self._whole is None:
+            return None
+        try:
+            asked = self._whole.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        given = [value for value in (asked.inputs, asked.instances) if value is not msgspec.UNSET]
+        if len(given) != 1:
+            return None
+        (rows,), (field,) = given, self._fields
+        validation.check_rows(len(rows))
+        return Asked(columns={field.name: validation.to_array(field, rows)}, rows=len(rows))
 
     def _named(self, names: dict[str, list[Any]], *, strict: bool) -> Asked:
         """Plain columns by name: converted by the signature, or guessed."""

@@ -8,8 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from modelkeep.core import errors
+from modelkeep.core.mlmodel import MLMODEL
 from modelkeep.core.routing import VersionSpec
 from modelkeep.core.signature import Field
+from modelkeep.serving.runtimes.mlflow_folder import read_folder
 from modelkeep.serving.validation import Array, Columns
 
 _BY_SUFFIX: Mapping[str, str] = {
@@ -43,7 +45,7 @@ def load(spec: VersionSpec, files: Mapping[str, bytes], folder: Path, threads: i
         ExtraMissing: the library that it needs is not installed.
         NotAllowed: it contains types that are not trusted.
     """
-    path, kind = choose(spec)
+    path, kind = choose(spec, files)
     try:
         match kind:
             case "onnx":
@@ -63,17 +65,21 @@ def load(spec: VersionSpec, files: Mapping[str, bytes], folder: Path, threads: i
         ) from problem
 
 
-def choose(spec: VersionSpec) -> tuple[str, str]:
-    """The model file of a version and the runtime for it.
+def choose(spec: VersionSpec, files: Mapping[str, bytes]) -> tuple[str, str]:
+    """The model file of a version and the runtime for it: the one that an `MLmodel` file names, else the one
+    with the ending of a model.
 
     Raises:
         Invalid: none, or more than one and none is called `model`.
     """
-    found = [
-        (entry.path, _BY_SUFFIX[suffix])
-        for entry in spec.files
-        if (suffix := PurePosixPath(entry.path).suffix.lower()) in _BY_SUFFIX
-    ]
+    folder = None
+    if spec.runtime is None and MLMODEL in files:
+        folder = read_folder(files[MLMODEL], {entry.path for entry in spec.files})
+    if folder is not None and folder.path is not None and (kind := _kind(folder.path)) is not None:
+        return folder.path, kind
+    found = [(entry.path, kind) for entry in spec.files if (kind := _kind(entry.path)) is not None]
+    if folder is not None and (folder.own_code or not found):
+        raise folder.refusal(spec.label)
     if spec.runtime is not None:
         wanted = "joblib" if spec.runtime in ("sklearn", "pickle") else spec.runtime
         found = [item for item in found if item[1] == wanted] or found
@@ -85,6 +91,10 @@ def choose(spec: VersionSpec) -> tuple[str, str]:
     if len(found) > 1:
         raise errors.Invalid(f"{spec.label} holds several model files; name the one to serve 'model'.")
     return found[0]
+
+
+def _kind(path: str) -> str | None:
+    return _BY_SUFFIX.get(PurePosixPath(path).suffix.lower())
 
 
 def arrange(outputs: Columns, fields: Sequence[Field]) -> Columns:

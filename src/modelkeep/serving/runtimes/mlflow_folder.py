@@ -1,0 +1,73 @@
+"""Which file of a folder that MLflow wrote is the model, by its `MLmodel` file.
+
+The flavors that are read are those whose file a runtime here loads: ONNX and scikit-learn. Models that are a
+class of somebody's own are MLflow's to run, and are not run here.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from modelkeep.core import codec, errors, values
+from modelkeep.core.mlmodel import MLMODEL_MAX_BYTES
+
+_FILES: tuple[tuple[str, str], ...] = (("onnx", "data"), ("sklearn", "pickled_model"))
+"""Flavors in the order in which they are liked, and the key under which each has its file's path."""
+_GENERIC = "python_function"
+_OWN_CODE = "mlflow.pyfunc.model"
+"""The loader of models that are a class of somebody's own."""
+FLAVORS_SHOWN = 5
+"""Flavors that a sentence names; MLflow itself writes two or three."""
+
+
+class Folder(NamedTuple):
+    """What an `MLmodel` file says of its folder.
+
+    `path`: the model's file, where a runtime may load it. `own_code`: the model is a class of somebody's own,
+    and whatever else lies in the folder is a part of it. `flavors`: as people read them, after "of".
+    """
+
+    path: str | None
+    own_code: bool
+    flavors: str
+
+    def refusal(self, label: str) -> errors.Invalid:
+        """That no worker can load it, and what to do."""
+        return errors.Invalid(
+            f"{label} is an MLflow model of {self.flavors}, which gateways do not load; log it with "
+            "mlflow.onnx or mlflow.sklearn, or serve it with 'mlflow models serve'."
+        )
+
+
+def read_folder(data: bytes, paths: Collection[str]) -> Folder | None:
+    """Read an `MLmodel` file; None when it cannot be read, for then it says nothing.
+
+    Args:
+        paths: the folder's files; one that is named but not there is no model's file.
+    """
+    if len(data) > MLMODEL_MAX_BYTES:
+        return None
+    try:
+        document = codec.parse_yaml(data)
+    except errors.Invalid:
+        return None
+    flavors = document.get("flavors") if isinstance(document, dict) else None
+    if not isinstance(flavors, dict) or not flavors:
+        return None
+    named = (_member(flavors, flavor, key) for flavor, key in _FILES)
+    return Folder(
+        path=next((path for path in named if path in paths), None),
+        own_code=_member(flavors, _GENERIC, "loader_module") == _OWN_CODE,
+        flavors=_shown([str(name) for name in flavors]),
+    )
+
+
+def _member(flavors: Mapping[str, Any], flavor: str, key: str) -> str | None:
+    stated = flavors.get(flavor)
+    value = stated.get(key) if isinstance(stated, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _shown(names: list[str]) -> str:
+    names = sorted(name for name in names if name != _GENERIC) or [_GENERIC]
+    listed = ", ".join(values.printable(name)[:60] for name in names[:FLAVORS_SHOWN])
+    return f"the flavor{'s' if len(names) > 1 else ''} {listed}"
