@@ -6,6 +6,7 @@ Nothing here knows a single operation: the rows are in `app`, the verbs in `api`
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,9 @@ from modelkeep.web.wakeup import Wakeup
 
 POOL_THREADS = 8
 """Long reads and hashing at a time; more would only fight for the processors."""
+LOOKS_LEAST = 2
+"""Long reads of a store in this process at a time, or as many as there are processors: each holds the
+interpreter most of its time, and eight of them took half as long again, each, as two."""
 STREAM_THREADS = 4
 """Threads that move file bytes; each is held only while bytes move, so few serve any number of callers."""
 UPLOAD_ROOM_BYTES = 32 * 1024 * 1024
@@ -78,6 +82,9 @@ class Dispatcher:
         self.small_files = SmallFiles(house.blobs, self.in_streams)
         self.closing = False
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="modelkeep-pool")
+        blocks = house.desk.database.reads_block
+        looks = POOL_THREADS if blocks else min(max(LOOKS_LEAST, os.cpu_count() or 1), POOL_THREADS)
+        self._looks = ThreadPoolExecutor(looks, thread_name_prefix="modelkeep-looks")
         self._streams = ThreadPoolExecutor(STREAM_THREADS, thread_name_prefix="modelkeep-bytes")
 
     def begin_closing(self) -> None:
@@ -89,11 +96,16 @@ class Dispatcher:
         """Wait for running work and let the threads go."""
         self.forget()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._looks.shutdown(wait=True, cancel_futures=True)
         self._streams.shutdown(wait=True, cancel_futures=True)
 
     async def in_pool(self, work: Callable[[], T]) -> T:
         """Run blocking work beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def look(self, work: Callable[[], T]) -> T:
+        """Run a long read beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._looks, work)
 
     async def in_streams(self, work: Callable[[], T]) -> T:
         """Move bytes between disk and memory beside the event loop, in nobody else's way."""
@@ -289,7 +301,7 @@ class Bound:
                 return await dispatcher.read(call.context, operation.handler, await self._prepared(call))
             case Mode.SLOW:
                 desk, prepared = dispatcher.house.desk, await self._prepared(call)
-                return await dispatcher.in_pool(partial(desk.read, call.context, operation.handler, prepared))
+                return await dispatcher.look(partial(desk.read, call.context, operation.handler, prepared))
             case Mode.WRITE:
                 return await self._write(call)
             case Mode.TASK:
