@@ -96,6 +96,35 @@ class MlflowHttp:
             seen.add(token)
             more = {"page_token": token}
 
+    def upload(self, path: str, chunks: Iterator[bytes], size_bytes: int) -> None:
+        """Send the bytes of a file, which replace what is there. Raises as `ask`."""
+        self.close()
+        try:
+            self._connect()
+            assert self._connection is not None
+            headers = {**self._headers, "Content-Length": str(size_bytes)}
+            headers["Content-Type"] = "application/octet-stream"
+            self._connection.request("PUT", self._base + path, chunks, headers)
+            answer = self._connection.getresponse()
+            if answer.status not in (200, 204):
+                self._refuse(answer)
+            answer.read(CHUNK_BYTES)
+        except TimeoutError as problem:
+            raise self._too_slow() from problem
+        except (OSError, HTTPException) as problem:
+            raise self._broken(problem) from problem
+        finally:
+            self.close()
+
+    def tell(self, path: str, said: Mapping[str, Any], kind: type[T], method: str = "POST") -> T:
+        """Have something done: sent once, for nobody knows whether it was done when no answer comes. Raises
+        as `ask`."""
+        data = self._whole(method, path, codec.encode(said), attempts=1)
+        try:
+            return codec.decode(data or b"{}", kind)
+        except errors.MalformedBody as problem:
+            raise self._wrong(problem.message) from problem
+
     def ask(self, method: str, path: str, asked: Mapping[str, Any], kind: type[T]) -> T:
         """One answer in its shape.
 
@@ -114,8 +143,8 @@ class MlflowHttp:
         except errors.MalformedBody as problem:
             raise self._wrong(problem.message) from problem
 
-    def _whole(self, method: str, target: str, body: bytes) -> bytes:
-        answer = self._begin(method, target, body)
+    def _whole(self, method: str, target: str, body: bytes, attempts: int = ATTEMPTS) -> bytes:
+        answer = self._begin(method, target, body, attempts)
         parts: list[bytes] = []
         size, until = 0, time.monotonic() + ANSWER_S
         try:
@@ -155,9 +184,9 @@ class MlflowHttp:
             if not answer.isclosed():
                 self.close()
 
-    def _begin(self, method: str, target: str, body: bytes) -> HTTPResponse:
+    def _begin(self, method: str, target: str, body: bytes, attempts: int = ATTEMPTS) -> HTTPResponse:
         """An answer that says yes; what is refused is told."""
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             try:
                 answer = self._attempt(method, target, body)
             except TimeoutError as problem:
@@ -165,7 +194,7 @@ class MlflowHttp:
                 raise self._too_slow() from problem
             except (OSError, HTTPException) as problem:
                 self.close()
-                if attempt == ATTEMPTS:
+                if attempt == attempts:
                     raise self._broken(problem) from problem
                 continue
             if answer.status == 200:
@@ -174,12 +203,16 @@ class MlflowHttp:
         raise AssertionError("the last attempt returns or raises")
 
     def _attempt(self, method: str, target: str, body: bytes) -> HTTPResponse:
-        if self._connection is None:
-            kind = HTTPSConnection if self._secure else HTTPConnection
-            self._connection = kind(self._host, self._port, timeout=TIMEOUT_S)
+        self._connect()
+        assert self._connection is not None
         headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
         self._connection.request(method, self._base + target, body or None, headers)
         return self._connection.getresponse()
+
+    def _connect(self) -> None:
+        if self._connection is None:
+            kind = HTTPSConnection if self._secure else HTTPConnection
+            self._connection = kind(self._host, self._port, timeout=TIMEOUT_S)
 
     def _refuse(self, answer: HTTPResponse) -> None:
         """Raises what an answer other than 200 says."""

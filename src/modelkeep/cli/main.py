@@ -60,6 +60,7 @@ COMMANDS: dict[str, Entry] = {
     "unyank": Entry(_CATALOG, "unyank", MAKE, "Let a yanked version be chosen again."),
     "alias": Entry(_CATALOG, "alias", MAKE, "Point and delete aliases."),
     "import": Entry(_MOVING, "imports", MAKE, "Move another registry in."),
+    "export": Entry(_MOVING, "exports", MAKE, "Move everything out to another registry."),
     "gate": Entry(_PROMOTION, "gate", GOVERN, "Whether a version may enter a stage."),
     "request": Entry(_PROMOTION, "request", GOVERN, "Ask others to agree to a promotion."),
     "review": Entry(_PROMOTION, "review", GOVERN, "Approve, reject or comment on a request."),

@@ -83,3 +83,56 @@ def import_mlflow(
         opened.close()
     session.answer(report, (left.id for left in report.left_out), views.moved_in(report))
     return 0 if report.whole else 1
+
+
+@click.group("export")
+def exports() -> None:
+    """Move everything out to another registry."""
+
+
+@verb(exports, "mlflow")
+@click.argument("target")
+@_PROJECT
+@_WORKSPACE
+@_TOKEN
+@_USER
+@_PASSWORD
+def export_mlflow(
+    session: Session,
+    target: str,
+    project: str,
+    workspace: str | None,
+    mlflow_token: str | None,
+    mlflow_user: str | None,
+    mlflow_password: str | None,
+) -> int:
+    """Write a project out to TARGET, the address of a running MLflow server.
+
+    Experiments, runs with histories and files, logged and registered models, versions with stages and
+    aliases; each bears the tag modelkeep.source_id. Broken off, the same again goes on.
+    """
+    from modelkeep.adapters.mlflow_export import Exporter
+    from modelkeep.adapters.mlflow_rest import MlflowServer
+
+    settings = session.settings
+    source = MlflowServer(settings.url, token=settings.token, workspace=project)
+    try:
+        with Counts(shown=False if session.quiet else None) as counts:
+            exporter = Exporter(
+                source,
+                target,
+                project=project,
+                token=mlflow_token,
+                user=mlflow_user,
+                password=mlflow_password,
+                workspace=workspace,
+                progress=counts,
+            )
+            try:
+                report = exporter.run()
+            finally:
+                exporter.close()
+    finally:
+        source.close()
+    session.answer(report, (left.id for left in report.left_out), views.moved_out(report))
+    return 0 if report.whole else 1

@@ -2,7 +2,7 @@
 both sides count the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from modelkeep.cli.catalog_views import View
@@ -10,7 +10,8 @@ from modelkeep.cli.show import Screen, Text, size
 from modelkeep.core.imports import Kind
 
 if TYPE_CHECKING:
-    from modelkeep.client.move_report import LeftOut, MoveReport
+    from modelkeep.adapters.mlflow_export import ExportReport
+    from modelkeep.client.move_report import LeftOut, Moved, MoveReport
 
 SHOWN_MAX = 50
 """Lines of one list; --json has all."""
@@ -34,16 +35,7 @@ def moved_in(report: "MoveReport") -> View:
         screen.line(
             "From", Text(report.source, "strong"), "to the project", Text(report.project, "strong") + ":"
         )
-        screen.table(
-            ("", "there", come, "here before", "left out"),
-            (
-                (word, str(one.found), str(one.found - one.there - one.left_out), str(one.there),
-                 Text(str(one.left_out), "bad" if one.left_out else ""))
-                for kind, word in WORDS.items()
-                if (one := report.kinds.get(kind)) is not None
-            ),
-            right=(1, 2, 3, 4),
-        )  # fmt: skip
+        _table(screen, ("", "there", come, "here before", "left out"), report.kinds)
         screen.line(
             f"{report.points:,} points of metrics, {report.files:,} files, {size(report.size_bytes)}."
         )
@@ -59,6 +51,39 @@ def moved_in(report: "MoveReport") -> View:
         _verdict(screen, report)
 
     return draw
+
+
+def moved_out(report: "ExportReport") -> View:
+    """What came of an export."""
+
+    def draw(screen: Screen) -> None:
+        screen.line("To", Text(report.target, "strong") + ":")
+        _table(screen, ("", "here", "new", "there before", "left out"), report.kinds)
+        files = f"{report.files:,} files, {size(report.size_bytes)}"
+        screen.line(f"{report.points:,} points of metrics, {files} written.")
+        if report.mapped:
+            screen.blank()
+            screen.line("Called otherwise there:")
+            _listed(screen, [f"{one.kind} {one.id} is {one.ours}" for one in report.mapped])
+        _told(screen, "Carried, but not as it is here:", report.changed)
+        _told(screen, "Left out:", report.left_out)
+        if report.more:
+            screen.line(f"and {report.more:,} more.")
+
+    return draw
+
+
+def _table(screen: Screen, head: Sequence[str], kinds: "Mapping[Kind, Moved]") -> None:
+    screen.table(
+        head,
+        (
+            (word, str(one.found), str(one.found - one.there - one.left_out), str(one.there),
+             Text(str(one.left_out), "bad" if one.left_out else ""))
+            for kind, word in WORDS.items()
+            if (one := kinds.get(kind)) is not None
+        ),
+        right=(1, 2, 3, 4),
+    )  # fmt: skip
 
 
 def _told(screen: Screen, head: str, told: "Sequence[LeftOut]") -> None:
