@@ -10,7 +10,7 @@ from typing import Any
 from modelkeep.core import errors, tracking
 from modelkeep.core.access import Verb
 from modelkeep.core.tracking import RUN_KEYS_MAX, RUN_NAME_TAG, LifecycleStage, Metric, Run, Tag
-from modelkeep.core.values import printable
+from modelkeep.core.values import printable, quoted
 from modelkeep.service.act import Act
 from modelkeep.store import logged_models, run_log, runs
 from modelkeep.store.run_log import LogRow
@@ -36,7 +36,7 @@ def no_experiment(which: str, stage: LifecycleStage | None = None) -> errors.Exp
 def no_tag(key: str, where: str) -> errors.TagNotFound:
     """The one sentence for a tag that is not there."""
     return errors.TagNotFound(
-        f"There is no tag {printable(key)[:VALUE_SHOWN]!r} on {where}; look at its tags.", key=key
+        f"There is no tag {quoted(key, VALUE_SHOWN)} on {where}; look at its tags.", key=key
     )
 
 
