@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield found
 
 
-@pytest.mark.req("T1", "T2")
+@pytest.mark.req("T1")
 def test_the_quickstart_runs(mlflow_client: MlflowClient, server: Server, tmp_path: Path) -> None:
     """Experiments, runs, metrics, datasets, searches and deletions of plain MLflow code are as MLflow has
     them."""
