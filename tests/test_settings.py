@@ -34,11 +34,13 @@ def test_every_setting_can_be_said_in_the_environment_and_in_the_file(name: str,
     """A variable and a line of the file mean the same, for each there is."""
     words = {
         "auth": "token", "log_level": "DEBUG", "port": "1", "gateway_port": "1", "gateway_fronts": "2",
-        "gateway_open": "true",
+        "gateway_open": "true", "webhook_http": "true", "webhook_ports": "8443",
+        "webhook_allow": "10.0.0.0/8",
     }  # fmt: skip
     word = words.get(name, "7" if name == "timeout_s" else "word")
     file = tmp_path / "modelkeep.toml"
-    file.write_text(f'{name} = ["{word}"]\n' if name == "host_names" else f'{name} = "{word}"\n')
+    several = name in ("host_names", "webhook_allow", "webhook_ports")
+    file.write_text(f'{name} = ["{word}"]\n' if several else f'{name} = "{word}"\n')
     more = {"MODELKEEP_AUTH": "token"} if name == "host" else {}
     said = settings.load({}, more | {f"MODELKEEP_{name.upper()}": word})
     assert said == settings.load({}, more | {"MODELKEEP_CONFIG": str(file)})

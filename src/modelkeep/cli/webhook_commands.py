@@ -46,7 +46,7 @@ def webhook_show(session: Session, webhook: str) -> None:
 
 @verb(webhook, "create")
 @click.argument("name")
-@click.argument("url")
+@click.argument("address", metavar="URL")
 @click.option(
     "--event",
     "-e",
@@ -67,7 +67,7 @@ def webhook_show(session: Session, webhook: str) -> None:
 def webhook_create(
     session: Session,
     name: str,
-    url: str,
+    address: str,
     events: tuple[str, ...],
     project: str,
     model: str | None,
@@ -77,7 +77,7 @@ def webhook_create(
     """Have URL told what happens from now on. The secret of its signatures is printed once."""
     made = session.client.create_webhook(
         name,
-        url,
+        address,
         events or ("*",),
         project=project,
         model=model,
