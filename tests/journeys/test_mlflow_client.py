@@ -69,7 +69,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.req("T6")
+@pytest.mark.req("G10")
 def test_mlflows_own_credentials_are_ours(mlflow_client: MlflowClient, tmp_path: Path) -> None:
     """A token goes where MLflow has a place for it; a wrong one is refused at once, not retried."""
     with serving(tmp_path / "data", auth="token") as server:

@@ -19,7 +19,7 @@ from tests.web.inprocess import InProcess, Reply, in_process
 from tests.web.test_authorisation import TARGETS, WHO
 from tests.web.world import World, fill, hooked, opened, rehearsing
 
-pytestmark = pytest.mark.req("G10", "T6")
+pytestmark = pytest.mark.req("G10")
 
 API = "/api/2.0/mlflow/"
 STORE = "/api/2.0/mlflow-artifacts/"
