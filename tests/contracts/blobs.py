@@ -320,8 +320,8 @@ class BlobStoreContract:
 
     @pytest.mark.req("V3")
     def test_small_files_go_in_together(self, store: BlobStore) -> None:
-        """Where there is a way in for them, small files become blobs in the order given, and equal ones become
-        one; a group with a larger file is refused whole."""
+        """Where there is a way in for them, small files become blobs in the order given, and equal ones
+        become one; a group with a larger file is refused whole."""
         small = store.small
         if small is None:
             pytest.skip("this store has no way in for small files")

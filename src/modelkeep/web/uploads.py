@@ -25,8 +25,12 @@ FAST_S = 0.05
 """A sender who fills a batch within this time (20 MiB a second) gets a thread for a while."""
 BURST_BYTES = 512 * 1024 * 1024
 """Bytes after which a fast sender lets others have the thread for a moment."""
-QUEUE_BYTES = 4 * 1024 * 1024
-"""Bytes of a fast sender that may wait for the disk; with more, it is made to wait."""
+QUEUE_BYTES = 1024 * 1024
+"""Bytes of a fast sender that may wait for the disk; with more, it is made to wait. Few enough that they are
+still in a processor's cache when they are written."""
+WAKE_BYTES = 256 * 1024
+"""Bytes of a fast sender for which the thread is woken: with each read of a socket the two would spend their
+time on waking each other."""
 IDLE_S = 0.02
 """How long a thread waits for a fast sender's next bytes before it leaves."""
 
@@ -247,7 +251,8 @@ class _Pipe:
             full = self._size >= QUEUE_BYTES
             if full:
                 self._room.clear()
-            self._changed.notify()
+            if self._size >= WAKE_BYTES:
+                self._changed.notify()
         if full:
             await self._room.wait()
         return True
@@ -267,11 +272,13 @@ class _Pipe:
         """What the thread takes."""
         while True:
             with self._changed:
-                if not self._waiting and not self._ended:
+                if self._size < WAKE_BYTES and not self._ended:
                     self._changed.wait(IDLE_S)
                 if not self._waiting:
                     self.closed = True
                     return
+                full = self._size >= QUEUE_BYTES
                 parts, self._waiting, self._size = self._waiting, deque(), 0
-            self._loop.call_soon_threadsafe(self._room.set)
+            if full:
+                self._loop.call_soon_threadsafe(self._room.set)
             yield from parts
