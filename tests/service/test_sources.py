@@ -11,9 +11,9 @@ from sqlalchemy import bindparam, update
 from modelkeep.core import errors
 from modelkeep.core.access import Role
 from modelkeep.core.bump import FIRST_VERSION
-from modelkeep.core.catalog import ModelChange
+from modelkeep.core.catalog import DraftSpec, ModelChange
 from modelkeep.core.prompts import IS_PROMPT, PROMPT_FILE, PROMPT_TEXT
-from modelkeep.core.provenance import Code, Provenance
+from modelkeep.core.provenance import Code, DatasetSnapshot, EnvironmentLock, Provenance
 from modelkeep.core.signature import DataType
 from modelkeep.core.source_address import address, parse_source
 from modelkeep.core.tracking import Dataset, DatasetInput, LoggedModelStatus, Metric, ModelOutput, Tag
@@ -24,7 +24,7 @@ from modelkeep.service.sources import DUPLICATE_OF, VersionRequest
 from modelkeep.store.artifacts import OwnerKind
 from modelkeep.store.database import Database
 from modelkeep.store.schema import versions
-from tests.service.catalog_world import CHURN, OWNER, context, digest_of
+from tests.service.catalog_world import CHURN, OWNER, context, digest_of, entry_of
 from tests.service.sources_world import FILES, MLMODEL, SourcesWorld
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -127,6 +127,32 @@ def test_equal_ingredients_are_pointed_out(world: SourcesWorld) -> None:
         OWNER, world.catalog.search_versions, filter_text=f'identity = "{third.version.identity.digest}"'
     )
     assert [version.number for version in found.items] == [3]
+
+
+@pytest.mark.req("V4")
+def test_our_own_door_points_it_out_too(world: SourcesWorld) -> None:
+    """A draft with the ingredients of a version is told so in the preview and at the end, and when it is
+    asked again; the same bytes again are that version itself, which is not named as its own copy."""
+    stated = Provenance(
+        code=Code(commit=COMMIT),
+        datasets=(DatasetSnapshot(digest="a1b2c3d4"),),
+        environment=EnvironmentLock(kind="requirements", digest=digest_of(b"lock")),
+    )
+    known: dict[str, Any] = {"provenance": stated, "params": {"depth": "6"}}
+    first = world.register(CHURN, b"one", **known)
+    spec = DraftSpec(files=(entry_of("model.onnx", b"two"),), **known)
+    assert world.read(OWNER, world.catalog.preview, CHURN, spec).same_identity == ("churn:1.0.0",)
+    draft = world.begin(CHURN, {"model.onnx": b"two"}, **known)
+    world.send(draft, {"model.onnx": b"two"})
+    made = [world.do(OWNER, world.catalog.finalize, draft.id) for _ in range(2)]
+    assert [answer.same_identity for answer in made] == [("churn:1.0.0",)] * 2
+    assert made[0].version.identity == first.version.identity
+    again = DraftSpec(files=(entry_of("model.onnx", b"one"),), **known)
+    foreseen = world.read(OWNER, world.catalog.preview, CHURN, again)
+    assert not foreseen.created
+    assert foreseen.same_identity == (made[0].version.reference,)
+    found = Provenance(code=Code(commit="f" * 40, detected=True))
+    assert not world.register(CHURN, b"one", provenance=found, params={"depth": "6"}).created
 
 
 @pytest.mark.req("V4")

@@ -265,12 +265,17 @@ def registration(made: "Registration") -> View:
         )
         for reason in made.reasons or found.bump_reasons:
             screen.line(f"  {reason}")
-        if made.same_identity:
-            same = ", ".join(made.same_identity)
-            screen.line(Text(f"  made of the same code, data, parameters and environment as {same}", "warn"))
+        _same(screen, made.same_identity)
         screen.line(Text(f"  next: modelkeep gate {found.reference} --to production", "dim"))
 
     return draw
+
+
+def _same(screen: Screen, references: Sequence[str]) -> None:
+    """Which versions were made of the same."""
+    if references:
+        same = ", ".join(references)
+        screen.line(Text(f"  made of the same code, data, parameters and environment as {same}", "warn"))
 
 
 PATHS_SHOWN = 10
@@ -291,6 +296,7 @@ def preview(foreseen: "Preview") -> View:
             screen.line("It would become", name, f"({about})")
         for reason in foreseen.reasons:
             screen.line(f"  {reason}")
+        _same(screen, foreseen.same_identity)
         if not foreseen.to_send:
             screen.line(
                 f"  {foreseen.files} files, {size(foreseen.size_bytes)}; all bytes are stored already"

@@ -72,7 +72,7 @@ class Preview(Struct, frozen=True, kw_only=True):
 
     `bump` is the inferred one, `parent` the number of the version that the new one is compared with.
     `to_send` are the paths whose bytes are not stored yet, at most a page of them, and `to_send_bytes` the
-    size of all.
+    size of all. `same_identity` are as in `Registration`.
     """
 
     version: str
@@ -85,6 +85,7 @@ class Preview(Struct, frozen=True, kw_only=True):
     size_bytes: int
     to_send: tuple[str, ...]
     to_send_bytes: int
+    same_identity: tuple[str, ...] = ()
 
 
 class FileProblem(Struct, frozen=True, kw_only=True):

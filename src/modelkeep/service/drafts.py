@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from modelkeep.core import errors, registration, values
+from modelkeep.core import errors, provenance, registration, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import Preview, UploadPlan
 from modelkeep.core.catalog import (
@@ -165,6 +165,12 @@ class Drafts:
             files=len(admitted.spec.files),
             size_bytes=sum(entry.size_bytes for entry in admitted.spec.files),
             to_send=tuple(entry.path for entry in absent[: values.PAGE_MAX]),
+            same_identity=numbering.made_of_the_same(
+                act,
+                model,
+                provenance.identity(admitted.spec.provenance, admitted.spec.params),
+                but=decided.semver if isinstance(decided, ModelVersion) else None,
+            ),
             to_send_bytes=sum({entry.digest: entry.size_bytes for entry in absent}.values()),
         )
 

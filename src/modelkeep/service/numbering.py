@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from modelkeep.core import bump, catalog, registration, semver
 from modelkeep.core.bump import DEFAULT_RULES, RuleBook, VersionRules
 from modelkeep.core.catalog import DraftSpec, Manifest, ModelVersion
+from modelkeep.core.provenance import Identity
 from modelkeep.core.semver import Bump, SemVer
 from modelkeep.core.values import Digest, ModelName
 from modelkeep.service import policies, references
@@ -19,6 +20,9 @@ from modelkeep.service.act import Act
 from modelkeep.store import catalog as store
 from modelkeep.store import models
 from modelkeep.store.models import ModelRow
+
+SAME_SHOWN = 5
+"""Versions with the same identity that a registration points out."""
 
 
 class Numbered(Struct, frozen=True, kw_only=True):
@@ -60,6 +64,18 @@ def decide(act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec) ->
     decided = _decided(act, model, row, spec, digest, twins)
     parent = decided.parent
     return parent if parent is not None and str(decided.given) == parent.semver else decided
+
+
+def made_of_the_same(
+    act: Act, model: ModelName, identity: Identity | None, *, but: str | None = None
+) -> tuple[str, ...]:
+    """The versions of a model with this identity, the highest first, save the one with that semver. A partial
+    identity is never taken for another one: what is unknown may differ."""
+    row = models.find_model(act.tx, model)
+    if row is None or identity is None or not identity.whole:
+        return ()
+    found = store.find_same_identity(act.tx, row.id, identity.digest, SAME_SHOWN + 1)
+    return tuple(f"{model}:{text}" for text in found if text != but)[:SAME_SHOWN]
 
 
 def decide_anew(

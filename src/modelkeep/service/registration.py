@@ -26,9 +26,6 @@ from modelkeep.store import drafts as draft_store
 from modelkeep.store import logged_models, models
 from modelkeep.store.models import ModelRow
 
-SAME_SHOWN = 5
-"""Versions with the same identity that a registration points out."""
-
 
 class Registrations(Drafts):
     """The verbs of drafts, and the one that makes a version of one."""
@@ -60,7 +57,7 @@ class Registrations(Drafts):
                 version=version,
                 created=made,
                 reasons=version.bump_reasons,
-                same_identity=made_of_the_same(act, version),
+                same_identity=_same_as(act, version),
             )
         if draft.status is not DraftStatus.OPEN:
             raise drafts.closed(draft)
@@ -86,14 +83,8 @@ def _finish(act: Act, draft: Draft, version: ModelVersion, *, made: bool) -> Non
     draft_store.close(act.tx, draft.id, DraftStatus.READY, act.now, number=version.number, made=made)
 
 
-def made_of_the_same(act: Act, version: ModelVersion) -> tuple[str, ...]:
-    """The other versions of the model with the same whole identity, the highest first. A partial identity is
-    never taken for another one: what is unknown may differ."""
-    if version.identity is None or not version.identity.whole:
-        return ()
-    row = models.get_row(act.tx, version.model)
-    found = store.find_same_identity(act.tx, row.id, version.identity.digest, SAME_SHOWN + 1)
-    return tuple(f"{version.model}:{text}" for text in found if text != version.semver)[:SAME_SHOWN]
+def _same_as(act: Act, version: ModelVersion) -> tuple[str, ...]:
+    return numbering.made_of_the_same(act, version.model, version.identity, but=version.semver)
 
 
 class Past(Struct, frozen=True, kw_only=True):
@@ -109,8 +100,8 @@ class Past(Struct, frozen=True, kw_only=True):
 def write_version(
     act: Act, row: ModelRow, spec: DraftSpec, decided: Numbered, past: Past | None = None
 ) -> Registration:
-    """Write a version of a checked spec, its number and its event. Rights and bytes were looked at before, and
-    that the number of one with a past is free."""
+    """Write a version of a checked spec, its number and its event. Rights and bytes were looked at before,
+    and that the number of one with a past is free."""
     name = row.full_name
     manifest = Manifest(files=spec.files)
     version = ModelVersion(
@@ -136,7 +127,7 @@ def write_version(
         created_at=past.created_at if past is not None else act.now,
         created_by=past.created_by if past is not None else act.by,
     )
-    same = made_of_the_same(act, version)
+    same = _same_as(act, version)
     event = act.record(
         EventKind.VERSION_REGISTERED,
         version.reference,
