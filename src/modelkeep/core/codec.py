@@ -106,13 +106,12 @@ def decode_untrusted(data: bytes, kind: type[T], *, max_bytes: int = JSON_MAX_BY
     return decode(data, kind)
 
 
-# One step of the check: whatever is no text and no bracket, then a text (group 1) and the colon that makes it
-# a key (group 2), or a bracket (group 3), or the end. It matches wherever it is begun (hence the optional
-# closing quote, and the end): what did not would be scanned anew from each place in it.
-_STEP = re.compile(
-    rb"""[^"{}\[\]]*+ (?: "([^"\\]*+(?:\\.[^"\\]*+)*+)"?+ (\s*+:)?+ | ([{}\[\]]) | \Z )""",
-    re.DOTALL | re.VERBOSE,
-)
+# A text, with the colon behind it that makes it a key, or a bracket. A text is matched without its end as
+# well (hence the optional quote): what did not match would be scanned anew from each place in it.
+_TOKEN = re.compile(rb""""[^"\\]*+(?:\\.[^"\\]*+)*+"?+(?:\s*+:)?+|[{}\[\]]""", re.DOTALL)
+_COLON, _QUOTE = b':"'
+_AT_ONCE_BYTES = 64 * 1024
+"""Of a longer document the tokens are taken one by one: a list of them all is several times its size."""
 
 
 def check_json(data: bytes, *, max_bytes: int = JSON_MAX_BYTES) -> None:
@@ -124,28 +123,37 @@ def check_json(data: bytes, *, max_bytes: int = JSON_MAX_BYTES) -> None:
         )
     keys: set[bytes] | None = None  # of the object that we are in; None in an array
     outer: list[set[bytes] | None] = []
-    for step in _STEP.finditer(data):
-        text, colon, bracket = step.groups()
-        if colon is not None:
+    escapes = b"\\" in data
+    for token in _tokens(data):
+        last = token[-1]
+        if last == _COLON:
             if keys is None:
                 continue
-            key = text if b"\\" not in text else _unescaped(text)
+            key = token if token[-2] == _QUOTE else token[:-1].rstrip() + b":"
+            if escapes and b"\\" in key:
+                key = b'"%b":' % _unescaped(key[1:-2])
             if key in keys:
-                shown = key.decode("utf-8", "replace")
+                shown = key[1:-2].decode("utf-8", "replace")
                 raise errors.MalformedBody(f"The key {shown!r} stands twice in one object; keep one of them.")
             keys.add(key)
-        elif bracket is None:
+        elif last == _QUOTE:
             continue
-        elif bracket == b"{" or bracket == b"[":
+        elif token == b"{" or token == b"[":
             outer.append(keys)
-            keys = set() if bracket == b"{" else None
+            keys = set() if token == b"{" else None
             if len(outer) > JSON_MAX_DEPTH:
                 raise errors.LimitExceeded(
                     f"The document is nested more than {JSON_MAX_DEPTH} levels deep; flatten it.",
                     limit=JSON_MAX_DEPTH,
                 )
-        elif outer:
+        elif outer and (token == b"}" or token == b"]"):
             keys = outer.pop()
+
+
+def _tokens(data: bytes) -> Iterable[bytes]:
+    if len(data) <= _AT_ONCE_BYTES:
+        return _TOKEN.findall(data)
+    return (found[0] for found in _TOKEN.finditer(data))
 
 
 def _unescaped(key: bytes) -> bytes:
