@@ -35,7 +35,7 @@ _FAMILIES: tuple[tuple[type[ModelkeepError], str, int], ...] = (
     (errors.NotAuthenticated, "UNAUTHENTICATED", 401),
     (errors.Denied, "PERMISSION_DENIED", 403),
     (errors.Invalid, INVALID_PARAMETER_VALUE, 400),
-    (errors.Corrupt, "DATA_LOSS", 500),
+    (errors.Corrupt, "DATA_LOSS", 410),  # what is gone; with 500 the client would ask again for four minutes
     (errors.Unavailable, "TEMPORARILY_UNAVAILABLE", 503),
 )
 
