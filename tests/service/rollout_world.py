@@ -35,6 +35,7 @@ from modelkeep.service.audit import Audit
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.deliveries import Deliveries
 from modelkeep.service.house import House
+from modelkeep.service.imports import Imports
 from modelkeep.service.logged_models import LoggedModels
 from modelkeep.service.promotion import Promotions
 from modelkeep.service.rollout import Rollouts
@@ -83,6 +84,7 @@ class RolloutWorld(World):
             sources=Sources(blobs, catalog, artifacts),
             promotions=self.promotions,
             rollouts=self.rollouts,
+            imports=Imports(blobs, catalog, artifacts),
             webhooks=webhooks,
             deliveries=Deliveries(webhooks),
         )
