@@ -111,8 +111,7 @@ def test_models_keep_the_names_they_have(name: str) -> None:
 @pytest.mark.req("T4")
 @given(st.text(st.characters(max_codepoint=0x2FF), max_size=20))
 def test_model_names_mean_nothing_else(text: str) -> None:
-    """Whatever passes is printable ASCII without any mark that references, addresses or files give a meaning.
-    """
+    """Whatever passes is printable ASCII without any mark that references, addresses or files give a meaning."""
     try:
         name = values.check_model_name(text)
     except errors.InvalidName:
