@@ -16,6 +16,8 @@ from modelkeep.core import errors
 IMPORT_MAX_US = 100_000
 OTHER_FACES = {"gateway_table", "gateway_report", "gateway_blob", "metrics", "openapi"}
 """Operations of gateways, Prometheus and OpenAPI tools; the SDK has no use for them."""
+UNWRAPPED = {"imported_files", "missing_files", "send_file"}
+"""Operations of which the client hands out what is inside the answer, or nothing where there is no news."""
 RENAMED = {"compare": "comparison"}
 """`compare` gives a DataFrame; the answer as it is has another name."""
 
@@ -86,7 +88,7 @@ def test_the_client_reads_what_the_server_answers() -> None:
 
     differing = []
     for row in OPERATIONS:
-        if row.name in OTHER_FACES or row.answer is bytes:
+        if row.name in OTHER_FACES | UNWRAPPED or row.answer is bytes:
             continue
         read = _read_by(RENAMED.get(row.name, row.name))
         if _plain_schema(read) != _plain_schema(row.answer):

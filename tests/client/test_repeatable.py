@@ -15,9 +15,9 @@ from tests.client.fake_server import Asked, BreakOff, FakeServer
 pytestmark = [pytest.mark.req("U2", "G3"), pytest.mark.network]
 
 V1 = "/api/v1"
-WITHOUT_KEY = {"upload_file", "verify_version", "fsck"}
-"""What is sent under no key that the server keeps: bytes at an offset, which are not repeated, and hashing,
-which changes nothing."""
+WITHOUT_KEY = {"upload_file", "send_file", "verify_version", "fsck", "missing_files", "test_webhook"}
+"""What is sent under no key that the server keeps: bytes, which have an offset or a digest, questions, which
+change nothing, and a test message."""
 WRITES: dict[str, tuple[str, str, Callable[[Client], object]]] = {
     "promote": ("POST", "/promotions", lambda c: c.promote("churn:1.1.0", "production", "why")),
     "rollback": ("POST", "/rollbacks", lambda c: c.rollback("churn", "why")),

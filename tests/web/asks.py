@@ -76,6 +76,10 @@ class Aim:
         return f"{V1}/webhooks/{self.world.webhooks.get(self.target, 'hook_nothing')}"
 
     @property
+    def run(self) -> str:
+        return self.world.runs.get(self.target, "0" * 32)
+
+    @property
     def token(self) -> str:
         return f"{V1}/tokens/{self.world.token_ids.get(self.person, 'nothing')}"
 
@@ -158,6 +162,11 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "test_webhook": lambda a: Ask("POST", f"{a.webhook}/test", {}),
     "list_deliveries": lambda a: Ask("GET", f"{a.webhook}/deliveries"),
     "replay_webhook": lambda a: Ask("POST", f"{a.webhook}/replay", {"after": 0}),
+    "import_batch": lambda a: Ask("POST", f"{V1}/imports", {"project": a.project, **BATCH}),
+    "import_summary": lambda a: Ask("GET", f"{V1}/imports", query={"source": "elsewhere"}),
+    "imported_files": lambda a: Ask("GET", f"{V1}/imports/files", query={"owner": "run", "id": a.run}),
+    "missing_files": lambda a: Ask("POST", f"{V1}/imports/files/missing", {"digests": [FILE["digest"]]}),
+    "send_file": lambda a: Ask("PUT", f"{V1}/imports/file", query=BYTES, raw=b"abc"),
     "list_events": lambda a: Ask("GET", f"{V1}/audit/events", query={"model": a.name}),
     "verify_audit": lambda a: Ask("GET", f"{V1}/audit/verification"),
     "export_audit": lambda a: Ask("GET", f"{V1}/audit/export"),
@@ -182,6 +191,8 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
 
 HOOK = {"name": "hook", "url": "https://8.8.8.8/", "events": ["stage.*"]}
 FILE = {"path": "model.bin", "size_bytes": 3, "digest": digest_of(b"abc")}
+BYTES = {"digest": FILE["digest"], "size_bytes": 3}
+BATCH = {"source": "elsewhere", "experiments": [{"id": "7", "name": "moved", "creation_time": 0}]}
 STAGES = {
     "stages": [
         {"name": "none"},

@@ -88,6 +88,7 @@ class World:
     grant_ids: dict[str, str] = field(default_factory=dict)
     rollouts: dict[str, str] = field(default_factory=dict)
     webhooks: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)
 
 
 def fill(house: House) -> World:
@@ -141,6 +142,7 @@ def _fill_project(world: World, model: ModelName) -> None:
     assert status.rollout is not None
     world.rollouts[model.project] = status.rollout.id
     world.webhooks[model.project] = hooked(house, model.project)
+    world.runs[model.project] = ran(house, model.project)
     spec = DraftSpec(files=(entry_of("model.bin", b"never sent"),), signature=SIGNATURE)
     world.drafts[model.project] = desk.do(asker, house.catalog.begin_draft, model, spec).id
 
@@ -150,6 +152,14 @@ def hooked(house: House, project: str, style: Style = Style.MODELKEEP) -> str:
     events = ("*",) if style is Style.MODELKEEP else ("model_version.created",)
     new = NewWebhook(name="ci", url="http://127.0.0.1:9/", events=events, project=project, style=style)
     return house.desk.do(context_of("asker"), house.webhooks.create_webhook, new).webhook.id
+
+
+def ran(house: House, project: str) -> str:
+    """A run of a project; its id."""
+    asker = context_of("asker")
+    experiment = house.desk.do(asker, house.tracking.create_experiment, project, "trials")
+    run = house.desk.do(asker, house.tracking.create_run, experiment.experiment_id, project=project)
+    return run.info.run_id
 
 
 class _Undone(Exception):
