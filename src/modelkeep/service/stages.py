@@ -109,8 +109,8 @@ def move(act: Act, model: ModelRow, version: ModelVersion, to: str, because: Bec
             f"'modelkeep history {model.full_name}' and try again.",
             stage=to,
         ) from problem
-    for number in (version.number, displaced.number) if displaced is not None else (version.number,):
-        versions_store.touch(act.tx, model.id, number, act.now)
+    moved = (version.number, displaced.number) if displaced is not None else (version.number,)
+    versions_store.touch(act.tx, model.id, moved, act.now)
     models_store.touch_model(act.tx, model.id, act.now)
     return Moved(interval=interval, displaced=displaced)
 

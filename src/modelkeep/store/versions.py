@@ -4,6 +4,7 @@ Reading them is `catalog`'s part. Whether something may be done, and the event t
 service's part.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import bindparam, delete, select, update
@@ -34,7 +35,10 @@ _DESCRIBE = (
 )
 _TOUCH = (
     update(versions)
-    .where(versions.c.model_id == bindparam("model_id"), versions.c.number == bindparam("which"))
+    .where(
+        versions.c.model_id == bindparam("model_id"),
+        versions.c.number.in_(bindparam("which", expanding=True)),
+    )
     .values(updated_at=bindparam("now"))
 )
 _SET_TOMBSTONE = (
@@ -152,9 +156,9 @@ def describe(tx: Transaction, version_id: str, description: str, now: datetime) 
     tx.run(_DESCRIBE, which=version_id, description=description, now=codec.format_time(now))
 
 
-def touch(tx: Transaction, model_id: str, number: int, now: datetime) -> None:
-    """Note that a version's place changed."""
-    tx.run(_TOUCH, model_id=model_id, which=number, now=codec.format_time(now))
+def touch(tx: Transaction, model_id: str, numbers: Iterable[int], now: datetime) -> None:
+    """Note that the place of some versions changed."""
+    tx.run(_TOUCH, model_id=model_id, which=list(numbers), now=codec.format_time(now))
 
 
 def set_tombstone(tx: Transaction, model_id: str, number: int, reason: str | None, now: datetime) -> None:
