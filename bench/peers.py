@@ -20,7 +20,7 @@ from bench import servers
 from bench.load import Call, drive_each, probe
 from bench.servers import Running
 
-VENV = Path(os.environ.get("VENV_MLFLOW", Path(__file__).parents[1] / ".venv-mlflow"))
+VENV = Path(__file__).parents[1] / os.environ.get("VENV_MLFLOW", ".venv-mlflow")
 API = "/api/2.0/mlflow"
 WORKERS = 2
 
