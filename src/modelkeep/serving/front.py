@@ -1,10 +1,8 @@
 """A front: the process that speaks HTTP to callers, decides each caller's side, and counts what they meet.
 
 It forwards bodies as they are; decoding and checking them is the worker's business, so that a poisonous
-request can hurt one version's process only. The stable version never suffers from the candidate: whatever
-goes wrong on the candidate (dead, full, too slow, an error of its own) is counted against it and tried once
-more on the stable version. A front holds no state that its supervisor could not give it again, and dies with
-it.
+request can hurt one version's process only. What happens to a request once its side is known stands in
+`dispatch.py`. A front holds no state that its supervisor could not give it again, and dies with it.
 """
 
 import asyncio
@@ -14,21 +12,22 @@ import signal
 import socket
 import time
 from email.utils import formatdate
-from typing import Any, cast
+from typing import cast
 
 from modelkeep import telemetry
-from modelkeep.core import codec, errors
+from modelkeep.core import errors
 from modelkeep.core.routing import Role, VersionKey
 from modelkeep.serving import frames, messages
 from modelkeep.serving.answers import Answers
-from modelkeep.serving.counting import arrive, count
+from modelkeep.serving.counting import arrive
+from modelkeep.serving.dispatch import Call, Dispatch
 from modelkeep.serving.guard import Guard
 from modelkeep.serving.http import HttpConnection, Request
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.pages import PROBES, Pages
 from modelkeep.serving.processes import die_with_parent, new_loop
-from modelkeep.serving.router import Router, Target
+from modelkeep.serving.router import Router
 from modelkeep.serving.upstream import ServedVersion, Upstream
 
 _SWEEP_S = 0.1
@@ -39,44 +38,12 @@ _COLLECT_AFTER = (10_000, 20, 50)
 """When the garbage collector looks: a request leaves nothing behind for it, a closed connection does."""
 _RECONNECT_S = 0.1
 """Between two tries to reach a worker; by then the supervisor knows when it is dead."""
-_CANDIDATE_SHARE = 0.5
-"""Of a request's time, what the candidate may use before the request goes to the stable version."""
 _GUARD_SWEEPS = 20
 """Sweeps between two looks at the callers' tokens."""
 _DOORS = {b"predict": Door.PREDICT, b"invocations": Door.INVOCATIONS}
 _JSON_TYPES = (b"application/json", b"application/vnd.api+json")
 
 log = telemetry.Log("gateway.front")
-
-
-class Call:
-    """One prediction request on its way."""
-
-    __slots__ = (
-        "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "identity",
-        "parked_until", "request_id", "role", "sent", "target", "tries", "version",
-    )  # fmt: skip
-
-    def __init__(
-        self, connection: HttpConnection, request: Request, door: Door, target: Target[ServedVersion]
-    ) -> None:
-        self.connection = connection
-        self.door = door
-        self.target = target
-        self.endpoint = target.name
-        self.body = request.body
-        self.request_id = b""
-        self.role: Role | None = None
-        """None for a pinned request: it is on no side and is counted on none."""
-        self.version = target.stable
-        self.caller = 0
-        self.counted = False
-        self.tries = 0
-        self.sent = 0.0
-        self.deadline = 0.0
-        self.expires = 0.0
-        self.parked_until = 0.0
-        self.identity = 0
 
 
 class Front:
@@ -90,8 +57,7 @@ class Front:
         self._versions: dict[VersionKey, ServedVersion] = {}
         self._router: Router[ServedVersion] = Router()
         self._connections: set[HttpConnection] = set()
-        self._retries: dict[str, int] = {}
-        self._shed: dict[str, int] = {}
+        self._dispatch = Dispatch(self.options, self.answers)
         self._pages = Pages(self.answers, self._router, self._ask_metrics, known=hello.known)
         self._guard: Guard | None = None
         if self.options.callers_token_file is not None:
@@ -143,15 +109,15 @@ class Front:
             messages.FrontCounts(
                 routes=routes,
                 statuses=self.answers.statuses,
-                retries=self._retries,
-                shed=self._shed,
+                retries=self._dispatch.retries,
+                shed=self._dispatch.shed,
                 connections=len(self._connections),
                 in_flight=sum(version.in_flight for version in self._versions.values()),
                 cpu_s=telemetry.cpu_s(),
                 memory_bytes=telemetry.memory_bytes(os.getpid()),
             )
         )
-        self.answers.statuses, self._retries, self._shed = {}, {}, {}
+        self.answers.statuses, self._dispatch.retries, self._dispatch.shed = {}, {}, {}
 
     def _version(self, name: messages.VersionName) -> ServedVersion:
         version = self._versions.get(name.key)
@@ -175,7 +141,7 @@ class Front:
             version.upstream.close()
         if failed:
             while version.parked:
-                self._unavailable(version.parked.popleft())
+                self._dispatch.unavailable(version.parked.popleft())
         used = {id(v) for t in self._router.targets.values() for v in (t.stable, t.candidate, t.previous)}
         if id(version) not in used and not version.in_flight and not version.parked:
             del self._versions[key]
@@ -192,7 +158,7 @@ class Front:
             while version.path is not None and version.upstream is None:
                 try:
                     _, upstream = await self._loop.create_unix_connection(
-                        lambda: Upstream(version, self._answered, self._lost), version.path
+                        lambda: Upstream(version, self._dispatch.answered, self._lost), version.path
                     )
                 except OSError:
                     await asyncio.sleep(_RECONNECT_S)
@@ -201,9 +167,19 @@ class Front:
                 version.warm_left = self.options.warmup_requests
                 self._channel.send(messages.Connected(key=version.key))
                 while version.parked and version.upstream is not None:
-                    self._dispatch(version.parked.popleft(), time.monotonic())
+                    self._dispatch.send(version.parked.popleft(), time.monotonic())
         finally:
             version.connecting = False
+
+    def _lost(self, upstream: Upstream, calls: list[Call]) -> None:
+        """A worker went away; its requests go where they still can, and it is reached anew if it is to be."""
+        version = upstream.version
+        if version.upstream is upstream:
+            version.upstream = None
+        self._dispatch.lost(calls, time.monotonic())
+        if version.path is not None and not version.connecting:
+            version.connecting = True
+            self._loop.create_task(self._connect(version, _RECONNECT_S))
 
     # ----------------------------------------------------------------------------- what a connection asks for
 
@@ -299,142 +275,7 @@ class Front:
                 problem(connection, 404, "VERSION_NOT_FOUND", detail, request_id)
                 return
             call.version = pinned
-        self._dispatch(call, now)
-
-    # ---------------------------------------------------------------------------------------- a request's way
-
-    def _dispatch(self, call: Call, now: float) -> None:
-        version = call.version
-        upstream = version.upstream
-        if upstream is None:
-            self._no_worker(call)
-            return
-        options = self.options
-        full = version.in_flight >= options.queue_max
-        if full or version.bytes_in_flight + len(call.body) > options.queue_max_bytes:
-            name = call.target.route.endpoint
-            self._shed[name] = self._shed.get(name, 0) + 1
-            detail = "Too many requests wait for this version; try again soon."
-            self._failed(call, 503, "OVERLOADED", detail, now - (call.sent or now))
-            return
-        call.tries += 1
-        candidate = call.role is Role.CANDIDATE and not call.counted
-        share = _CANDIDATE_SHARE if candidate else 1.0
-        call.deadline = min(call.expires, now + options.request_deadline_s * share)
-        upstream.send(call, now)
-
-    def _no_worker(self, call: Call) -> None:
-        """The version has no process just now: the candidate's requests go to stable, the stable one's
-        wait."""
-        version = call.version
-        waits_for_stable = call.role is not None and version is call.target.stable
-        room = len(version.parked) < self.options.queue_max
-        if not waits_for_stable or version.failed or not room or call.tries > 1:
-            self._unavailable(call)
-            return
-        if not call.parked_until:
-            call.parked_until = min(call.expires, time.monotonic() + self.options.hold_s)
-        version.parked.append(call)
-
-    def _unavailable(self, call: Call) -> None:
-        detail = "The version that answers here is not running just now; try again soon."
-        self._failed(call, 503, "WORKER_UNAVAILABLE", detail, 0.0)
-
-    def _lost(self, upstream: Upstream, calls: list[Call]) -> None:
-        """A worker went away with requests on it."""
-        version = upstream.version
-        if version.upstream is upstream:
-            version.upstream = None
-        now = time.monotonic()
-        for call in calls:
-            if call.role is Role.CANDIDATE and not call.counted:
-                self._failed(
-                    call, 503, "WORKER_UNAVAILABLE", "The worker died with the request.", now - call.sent
-                )
-            else:
-                self._no_worker(call)
-        if version.path is not None and not version.connecting:
-            version.connecting = True
-            self._loop.create_task(self._connect(version, _RECONNECT_S))
-
-    def _answered(self, call: Call, kind: int, payload: bytes) -> None:
-        """A worker answered."""
-        elapsed_s = time.monotonic() - call.sent
-        if kind == frames.Kind.ANSWER:
-            if not call.counted:
-                self._count(call, elapsed_s, failed=False, refused=False)
-            self.answers.count(200)
-            call.connection.answer(
-                b"%bContent-Length: %d\r\nX-Request-Id: %b\r\n%b"
-                % (call.version.ok_head, len(payload), call.request_id, call.target.rollout_header),
-                payload,
-            )
-            return
-        if kind == frames.Kind.REFUSED:
-            if not call.counted:
-                self._count(call, elapsed_s, failed=False, refused=True)
-            reason = codec.decode(payload, dict)
-            details = {key: value for key, value in reason.items() if key not in ("status", "code", "detail")}
-            self._refuse(call, int(reason["status"]), reason["code"], reason["detail"], details)
-            return
-        if kind == frames.Kind.EXPIRED:
-            self._failed(call, 504, "TIMED_OUT", "The version did not answer in time.", elapsed_s)
-            return
-        violation = kind == frames.Kind.VIOLATION
-        text = payload.decode("utf-8", "replace")
-        self._failed(
-            call, 500, "OUTPUT_INVALID" if violation else "MODEL_FAILED", text, elapsed_s, violation=violation
-        )
-
-    def _failed(
-        self, call: Call, status: int, code: str, detail: str, elapsed_s: float, *, violation: bool = False
-    ) -> None:
-        """The version is to blame. The candidate's request gets a second chance on the stable version."""
-        first = not call.counted
-        if first:
-            self._count(call, elapsed_s, failed=True, refused=False, violation=violation)
-        if first and call.role is Role.CANDIDATE:
-            call.target.tally.note_error(f"{code}: {detail}")
-            name = call.target.route.endpoint
-            self._retries[name] = self._retries.get(name, 0) + 1
-            call.version = call.target.stable
-            call.tries = 0
-            now = time.monotonic()
-            if now < call.expires:
-                self._dispatch(call, now)
-                return
-        self._refuse(call, status, code, detail, {})
-
-    def _count(
-        self, call: Call, elapsed_s: float, *, failed: bool, refused: bool, violation: bool = False
-    ) -> None:
-        """Count a call on the side it was assigned to: once, whatever happens to it later."""
-        role = call.role
-        if role is None:
-            return
-        call.counted = True
-        target, version = call.target, call.version
-        tally = target.tally
-        tally.open -= 1
-        milliseconds = elapsed_s * 1000.0
-        warm = version.warm_left == 0
-        if not warm:
-            version.warm_left -= 1
-        candidate = role is Role.CANDIDATE
-        count(
-            tally.candidate if candidate else tally.stable,
-            target.callers,
-            call.caller,
-            milliseconds,
-            failed=failed,
-            refused=refused,
-            violation=violation,
-            slow=warm and milliseconds > target.route.slow_ms,
-        )
-
-    def _refuse(self, call: Call, status: int, code: str, detail: str, details: dict[str, Any]) -> None:
-        extra = call.version.version_header + call.target.rollout_header
-        self.answers.problem(call.connection, status, code, detail, call.request_id, extra, details)
+        self._dispatch.send(call, now)
 
     # ---------------------------------------------------------------------------------------------- the clock
 
@@ -450,20 +291,7 @@ class Front:
         for _ in range(min(self._sweep_share, len(self._unswept))):
             self._unswept.pop().sweep(now)
         for version in list(self._versions.values()):
-            if version.upstream is not None:
-                late = [call for call in version.upstream.pending.values() if now > call.deadline]
-                for call in late:
-                    version.upstream.drop(call)
-                    self._failed(
-                        call, 504, "TIMED_OUT", "The version did not answer in time.", now - call.sent
-                    )
-            if version.parked and version.parked[0].parked_until < now:
-                waiting = list(version.parked)
-                version.parked.clear()
-                version.parked.extend(call for call in waiting if call.parked_until >= now)
-                for call in waiting:
-                    if call.parked_until < now:
-                        self._unavailable(call)
+            self._dispatch.sweep(version, now)
         self._pages.sweep(now)
         if self._guard is not None and self._sweeps % _GUARD_SWEEPS == 1:
             self._guard.refresh()

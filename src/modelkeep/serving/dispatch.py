@@ -1,0 +1,207 @@
+"""The way of a prediction request once its side is known: to a worker, back from it, or to a second chance.
+
+The stable version never suffers from the candidate: whatever goes wrong on the candidate (dead, full, too
+slow, an error of its own) is counted against it and tried once more on the stable version. Every request is
+counted once, on the side it was given, and answered once. Which side that is, and how a worker is reached, is
+decided elsewhere.
+"""
+
+import time
+from typing import Any
+
+from modelkeep.core import codec
+from modelkeep.core.routing import Role
+from modelkeep.serving import frames
+from modelkeep.serving.answers import Answers
+from modelkeep.serving.counting import count
+from modelkeep.serving.http import HttpConnection, Request
+from modelkeep.serving.messages import Door
+from modelkeep.serving.options import GatewayOptions
+from modelkeep.serving.router import Target
+from modelkeep.serving.upstream import ServedVersion
+
+_CANDIDATE_SHARE = 0.5
+"""Of a request's time, what the candidate may use before the request goes to the stable version."""
+
+
+class Call:
+    """One prediction request on its way."""
+
+    __slots__ = (
+        "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "identity",
+        "parked_until", "request_id", "role", "sent", "target", "tries", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self, connection: HttpConnection, request: Request, door: Door, target: Target[ServedVersion]
+    ) -> None:
+        self.connection = connection
+        self.door = door
+        self.target = target
+        self.endpoint = target.name
+        self.body = request.body
+        self.request_id = b""
+        self.role: Role | None = None
+        """None for a pinned request: it is on no side and is counted on none."""
+        self.version = target.stable
+        self.caller = 0
+        self.counted = False
+        self.tries = 0
+        self.sent = 0.0
+        self.deadline = 0.0
+        self.expires = 0.0
+        self.parked_until = 0.0
+        self.identity = 0
+
+
+class Dispatch:
+    """One front's requests under way. `retries` and `shed` count by endpoint since they were last taken."""
+
+    def __init__(self, options: GatewayOptions, answers: Answers) -> None:
+        self._options = options
+        self._answers = answers
+        self.retries: dict[str, int] = {}
+        self.shed: dict[str, int] = {}
+
+    def send(self, call: Call, now: float) -> None:
+        """Send a request to its version, or on to where it is answered without."""
+        version = call.version
+        upstream = version.upstream
+        if upstream is None:
+            self._no_worker(call)
+            return
+        options = self._options
+        full = version.in_flight >= options.queue_max
+        if full or version.bytes_in_flight + len(call.body) > options.queue_max_bytes:
+            name = call.target.route.endpoint
+            self.shed[name] = self.shed.get(name, 0) + 1
+            detail = "Too many requests wait for this version; try again soon."
+            self._failed(call, 503, "OVERLOADED", detail, now - (call.sent or now))
+            return
+        call.tries += 1
+        candidate = call.role is Role.CANDIDATE and not call.counted
+        share = _CANDIDATE_SHARE if candidate else 1.0
+        call.deadline = min(call.expires, now + options.request_deadline_s * share)
+        upstream.send(call, now)
+
+    def _no_worker(self, call: Call) -> None:
+        """The version has no process just now: the candidate's requests go to stable, the stable one's
+        wait."""
+        version = call.version
+        waits_for_stable = call.role is not None and version is call.target.stable
+        room = len(version.parked) < self._options.queue_max
+        if not waits_for_stable or version.failed or not room or call.tries > 1:
+            self.unavailable(call)
+            return
+        if not call.parked_until:
+            call.parked_until = min(call.expires, time.monotonic() + self._options.hold_s)
+        version.parked.append(call)
+
+    def unavailable(self, call: Call) -> None:
+        """Nobody answers for the request's version."""
+        detail = "The version that answers here is not running just now; try again soon."
+        self._failed(call, 503, "WORKER_UNAVAILABLE", detail, 0.0)
+
+    def lost(self, calls: list[Call], now: float) -> None:
+        """A worker went away with requests on it."""
+        for call in calls:
+            if call.role is Role.CANDIDATE and not call.counted:
+                self._failed(
+                    call, 503, "WORKER_UNAVAILABLE", "The worker died with the request.", now - call.sent
+                )
+            else:
+                self._no_worker(call)
+
+    def answered(self, call: Call, kind: int, payload: bytes) -> None:
+        """A worker answered."""
+        elapsed_s = time.monotonic() - call.sent
+        if kind == frames.Kind.ANSWER:
+            if not call.counted:
+                self._count(call, elapsed_s, failed=False, refused=False)
+            self._answers.count(200)
+            call.connection.answer(
+                b"%bContent-Length: %d\r\nX-Request-Id: %b\r\n%b"
+                % (call.version.ok_head, len(payload), call.request_id, call.target.rollout_header),
+                payload,
+            )
+            return
+        if kind == frames.Kind.REFUSED:
+            if not call.counted:
+                self._count(call, elapsed_s, failed=False, refused=True)
+            reason = codec.decode(payload, dict)
+            details = {key: value for key, value in reason.items() if key not in ("status", "code", "detail")}
+            self._refuse(call, int(reason["status"]), reason["code"], reason["detail"], details)
+            return
+        if kind == frames.Kind.EXPIRED:
+            self._failed(call, 504, "TIMED_OUT", "The version did not answer in time.", elapsed_s)
+            return
+        violation = kind == frames.Kind.VIOLATION
+        text = payload.decode("utf-8", "replace")
+        self._failed(
+            call, 500, "OUTPUT_INVALID" if violation else "MODEL_FAILED", text, elapsed_s, violation=violation
+        )
+
+    def _failed(
+        self, call: Call, status: int, code: str, detail: str, elapsed_s: float, *, violation: bool = False
+    ) -> None:
+        """The version is to blame. The candidate's request gets a second chance on the stable version."""
+        first = not call.counted
+        if first:
+            self._count(call, elapsed_s, failed=True, refused=False, violation=violation)
+        if first and call.role is Role.CANDIDATE:
+            call.target.tally.note_error(f"{code}: {detail}")
+            name = call.target.route.endpoint
+            self.retries[name] = self.retries.get(name, 0) + 1
+            call.version = call.target.stable
+            call.tries = 0
+            now = time.monotonic()
+            if now < call.expires:
+                self.send(call, now)
+                return
+        self._refuse(call, status, code, detail, {})
+
+    def _count(
+        self, call: Call, elapsed_s: float, *, failed: bool, refused: bool, violation: bool = False
+    ) -> None:
+        """Count a call on the side it was assigned to: once, whatever happens to it later."""
+        role = call.role
+        if role is None:
+            return
+        call.counted = True
+        target, version = call.target, call.version
+        tally = target.tally
+        tally.open -= 1
+        milliseconds = elapsed_s * 1000.0
+        warm = version.warm_left == 0
+        if not warm:
+            version.warm_left -= 1
+        candidate = role is Role.CANDIDATE
+        count(
+            tally.candidate if candidate else tally.stable,
+            target.callers,
+            call.caller,
+            milliseconds,
+            failed=failed,
+            refused=refused,
+            violation=violation,
+            slow=warm and milliseconds > target.route.slow_ms,
+        )
+
+    def _refuse(self, call: Call, status: int, code: str, detail: str, details: dict[str, Any]) -> None:
+        extra = call.version.version_header + call.target.rollout_header
+        self._answers.problem(call.connection, status, code, detail, call.request_id, extra, details)
+
+    def sweep(self, version: ServedVersion, now: float) -> None:
+        """Give up on a version's requests whose time is over."""
+        if version.upstream is not None:
+            late = [call for call in version.upstream.pending.values() if now > call.deadline]
+            for call in late:
+                version.upstream.drop(call)
+                self._failed(call, 504, "TIMED_OUT", "The version did not answer in time.", now - call.sent)
+        if version.parked and version.parked[0].parked_until < now:
+            waiting = list(version.parked)
+            version.parked.clear()
+            version.parked.extend(call for call in waiting if call.parked_until >= now)
+            for call in waiting:
+                if call.parked_until < now:
+                    self.unavailable(call)
