@@ -141,10 +141,10 @@ def is_there(server: Running, call: Call) -> bool:
 def levels_of(
     scenario: Scenario, among: Contest, connections: Sequence[int], seconds: float, turn: int
 ) -> list[Level]:
-    """Ask all servers in turn, the other way round in every second turn.
+    """Ask all servers in turn, the other way round in every second turn. Of MLflow those count that answer.
 
     Raises:
-        Refused: one of them answers with errors.
+        Refused: ours answers with an error.
     """
     found = []
     for count in connections:
@@ -159,9 +159,15 @@ def levels_of(
                 connections=count,
                 errors_max=PEER_ERRORS_MAX if workers else 0.0,
             )
-            figures[workers] = watched(server, partial(asking, seconds=seconds))
-            if figures[workers].requests < few:
-                figures[workers] = watched(server, partial(asked_once, server, scenario, few, count))
+            try:
+                figures[workers] = watched(server, partial(asking, seconds=seconds))
+                if figures[workers].requests < few:
+                    figures[workers] = watched(server, partial(asked_once, server, scenario, few, count))
+            except Refused as refused:
+                if not workers:
+                    raise
+                figures.pop(workers, None)
+                report.tell(f"MLflow with {workers} workers gives up at {count} connections: {refused}")
         ours = figures.pop(0)
         best = max(figures, key=lambda workers: figures[workers].per_second, default=0)
         found.append(Level(connections=count, ours=ours, peer=figures.get(best), workers=best))
@@ -179,8 +185,8 @@ def row_of(store: str, scenario: Scenario, levels: Sequence[Level]) -> Row:
     ratios = [level.ratio for level in levels if level.ratio is not None]
     ratio = min(ratios, default=None)
     prompt = all(level.prompt for level in levels)
-    ours, theirs = [level.ours for level in levels], [level.peer for level in levels if level.peer]
-    workers = "/".join(str(level.workers) for level in levels)
+    ours, theirs = [level.ours for level in levels], [level.peer for level in levels]
+    workers = "/".join(str(level.workers) if level.peer is not None else "-" for level in levels)
     cpu = min(figure.cpu_us or 0.0 for figure in ours)
     values = {"cpu_us": cpu}
     for level in levels:
@@ -195,7 +201,9 @@ def row_of(store: str, scenario: Scenario, levels: Sequence[Level]) -> Row:
     return Row(
         what=f"{scenario.name}, {store}",
         figure=f"{_speeds(ours)}, p99 {_times([f.p99_ms for f in ours])}, {cpu:,.0f} us CPU",
-        beside=f"{_speeds(theirs)}, p50 {_times([f.p50_ms for f in theirs])} ({workers})" if theirs else "",
+        beside=f"{_speeds(theirs)}, p50 {_times([f and f.p50_ms for f in theirs])} ({workers})"
+        if any(theirs)
+        else "",
         ratio=ratio,
         goal=f"at least {scenario.ratio_min:g}x, p99 <= its p50",
         kept=ratio >= scenario.ratio_min and prompt if ratio is not None else None,
@@ -203,12 +211,13 @@ def row_of(store: str, scenario: Scenario, levels: Sequence[Level]) -> Row:
     )
 
 
-def _speeds(figures: Sequence[Figure]) -> str:
-    return " / ".join(f"{figure.per_second:,.0f}" for figure in figures) + " per s"
+def _speeds(figures: Sequence[Figure | None]) -> str:
+    return " / ".join(f"{figure.per_second:,.0f}" if figure else "fails" for figure in figures) + " per s"
 
 
-def _times(times_ms: Sequence[float]) -> str:
-    return " / ".join(f"{time:.1f}" if time < 10 else f"{time:.0f}" for time in times_ms) + " ms"
+def _times(times_ms: Sequence[float | None]) -> str:
+    shown = ("-" if time is None else f"{time:.1f}" if time < 10 else f"{time:.0f}" for time in times_ms)
+    return " / ".join(shown) + " ms"
 
 
 def request_rows(

@@ -58,6 +58,8 @@ def environment() -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Its default of 5 (and 10 more) refuses writers that wait for SQLite at 32 connections.
+        "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "40",
         "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
 
