@@ -123,7 +123,7 @@ class _Framed:
         self._reader = FrameReader()
 
     def ask(self, user: int) -> None:
-        payload = PREFIX.pack(time.monotonic() + 30, 0, 5) + b"churn" + BODY
+        payload = PREFIX.pack(time.monotonic() + 30, time.monotonic(), 0, 5) + b"churn" + BODY
         self.sock.sendall(frames.pack(user, Kind.REQUEST, payload))
 
     def answers(self, data: bytes) -> list[bool]:

@@ -14,7 +14,7 @@ import pytest
 from modelkeep.core.observation import SideCounts, VersionPhase, VersionReport
 from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey
 from modelkeep.serving.counting import BUCKETS_MS, RouteCounts, SideDelta
-from modelkeep.serving.messages import FrontCounts
+from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, FrontCounts, Worked
 from modelkeep.serving.metrics import Metrics
 from modelkeep.web.figures import Figures
 
@@ -72,6 +72,14 @@ def gateway() -> str:
     front = FrontCounts(routes=[counts], statuses={200: 1}, retries=once, shed=once)
     metrics.add(0, front, {("e", "stable"): "m:1.0.0", ("e", "candidate"): "m:1.1.0"})
     metrics.rollbacks["e"] = 1
+    worked = Worked(
+        batches={"all": 1},
+        rows=1,
+        rows_buckets=[1] + [0] * len(ROWS_BUCKETS),
+        delay_s=1.0,
+        delay_buckets=[1] + [0] * len(DELAY_BUCKETS_MS),
+    )
+    metrics.worked("m:1.0.0", worked)
     return metrics.render(
         RoutingTable(number=1, routes=(Route(endpoint="e", epoch=FIRST, stable=KEY),), versions=()),
         [VersionReport(key=KEY, phase=VersionPhase.READY)],

@@ -47,16 +47,16 @@ def _digest(data: bytes) -> Any:
 
 
 @cache
-def linear_onnx(slope: float = 1.0) -> bytes:
-    """score = slope * age + income, as [n, 2] -> [n, 1]."""
+def linear_onnx(slope: float = 1.0, rows: int | str = "n") -> bytes:
+    """score = slope * age + income, as [n, 2] -> [n, 1]; `rows` fixes n."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     weights = numpy_helper.from_array(np.array([[slope], [1.0]], dtype=np.float32), "weights")
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "weights"], ["score"])],
         "linear",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 2])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, [rows, 1])],
         [weights],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -13,7 +13,7 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {1: "2690b66b80d41ea3"}
+WIRE = {2: "89ae5ce64fc268da"}
 """By protocol: what goes over the channels, in short."""
 
 

@@ -12,6 +12,7 @@ from msgspec import structs
 from modelkeep.core import errors
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving import runtimes
+from modelkeep.serving.batcher import Ask, Limits, Queue
 from modelkeep.serving.frames import Kind
 from modelkeep.serving.messages import Door
 from modelkeep.serving.upstream import PREFIX
@@ -41,9 +42,33 @@ def service(files: dict[str, bytes], signature: Signature | None = models.SIGNAT
 def ask(made: Service, body: Any, door: Door = Door.PREDICT, deadline_s: float = 5.0) -> tuple[Kind, Any]:
     """One request frame, and its answer decoded where it is JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    kind, payload = made.answer(PREFIX.pack(time.monotonic() + deadline_s, door, 5) + b"churn" + data)
-    text = payload.decode()
-    return kind, json.loads(text) if text[:1] in ("{", "[") else text
+    return answers(made, [(door, data)], deadline_s)[0]
+
+
+def answers(
+    made: Service, bodies: list[tuple[Door, bytes]], deadline_s: float = 5.0
+) -> list[tuple[Kind, Any]]:
+    """Requests that wait together, as a worker answers them: by its queue, in as few calls as it makes."""
+    queue: Queue[int] = Queue(Limits(), together=made.together)
+    found: dict[int, tuple[Kind, bytes]] = {}
+
+    def read(request: Ask[int]) -> bool:
+        refusal = made.read(request)
+        if refusal is not None:
+            found[request.ticket] = refusal
+        return refusal is None
+
+    until = time.monotonic() + deadline_s
+    for number, (door, data) in enumerate(bodies):
+        payload = PREFIX.pack(until, 0.0, door, 5) + b"churn" + data
+        queue.put(Ask(number, payload, deadline=until, arrived=0.0))
+    while queue:
+        taken = queue.take(time.monotonic(), read, made.key)
+        found |= {request.ticket: (Kind.EXPIRED, b"") for request in taken.expired}
+        found |= {request.ticket: (kind, body) for request, kind, body in made.settle(taken.batch)}
+        queue.together = made.together
+    texts = [(found[number][0], found[number][1].decode()) for number in range(len(bodies))]
+    return [(kind, json.loads(text) if text[:1] in ("{", "[") else text) for kind, text in texts]
 
 
 ONNX = {"model.onnx": models.linear_onnx(2.0)}
@@ -283,12 +308,60 @@ FOLDERS: list[tuple[str, dict[str, bytes], tuple[str, str] | str]] = [
     ("onnx: {data: m/net.onnx}", {"m/net.onnx": b"", "code/model.pkl": b""}, ("m/net.onnx", "onnx")),
     ("sklearn: {pickled_model: gone.pkl}", {"model.skops": b""}, ("model.skops", "skops")),
     ("lightgbm: {data: model.pkl}", {"model.pkl": b""}, ("model.pkl", "joblib")),
-    ("xgboost: {data: model.ubj}", {"model.ubj": b""}, "the flavor xgboost, which"),
-    ("python_function: {loader_module: mlflow.pyfunc.model}", {"python_model.pkl": b""}, "python_function"),
+    ("xgboost: {data: model.json}", {"model.json": b""}, ("model.json", "xgboost")),
+    ("sklearn: {pickled_model: m.pkl}", {"m.pkl": b"", "m.onnx": b""}, ("m.onnx", "onnx")),
+    ("keras: {data: model.keras}", {"model.keras": b""}, "the flavor keras, which"),
+    ("python_function: {loader_module: x}", {"model.keras": b""}, ("MLmodel", "pyfunc")),
+    (
+        "python_function: {loader_module: mlflow.pyfunc.model}",
+        {"python_model.pkl": b""},
+        ("MLmodel", "pyfunc"),
+    ),
     ("[]", {"model.skops": b""}, ("model.skops", "skops")),
     ("sklearn: {", {"model.skops": b""}, ("model.skops", "skops")),
     ("{a: 1, python_function: [], b: {}}", {"x.txt": b""}, "the flavors a, b, which"),
 ]
+
+
+CHOICES: list[tuple[dict[str, bytes], tuple[str, str] | str]] = [
+    ({"model.joblib": b"", "model.onnx": b"", "model.skops": b""}, ("model.onnx", "onnx")),
+    ({"m.joblib": b"", "m.onnx": b""}, ("m.onnx", "onnx")),
+    ({"a.joblib": b"", "b.onnx": b""}, "several"),
+    ({"model.onnx": b"", "weights.pt": b""}, ("model.onnx", "onnx")),
+    ({"weights.pt": b""}, ("weights.pt", "torch")),
+    ({"m.json": b'{"learner":{', "config.json": b"{}", "notes.txt": b"hello"}, ("m.json", "xgboost")),
+    ({"m.txt": b"tree\nversion=v4", "requirements.txt": b"a==1"}, ("m.txt", "lightgbm")),
+    ({"predictor.py": b"", "model.onnx": b""}, ("predictor.py", "python")),
+    ({"code/predictor.py": b"", "model.onnx": b""}, ("model.onnx", "onnx")),
+    (
+        {"predictor.py": b"", "MLmodel": b"flavors: {onnx: {data: m.onnx}}", "m.onnx": b""},
+        ("predictor.py", "python"),
+    ),
+]
+
+
+@pytest.mark.req("S1")
+@pytest.mark.parametrize(("files", "wanted"), CHOICES)
+def test_the_model_is_found_among_the_files(files: dict[str, bytes], wanted: tuple[str, str] | str) -> None:
+    """The same model as ONNX is preferred; files that only may be models do not stand in a model's way; a
+    class of somebody's own says how all the others are used."""
+    spec = models.spec(files, "1.0.0")
+    if isinstance(wanted, tuple):
+        assert runtimes.choose(spec, files) == wanted
+    else:
+        with pytest.raises(errors.Invalid, match=wanted):
+            runtimes.choose(spec, files)
+
+
+@pytest.mark.req("S1")
+@pytest.mark.parametrize(
+    "files",
+    [{"predictor.py": b"raise KeyError"}, {"MLmodel": b"flavors: {python_function: {loader_module: x}}"}],
+)
+def test_code_runs_only_where_it_is_allowed(files: dict[str, bytes]) -> None:
+    """Without the option, code of somebody's own is refused before a line of it runs."""
+    with pytest.raises(errors.NotAllowed, match="--allow-code"):
+        load(files)
 
 
 @pytest.mark.req("S1")
@@ -305,3 +378,51 @@ def test_a_folder_of_mlflow_says_which_file_is_the_model(
     else:
         with pytest.raises(errors.Invalid, match=wanted):
             runtimes.choose(spec, files)
+
+
+@pytest.mark.req("S2")
+def test_requests_that_wait_share_a_call_and_nothing_else() -> None:
+    """Every door, one call, each its own rows; who is refused by the signature, makes the model raise, or is
+    answered against the signature is so by itself."""
+    bodies = [
+        (Door.PREDICT, b'{"inputs": [{"age": 10, "income": 1}]}'),
+        (Door.INVOCATIONS, b'{"instances": [[20, 1], [30, 1]]}'),
+        (Door.PREDICT, b'{"inputs": {"age": [40], "income": [1]}}'),
+        (Door.PREDICT, b'{"inputs": [[500, 1]]}'),
+        (Door.INVOCATIONS_CSV, b"age,income\n50,1\n"),
+    ]
+    good = [
+        (Kind.ANSWER, {"outputs": [11.0]}),
+        (Kind.ANSWER, {"predictions": [21.0, 31.0]}),
+        (Kind.ANSWER, {"outputs": {"score": [41.0]}}),
+    ]
+    found = answers(service({"model.onnx": models.linear_onnx(1.0)}), bodies)
+    assert found[:3] == good
+    assert (found[3][0], found[3][1]["field"]) == (Kind.REFUSED, "age")
+    assert found[4] == (Kind.ANSWER, {"predictions": [51.0]})
+    poisoned = [(Door.PREDICT, b'{"inputs": [[%d, 1]]}' % age) for age in (10, 20, 120, 30)]
+    for misbehaviour, kind in (
+        (models.RAISES_ABOVE_100, Kind.FAILED),
+        (models.ODD_OUTPUT_ABOVE_100, Kind.VIOLATION),
+    ):
+        found = answers(service({"model.joblib": models.misbehaving(misbehaviour)}), poisoned)
+        assert [kind for kind, _ in found] == [Kind.ANSWER, Kind.ANSWER, kind, Kind.ANSWER], misbehaviour
+
+
+@pytest.mark.req("S2")
+def test_a_version_whose_rows_know_each_other_gets_one_request_a_call() -> None:
+    """A fixed first axis, a mean over the rows, one answer for all rows: found out while loading where the
+    signature tells what to try, else by the first answer; nobody's answer depends on who else asked."""
+    mean = models.misbehaving("x[:, 0] - x[:, 0].sum() / 2")
+    made = service({"model.joblib": mean})
+    assert made.together
+    assert made.warm_up()
+    assert not made.together
+    total = service({"model.joblib": models.misbehaving("x.sum(axis=0)[:1]")}, None)
+    bodies = [(Door.PREDICT, b'{"inputs": [[%d, 1]]}' % age) for age in (10, 20, 30)]
+    assert [answer for _, answer in answers(total, bodies)] == [
+        {"outputs": [value]} for value in (10.0, 20.0, 30.0)
+    ]
+    assert not total.together
+    assert not service({"model.onnx": models.linear_onnx(1.0, rows=1)}, None).together
+    assert service({"model.onnx": models.linear_onnx(1.0)}, None).together

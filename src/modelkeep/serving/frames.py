@@ -16,7 +16,7 @@ HEADER_BYTES = HEADER.size
 
 
 class Kind(IntEnum):
-    """What a frame is. The last four are the ways a worker answers a request."""
+    """What a frame is. All but the first two and CANCEL are the ways a worker answers a request."""
 
     MESSAGE = 0
     REQUEST = 1
@@ -29,6 +29,12 @@ class Kind(IntEnum):
     """The version's fault: its output breaks its own signature."""
     EXPIRED = 6
     """Nobody's: the deadline passed while the request was waiting its turn."""
+    CANCEL = 7
+    """To a worker: nobody waits for the answer to the request with this id any more."""
+    CANCELLED = 8
+    """It was not computed, because nobody waited for it any more."""
+    ANSWER_BINARY = 9
+    """An answer with bytes after its JSON; before it stands the JSON's length."""
 
 
 _KINDS = frozenset(int(kind) for kind in Kind)

@@ -16,6 +16,11 @@ from modelkeep.serving import frames
 from modelkeep.serving.counting import RouteCounts
 from modelkeep.serving.options import GatewayOptions
 
+ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+"""Upper bounds of the histogram of rows a call."""
+DELAY_BUCKETS_MS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 5000.0)
+"""Upper bounds of the histogram of a request's time in its worker's queue."""
+
 
 class Door(IntEnum):
     """The way a prediction came in, and goes out."""
@@ -24,6 +29,8 @@ class Door(IntEnum):
     INFER = 1
     INVOCATIONS = 2
     INVOCATIONS_CSV = 3
+    INFER_BINARY = 4
+    """Open Inference with tensors as bytes; before the body stands the length of its JSON."""
 
 
 class TensorInfo(Struct, frozen=True, kw_only=True):
@@ -148,6 +155,9 @@ class Load(Struct, frozen=True, kw_only=True, tag=True):
     path: str
     threads: int
     memory_bytes: int = 0
+    allow_code: bool = False
+    batch_rows_max: int = 1
+    batch_max_bytes: int = 0
 
 
 class Ping(Struct, frozen=True, kw_only=True, tag=True):
@@ -164,11 +174,12 @@ ToWorker = Load | Ping | Stop
 
 
 class Loaded(Struct, frozen=True, kw_only=True, tag=True):
-    """The version is loaded, warm, and listening."""
+    """The version is loaded, warm, and listening. `together`: rows of several requests may share a call."""
 
     runtime: str
     took_s: float
     warmed: bool
+    together: bool = True
 
 
 class LoadFailed(Struct, frozen=True, kw_only=True, tag=True):
@@ -185,7 +196,20 @@ class Pong(Struct, frozen=True, kw_only=True, tag=True):
     answered: int
 
 
-FromWorker = Loaded | LoadFailed | Pong
+class Worked(Struct, frozen=True, kw_only=True, tag=True):
+    """What a worker counted since it last said so: calls by the reason why each ended where it did, and the
+    requests that were never computed. The buckets are those above, and one more for what is beyond."""
+
+    batches: dict[str, int]
+    rows: int
+    rows_buckets: list[int]
+    delay_s: float
+    delay_buckets: list[int]
+    expired: int = 0
+    cancelled: int = 0
+
+
+FromWorker = Loaded | LoadFailed | Pong | Worked
 
 Message = ToFront | FromFront | ToWorker | FromWorker
 M = TypeVar("M")

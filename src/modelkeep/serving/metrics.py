@@ -5,13 +5,13 @@ Labels are endpoints and versions of the table and a few fixed words, never anyt
 the page cannot grow with traffic. Counters of versions that are gone go with them. Nothing is judged here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modelkeep.core.observation import VersionPhase, VersionReport
 from modelkeep.core.routing import RoutingTable, VersionKey
 from modelkeep.serving.counting import BUCKETS_MS, SideDelta
-from modelkeep.serving.messages import FrontCounts
+from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, FrontCounts, Worked
 
 _OUTCOMES = ("ok", "refused", "error")
 
@@ -27,6 +27,7 @@ class Metrics:
         self._retries: dict[str, int] = {}
         self._shed: dict[str, int] = {}
         self._fronts: dict[int, FrontCounts] = {}
+        self._work: dict[str, Worked] = {}
         self.rollbacks: dict[str, int] = {}
         self.crashes: dict[str, int] = {}
 
@@ -56,13 +57,45 @@ class Metrics:
             buckets[index] += number
         self._sums_ms[endpoint, label] = self._sums_ms.get((endpoint, label), 0.0) + counts.duration_ms_sum
 
+    def worked(self, label: str, more: Worked) -> None:
+        """Take in what one of a version's workers did since it last said so."""
+        have = self._work.get(label)
+        self._work[label] = more if have is None else _together(have, more)
+
     def forget(self, labels: Iterable[str]) -> None:
         """Drop the counters of versions that are not among these."""
         keep = set(labels)
         self._outcomes = {key: value for key, value in self._outcomes.items() if key[1] in keep}
         self._buckets = {key: value for key, value in self._buckets.items() if key[1] in keep}
         self._sums_ms = {key: value for key, value in self._sums_ms.items() if key[1] in keep}
+        self._work = {key: value for key, value in self._work.items() if key in keep}
         self.crashes = {key: value for key, value in self.crashes.items() if key in keep}
+
+    def _render_work(self, page: "_Page") -> None:
+        """How the workers put requests together, and what they never computed."""
+        work = sorted(self._work.items())
+        page.family("batches_total", "counter", "Calls of a model, by the reason why each held no more.")
+        for label, done in work:
+            for reason, number in sorted(done.batches.items()):
+                page.sample("batches_total", number, version=label, reason=reason)
+        page.family("batch_rows", "histogram", "Rows of one call of a model.")
+        bounds = [str(bound) for bound in ROWS_BUCKETS]
+        for label, done in work:
+            page.histogram("batch_rows", bounds, done.rows_buckets, done.rows, version=label)
+        page.family(
+            "queue_delay_seconds", "histogram", "A request's time in its worker before its call began."
+        )
+        bounds = [f"{ms / 1000:g}" for ms in DELAY_BUCKETS_MS]
+        for label, done in work:
+            page.histogram("queue_delay_seconds", bounds, done.delay_buckets, done.delay_s, version=label)
+        page.family(
+            "not_computed_total",
+            "counter",
+            "Requests that left a worker's queue because their time was over or their caller was gone.",
+        )
+        for label, done in work:
+            page.sample("not_computed_total", done.expired, version=label, why="expired")
+            page.sample("not_computed_total", done.cancelled, version=label, why="cancelled")
 
     def render(
         self,
@@ -86,16 +119,15 @@ class Metrics:
             name, "histogram", "Time from sending a request to its version until the answer, queue included."
         )
         for (endpoint, label), buckets in sorted(self._buckets.items()):
-            total = 0
-            for bound, number in zip(
-                (*(f"{ms / 1000:g}" for ms in BUCKETS_MS), "+Inf"), buckets, strict=True
-            ):
-                total += number
-                page.sample(f"{name}_bucket", total, endpoint=endpoint, version=label, le=bound)
-            page.sample(
-                f"{name}_sum", self._sums_ms[endpoint, label] / 1000, endpoint=endpoint, version=label
+            page.histogram(
+                name,
+                [f"{ms / 1000:g}" for ms in BUCKETS_MS],
+                buckets,
+                self._sums_ms[endpoint, label] / 1000,
+                endpoint=endpoint,
+                version=label,
             )
-            page.sample(f"{name}_count", total, endpoint=endpoint, version=label)
+        self._render_work(page)
         page.totals(
             "retries_total", "Requests that the candidate failed and the stable version got.", self._retries
         )
@@ -171,6 +203,17 @@ class _Page:
         braces = f"{{{inner}}}" if labels else ""
         self._samples[family].append(f"modelkeep_gateway_{name}{braces} {value}\n")
 
+    def histogram(
+        self, name: str, bounds: Sequence[str], buckets: Sequence[int], total: float, **labels: str
+    ) -> None:
+        """The samples of one histogram; `buckets` has one more than `bounds`, for what is beyond them."""
+        count = 0
+        for bound, number in zip((*bounds, "+Inf"), buckets, strict=True):
+            count += number
+            self.sample(f"{name}_bucket", count, **labels, le=bound)
+        self.sample(f"{name}_sum", total, **labels)
+        self.sample(f"{name}_count", count, **labels)
+
     def single(self, name: str, kind: str, text: str, value: float) -> None:
         self.family(name, kind, text)
         self.sample(name, value)
@@ -182,6 +225,19 @@ class _Page:
 
     def text(self) -> str:
         return "".join(head + "".join(self._samples[name]) for name, head in self._heads.items())
+
+
+def _together(one: Worked, two: Worked) -> Worked:
+    reasons = one.batches.keys() | two.batches.keys()
+    return Worked(
+        batches={reason: one.batches.get(reason, 0) + two.batches.get(reason, 0) for reason in reasons},
+        rows=one.rows + two.rows,
+        rows_buckets=[a + b for a, b in zip(one.rows_buckets, two.rows_buckets, strict=True)],
+        delay_s=one.delay_s + two.delay_s,
+        delay_buckets=[a + b for a, b in zip(one.delay_buckets, two.delay_buckets, strict=True)],
+        expired=one.expired + two.expired,
+        cancelled=one.cancelled + two.cancelled,
+    )
 
 
 def _escaped(text: str) -> str:

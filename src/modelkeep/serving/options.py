@@ -59,6 +59,12 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     open: bool = False
     fronts: int = 1
     log_level: str = "INFO"
+    allow_code: bool = False
+    """Whether versions may bring Python code of their own; it runs in their workers."""
+    environments: str = "off"
+    """`locked`: a version that lists its packages runs in an environment that is built of them."""
+    build_timeout_s: float = 900.0
+    """For one environment: large libraries are some gigabytes to fetch."""
     environment: dict[str, str] = {}
     """Variables that fronts and workers get; they inherit none, so that no secret reaches a model."""
 
@@ -74,6 +80,10 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     queue_max: int = 512
     """Requests in flight per version and front; more are answered 503."""
     queue_max_bytes: int = 64 * 1024 * 1024
+    batch_rows_max: int = 256
+    """Rows of several requests that share one call of the model (1: every request is computed by itself)."""
+    batch_max_bytes: int = 8 * 1024 * 1024
+    """Bytes of the requests that share one call."""
     warmup_requests: int = 20
     """Requests after a worker became ready that never count as slow."""
 

@@ -1,7 +1,7 @@
 """The three ways to ask for a prediction, decoded into columns and encoded back.
 
     predict      {"inputs": rows or columns}                       {"outputs": in the same form}
-    infer        Open Inference Protocol v2, JSON tensors          tensors, row-major
+    infer        Open Inference Protocol v2, JSON or binary        tensors, row-major
     invocations  MLflow's scoring protocol, and CSV                {"predictions": rows}
 
 Numbers that are not finite leave as JSON null: JSON has no other way to say them, and where the signature
@@ -11,16 +11,17 @@ business.
 
 import csv
 import io
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from modelkeep.core import errors
-from modelkeep.core.signature import Field, Signature
-from modelkeep.serving import validation
+from modelkeep.core.signature import DataType, Field, Signature
+from modelkeep.serving import binary, validation
 from modelkeep.serving.messages import Door
 from modelkeep.serving.validation import Array, Columns, refused
 
@@ -29,32 +30,52 @@ TENSORS_MAX = 5_000
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """A decoded request. `as_columns`: the caller sent columns and gets columns."""
+    """A decoded request. `as_columns`: the caller sent columns and gets columns. `outputs`: the tensors that
+    the caller wants, in this order; empty for all. `binary`: those of them that leave as bytes."""
 
     columns: Columns
     rows: int
     as_columns: bool = False
     identity: str = ""
+    outputs: tuple[str, ...] = ()
+    binary: frozenset[str] | bool = False
+
+
+class _InParameters(Struct, frozen=True):
+    binary_data_size: Annotated[int, Meta(ge=0)] | None = None
 
 
 class _Tensor(Struct):
     name: str
     shape: list[int]
     datatype: str
-    data: list[Any]
-    parameters: dict[str, Any] = {}
+    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    parameters: _InParameters = _InParameters()
+
+
+class _OutParameters(Struct, frozen=True):
+    binary_data: bool | None = None
+
+
+class _Wanted(Struct):
+    name: str
+    parameters: _OutParameters = _OutParameters()
+
+
+class _InferParameters(Struct, frozen=True):
+    binary_data_output: bool = False
 
 
 class _Infer(Struct):
     inputs: list[_Tensor]
     id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: list[Any] = []
+    parameters: _InferParameters = _InferParameters()
+    outputs: list[_Wanted] = []
 
 
-class _Split(Struct):
-    columns: list[str]
+class _Split(Struct, forbid_unknown_fields=True):
     data: list[list[Any]]
+    columns: list[str | int] | None = None
     index: list[Any] = []
 
 
@@ -69,15 +90,20 @@ _TENSOR_TYPES: dict[str, tuple[str, str]] = {
 _TYPE_NAMES = {dtype: name for name, (dtype, _) in _TENSOR_TYPES.items()}
 
 
+def _decoder_of(name: str, kind: Any) -> msgspec.json.Decoder[Any]:
+    """Reads a body whose `inputs` or `instances` are of a kind."""
+    forms = [(form, kind | msgspec.UnsetType, msgspec.UNSET) for form in ("inputs", "instances")]
+    members = [*forms, ("params", dict[str, Any] | None, None)]
+    return msgspec.json.Decoder(msgspec.defstruct(name, members, forbid_unknown_fields=True))
+
+
 def _whole_decoder(signature: Signature) -> msgspec.json.Decoder[Any] | None:
-    """Reads a body that is the only tensor of a signature; None where it takes anything else."""
+    """Reads a body that is the only field of a signature, without a name; None where there are others."""
     fields = signature.inputs
-    if len(fields) != 1 or not fields[0].dimensions or not signature.positional:
+    if len(fields) != 1 or not signature.positional:
         return None
     rows: Any = list[validation.value_type(fields[0])]  # type: ignore[misc]  # made from data
-    forms = [(name, rows | msgspec.UnsetType, msgspec.UNSET) for name in ("inputs", "instances")]
-    members = [*forms, ("params", dict[str, Any] | None, None)]
-    return msgspec.json.Decoder(msgspec.defstruct("WholeTensor", members, forbid_unknown_fields=True))
+    return _decoder_of("WholeTensor", rows)
 
 
 class Decoder:
@@ -118,6 +144,7 @@ class Decoder:
         )
 
         self._whole = _whole_decoder(signature) if signature is not None else None
+        self._one_row = _decoder_of("OneRow", validation.row_type(fields)) if fields else None
 
     def decode(self, door: Door, body: bytes) -> Asked:
         """The columns of a request.
@@ -133,7 +160,9 @@ class Decoder:
                     value = self._typed(self._predict, body, ("inputs",)).inputs
                     return self._table(value)
                 case Door.INFER:
-                    return self._tensors(body)
+                    return self._tensors(body, b"")
+                case Door.INFER_BINARY:
+                    return self._tensors(*binary.parts(body))
                 case Door.INVOCATIONS:
                     return self._scoring(body)
                 case Door.INVOCATIONS_CSV:
@@ -197,23 +226,37 @@ class Decoder:
         try:
             asked = self._typed(self._invocations, body, _FORMATS)
         except errors.Invalid:
-            whole = self._whole_tensor(body)
-            if whole is None:
+            other = self._whole_tensor(body) or self._single_row(body)
+            if other is None:
                 raise
-            return whole
+            return other
         given = [name for name in _FORMATS if getattr(asked, name) is not msgspec.UNSET]
         if len(given) != 1:
             raise errors.MalformedBody(f"Send exactly one of {', '.join(_FORMATS)}.")
         value = getattr(asked, given[0])
         if not isinstance(value, _Split):
             return msgspec.structs.replace(self._table(value), as_columns=False)
+        return self._split(value)
+
+    def _split(self, value: _Split) -> Asked:
+        """A frame as pandas writes it; one whose columns have no names but 0, 1, ... is in the model's own
+        order."""
+        validation.check_rows(len(value.data))
+        width = len(value.data[0])
+        columns = list(range(width)) if value.columns is None else value.columns
         for index, row in enumerate(value.data):
-            if len(row) != len(value.columns):
-                raise refused(f"this row has {len(row)} values for {len(value.columns)} columns.", row=index)
-        if len(set(value.columns)) != len(value.columns):
+            if len(row) != len(columns):
+                raise refused(f"this row has {len(row)} values for {len(columns)} columns.", row=index)
+        names = [str(name) for name in columns]
+        if columns == list(range(width)) and not set(names) & {field.name for field in self._fields}:
+            if self._signature is None:
+                return self._table(value.data)
+            if width != len(self._fields) or not self._signature.positional:
+                raise refused(f"Send the names of the {len(self._fields)} columns.")
+            names = [field.name for field in self._fields]
+        if len(set(names)) != len(names):
             raise refused("A column stands twice.")
-        names = {name: [row[index] for row in value.data] for index, name in enumerate(value.columns)}
-        return self._named(names, strict=True)
+        return self._named({n: [row[i] for row in value.data] for i, n in enumerate(names)}, strict=True)
 
     def _whole_tensor(self, body: bytes) -> Asked | None:
         """The one tensor that the model takes, as MLflow sends it: with neither a name nor a list around each
@@ -230,6 +273,17 @@ class Decoder:
         (rows,), (field,) = given, self._fields
         validation.check_rows(len(rows))
         return Asked(columns={field.name: validation.to_array(field, rows)}, rows=len(rows))
+
+    def _single_row(self, body: bytes) -> Asked | None:
+        """One row as an object of plain values, as MLflow takes it. None when that is not what was sent."""
+        if self._one_row is None:
+            return None
+        try:
+            asked = self._one_row.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        given = [value for value in (asked.inputs, asked.instances) if value is not msgspec.UNSET]
+        return msgspec.structs.replace(self._table(given), as_columns=False) if len(given) == 1 else None
 
     def _named(self, names: dict[str, list[Any]], *, strict: bool) -> Asked:
         """Plain columns by name: converted by the signature, or guessed."""
@@ -261,36 +315,72 @@ class Decoder:
 
     # ------------------------------------------------------------------------------------------------ tensors
 
-    def _tensors(self, body: bytes) -> Asked:
+    def _tensors(self, body: bytes, blobs: bytes) -> Asked:
         asked = self._typed(self._infer, body, ())
         if not asked.inputs or len(asked.inputs) > TENSORS_MAX:
             raise errors.MalformedBody(f"Send 1 to {TENSORS_MAX:,} input tensors.")
         columns: Columns = {}
+        raw = binary.Blobs(blobs)
         for tensor in asked.inputs:
             if tensor.name in columns:
                 raise refused("this tensor stands twice.", field=tensor.name)
-            columns[tensor.name] = _tensor_array(tensor)
+            size = tensor.parameters.binary_data_size
+            if size is None:
+                columns[tensor.name] = _tensor_array(tensor)
+            elif tensor.data is not msgspec.UNSET:
+                raise refused("the data stands twice, as JSON and as bytes.", field=tensor.name)
+            else:
+                columns[tensor.name] = self._binary(tensor, raw.take(size, tensor.name))
+        raw.end()
         if self._signature is not None:
             columns = validation.check_columns(self._signature, columns)
         elif len({len(array) for array in columns.values()}) != 1:
             raise refused("The tensors have different numbers of rows.")
         rows = _rows(columns)
         validation.check_rows(rows)
-        return Asked(columns=columns, rows=rows, identity=asked.id)
+        as_bytes = {
+            wanted.name
+            for wanted in asked.outputs
+            if wanted.parameters.binary_data
+            or (wanted.parameters.binary_data is None and asked.parameters.binary_data_output)
+        }
+        return Asked(
+            columns=columns,
+            rows=rows,
+            identity=asked.id,
+            outputs=tuple(wanted.name for wanted in asked.outputs),
+            binary=frozenset(as_bytes) if asked.outputs else asked.parameters.binary_data_output,
+        )
+
+    def _binary(self, tensor: _Tensor, blob: bytes) -> Array:
+        dtype, _ = _known_type(tensor)
+        shape = _known_shape(tensor)
+        if dtype != "object":
+            return binary.numbers(blob, dtype, shape, tensor.name)
+        texts = any(field.name == tensor.name and field.type is DataType.BYTES for field in self._fields)
+        return binary.strings(blob, shape, tensor.name, as_text=not texts)
 
 
-def _tensor_array(tensor: _Tensor) -> Array:
+def _known_type(tensor: _Tensor) -> tuple[str, str]:
     known = _TENSOR_TYPES.get(tensor.datatype)
     if known is None:
         raise refused(f"the datatype {tensor.datatype[:20]!r} is not known.", field=tensor.name)
-    dtype, kinds = known
+    return known
+
+
+def _known_shape(tensor: _Tensor) -> list[int]:
     if not tensor.shape or any(length < 0 for length in tensor.shape):
         raise refused(
             "the shape needs at least the number of rows, and no negative length.", field=tensor.name
         )
-    size = 1
-    for length in tensor.shape:
-        size *= length
+    return tensor.shape
+
+
+def _tensor_array(tensor: _Tensor) -> Array:
+    dtype, kinds = _known_type(tensor)
+    size = math.prod(_known_shape(tensor))
+    if tensor.data is msgspec.UNSET:
+        raise refused("the tensor has no data.", field=tensor.name)
     try:
         raw = np.array(tensor.data)
     except ValueError as problem:
@@ -332,11 +422,14 @@ def _plain(problem: Exception) -> str:
 
 
 def encode(door: Door, asked: Asked, outputs: Columns, *, endpoint: str, semver: str) -> bytes:
-    """The body of an answer."""
-    if door is Door.INFER:
-        tensors = [_tensor(name, array) for name, array in outputs.items()]
-        answer = {"model_name": endpoint, "model_version": semver, "outputs": tensors}
-        return _JSON.encode({**answer, "id": asked.identity} if asked.identity else answer)
+    """The body of an answer.
+
+    Raises:
+        InvalidInput: a tensor was asked for that there is not.
+    """
+    if door in (Door.INFER, Door.INFER_BINARY):
+        tensors = [_tensor(name, array) for name, array in _wanted(asked, outputs).items()]
+        return _JSON.encode(_inferred(asked, tensors, endpoint, semver))
     plain = {name: _listed(array) for name, array in outputs.items()}
     if door is Door.PREDICT and asked.as_columns:
         return _JSON.encode({"outputs": plain})
@@ -348,6 +441,36 @@ def encode(door: Door, asked: Asked, outputs: Columns, *, endpoint: str, semver:
     return _JSON.encode({"outputs" if door is Door.PREDICT else "predictions": rows})
 
 
+def encode_binary(asked: Asked, outputs: Columns, *, endpoint: str, semver: str) -> tuple[bytes, bytes]:
+    """The body of an answer with tensors as bytes: its JSON, and what comes after it.
+
+    Raises:
+        InvalidInput: a tensor was asked for that there is not.
+    """
+    tensors, blobs = [], []
+    for name, array in _wanted(asked, outputs).items():
+        if asked.binary is True or (asked.binary and name in asked.binary):
+            blob = binary.packed(array)
+            blobs.append(blob)
+            size = {"binary_data_size": len(blob)}
+            tensors.append({**_head(name, array), "parameters": size})
+        else:
+            tensors.append(_tensor(name, array))
+    return _JSON.encode(_inferred(asked, tensors, endpoint, semver)), b"".join(blobs)
+
+
+def _wanted(asked: Asked, outputs: Columns) -> Columns:
+    missing = [name for name in asked.outputs if name not in outputs]
+    if missing:
+        raise refused("there is no such output.", field=missing[0])
+    return {name: outputs[name] for name in asked.outputs} if asked.outputs else outputs
+
+
+def _inferred(asked: Asked, tensors: list[dict[str, Any]], endpoint: str, semver: str) -> dict[str, Any]:
+    answer = {"model_name": endpoint, "model_version": semver, "outputs": tensors}
+    return {**answer, "id": asked.identity} if asked.identity else answer
+
+
 _JSON = msgspec.json.Encoder()
 
 
@@ -356,6 +479,10 @@ def _listed(array: Array) -> list[Any]:
     return listed
 
 
-def _tensor(name: str, array: Array) -> dict[str, Any]:
+def _head(name: str, array: Array) -> dict[str, Any]:
     datatype = _TYPE_NAMES.get(array.dtype.name, "BYTES")
-    return {"name": name, "shape": list(array.shape), "datatype": datatype, "data": array.ravel().tolist()}
+    return {"name": name, "shape": list(array.shape), "datatype": datatype}
+
+
+def _tensor(name: str, array: Array) -> dict[str, Any]:
+    return {**_head(name, array), "data": array.ravel().tolist()}

@@ -371,6 +371,10 @@ class Supervisor:
                         route.endpoint, route.rollout, route.epoch, route.candidate_ppm, role
                     )
 
+    def version_worked(self, unit: VersionUnit, worked: messages.Worked) -> None:
+        """Add up what the workers did."""
+        self._metrics.worked(unit.spec.label, worked)
+
     def front_hello(self, unit: FrontUnit) -> list[messages.ToFront]:
         """The whole table and all workers, for a front that was just started."""
         table = self._live

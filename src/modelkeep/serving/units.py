@@ -50,6 +50,9 @@ class Owner(Protocol):
     def version_crashed(self, unit: "VersionUnit") -> None:
         """A worker that was serving died."""
 
+    def version_worked(self, unit: "VersionUnit", worked: messages.Worked) -> None:
+        """A worker says what it did."""
+
     def front_said(self, unit: "FrontUnit", message: messages.FromFront) -> None: ...
 
     def front_hello(self, unit: "FrontUnit") -> list[messages.ToFront]:
@@ -143,6 +146,7 @@ class VersionUnit:
                     version=self.spec.label,
                     runtime=outcome.runtime,
                     took_s=outcome.took_s,
+                    together=outcome.together,
                 )
                 self._set(VersionPhase.READY)
                 await self._watch()
@@ -207,6 +211,8 @@ class VersionUnit:
                 path=str(self.path),
                 threads=threads,
                 memory_bytes=options.worker_memory_bytes,
+                batch_rows_max=options.batch_rows_max,
+                batch_max_bytes=options.batch_max_bytes,
             )
         )
         try:
@@ -222,6 +228,8 @@ class VersionUnit:
             case messages.Loaded() | messages.LoadFailed():
                 if self._loaded is not None and not self._loaded.done():
                     self._loaded.set_result(message)
+            case messages.Worked():
+                self._owner.version_worked(self, message)
             case messages.Pong():
                 pass
 

@@ -16,9 +16,12 @@ from modelkeep.core.routing import VersionKey
 from modelkeep.serving import frames
 from modelkeep.serving.messages import Door, VersionName
 
-PREFIX = struct.Struct("!dBB")
-"""Before a request's body: deadline (monotonic seconds), door, length of the endpoint's name; then the
-name."""
+PREFIX = struct.Struct("!ddBB")
+"""Before a request's body: deadline and time of sending (both monotonic seconds), door, length of the
+endpoint's name; then the name."""
+ALONE = 0x80
+"""Set in the door of a request that a worker died with: it is computed by itself, so as to take no other
+along."""
 _JOIN_MAX_BYTES = 64 * 1024
 """Bodies up to this size are joined to their head: one buffer is cheaper than two writes."""
 
@@ -90,16 +93,21 @@ class Upstream(asyncio.Protocol):
             self.version.bytes_in_flight -= len(call.body)
         self._lost(self, waiting)
 
-    def send(self, call: Waiting, now: float) -> None:
-        """Send a request to the worker; its answer, or the loss of it, comes back by a call."""
+    def send(self, call: Waiting, now: float, *, alone: bool = False) -> None:
+        """Send a request to the worker; its answer, or the loss of it, comes back by a call.
+
+        Args:
+            alone: have it computed by itself.
+        """
         identity = self._next = (self._next + 1) & 0xFFFFFFFF
         call.identity = identity
         call.sent = now
         self.pending[identity] = call
         body, name = call.body, call.endpoint
         length = PREFIX.size + len(name) + len(body)
+        door = call.door | ALONE if alone else call.door
         head = (
-            frames.HEADER.pack(length, identity, 1) + PREFIX.pack(call.deadline, call.door, len(name)) + name
+            frames.HEADER.pack(length, identity, 1) + PREFIX.pack(call.deadline, now, door, len(name)) + name
         )
         version = self.version
         version.in_flight += 1

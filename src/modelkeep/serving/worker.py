@@ -1,10 +1,11 @@
-"""A worker: the process of one model version. It loads verified files, then answers frames in the order they
-come.
+"""A worker: a process of one model version. It loads verified files, then answers frames, together where it
+can.
 
 One thread, on purpose: a model is asked one thing at a time, and a request that hangs or kills it hurts this
-version's process only. Queues are bounded by the fronts, deadlines travel with the requests, and what has
-expired in the queue is not computed. It trusts nothing it is sent and knows no route, no weight and no other
-version.
+process only. What arrives while the model computes is read afterwards, all of it, and taken together by the
+batcher. Queues are bounded by the fronts, deadlines travel with the requests, and what has expired in the
+queue, or lost its caller, is not computed. It trusts nothing it is sent and knows no route, no weight and no
+other version.
 """
 
 import contextlib
@@ -14,8 +15,10 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import sys
 import time
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +28,22 @@ from modelkeep import telemetry
 from modelkeep.core import codec, errors
 from modelkeep.core.routing import VersionSpec
 from modelkeep.core.signature import DataType, Field
-from modelkeep.serving import frames, messages, protocols, runtimes, validation
+from modelkeep.serving import batcher, binary, frames, messages, protocols, runtimes, validation
+from modelkeep.serving.batcher import Ask, Queue
 from modelkeep.serving.cache import verify
 from modelkeep.serving.frames import Kind
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import ERROR_TEXT_MAX, FRAME_MAX_BYTES
 from modelkeep.serving.processes import die_with_parent, give_up_privileges
-from modelkeep.serving.upstream import PREFIX
+from modelkeep.serving.upstream import ALONE, PREFIX
 
 READ_BYTES = 256 * 1024
 """Taken from one front at a time, so that none starves the others."""
-FLUSH_S = 0.0005
-"""Answers wait for each other no longer than this: many small ones share a write, a slow one waits for
-none."""
+TURN_S = 0.0005
+"""Calls are made one after the other for this long before answers go out and what has arrived is read: many
+small ones share a write and a read, a slow one waits for none."""
+TELL_S = 1.0
+"""Between two words to the supervisor about what was done."""
 QUIET_S = 0.3
 """After the word to stop, go when nothing has come for this long: what was sent before the swap has then
 arrived."""
@@ -46,47 +52,99 @@ _STATUSES = ((errors.MalformedBody, 400), (errors.LimitExceeded, 413))
 log = telemetry.Log("gateway.worker")
 
 
+class _NotRowByRow(Exception):
+    """The model's answer for several rows does not have one row for each."""
+
+
 class Service:
-    """A loaded version as a function from request bytes to answer bytes."""
+    """A loaded version as a function from requests to answers."""
 
     def __init__(self, spec: VersionSpec, runtime: runtimes.Runtime) -> None:
         self._runtime = runtime
+        self._label = spec.label
         self._semver = spec.semver
         self._decoder = protocols.Decoder(spec.signature)
         self._outputs = spec.signature.outputs if spec.signature is not None else ()
         self._inputs = spec.signature.inputs if spec.signature is not None else ()
+        self.together = not getattr(runtime, "single", False)
+        """Whether rows of several requests may share a call of the model."""
 
-    def answer(self, payload: bytes) -> tuple[Kind, bytes]:
-        """Answer one request frame. Never raises: whatever the model does is the version's fault, not the
-        worker's."""
-        deadline, number, length = PREFIX.unpack_from(payload)
+    def read(self, ask: Ask[Any]) -> tuple[Kind, bytes] | None:
+        """Check one request by itself. Returns the refusal where it is refused."""
+        _, _, number, length = PREFIX.unpack_from(ask.payload)
         start = PREFIX.size + length
-        if time.monotonic() > deadline:
-            return Kind.EXPIRED, b""
-        door = Door(number)
         try:
-            asked = self._decoder.decode(door, payload[start:])
-            outputs = self._runtime.predict(asked.columns)
-            problem = validation.output_problem(self._outputs, outputs, asked.rows)
-            if problem is not None:
-                return Kind.VIOLATION, problem.encode()
-            endpoint = payload[PREFIX.size : start].decode()
-            body = protocols.encode(door, asked, outputs, endpoint=endpoint, semver=self._semver)
-            if len(body) > FRAME_MAX_BYTES:
-                return Kind.FAILED, f"The answer has {len(body):,} bytes; ask for fewer rows.".encode()
-            return Kind.ANSWER, body
+            door = Door(number & ~ALONE)
+            asked = self._decoder.decode(door, ask.payload[start:])
         except errors.ModelkeepError as refusal:
             return Kind.REFUSED, _refusal(refusal)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as problem:  # noqa: BLE001 - a model may even call sys.exit
-            text = f"The model raised {type(problem).__name__}: {problem}"
-            return Kind.FAILED, text[:ERROR_TEXT_MAX].encode("utf-8", "replace")
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it is this request's fault alone
+            return Kind.FAILED, _blame(problem)
+        ask.content = door, ask.payload[PREFIX.size : start], asked
+        ask.rows = asked.rows
+        return None
+
+    def key(self, ask: Ask[Any]) -> Hashable:
+        """What requests must have in common to share a call of the model."""
+        return batcher.shape_of(ask.content[2].columns)
+
+    def settle(self, asks: Sequence[Ask[Any]]) -> Iterator[tuple[Ask[Any], Kind, bytes]]:
+        """Answer requests that were read, by one call of the model where that goes well. Never raises:
+        whatever the model does is the version's fault, not the worker's."""
+        for ask, outcome in batcher.bisected(asks, self._attempt, _late):
+            if outcome is None:
+                yield ask, Kind.EXPIRED, b""
+            elif isinstance(outcome, errors.ModelkeepError):
+                yield ask, Kind.REFUSED, _refusal(outcome)
+            elif isinstance(outcome, BaseException):
+                yield ask, Kind.FAILED, _blame(outcome)
+            else:
+                yield ask, *outcome
+
+    def _attempt(self, asks: Sequence[Ask[Any]]) -> list[tuple[Kind, bytes]]:
+        rows = [ask.rows for ask in asks]
+        outputs = self._runtime.predict(batcher.merged([ask.content[2].columns for ask in asks]))
+        own = batcher.parted(outputs, rows)
+        if own is None:
+            self.together = False
+            log.warning(
+                "The version's answers are not row by row; it gets one request a call.", version=self._label
+            )
+            raise _NotRowByRow
+        if validation.output_problem(self._outputs, outputs, sum(rows)) is None:
+            return [self._worded(ask, table) for ask, table in zip(asks, own, strict=True)]
+        return [self._doubted(ask, table, len(asks)) for ask, table in zip(asks, own, strict=True)]
+
+    def _doubted(self, ask: Ask[Any], outputs: validation.Columns, sharers: int) -> tuple[Kind, bytes]:
+        """One request's answer from a call in which some output broke the signature. Where it is its own, it
+        is asked for again by itself: another's rows may have spoilt it."""
+        problem = validation.output_problem(self._outputs, outputs, ask.rows)
+        if problem is None:
+            return self._worded(ask, outputs)
+        return (Kind.VIOLATION, problem.encode()) if sharers == 1 else self._attempt([ask])[0]
+
+    def _worded(self, ask: Ask[Any], outputs: validation.Columns) -> tuple[Kind, bytes]:
+        """One request's own rows as its answer."""
+        door, endpoint, asked = ask.content
+        kind, named = Kind.ANSWER, endpoint.decode()
+        try:
+            if asked.binary:
+                head, rest = protocols.encode_binary(asked, outputs, endpoint=named, semver=self._semver)
+                kind, body = Kind.ANSWER_BINARY, binary.HEADER.pack(len(head)) + head + rest
+            else:
+                body = protocols.encode(door, asked, outputs, endpoint=named, semver=self._semver)
+        except errors.ModelkeepError as refusal:
+            return Kind.REFUSED, _refusal(refusal)
+        if len(body) > FRAME_MAX_BYTES:
+            return Kind.FAILED, f"The answer has {len(body):,} bytes; ask for fewer rows.".encode()
+        return kind, body
 
     def warm_up(self) -> bool:
         """Answer one made-up row, so that the first caller does not pay for what happens once.
 
-        Returns whether that was possible; a model may rightly raise on made-up values.
+        Where the same row twice is not answered by the same answer twice, rows know each other, and requests
+        will not share a call. Returns whether the row was answered; a model may rightly raise on made-up
+        values.
 
         Raises:
             Invalid: the outputs can never fit the signature (their names, types or shapes are others).
@@ -103,7 +161,16 @@ class Service:
         misfit = validation.output_problem(shapes, outputs, 1)
         if misfit is not None:
             raise errors.Invalid(f"The outputs do not fit the signature: {misfit}")
+        self.together = self.together and self._row_by_row(columns, outputs)
         return True
+
+    def _row_by_row(self, columns: validation.Columns, outputs: validation.Columns) -> bool:
+        try:
+            twice = self._runtime.predict(batcher.merged([columns, columns]))
+        except Exception as problem:  # noqa: BLE001 - the model's business
+            log.info("The model takes one row a call.", error=str(problem)[:ERROR_TEXT_MAX])
+            return False
+        return batcher.alike(outputs, twice)
 
 
 def _made_up(field: Field) -> validation.Array:
@@ -135,6 +202,15 @@ def _without_ranges(field: Field) -> Field:
     return Field(name=field.name, type=field.type, nullable=True, shape=field.shape)
 
 
+def _late(ask: Ask[Any]) -> bool:
+    return time.monotonic() > ask.deadline
+
+
+def _blame(problem: BaseException) -> bytes:
+    text = f"The model raised {type(problem).__name__}: {problem}"
+    return text[:ERROR_TEXT_MAX].encode("utf-8", "replace")
+
+
 def _refusal(refusal: errors.ModelkeepError) -> bytes:
     status = next((status for kind, status in _STATUSES if isinstance(refusal, kind)), 422)
     details = {
@@ -154,18 +230,28 @@ class _Peer:
         self.out = bytearray()
 
 
+_Ticket = tuple[_Peer, int]
+
+
 class Worker:
     """The loop around a service: fronts come and go, frames in, frames out."""
 
-    def __init__(self, channel: socket.socket, service: Service, listener: socket.socket) -> None:
+    def __init__(
+        self, channel: socket.socket, service: Service, listener: socket.socket, limits: batcher.Limits
+    ) -> None:
         self._channel = channel
         self._from_parent = frames.FrameReader()
         self._service = service
         self._listener = listener
         self._selector = selectors.DefaultSelector()
+        self._queue: Queue[_Ticket] = Queue(limits, together=service.together)
+        self._tally = batcher.Tally()
+        self._told = 0.0
+        self._untold = False
         self._answered = 0
         self._stopping = False
         self._last_frame = time.monotonic()
+        self._unsent: set[_Peer] = set()
         channel.setblocking(False)
         listener.setblocking(False)
         self._selector.register(channel, selectors.EVENT_READ, self._on_channel)
@@ -173,12 +259,77 @@ class Worker:
 
     def run(self) -> None:
         """Serve until told to stop, and then until it is quiet."""
-        while not self._stopping or time.monotonic() - self._last_frame < QUIET_S:
-            for key, events in self._selector.select(QUIET_S / 3 if self._stopping else None):
+        while not self._stopping or self._queue or time.monotonic() - self._last_frame < QUIET_S:
+            for key, events in self._selector.select(self._patience()):
                 if isinstance(key.data, _Peer):
                     self._on_peer(key.data, events)
                 else:
                     key.data()
+            self._turn()
+            self._tell()
+
+    def _patience(self) -> float | None:
+        """How long to wait for something to arrive: not at all while there is something to do."""
+        if self._queue:
+            return 0.0
+        if self._stopping:
+            return QUIET_S / 3
+        return TELL_S if self._untold else None
+
+    def _turn(self) -> None:
+        """Answer what waits, for a moment, or by one call that takes longer."""
+        queue, service = self._queue, self._service
+        now = time.monotonic()
+        until = now + TURN_S
+        while queue and now < until:
+            taken = queue.take(now, self._read, service.key)
+            for ask in taken.expired:
+                self._tally.expired += 1
+                self._answer(ask, Kind.EXPIRED, b"")
+            if taken.batch:
+                if taken.batch[0].alone:
+                    self._flush_all()  # should this one be the end of the process, the others are answered
+                began = time.monotonic()
+                self._tally.batch(taken, began)
+                for ask, kind, body in service.settle(taken.batch):
+                    self._answer(ask, kind, body)
+                now = time.monotonic()
+                queue.cost.learn(sum(ask.rows for ask in taken.batch), now - began)
+                queue.together = service.together
+        self._flush_all()
+
+    def _read(self, ask: Ask[_Ticket]) -> bool:
+        refusal = self._service.read(ask)
+        if refusal is not None:
+            self._answer(ask, *refusal)
+        return refusal is None
+
+    def _answer(self, ask: Ask[_Ticket], kind: Kind, body: bytes) -> None:
+        peer, identity = ask.ticket
+        peer.out += frames.pack(identity, kind, body)
+        self._unsent.add(peer)
+        self._answered += 1
+        self._untold = True
+
+    def _flush_all(self) -> None:
+        for peer in self._unsent:
+            try:
+                self._flush(peer)
+            except OSError:
+                self._lose(peer)
+        self._unsent.clear()
+
+    def _tell(self) -> None:
+        """Say what was done, about once a second while something is."""
+        if not self._untold:
+            return
+        now = time.monotonic()
+        if now - self._told < TELL_S:
+            return
+        self._told, self._untold = now, False
+        worked = self._tally.hand_over()
+        if worked is not None:
+            self._say(worked)
 
     def _on_channel(self) -> None:
         data = self._channel.recv(READ_BYTES)
@@ -218,32 +369,44 @@ class Worker:
             data = peer.sock.recv(READ_BYTES)
             if not data:
                 raise ConnectionError
-            requests = peer.reader.feed(data)
-            flushed = time.monotonic()
-            for identity, kind, payload in requests:
-                if kind != Kind.REQUEST:
-                    raise ConnectionError
-                answer, body = self._service.answer(payload)
-                peer.out += frames.pack(identity, answer, body)
-                now = time.monotonic()
-                if now - flushed > FLUSH_S:
-                    self._flush(peer)
-                    flushed = now
-            self._answered += len(requests)
+            received = peer.reader.feed(data)
             self._last_frame = time.monotonic()
-            if peer.out:
-                self._flush(peer)
+            cancelled: set[int] = set()
+            for identity, kind, payload in received:
+                if kind == Kind.REQUEST:
+                    deadline, sent, door, _ = PREFIX.unpack_from(payload)
+                    alone = bool(door & ALONE)
+                    self._queue.put(
+                        Ask((peer, identity), payload, deadline=deadline, arrived=sent, alone=alone)
+                    )
+                elif kind == Kind.CANCEL:
+                    cancelled.add(identity)
+                else:
+                    raise ConnectionError
+            if cancelled:
+                for ask in self._queue.remove(lambda ticket: ticket[0] is peer and ticket[1] in cancelled):
+                    self._tally.cancelled += 1
+                    self._answer(ask, Kind.CANCELLED, b"")
         except BlockingIOError:
             return
         except (
             OSError,
+            struct.error,
             errors.ModelkeepError,
         ):  # the front is gone, or out of step: it comes back if it lives
+            self._lose(peer)
+
+    def _lose(self, peer: _Peer) -> None:
+        """A front is gone, and with it everybody who asked through it."""
+        with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(peer.sock)
-            peer.sock.close()
+        peer.sock.close()
+        self._tally.cancelled += len(self._queue.remove(lambda ticket: ticket[0] is peer))
 
     def _flush(self, peer: _Peer) -> None:
         """Send what the socket takes now; the rest goes when it takes more."""
+        if peer.sock.fileno() < 0:  # lost meanwhile, with answers to it under way
+            return
         try:
             sent = peer.sock.send(peer.out)
             del peer.out[:sent]
@@ -295,8 +458,10 @@ def main(arguments: list[str]) -> None:
     gc.collect()
     gc.freeze()  # libraries and model stay: no request is to wait while they are looked through
     took_s = time.monotonic() - started
-    channel.sendall(messages.pack(messages.Loaded(runtime=runtime.name, took_s=took_s, warmed=warmed)))
+    loaded = messages.Loaded(runtime=runtime.name, took_s=took_s, warmed=warmed, together=service.together)
+    channel.sendall(messages.pack(loaded))
+    limits = batcher.Limits(rows=load.batch_rows_max, size_bytes=load.batch_max_bytes)
     try:
-        Worker(channel, service, listener).run()
+        Worker(channel, service, listener, limits).run()
     finally:
         Path(load.path).unlink(missing_ok=True)

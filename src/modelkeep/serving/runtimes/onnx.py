@@ -46,6 +46,7 @@ class OnnxRuntime:
                     f"The input {wanted.name!r} of {spec.label} is of a kind not served: {wanted.type}."
                 )
             self._inputs.append((wanted.name, dtype, list(wanted.shape)))
+        self.single = any(shape and isinstance(shape[0], int) for _, _, shape in self._inputs)
         _check_ranks(spec, self._inputs)
 
     def predict(self, columns: Columns) -> Columns:
