@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.mlflow_client import run_mlflow_server
 from tests.web.inprocess import InProcess
 from tests.web.mlflow_random_steps import Talker
 from tests.web.mlflow_steps import Step, converse
@@ -84,9 +85,11 @@ def test_each_difference_is_documented() -> None:
 
 
 @pytest.mark.long
-def test_mlflow_still_answers_so(mlflow_server: str, golden: Callable[[str, str], None]) -> None:
-    """What we hold for MLflow's answers is what a real server says."""
-    golden("mlflow_wire.json", _text(_theirs(mlflow_server)))
+@pytest.mark.usefixtures("mlflow_client")
+def test_mlflow_still_answers_so(tmp_path: Path, golden: Callable[[str, str], None]) -> None:
+    """What we hold for MLflow's answers is what a real server says that nobody has talked to before."""
+    with run_mlflow_server(tmp_path) as url:
+        golden("mlflow_wire.json", _text(_theirs(url)))
 
 
 @pytest.mark.long

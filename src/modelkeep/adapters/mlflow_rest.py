@@ -82,7 +82,6 @@ class MlflowServer:
         """
         self._http = MlflowHttp(url, token=token, user=user, password=password, workspace=workspace)
         self._roots = roots or Roots(local=False)
-        self._prompts: set[str] = set()
 
     @property
     def address(self) -> str:
@@ -101,7 +100,7 @@ class MlflowServer:
         runs = sum(1 for one in experiments for _ in self._runs(one.experiment_id))
         logged = sum(1 for one in experiments for _ in self._logged(one.experiment_id))
         models = list(self._models())
-        versions = sum(1 for model, prompt in models for _ in self._versions(model.name, prompt))
+        versions = sum(len(self._versions(model.name)) for model in models)
         return Counts(
             experiments=len(experiments),
             runs=runs,
@@ -167,8 +166,7 @@ class MlflowServer:
 
     def models(self) -> Iterator[ForeignModel]:
         """All registered models, prompts included, in the order of names."""
-        self._prompts = {model.name for model, prompt in self._models() if prompt}
-        for model, _ in sorted(self._models(), key=lambda one: one[0].name):
+        for model in sorted(self._models(), key=lambda one: one.name):
             created = whole(model.creation_timestamp)
             yield ForeignModel(
                 name=model.name,
@@ -179,21 +177,20 @@ class MlflowServer:
                 aliases={alias.alias: whole(alias.version) for alias in model.aliases},
             )
 
-    def _models(self) -> Iterator[tuple[RegisteredOut, bool]]:
-        """Registered models, and whether each is a prompt: those are shown only to whoever asks for them."""
+    def _models(self) -> Iterator[RegisteredOut]:
+        """Registered models; prompts are shown only to whoever asks for them."""
         seen: set[str] = set()
-        for prompt, more in ((False, {}), (True, {"filter": _PROMPTS})):
-            asked = {"max_results": PAGE, **more}
+        for condition in ("", _PROMPTS):
+            asked = {"filter": condition, "max_results": PAGE}
             for page in self._http.pages("GET", f"{API}/registered-models/search", asked, RegisteredModels):
                 for model in page.registered_models:
                     if model.name not in seen:
                         seen.add(model.name)
-                        yield model, prompt
+                        yield model
 
     def versions(self, model: str) -> Iterator[ForeignVersion]:
         """All versions of a model, in the order of numbers."""
-        found = list(self._versions(model, model in self._prompts))
-        for one in sorted(found, key=lambda version: whole(version.version)):
+        for one in sorted(self._versions(model), key=lambda version: whole(version.version)):
             created = whole(one.creation_timestamp)
             stored = ""
             if one.source.startswith("models:/") and not one.source.startswith("models:/m-"):
@@ -217,12 +214,17 @@ class MlflowServer:
                 tags={tag.key: tag.value for tag in one.tags},
             )
 
-    def _versions(self, model: str, prompt: bool) -> Iterator[VersionOut]:
+    def _versions(self, model: str) -> list[VersionOut]:
+        """The versions of a model; those of a prompt too are shown only to whoever asks for them."""
         mark = '"' if "'" in model else "'"
-        condition = f"name = {mark}{model}{mark}" + (f" and {_PROMPTS}" if prompt else "")
-        asked = {"filter": condition, "max_results": PAGE}
-        for page in self._http.pages("GET", f"{API}/model-versions/search", asked, Versions):
-            yield from (version for version in page.model_versions if version.name == model)
+        found: list[VersionOut] = []
+        for further in ("", f" and {_PROMPTS}"):
+            asked = {"filter": f"name = {mark}{model}{mark}{further}", "max_results": PAGE}
+            for page in self._http.pages("GET", f"{API}/model-versions/search", asked, Versions):
+                found += (version for version in page.model_versions if version.name == model)
+            if found:
+                break
+        return found
 
     # ------------------------------------------------------------------------------------------------ files
 
