@@ -148,6 +148,7 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
         "GET", f"{V1}/forecast", query={**a.ref(), "traffic_per_s": 50, "runs": 1}
     ),
     "explain_rollout": lambda a: Ask("GET", f"{a.rollout}/explanation"),
+    "report_delivery": lambda a: Ask("GET", f"{V1}/reports/delivery", query={"model": a.name}),
     "gateway_table": lambda a: Ask("GET", f"{V1}/gateway/table"),
     "gateway_report": lambda a: Ask("POST", f"{V1}/gateway/reports", REPORT),
     "gateway_blob": lambda a: Ask("GET", f"{V1}/gateway/blobs/{digest_of(f'{a.name}3'.encode())}"),

@@ -86,6 +86,7 @@ TABLE: dict[str, str] = {
     "get_rollout": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
     "explain_rollout": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
     "rollout_forecast": "cccccchhccx hhhhhhhhccx hhhhhhhhhhx",
+    "report_delivery": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
     "gateway_table": "ffffffyfffx ffffffyfffx ffffffyfffx",
     "gateway_report": "ffffffyfffx ffffffyfffx ffffffyfffx",
     "gateway_blob": "ffffffyfffx ffffffyfffx ffffffhfffx",

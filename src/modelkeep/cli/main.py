@@ -35,9 +35,9 @@ LOOK, MAKE, GOVERN, TRAFFIC, PEOPLE, RUN = (
     "People and records",
     "Run and care",
 )
-_CATALOG, _PROMOTION, _ROLLOUT, _ACCESS, _WEBHOOKS, _MOVING, _SERVER = (
+_CATALOG, _PROMOTION, _ROLLOUT, _REPORT, _ACCESS, _WEBHOOKS, _MOVING, _SERVER = (
     f"modelkeep.cli.{name}_commands"
-    for name in ("catalog", "promotion", "rollout", "access", "webhook", "moving", "server")
+    for name in ("catalog", "promotion", "rollout", "report", "access", "webhook", "moving", "server")
 )
 COMMANDS: dict[str, Entry] = {
     "ls": Entry(_CATALOG, "ls", LOOK, "List models, or the versions of one."),
@@ -72,6 +72,7 @@ COMMANDS: dict[str, Entry] = {
     "endpoint": Entry(_ROLLOUT, "endpoint", TRAFFIC, "Create, list and remove endpoints."),
     "rollout": Entry(_ROLLOUT, "rollout", TRAFFIC, "Watch and steer how traffic moves."),
     "predict": Entry(_ROLLOUT, "predict", TRAFFIC, "Ask an endpoint for predictions."),
+    "report": Entry(_REPORT, "report", TRAFFIC, "Figures: how well versions get into production."),
     "whoami": Entry(_ACCESS, "whoami", PEOPLE, "Who the server takes you for."),
     "user": Entry(_ACCESS, "user", PEOPLE, "Add, list and shut out people and programs."),
     "grant": Entry(_ACCESS, "grant", PEOPLE, "Give and take roles."),

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from modelkeep.client.access import AccessVerbs
+from modelkeep.client.delivery import DeliveryVerbs
 from modelkeep.client.imports import ImportVerbs
 from modelkeep.client.promotion import PromotionVerbs
 from modelkeep.client.registration import RegistrationVerbs
@@ -20,7 +21,15 @@ TIMEOUT_S = 60.0
 """How long an answer is waited for when nobody says."""
 
 
-class Client(RegistrationVerbs, PromotionVerbs, RolloutVerbs, AccessVerbs, WebhookVerbs, ImportVerbs):
+class Client(
+    RegistrationVerbs,
+    PromotionVerbs,
+    RolloutVerbs,
+    DeliveryVerbs,
+    AccessVerbs,
+    WebhookVerbs,
+    ImportVerbs,
+):
     """Speaks with one Modelkeep server. May be shared by threads; a `with` closes its connections.
 
     Any method may raise: NotAuthenticated and NotAllowed; ServerUnavailable and TimedOut when no answer

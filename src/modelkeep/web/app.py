@@ -19,6 +19,7 @@ from modelkeep.core.catalog import (
     RegisteredModel,
     StageGraph,
 )
+from modelkeep.core.delivery import DeliveryReport
 from modelkeep.core.imports import ImportAnswer, ImportBatch, ImportedFiles, ImportSummary, MissingFiles
 from modelkeep.core.observation import GatewayReply, GatewayReport
 from modelkeep.core.promotion import PromotionRequest
@@ -28,7 +29,7 @@ from modelkeep.core.webhooks import MadeWebhook, NewWebhook, Replayed, Trial, We
 from modelkeep.service import access, catalog, promotion, rollout
 from modelkeep.service.house import House
 from modelkeep.service.webhooks import DeliveryPage, WebhookPage
-from modelkeep.web import api, bytes_io, imports, openapi, requests, shapes, uploads, webhooks
+from modelkeep.web import api, bytes_io, delivery, imports, openapi, requests, shapes, uploads, webhooks
 from modelkeep.web.dispatch import Bound, Dispatcher
 from modelkeep.web.exchange import Answer, Body
 from modelkeep.web.languages import LANGUAGES, language_of
@@ -189,6 +190,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("gateway_blob", "GET", V1 + "/gateway/blobs/{digest}", STREAM, bytes_io.gateway_blob,
          "Bytes for a gateway",
          bytes),
+    _row("report_delivery", "GET", V1 + "/reports/delivery", SLOW, delivery.report_delivery,
+         "Deployment figures of a span, from the events",
+         DeliveryReport, query=delivery.DeliveryQuery),
     # webhooks
     _row("list_webhooks", "GET", V1 + "/webhooks", READ, webhooks.list_webhooks, "Webhooks",
          WebhookPage, query=webhooks.WebhooksQuery),

@@ -1,0 +1,65 @@
+"""Commands of figures: what the events say of how versions get into production."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from modelkeep.cli import report_views as views
+from modelkeep.cli.session import Session, verb
+
+_SPAN = re.compile(r"([0-9]{1,6}) ?(w|d|h|min)")
+_UNIT_S = {"w": 7 * 86_400, "d": 86_400, "h": 3_600, "min": 60}
+
+
+@click.group()
+def report() -> None:
+    """Figures: how well versions get into production."""
+
+
+@verb(report, "delivery")
+@click.option(
+    "--since",
+    default="30d",
+    show_default=True,
+    metavar="SPAN|TIME",
+    help="Where it begins: 30d, 12h, or a time such as 2026-01-25.",
+)
+@click.option("--until", metavar="SPAN|TIME", help="Where the span ends; now when left out.")
+@click.option("--model", metavar="MODEL", help="Only this model's deployments.")
+@click.option("--project", metavar="PROJECT", help="Only those of this project.")
+@click.option(
+    "--stage", default="production", show_default=True, metavar="STAGE", help="Deployments to this stage."
+)
+def report_delivery(
+    session: Session, since: str, until: str | None, model: str | None, project: str | None, stage: str
+) -> None:
+    """Show how often, how fast and how safely versions get into production."""
+    now = datetime.now(UTC)
+    found = session.client.report_delivery(
+        since=moment_of(since, now, "--since"),
+        until=moment_of(until, now, "--until") if until is not None else None,
+        model=model,
+        project=project,
+        stage=stage,
+    )
+    session.answer(found, (f"{name}={value}" for name, value in views.plain(found)), views.delivery(found))
+
+
+def moment_of(text: str, now: datetime, option: str) -> datetime:
+    """A time that is said as a span back from now, such as `30d` or `12h`, or as itself.
+
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    from modelkeep.core import codec, errors
+
+    span = _SPAN.fullmatch(text.strip())
+    if span is not None:
+        return now - timedelta(seconds=int(span[1]) * _UNIT_S[span[2]])
+    try:
+        return codec.parse_time(text)
+    except errors.ModelkeepError:
+        raise click.BadParameter(
+            f"write 30d, 12h, 2026-01-25 or 2026-01-25T14:03Z, not {text!r}", param_hint=option
+        ) from None

@@ -1,0 +1,105 @@
+"""How figures read: each rate beside its counts and with what so few allow one to say."""
+
+from typing import TYPE_CHECKING
+
+from modelkeep.cli.catalog_views import View
+from modelkeep.cli.show import Screen, Text, duration, moment
+
+if TYPE_CHECKING:
+    from modelkeep.core.delivery import DeliveryReport, Share, Times
+
+FEW = 20
+"""Below so many, a rate is mostly chance, and that is said."""
+
+
+def delivery(found: "DeliveryReport") -> View:
+    """Deployment figures of a span."""
+
+    def draw(screen: Screen) -> None:
+        whose = found.model or (f"project {found.project}" if found.project else "all models")
+        span = f"{moment(found.since)} to {moment(found.until)}"
+        screen.line(Text(f"Deployments of {whose} to {found.stage}", "strong"), Text(span, "dim"))
+        if not found.deployments:
+            waiting = f"; {found.under_way} under way" if found.under_way else ""
+            screen.line(f"None ended in this span{waiting}.")
+        screen.facts(
+            (
+                ("deployments", _counts(found) if found.deployments else None),
+                ("frequency", f"{_often(found.per_day)} that succeeded" if found.succeeded else None),
+                ("success rate", _share(found.success)),
+                ("change failure rate", _share(found.change_failure)),
+            )
+        )
+        rows = (
+            ("time to deploy", found.deploy),
+            ("rollback time", found.rollback),
+            ("recovery time", found.recovery),
+            ("lead time", found.lead),
+        )
+        if any(times.count for _, times in rows):
+            screen.blank()
+            screen.table(
+                ("", "of", "mean", "median", "90 % within", "longest"),
+                ((name, f"{times.count:,}", *_times(times)) for name, times in rows),
+                right=range(1, 6),
+            )
+        if 0 < found.success.of < FEW:
+            words = "So few say little: the true rates lie in the intervals with 95 % confidence."
+            screen.line(Text(words, "warn"))
+
+    return draw
+
+
+def _counts(found: "DeliveryReport") -> str:
+    parts = [
+        f"{count:,} {word}"
+        for count, word in (
+            (found.succeeded, "succeeded"),
+            (found.rolled_back, "rolled back"),
+            (found.failed, "failed to load"),
+            (found.cancelled, "cancelled"),
+        )
+        if count
+    ]
+    waiting = f"; {found.under_way:,} under way" if found.under_way else ""
+    return f"{found.deployments:,}: {', '.join(parts)}{waiting}"
+
+
+def _often(per_day: float) -> str:
+    """A rate in the unit in which it is a number that one can imagine."""
+    for unit, days in (("day", 1), ("week", 7), ("month", 30)):
+        if per_day * days >= 1:
+            return f"{per_day * days:.3g} a {unit}"
+    return f"{per_day * 365:.2g} a year"
+
+
+def _share(found: "Share") -> str | None:
+    if found.value is None:
+        return None
+    return (
+        f"{found.value:.1%} ({found.count:,} of {found.of:,}; between {found.low:.1%} and {found.high:.1%})"
+    )
+
+
+def _times(found: "Times") -> tuple[str, str, str, str]:
+    values = (found.mean_s, found.median_s, found.p90_s, found.longest_s)
+    mean, median, p90, longest = (duration(value) if value is not None else "-" for value in values)
+    return mean, median, p90, longest
+
+
+def plain(found: "DeliveryReport") -> list[tuple[str, str]]:
+    """The figures a program asks for first, as name and value; what nothing is known of is empty."""
+
+    def text(value: float | None) -> str:
+        return "" if value is None else f"{value:.6g}"
+
+    return [
+        ("deployments", str(found.deployments)),
+        ("success_rate", text(found.success.value)),
+        ("change_failure_rate", text(found.change_failure.value)),
+        ("per_day", text(found.per_day)),
+        ("deploy_median_s", text(found.deploy.median_s)),
+        ("rollback_median_s", text(found.rollback.median_s)),
+        ("recovery_median_s", text(found.recovery.median_s)),
+        ("lead_median_s", text(found.lead.median_s)),
+    ]

@@ -1,0 +1,448 @@
+"""How well versions get into production: deployment figures, folded from the events and from nothing else.
+
+A deployment is one attempt to make a version what a stage serves: a rollout, or a promotion that moved the
+stage at once because no endpoint follows it. It is counted when it ends. The definitions stand in
+docs/reference/delivery.md. This file reads no log and knows no person; where the events come from and who may
+see them is the service's business.
+
+Sources: the four keys of DORA (Forsgren, Humble and Kim, Accelerate, 2018; dora.dev, "software delivery
+performance metrics"); the interval of a share is Wilson's score interval (Wilson 1927).
+"""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+
+from msgspec import Struct, structs
+
+from modelkeep.core.events import Event, EventKind
+from modelkeep.core.promotion import MoveCause
+
+DAY_S = 86_400.0
+NINETY_FIVE = 1.959963984540054
+"""The normal quantile that leaves 2.5 % on either side."""
+
+BEGINNINGS = (
+    EventKind.VERSION_REGISTERED,
+    EventKind.STAGE_MOVED,
+    EventKind.ROLLOUT_STARTED,
+    EventKind.ROLLOUT_STEPPED,
+    EventKind.ROLLOUT_ROLLING_BACK,
+)
+"""The kinds that may lie before the span and still say how long something took that ended within it."""
+KINDS = (
+    EventKind.MODEL_RENAMED,
+    EventKind.VERSION_REGISTERED,
+    EventKind.STAGE_MOVED,
+    EventKind.ROLLOUT_STARTED,
+    EventKind.ROLLOUT_STEPPED,
+    EventKind.ROLLOUT_ROLLING_BACK,
+    EventKind.ROLLOUT_SUCCEEDED,
+    EventKind.ROLLOUT_ROLLED_BACK,
+    EventKind.ROLLOUT_FAILED,
+    EventKind.ROLLOUT_CANCELLED,
+)
+"""The kinds that the figures are made of."""
+READ_WHOLE = tuple(kind for kind in KINDS if kind is not EventKind.VERSION_REGISTERED)
+"""Those of them that are read for the whole span; of registrations only those of versions that moved are."""
+
+
+class Outcome(StrEnum):
+    """How a deployment ended.
+
+    succeeded    the version serves the stage
+    rolled_back  it had traffic, and lost it before the stage was its own
+    failed       it could not be loaded; no caller ever met it
+    cancelled    a person ended it before it had traffic; it counts for and against nobody
+    """
+
+    SUCCEEDED = "succeeded"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_OUTCOMES = {
+    EventKind.ROLLOUT_SUCCEEDED: Outcome.SUCCEEDED,
+    EventKind.ROLLOUT_ROLLED_BACK: Outcome.ROLLED_BACK,
+    EventKind.ROLLOUT_FAILED: Outcome.FAILED,
+    EventKind.ROLLOUT_CANCELLED: Outcome.CANCELLED,
+}
+
+
+class Deployment(Struct, frozen=True, kw_only=True):
+    """One attempt to make a version what a stage serves.
+
+    Attributes:
+        began_at: when its rollout started; None when that lies before everything that was read.
+        exposed_at: when the version first had callers.
+        decided_at: when it was decided to take it back.
+        undone_at: when a version that had succeeded was taken back after all.
+        at_once: a promotion that moved the stage itself, with no rollout.
+    """
+
+    model: str
+    number: int
+    stage: str
+    rollout: str | None = None
+    endpoint: str | None = None
+    began_at: datetime | None = None
+    exposed_at: datetime | None = None
+    decided_at: datetime | None = None
+    ended_at: datetime | None = None
+    outcome: Outcome | None = None
+    undone_at: datetime | None = None
+    at_once: bool = False
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """`count` of `of`. `value` is None of nothing; `low` and `high` enclose the true share at 95 %."""
+
+    count: int
+    of: int
+    value: float | None = None
+    low: float = 0.0
+    high: float = 1.0
+
+
+class Times(Struct, frozen=True, kw_only=True):
+    """How long `count` things took; without any, nothing is said. `p90_s` is a time that was measured, the
+    smallest that nine tenths did not exceed, and so is `median_s` when the count is odd."""
+
+    count: int = 0
+    mean_s: float | None = None
+    median_s: float | None = None
+    p90_s: float | None = None
+    longest_s: float | None = None
+
+
+class DeliveryReport(Struct, frozen=True, kw_only=True):
+    """Deployment figures of a span. Each rate stands beside its counts, each time beside how many it is of.
+
+    Attributes:
+        deployments: ended in the span; the four counts below add up to it.
+        under_way: begun in the span and not ended by its end.
+        success: succeeded, of those that succeeded, were rolled back or failed.
+        change_failure: taken back, while moving or later, of those that had callers.
+        per_day: deployments that succeeded.
+        deploy: from the start of a rollout to its success.
+        rollback: from the decision to take a version back to its confirmation by the gateways.
+        recovery: from the first caller of a version that was taken back while moving, or from the entry
+            into the stage of one that was taken back later, to the end of its traffic.
+        lead: from a version's registration to its first entry into the stage.
+    """
+
+    since: datetime
+    until: datetime
+    stage: str
+    model: str | None = None
+    project: str | None = None
+    deployments: int
+    succeeded: int
+    rolled_back: int
+    failed: int
+    cancelled: int
+    under_way: int
+    success: Share
+    change_failure: Share
+    per_day: float
+    deploy: Times
+    rollback: Times
+    recovery: Times
+    lead: Times
+
+
+# ------------------------------------------------------------------------------------------- names of the day
+
+
+class _Name:
+    """A model, whatever it was called."""
+
+    __slots__ = ("now",)
+
+    def __init__(self, name: str) -> None:
+        self.now = name
+
+
+class Named(Struct, frozen=True):
+    """An event, and what its model is called now (after the last of the events)."""
+
+    event: Event
+    model: str | None
+
+
+def named(events: Iterable[Event]) -> list[Named]:
+    """Events with the present names of their models: each is filed under the name of its day, and a name
+    that was given up may be another model's since.
+
+    Args:
+        events: in order, with every renaming of the models that they are about.
+    """
+    bearers: dict[str, _Name] = {}
+    found: list[tuple[Event, _Name | None]] = []
+    for event in events:
+        if event.kind is EventKind.MODEL_RENAMED and event.model is not None:
+            bearer = bearers.pop(str(event.body.get("from")), None) or _Name(event.model)
+            bearer.now = event.model
+            bearers[event.model] = bearer
+        model = bearers.setdefault(event.model, _Name(event.model)) if event.model is not None else None
+        found.append((event, model))
+    return [Named(event, model.now if model is not None else None) for event, model in found]
+
+
+# ----------------------------------------------------------------------------------------------- deployments
+
+
+class Folded(Struct, frozen=True):
+    """What events amount to: the deployments, each version's registration and its first entry into the
+    stage."""
+
+    deployments: tuple[Deployment, ...]
+    registered_at: dict[tuple[str, int], datetime]
+    entered_at: dict[tuple[str, int], datetime]
+
+
+def fold(events: Sequence[Named], stage: str) -> Folded:
+    """The deployments to a stage.
+
+    Args:
+        events: in order, each once.
+    """
+    folding = _Folding(stage)
+    for one in events:
+        if one.model is not None and one.event.number is not None:
+            folding.take(one.event, one.model, one.event.number)
+    of_stage = [one for one in folding.found if one.stage == stage]
+    return Folded(tuple(of_stage), folding.registered_at, folding.entered_at)
+
+
+class _Folding:
+    """What is known after some of the events."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.found: list[Deployment] = []
+        self.registered_at: dict[tuple[str, int], datetime] = {}
+        self.entered_at: dict[tuple[str, int], datetime] = {}
+        self._place: dict[str, int] = {}
+        self._serving: dict[tuple[str, int], int] = {}
+
+    def take(self, event: Event, model: str, number: int) -> None:
+        match event.kind:
+            case EventKind.VERSION_REGISTERED:
+                self.registered_at.setdefault((model, number), event.at)
+            case EventKind.STAGE_MOVED:
+                self._moved(event, model, number)
+            case EventKind.ROLLOUT_STARTED | EventKind.ROLLOUT_STEPPED | EventKind.ROLLOUT_ROLLING_BACK:
+                self._moving(event, model, number)
+            case _ if event.kind in _OUTCOMES:
+                self._moving(event, model, number)
+            case _:
+                pass
+
+    def _moved(self, event: Event, model: str, number: int) -> None:
+        if event.body.get("to") != self.stage:
+            return
+        self.entered_at.setdefault((model, number), event.at)
+        cause = event.body.get("cause")
+        if cause == MoveCause.PROMOTION:
+            self._serving[model, number] = len(self.found)
+            self.found.append(
+                Deployment(
+                    model=model,
+                    number=number,
+                    stage=self.stage,
+                    began_at=event.at,
+                    exposed_at=event.at,
+                    ended_at=event.at,
+                    outcome=Outcome.SUCCEEDED,
+                    at_once=True,
+                )
+            )
+        elif cause == MoveCause.ROLLOUT:
+            self._entered(event, model, number)
+        elif cause == MoveCause.ROLLBACK:
+            left = event.body.get("displaced")
+            place = self._serving.pop((model, int(left["number"])), None) if left else None
+            if place is not None:
+                self.found[place] = structs.replace(self.found[place], undone_at=event.at)
+
+    def _entered(self, event: Event, model: str, number: int) -> None:
+        """The stage followed a rollout. One of which nothing was read succeeded before the span."""
+        rollout = str(event.body.get("rollout"))
+        if rollout not in self._place:
+            self._place[rollout] = len(self.found)
+            self.found.append(
+                Deployment(
+                    model=model,
+                    number=number,
+                    stage=self.stage,
+                    rollout=rollout,
+                    ended_at=event.at,
+                    outcome=Outcome.SUCCEEDED,
+                )
+            )
+        self._serving[model, number] = self._place[rollout]
+
+    def _moving(self, event: Event, model: str, number: int) -> None:
+        rollout = str(event.body.get("rollout"))
+        place = self._place.setdefault(rollout, len(self.found))
+        if place == len(self.found):
+            endpoint = event.subject.removeprefix("endpoint/")
+            stage = str(event.body.get("stage", self.stage))
+            self.found.append(
+                Deployment(model=model, number=number, stage=stage, rollout=rollout, endpoint=endpoint)
+            )
+        known = self.found[place]
+        match event.kind:
+            case EventKind.ROLLOUT_STARTED:
+                known = structs.replace(known, began_at=event.at)
+            case EventKind.ROLLOUT_STEPPED:
+                known = structs.replace(known, exposed_at=known.exposed_at or event.at)
+            case EventKind.ROLLOUT_ROLLING_BACK:
+                known = structs.replace(known, decided_at=known.decided_at or event.at)
+            case _:
+                known = structs.replace(known, ended_at=event.at, outcome=_OUTCOMES[event.kind])
+        if known.outcome is Outcome.SUCCEEDED and known.stage == self.stage:
+            self._serving[model, number] = place
+        self.found[place] = known
+
+
+# --------------------------------------------------------------------------------------------------- figures
+
+
+def report(
+    events: Sequence[Named],
+    *,
+    since: datetime,
+    until: datetime,
+    stage: str,
+    model: str | None = None,
+    project: str | None = None,
+) -> DeliveryReport:
+    """The figures of what ended after `since`, up to and with `until`.
+
+    Args:
+        events: in order, each once: all of `READ_WHOLE` in the span, and of what ended in it the beginnings
+            that lie before.
+        model, project: what the events were chosen by; only told again.
+    """
+    found = fold(events, stage)
+
+    def within(at: datetime | None) -> bool:
+        return at is not None and since < at <= until
+
+    ended = [one for one in found.deployments if within(one.ended_at)]
+    tally = {outcome: sum(one.outcome is outcome for one in ended) for outcome in Outcome}
+    judged = len(ended) - tally[Outcome.CANCELLED]
+    met = [one for one in ended if one.outcome in (Outcome.SUCCEEDED, Outcome.ROLLED_BACK)]
+    days = (until - since).total_seconds() / DAY_S
+    return DeliveryReport(
+        since=since,
+        until=until,
+        stage=stage,
+        model=model,
+        project=project,
+        deployments=len(ended),
+        succeeded=tally[Outcome.SUCCEEDED],
+        rolled_back=tally[Outcome.ROLLED_BACK],
+        failed=tally[Outcome.FAILED],
+        cancelled=tally[Outcome.CANCELLED],
+        under_way=sum(one.ended_at is None and within(one.began_at) for one in found.deployments),
+        success=share(tally[Outcome.SUCCEEDED], judged),
+        change_failure=share(sum(_went_wrong(one) for one in met), len(met)),
+        per_day=tally[Outcome.SUCCEEDED] / days if days > 0 else 0.0,
+        deploy=_between(
+            (one.began_at, one.ended_at)
+            for one in ended
+            if one.outcome is Outcome.SUCCEEDED and not one.at_once
+        ),
+        rollback=_between(
+            (one.decided_at, one.ended_at) for one in ended if one.outcome is Outcome.ROLLED_BACK
+        ),
+        recovery=_between(
+            (one.ended_at, one.undone_at) if one.undone_at is not None else (one.exposed_at, one.ended_at)
+            for one in found.deployments
+            if _went_wrong(one) and within(one.undone_at or one.ended_at)
+        ),
+        lead=_between(
+            (found.registered_at.get(key), at) for key, at in found.entered_at.items() if within(at)
+        ),
+    )
+
+
+def _went_wrong(one: Deployment) -> bool:
+    return one.outcome is Outcome.ROLLED_BACK or one.undone_at is not None
+
+
+def _between(spans: Iterable[tuple[datetime | None, datetime | None]]) -> Times:
+    """Of those spans of which both ends are known. A clock that was set back makes none negative."""
+    return times(
+        [
+            max(0.0, (end - begin).total_seconds())
+            for begin, end in spans
+            if begin is not None and end is not None
+        ]
+    )
+
+
+def times(took_s: Collection[float]) -> Times:
+    """The mean, the median and the ninth decile of durations; nothing of none."""
+    if not took_s:
+        return Times()
+    ordered = sorted(took_s)
+    count, half = len(ordered), len(ordered) // 2
+    return Times(
+        count=count,
+        mean_s=math.fsum(ordered) / count,
+        median_s=ordered[half] if count % 2 else (ordered[half - 1] + ordered[half]) / 2,
+        p90_s=ordered[-(-9 * count // 10) - 1],
+        longest_s=ordered[-1],
+    )
+
+
+def share(count: int, of: int) -> Share:
+    """A share with Wilson's score interval at 95 %, which says something of few and of none at all."""
+    if of == 0:
+        return Share(count=0, of=0)
+    p, zz = count / of, NINETY_FIVE**2
+    middle = (p + zz / (2 * of)) / (1 + zz / of)
+    reach = NINETY_FIVE * math.sqrt(p * (1 - p) / of + zz / (4 * of * of)) / (1 + zz / of)
+    return Share(
+        count=count,
+        of=of,
+        value=p,
+        low=0.0 if count == 0 else max(0.0, middle - reach),
+        high=1.0 if count == of else min(1.0, middle + reach),
+    )
+
+
+# ------------------------------------------------------------------------------------------ what lies before
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """The subjects whose beginnings lie before what was read: endpoints, and versions as (model, reference
+    without the model's name)."""
+
+    endpoints: tuple[str, ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+def wanted(events: Sequence[Named], stage: str) -> Wanted:
+    """Whose beginnings are to be looked up: rollouts that began before these events, and the registration of
+    every version that entered the stage or left it by a rollback."""
+    begun: set[str] = set()
+    endpoints: set[str] = set()
+    versions: set[tuple[str, str]] = set()
+    for one in events:
+        event = one.event
+        if event.kind is EventKind.STAGE_MOVED and event.body.get("to") == stage and one.model is not None:
+            versions.add((one.model, str(event.body.get("semver"))))
+            if displaced := event.body.get("displaced"):
+                versions.add((one.model, str(displaced["semver"])))
+        elif event.kind is EventKind.ROLLOUT_STARTED:
+            begun.add(str(event.body.get("rollout")))
+        elif event.subject.startswith("endpoint/") and str(event.body.get("rollout")) not in begun:
+            endpoints.add(event.subject)
+    return Wanted(endpoints=tuple(sorted(endpoints)), versions=tuple(sorted(versions)))
