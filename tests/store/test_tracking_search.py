@@ -15,7 +15,7 @@ from modelkeep.core import errors
 from modelkeep.core import mlflow_filter as mlflow
 from modelkeep.core.mlflow_filter import Clause, DatasetFilter, Kind, Noun, Operator, Order, ValueType
 from modelkeep.core.tracking import LifecycleStage, ViewType
-from modelkeep.store import narrowing, tracking_search
+from modelkeep.store import narrowing, tracking_search, tracking_statements
 from modelkeep.store.database import Database
 from tests.store import tracking_world as world
 from tests.store.tracking_world import World
@@ -119,9 +119,9 @@ def test_runs_are_those_of_the_oracle(
 ) -> None:
     """Filters, orders, views and page sizes by chance give the runs of the oracle in its order, whether rows
     are gathered through an index or walked along one."""
-    monkeypatch.setattr(tracking_search, "FEW", few)
+    monkeypatch.setattr(tracking_statements, "FEW", few)
     monkeypatch.setattr(narrowing, "FEW", few)
-    tracking_search.survey.cache_clear()
+    tracking_statements.survey.cache_clear()
 
     @ASKING
     @given(
@@ -161,7 +161,7 @@ def test_runs_are_those_of_the_oracle(
         assert repr(found) == repr(wanted), "a run has all that it logged; NaN is unequal to itself"
 
     check()
-    tracking_search.survey.cache_clear()
+    tracking_statements.survey.cache_clear()
 
 
 def test_experiments_are_those_of_the_oracle(database: Database) -> None:
@@ -354,12 +354,12 @@ def test_hot_searches_walk_an_index(sqlite_database: Database, name: str, paged:
     terms = mlflow.parse_order(order, Noun.RUNS)
     question = tracking_search._question(Noun.RUNS, clauses, terms)
     asked = question.asked(tracking_search.Stretch((1,), deleted=False))
-    counted = tracking_search.survey(asked)
-    built = [tracking_search.gathered(asked, way, paged) for way in (counted[0] if counted else ())]
+    counted = tracking_statements.survey(asked)
+    built = [tracking_statements.gathered(asked, way, paged) for way in (counted[0] if counted else ())]
     if asked.steps and asked.steps[0].field is None:
-        walks = [tracking_search.walked(asked, rank, paged) for rank in tracking_search._ranks(asked)]
+        walks = [tracking_statements.walked(asked, rank, paged) for rank in tracking_search._ranks(asked)]
     else:
-        walks = [tracking_search.gathered(asked, None, paged)]
+        walks = [tracking_statements.gathered(asked, None, paged)]
     built += walks + ([counted[1]] if counted else [])
     for statement in built:
         binds = dict.fromkeys(statement.names, 1)

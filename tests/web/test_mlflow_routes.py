@@ -130,6 +130,16 @@ def test_only_what_clients_ask_first_is_open(tmp_path: Path) -> None:
                     assert reply.json()["error_code"] == "ENDPOINT_NOT_FOUND", (method, path)
 
 
+@pytest.mark.parametrize("site", ["none", "cross-site"])
+def test_the_links_of_the_client_lead_to_a_page(client: InProcess, site: str) -> None:
+    """What a browser asks for behind "View run ... at ...", from wherever it comes: a plain page that says
+    what to do, and nothing that it would run."""
+    reply = client("GET", "/", headers={"accept": "text/html", "sec-fetch-site": site})
+    assert (reply.status, reply.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    assert b"mlflow.get_run" in reply.body
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+
+
 def test_the_version_is_plain_text(client: InProcess) -> None:
     """The client compares it with the releases from which parts exist."""
     reply = client("GET", "/version")

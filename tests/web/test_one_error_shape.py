@@ -161,7 +161,7 @@ def test_another_method(world: World, root: InProcess, row: str) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
-        ("/", 404, "ROUTE_NOT_FOUND"),
+        ("/nothing", 404, "ROUTE_NOT_FOUND"),
         ("/api/v1", 404, "ROUTE_NOT_FOUND"),
         ("/api/v1/models/", 404, "ROUTE_NOT_FOUND"),
         ("/api/v1/models//churn", 404, "ROUTE_NOT_FOUND"),

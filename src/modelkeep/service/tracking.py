@@ -3,7 +3,8 @@
 Each method names the right it asks for: reading is READ on the experiment's project, changing is TRACK there,
 and what may not be read is answered like what does not exist. The life of an experiment and of a run is in
 the event log; what a run logs is not, but its end holds a digest of it. The rules of logging stand in
-`run_logging`, searches in `tracking_search`, logged models in `logged_models`, files in `artifacts`.
+`run_logging`, searches in `tracking_search`, histories in `metric_history`, logged models in `logged_models`,
+files in `artifacts`.
 """
 
 import secrets
@@ -16,8 +17,6 @@ from modelkeep.core.events import EventKind
 from modelkeep.core.run_names import made_up_name
 from modelkeep.core.tracking import (
     DEFAULT_EXPERIMENT,
-    HISTORY_PAGE_MAX,
-    HISTORY_RUNS_MAX,
     INT64_MAX,
     INT64_MIN,
     RUN_NAME_TAG,
@@ -26,7 +25,6 @@ from modelkeep.core.tracking import (
     Experiment,
     LifecycleStage,
     Metric,
-    MetricPage,
     ModelOutput,
     Run,
     RunInfo,
@@ -34,10 +32,11 @@ from modelkeep.core.tracking import (
     Tag,
 )
 from modelkeep.core.values import DEFAULT_PROJECT
+from modelkeep.service import metric_history as histories
 from modelkeep.service import run_logging, tracking_search
 from modelkeep.service.act import Act
 from modelkeep.service.run_logging import now_ms
-from modelkeep.store import experiments, paging, run_log, runs
+from modelkeep.store import experiments, run_log, runs
 from modelkeep.store.experiments import ExperimentRow
 from modelkeep.store.runs import RunRow
 
@@ -385,86 +384,11 @@ class Tracking:
             )
         run_log.put_tags(act.tx, row.serial, row.experiment_id, [Tag(HISTORY_TAG, value)])
 
-    # ---------------------------------------------------------------------------------------------- history
+    # ---------------------------------------------------------------------------- in files of their own
 
-    def metric_history(
-        self,
-        act: Act,
-        run_id: str,
-        key: str,
-        *,
-        max_results: int | None = None,
-        page_token: str | None = None,
-    ) -> MetricPage:
-        """The points of one metric in the order of (timestamp, step, value), a page at a time.
-
-        Raises:
-            RunNotFound: the run is not there or not to be seen.
-            Invalid, InvalidParameter: the page token is of another list; a page cannot have so few rows.
-        """
-        limit = min(HISTORY_PAGE_MAX if max_results is None else max_results, HISTORY_PAGE_MAX)
-        if limit < 1:
-            raise errors.InvalidParameter("A page has at least one row.", field="max_results")
-        row = self._run(act, run_id)
-        asked = codec.encode(["history", run_id, key]).decode()
-        after = _read_place(page_token, asked, key) if page_token else None
-        points = run_log.history(act.tx, row.serial, key, limit=limit + 1, after=after)
-        if len(points) <= limit:
-            return MetricPage(items=tuple(points))
-        last = points[limit - 1]
-        place = (last.timestamp, last.step, repr(last.value))
-        return MetricPage(items=tuple(points[:limit]), next_page_token=paging.write_token(asked, place))
-
-    def metric_history_bulk(
-        self, act: Act, run_ids: Sequence[str], key: str, *, max_results: int = HISTORY_PAGE_MAX
-    ) -> tuple[Metric, ...]:
-        """The points of one metric of several runs, run by run in the order of ids; runs that are not there
-        or not to be seen have none.
-
-        Raises:
-            InvalidParameter: too many runs, or no room for a point.
-        """
-        room = min(max_results, HISTORY_PAGE_MAX)
-        found: list[Metric] = []
-        for row in self._visible(act, run_ids, room):
-            points = run_log.history(act.tx, row.serial, key, limit=room - len(found))
-            found += (_of_run(point, row.run_id) for point in points)
-            if len(found) >= room:
-                break
-        return tuple(found)
-
-    def metric_history_interval(
-        self,
-        act: Act,
-        run_ids: Sequence[str],
-        key: str,
-        *,
-        max_results: int,
-        start_step: int | None = None,
-        end_step: int | None = None,
-    ) -> tuple[Metric, ...]:
-        """Of each run at most `max_results` points of one metric, evenly taken from all of them in the order
-        of steps; the last is always among them. Runs in the order in which they were named; those that are
-        not there or not to be seen have none.
-
-        Raises:
-            InvalidParameter: too many runs, no room for a point, or half an interval.
-        """
-        if (start_step is None) != (end_step is None):
-            raise errors.InvalidParameter("Name both start_step and end_step, or neither.", field="end_step")
-        first = INT64_MIN if start_step is None else start_step
-        last = INT64_MAX if end_step is None else end_step
-        if first > last:
-            raise errors.InvalidParameter("end_step lies before start_step; swap them.", field="end_step")
-        count = min(max_results, HISTORY_PAGE_MAX)
-        rows = {row.run_id: row for row in self._visible(act, run_ids, count)}
-        return tuple(
-            _of_run(point, run_id)
-            for run_id in dict.fromkeys(run_ids)
-            if run_id in rows
-            for point in run_log.sample(act.tx, rows[run_id].serial, key, count=count, first=first, last=last)
-        )
-
+    metric_history = staticmethod(histories.one_run)
+    metric_history_bulk = staticmethod(histories.several_runs)
+    metric_history_interval = staticmethod(histories.sampled)
     search_experiments = staticmethod(tracking_search.search_experiments)
     search_runs = staticmethod(tracking_search.search_runs)
 
@@ -516,16 +440,6 @@ class Tracking:
                 raise run_logging.deleted(f"run {run_id}")
         return row
 
-    def _visible(self, act: Act, run_ids: Sequence[str], room: int) -> list[RunRow]:
-        if len(run_ids) > HISTORY_RUNS_MAX:
-            raise errors.InvalidParameter(
-                f"Ask for at most {HISTORY_RUNS_MAX} runs at a time, not {len(run_ids):,}.", field="run_ids"
-            )
-        if room < 1:
-            raise errors.InvalidParameter("Ask for at least one point.", field="max_results")
-        rows = (runs.find(act.tx, run_id) for run_id in sorted(set(run_ids)))
-        return [row for row in rows if row is not None and act.may(Verb.READ, row.project)]
-
     def _record_status(self, act: Act, before: RunRow, after: RunRow) -> None:
         """Record that a run ended, with what it had logged, or that it goes on after an end."""
         subject = f"run/{after.run_id}"
@@ -563,21 +477,6 @@ def _check_models(models: Sequence[ModelOutput]) -> None:
                 field="models",
             )
         _whole(model.step, "step")
-
-
-def _read_place(token: str, asked: str, key: str) -> Metric:
-    timestamp, step, value = paging.read_token(token, asked, (int, int, str))
-    try:
-        return Metric(key=key, timestamp=int(timestamp), step=int(step), value=float(value))
-    except ValueError as problem:
-        raise errors.Invalid(
-            "The page token does not belong to this list; leave it out to begin at the first page.",
-            field="page_token",
-        ) from problem
-
-
-def _of_run(point: Metric, run_id: str) -> Metric:
-    return Metric(key=point.key, value=point.value, timestamp=point.timestamp, step=point.step, run_id=run_id)
 
 
 def _subject(number: int) -> str:

@@ -36,7 +36,7 @@ from modelkeep.store.artifacts import Child, OwnerKind
 from modelkeep.web import bytes_io, problems, uploads
 from modelkeep.web.dispatch import Dispatcher
 from modelkeep.web.mlflow.route import API, both, row
-from modelkeep.web.mlflow.wire import Int64, Nothing, Request, project_of
+from modelkeep.web.mlflow.wire import DONE, Int64, Nothing, Request, project_of
 from modelkeep.web.operations import Call, Mode, Operation
 
 PAGE_UPLOAD_MAX_BYTES = 10 * 1024 * 1024
@@ -117,7 +117,7 @@ async def _put(
             await call.answer.problem(broken, body, status=problems.WRONG_BYTES)
             return None
         raise
-    return Nothing()
+    return DONE
 
 
 async def _keep(
@@ -273,7 +273,7 @@ def _list_of(act: Act, call: Call, owner: Owner, folder: str | None) -> FilesOut
 def delete_artifact(act: Act, call: Call) -> Nothing:
     """Remove a file, or a folder with everything in it."""
     call.house.artifacts.delete(act, parse_place(call.path["path"].removesuffix("/")))
-    return Nothing()
+    return DONE
 
 
 # -------------------------------------------------------------------------------------- uploads in many parts
@@ -362,7 +362,7 @@ async def put_part(call: Call, dispatcher: Dispatcher) -> None:
         await dispatcher.in_streams(partial(kept.drop, plan))
     plan = await uploads.take_in(dispatcher, body, plan, kept.store_bytes, offset=asked.offset)
     tag = f'"{asked.part_number}-{plan.offset}"'
-    await call.answer.whole(200, codec.encode(Nothing()), more=[(b"etag", tag.encode())])
+    await call.answer.whole(200, codec.encode(DONE), more=[(b"etag", tag.encode())])
 
 
 async def complete_upload(call: Call, dispatcher: Dispatcher) -> Nothing:
@@ -379,7 +379,7 @@ async def complete_upload(call: Call, dispatcher: Dispatcher) -> Nothing:
         tags = tuple(part.etag for part in parts)
         plan = await dispatcher.in_pool(partial(kept.assemble, plan, tags))
         await dispatcher.write(call.context, kept.note, plan)
-    return Nothing()
+    return DONE
 
 
 def abort_upload(call: Call) -> Nothing:
@@ -388,7 +388,7 @@ def abort_upload(call: Call) -> Nothing:
     place = _named(call.path["path"], asked.path)
     plan, _ = call.house.desk.read(call.context, kept.prepare_whole, place, asked.upload_id)
     kept.abandon(plan)
-    return Nothing()
+    return DONE
 
 
 def _named(folder: str, name: str) -> Place:
@@ -439,7 +439,7 @@ def _refuse_to_sign(act: Act, call: Call, owner: Owner, path: str) -> Nothing:
 def presigned(call: Call) -> Nothing:
     """Refuse a presigned address; the client then reads through this server."""
     _refuse_presigned("true")
-    return Nothing()
+    return DONE
 
 
 def _refuse_presigned(asked: str | None) -> None:

@@ -8,8 +8,8 @@ from modelkeep.core import errors
 from modelkeep.core.mlflow_filter import DatasetFilter, OrderField
 from modelkeep.core.tracking import LoggedModel, LoggedModelStatus, Tag
 from modelkeep.service.act import Act
-from modelkeep.web.mlflow.tracking import DONE, MetricOut, TagIn, metric_out, tags_in
-from modelkeep.web.mlflow.wire import Int64, Nothing, Request
+from modelkeep.web.mlflow.tracking_shapes import MetricOut, TagIn, metric_out, tags_in
+from modelkeep.web.mlflow.wire import DONE, Int64, Nothing, Request
 from modelkeep.web.operations import Call
 
 SEARCH_DEFAULT = 100

@@ -25,8 +25,8 @@ from modelkeep.web.mlflow.registry_shapes import (
     model_out,
     version_out,
 )
-from modelkeep.web.mlflow.tracking import DONE, TagIn
-from modelkeep.web.mlflow.wire import Nothing, project_of
+from modelkeep.web.mlflow.tracking_shapes import TagIn
+from modelkeep.web.mlflow.wire import DONE, Nothing, project_of
 from modelkeep.web.operations import Call
 
 MODELS_MAX = 1_000

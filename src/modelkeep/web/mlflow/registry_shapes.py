@@ -11,7 +11,7 @@ from msgspec import Struct
 from modelkeep.core.catalog import OWN_TAGS
 from modelkeep.core.tracking import Tag
 from modelkeep.service.mlflow_registry import RUN_LINK, Seen, SeenModel, stage_word
-from modelkeep.web.mlflow.tracking import TagIn
+from modelkeep.web.mlflow.tracking_shapes import TagIn
 from modelkeep.web.mlflow.wire import Int64, Request
 
 # --------------------------------------------------------------------------------------------------- requests

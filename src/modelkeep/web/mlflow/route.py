@@ -30,7 +30,7 @@ def row(
 ) -> Operation:
     """One row; its name is made of its path, and its summary is the handler's first line."""
     words = path.replace(API, "").replace(API3, "v3/").removeprefix("/api/2.0/")
-    name = "mlflow_" + re.sub(r"\W+", "_", words).strip("_")
+    name = "mlflow_" + (re.sub(r"\W+", "_", words).strip("_") or "first_page")
     return Operation(
         name=f"{name}_{method.lower()}",
         method=method,

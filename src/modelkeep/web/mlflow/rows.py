@@ -7,6 +7,7 @@ MLflow's client and its pages know most operations under two addresses, `/api/2.
 from typing import Any
 
 from modelkeep.web.mlflow import absent, logged_models, server, tracking
+from modelkeep.web.mlflow import tracking_shapes as shapes
 from modelkeep.web.mlflow.artifacts import ARTIFACT_ROWS
 from modelkeep.web.mlflow.registry_rows import REGISTRY_ROWS
 from modelkeep.web.mlflow.route import API, API3, both, row
@@ -27,40 +28,40 @@ def _get(path: str, mode: Mode, handler: Any, query: Any, answer: Any) -> Operat
 
 # fmt: off
 TRACKING: tuple[Operation, ...] = (
-    _post("experiments/create", WRITE, tracking.create_experiment, tracking.CreateExperiment,
-          tracking.ExperimentIdOut),
-    _get("experiments/get", READ, tracking.get_experiment, tracking.ExperimentId, tracking.OneExperiment),
-    _get("experiments/get-by-name", READ, tracking.get_experiment_by_name, tracking.ExperimentName,
-         tracking.OneExperiment),
-    _post("experiments/update", WRITE, tracking.update_experiment, tracking.UpdateExperiment),
-    _post("experiments/delete", WRITE, tracking.delete_experiment, tracking.ExperimentId),
-    _post("experiments/restore", WRITE, tracking.restore_experiment, tracking.ExperimentId),
-    _post("experiments/set-experiment-tag", WRITE, tracking.set_experiment_tag, tracking.ExperimentTag),
+    _post("experiments/create", WRITE, tracking.create_experiment, shapes.CreateExperiment,
+          shapes.ExperimentIdOut),
+    _get("experiments/get", READ, tracking.get_experiment, shapes.ExperimentId, shapes.OneExperiment),
+    _get("experiments/get-by-name", READ, tracking.get_experiment_by_name, shapes.ExperimentName,
+         shapes.OneExperiment),
+    _post("experiments/update", WRITE, tracking.update_experiment, shapes.UpdateExperiment),
+    _post("experiments/delete", WRITE, tracking.delete_experiment, shapes.ExperimentId),
+    _post("experiments/restore", WRITE, tracking.restore_experiment, shapes.ExperimentId),
+    _post("experiments/set-experiment-tag", WRITE, tracking.set_experiment_tag, shapes.ExperimentTag),
     _post("experiments/delete-experiment-tag", WRITE, tracking.delete_experiment_tag,
-          tracking.ExperimentTagKey),
-    _post("experiments/search", SLOW, tracking.search_experiments, tracking.SearchExperiments,
-          tracking.ExperimentsOut),
-    _get("experiments/search", SLOW, tracking.search_experiments, tracking.SearchExperiments,
-         tracking.ExperimentsOut),
-    _post("runs/create", WRITE, tracking.create_run, tracking.CreateRun, tracking.OneRun),
-    _get("runs/get", READ, tracking.get_run, tracking.RunId, tracking.OneRun),
-    _post("runs/update", WRITE, tracking.update_run, tracking.UpdateRun, tracking.OneRunInfo),
-    _post("runs/delete", WRITE, tracking.delete_run, tracking.RunId),
-    _post("runs/restore", WRITE, tracking.restore_run, tracking.RunId),
-    _post("runs/log-metric", WRITE, tracking.log_metric, tracking.LogMetric),
-    _post("runs/log-parameter", WRITE, tracking.log_param, tracking.LogParam),
-    _post("runs/set-tag", WRITE, tracking.set_tag, tracking.LogParam),
-    _post("runs/delete-tag", WRITE, tracking.delete_tag, tracking.RunTagKey),
-    _post("runs/log-batch", WRITE, tracking.log_batch, tracking.LogBatch),
-    _post("runs/log-inputs", WRITE, tracking.log_inputs, tracking.LogInputs),
-    _post("runs/outputs", WRITE, tracking.log_outputs, tracking.LogOutputs),
-    _post("runs/log-model", WRITE, tracking.log_model, tracking.LogModel),
-    _post("runs/search", SLOW, tracking.search_runs, tracking.SearchRuns, tracking.RunsOut),
-    _get("metrics/get-history", READ, tracking.metric_history, tracking.MetricHistory, tracking.MetricsOut),
-    _get("metrics/get-history-bulk", SLOW, tracking.metric_history_bulk, tracking.BulkHistory,
-         tracking.MetricsOut),
+          shapes.ExperimentTagKey),
+    _post("experiments/search", SLOW, tracking.search_experiments, shapes.SearchExperiments,
+          shapes.ExperimentsOut),
+    _get("experiments/search", SLOW, tracking.search_experiments, shapes.SearchExperiments,
+         shapes.ExperimentsOut),
+    _post("runs/create", WRITE, tracking.create_run, shapes.CreateRun, shapes.OneRun),
+    _get("runs/get", READ, tracking.get_run, shapes.RunId, shapes.OneRun),
+    _post("runs/update", WRITE, tracking.update_run, shapes.UpdateRun, shapes.OneRunInfo),
+    _post("runs/delete", WRITE, tracking.delete_run, shapes.RunId),
+    _post("runs/restore", WRITE, tracking.restore_run, shapes.RunId),
+    _post("runs/log-metric", WRITE, tracking.log_metric, shapes.LogMetric),
+    _post("runs/log-parameter", WRITE, tracking.log_param, shapes.LogParam),
+    _post("runs/set-tag", WRITE, tracking.set_tag, shapes.LogParam),
+    _post("runs/delete-tag", WRITE, tracking.delete_tag, shapes.RunTagKey),
+    _post("runs/log-batch", WRITE, tracking.log_batch, shapes.LogBatch),
+    _post("runs/log-inputs", WRITE, tracking.log_inputs, shapes.LogInputs),
+    _post("runs/outputs", WRITE, tracking.log_outputs, shapes.LogOutputs),
+    _post("runs/log-model", WRITE, tracking.log_model, shapes.LogModel),
+    _post("runs/search", SLOW, tracking.search_runs, shapes.SearchRuns, shapes.RunsOut),
+    _get("metrics/get-history", READ, tracking.metric_history, shapes.MetricHistory, shapes.MetricsOut),
+    _get("metrics/get-history-bulk", SLOW, tracking.metric_history_bulk, shapes.BulkHistory,
+         shapes.MetricsOut),
     _get("metrics/get-history-bulk-interval", SLOW, tracking.metric_history_interval,
-         tracking.HistoryInterval, tracking.MetricsOut),
+         shapes.HistoryInterval, shapes.MetricsOut),
 )
 
 LOGGED_MODELS: tuple[Operation, ...] = (
@@ -80,6 +81,7 @@ LOGGED_MODELS: tuple[Operation, ...] = (
           logged_models.LogLoggedModelParams),
 )
 SERVER: tuple[Operation, ...] = (
+    row("GET", "/", Mode.STREAM, server.first_page, bytes, open=True),
     row("GET", "/version", Mode.STREAM, server.version, bytes, open=True),
     row("GET", API3 + "server-info", Mode.PLAIN, server.server_info, server.ServerInfo, open=True),
     row("GET", API3 + "workspaces", READ, server.list_workspaces, server.WorkspacesOut),

@@ -1,5 +1,5 @@
 """What the MLflow client asks of the server itself: its version, what it can do, and its workspaces, which
-are our projects.
+are our projects; and what its links lead to.
 """
 
 from msgspec import Struct
@@ -9,6 +9,20 @@ from modelkeep.service.act import Act
 from modelkeep.web.dispatch import Dispatcher
 from modelkeep.web.mlflow import wire
 from modelkeep.web.operations import Call
+
+NO_PAGES = b"""\
+This is Modelkeep. It has no web pages in this release.
+
+The links that MLflow's client prints ("View run ... at ...") lead here. What they promise to show:
+
+  a run                  mlflow.get_run("RUN_ID"), or mlflow.search_runs() for a table of all
+  a model, its versions  modelkeep show MODEL
+  what happened to it    modelkeep history MODEL
+  everything             modelkeep ls
+
+Programs find every operation at /openapi.json.
+"""
+"""What a browser is shown: MLflow's links differ only after the '#', which browsers keep to themselves."""
 
 
 class Features(Struct, frozen=True, kw_only=True):
@@ -56,6 +70,11 @@ class OneWorkspace(Struct, frozen=True):
 
 class WorkspacesOut(Struct, frozen=True):
     workspaces: tuple[Workspace, ...]
+
+
+async def first_page(call: Call, dispatcher: Dispatcher) -> None:
+    """`GET /`: where the links of MLflow's client lead."""
+    await call.answer.whole(200, NO_PAGES, content_type=b"text/plain; charset=utf-8")
 
 
 async def version(call: Call, dispatcher: Dispatcher) -> None:

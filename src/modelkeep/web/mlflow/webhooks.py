@@ -14,7 +14,7 @@ from modelkeep.core import errors, values
 from modelkeep.core.webhooks import NewWebhook, Style, Webhook, WebhookChange, WebhookStatus
 from modelkeep.service.act import Act
 from modelkeep.web.mlflow.route import API, row
-from modelkeep.web.mlflow.wire import Int64, Nothing, Request, project_of
+from modelkeep.web.mlflow.wire import DONE, Int64, Nothing, Request, project_of
 from modelkeep.web.operations import Call, Mode, Operation
 
 PAGE_DEFAULT = 100
@@ -248,7 +248,7 @@ def update_webhook(act: Act, call: Call) -> OneWebhook:
 def delete_webhook(act: Act, call: Call) -> Nothing:
     """Delete a webhook."""
     call.house.webhooks.delete_webhook(act, _own(act, call).id)
-    return Nothing()
+    return DONE
 
 
 def test_webhook(call: Call) -> OneTrial:

@@ -46,6 +46,9 @@ class Nothing(Struct, frozen=True):
     """The answer that says nothing but that it is done."""
 
 
+DONE = Nothing()
+
+
 class _Shape:
     """What has to be known of a request's struct to read it from a query."""
 
