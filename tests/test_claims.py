@@ -12,6 +12,8 @@ TESTS = ROOT / "tests"
 INVARIANTS = ROOT / "docs" / "explanation" / "invariants.md"
 CAPABILITIES = ROOT / "docs" / "reference" / "capabilities.md"
 NUMBERED = re.compile(r"^\| (\d+) \|", re.MULTILINE)
+HOSTILE = ROOT / "docs" / "explanation" / "hostile-input.md"
+CLASSES = re.compile(r"^\| `([a-z-]+)` \|", re.MULTILINE)
 IDENTIFIED = re.compile(r"^\| ([TVGSMIU]\d+) \|", re.MULTILINE)
 NAMED = re.compile(r"^Invariant (\d+): ")
 CHECKS = ("assert ", "with pytest.raises(")
@@ -37,12 +39,12 @@ def invariants_named(tree: ast.Module) -> set[int]:
     return named
 
 
-def capabilities_named(tree: ast.Module) -> set[str]:
-    """The ids in the marks of a file."""
+def marked_with(tree: ast.Module, mark: str = "req") -> set[str]:
+    """The words in the marks of a file."""
     return {
         word.value
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.req"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"pytest.mark.{mark}"
         for word in node.args
         if isinstance(word, ast.Constant)
     }
@@ -57,7 +59,7 @@ def test_both_readers_see_what_they_are_for() -> None:
         "def test_c():\n    'No Invariant 5: at all.'\n    assert True\n"
     )
     assert invariants_named(tree) == {3}
-    assert capabilities_named(tree) == {"V1", "V2"}
+    assert marked_with(tree) == {"V1", "V2"}
 
 
 def test_every_invariant_is_a_property_test() -> None:
@@ -79,7 +81,7 @@ def test_a_file_that_names_invariants_tests_properties() -> None:
 
 def test_every_capability_that_is_claimed_has_a_test() -> None:
     """An id in a table of any page is named by a test's mark."""
-    marked = set().union(*(capabilities_named(tree) for tree in parsed(TESTS).values()))
+    marked = set().union(*(marked_with(tree) for tree in parsed(TESTS).values()))
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     claimed = {found for page in pages for found in IDENTIFIED.findall(page.read_text())}
     assert claimed
@@ -88,6 +90,12 @@ def test_every_capability_that_is_claimed_has_a_test() -> None:
 
 def test_every_id_that_a_test_names_is_explained() -> None:
     """Whoever reads `req("V3")` finds what it stands for; a new id gets a row in the page of capabilities."""
-    marked = set().union(*(capabilities_named(tree) for tree in parsed(TESTS).values()))
+    marked = set().union(*(marked_with(tree) for tree in parsed(TESTS).values()))
     unexplained = marked - set(IDENTIFIED.findall(CAPABILITIES.read_text()))
     assert not unexplained, "say in docs/reference/capabilities.md what these stand for"
+
+
+def test_every_class_of_attack_has_a_test() -> None:
+    """A class that the page explains is named by a test's mark, and no test names another one."""
+    named = set().union(*(marked_with(tree, "hostile") for tree in parsed(TESTS).values()))
+    assert named == set(CLASSES.findall(HOSTILE.read_text()))

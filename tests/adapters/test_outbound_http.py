@@ -42,6 +42,7 @@ def test_a_message_arrives_as_it_was_given() -> None:
     assert message.headers["accept-encoding"] == "identity"
 
 
+@pytest.mark.hostile("forged-requests")
 def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy would connect where it likes, whatever was judged here."""
     with receiving(answering(b"HTTP/1.1 500 No\r\n\r\n")) as proxy, receiving(answering(OK)) as receiver:
@@ -55,6 +56,7 @@ def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.MonkeyPatc
     "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "0", "0x7f000001",
              "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::]", "[::127.0.0.1]", "[64:ff9b::7f00:1]"],
 )  # fmt: skip
+@pytest.mark.hostile("forged-requests")
 def test_every_spelling_of_this_machine_is_refused(host: str) -> None:
     """What counts is what the resolver makes of it; nothing is connected to, and the answer does not say
     which address it was."""
@@ -69,6 +71,7 @@ def test_every_spelling_of_this_machine_is_refused(host: str) -> None:
     assert sent.error.startswith(("Nothing was sent", f"'http://{host}"))
 
 
+@pytest.mark.hostile("forged-requests")
 def test_one_bad_address_of_several_refuses_them_all() -> None:
     """A name with a good and a bad address is a trick, in whichever order they come."""
     for found in (["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"], ["8.8.8.8", "::ffff:10.0.0.1"]):
@@ -102,6 +105,7 @@ def test_a_name_is_resolved_once() -> None:
     assert taken[0].headers["host"] == f"turns.example:{receiver.port}"
 
 
+@pytest.mark.hostile("forged-requests")
 def test_a_name_that_turns_bad_later_is_refused_at_that_delivery() -> None:
     """It is judged each time, not only when the webhook was made."""
     answers = [["127.0.0.1"], ["10.0.0.1"]]
@@ -113,6 +117,7 @@ def test_a_name_that_turns_bad_later_is_refused_at_that_delivery() -> None:
     assert "Nothing was sent" in (sent.error or "")
 
 
+@pytest.mark.hostile("forged-requests")
 def test_a_connection_that_went_elsewhere_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other end of the connection is looked at before a byte is sent."""
     taken: list[Taken] = []
@@ -137,6 +142,7 @@ def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
         assert out.post(f"http://two.example:{receiver.port}/", {}, BODY).status == 204
 
 
+@pytest.mark.hostile("forged-requests")
 def test_a_redirect_is_not_followed() -> None:
     """Its status is the answer, wherever it points."""
     with receiving(answering(OK)) as inner:

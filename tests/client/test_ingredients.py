@@ -97,7 +97,7 @@ def test_nothing_that_the_checkout_configures_is_run(checkout: Path) -> None:
 
 @pytest.mark.req("V4")
 def test_what_is_stated_goes_before_what_is_found(checkout: Path) -> None:
-    """A commit that is stated is taken, an empty one states none, and without a word the checkout is asked."""
+    """A commit that is stated is taken, an empty one states none; without a word the checkout is asked."""
     stated = provenance_of(checkout / "out", code_commit="f" * 40)
     assert stated is not None
     assert stated.code == Code(commit="f" * 40)

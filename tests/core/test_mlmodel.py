@@ -143,7 +143,7 @@ def written(**document: Any) -> bytes:
     ],
 )
 def test_the_framework(flavors: dict[str, Any], model: dict[str, Any]) -> None:
-    """The framework, its version, the format and the class come from the flavor that is not the generic one."""
+    """Framework, version, format and class come from the flavor that is not the generic one."""
     found = read_mlmodel(written(flavors=flavors))
     assert found.metadata["model"] == model
     assert found.metadata["mlflow"]["flavors"] == list(flavors)

@@ -204,7 +204,7 @@ FILE = FileEntry(path="model.onnx", size_bytes=1, digest=Digest("sha256:" + "0" 
 
 @pytest.mark.req("V4", "V6")
 def test_metadata_states_ingredients_too() -> None:
-    """The commit, the data and the lock of a metadata document are the version's, as if they stood beside it."""
+    """Commit, data and lock of a metadata document are the version's, as if they stood beside it."""
     document = {
         "code": {"commit": COMMIT},
         "data": {"datasets": [{"name": "rows", "digest": "sha256:" + "a" * 64, "role": "training"}]},
@@ -223,7 +223,7 @@ def test_metadata_states_ingredients_too() -> None:
     "inside", [{"code": {"commit": "f" * 40}}, {"environment": {"lock_digest": "sha256:" + "6" * 64}}]
 )
 def test_two_statements_must_agree(inside: dict[str, object]) -> None:
-    """Another commit or lock in the metadata than beside it is refused; code that was only found gives way."""
+    """Another commit or lock in the metadata than beside it is refused; code only found gives way."""
     with pytest.raises(errors.InvalidMetadata, match="state one of them"):
         check_spec(DraftSpec(files=(FILE,), metadata=inside, provenance=WHOLE))
     found = replace(WHOLE, code=Code(commit=COMMIT, detected=True), environment=None)

@@ -111,7 +111,7 @@ def test_models_keep_the_names_they_have(name: str) -> None:
 @pytest.mark.req("T4")
 @given(st.text(st.characters(max_codepoint=0x2FF), max_size=20))
 def test_model_names_mean_nothing_else(text: str) -> None:
-    """Whatever passes is printable ASCII without any mark that references, addresses or files give a meaning."""
+    """Whatever passes is printable ASCII without a mark that means something in references or addresses."""
     try:
         name = values.check_model_name(text)
     except errors.InvalidName:
@@ -161,6 +161,7 @@ def test_free_text_is_free(text: str) -> None:
         "\ud800",
     ],
 )
+@pytest.mark.hostile("steering-text")
 def test_text_that_steers_the_reader_is_refused(character: str) -> None:
     """Control characters, direction overrides and half surrogates are refused wherever they stand."""
     for text in (character, f"a{character}", f"a{character}b"):
@@ -236,6 +237,7 @@ BAD_PATHS = [
 
 @pytest.mark.req("V3")
 @pytest.mark.parametrize("path", BAD_PATHS, ids=lambda path: ascii(path)[:40])
+@pytest.mark.hostile("path-tricks")
 def test_paths_outside_or_ambiguous_are_refused(path: str) -> None:
     """A path that leaves the folder, can be misread, or is too long is refused, never repaired."""
     with pytest.raises(errors.InvalidManifest) as caught:
@@ -264,6 +266,7 @@ def test_plain_paths_pass(path: str) -> None:
 
 
 @given(st.text(alphabet="ab./\\: \x00\u202e\u00e9", max_size=20))
+@pytest.mark.hostile("path-tricks")
 def test_a_path_that_passes_stays_in_its_folder(path: str) -> None:
     """Joined to a folder, whatever passes names something below it, on every system's reading."""
     try:
@@ -307,6 +310,7 @@ def test_every_digest_passes(raw: bytes) -> None:
 
 
 @given(st.text(max_size=20))
+@pytest.mark.hostile("steering-text")
 def test_printable_text_cannot_steer_a_terminal(text: str) -> None:
     """Whatever comes in, what is shown has no control characters, and printable text is left alone."""
     shown = values.printable(text)

@@ -158,6 +158,7 @@ def test_a_delivery_has_one_id(hook: str, sequence: int, part: int) -> None:
         "2606:4700::5efe:10.0.0.1", "not an address", "127.1", "2130706433", "0x7f.1", "0177.0.0.1",
     ],
 )  # fmt: skip
+@pytest.mark.hostile("forged-requests")
 def test_an_inner_address_is_refused(address: str) -> None:
     """Private, reserved, multicast, metadata, and each of them inside every wrapping that IPv6 has."""
     assert addresses.refusal(address)
@@ -216,6 +217,7 @@ def test_a_network_that_is_none_is_told_at_the_start(text: str) -> None:
         "javascript:alert(1)", "//hooks.example/",
     ],
 )  # fmt: skip
+@pytest.mark.hostile("forged-requests")
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     """Other schemes, users, fragments, line breaks, foreign letters, ports that are none."""
     with pytest.raises(errors.InvalidWebhook):

@@ -295,6 +295,7 @@ BOMBS = [
 @pytest.mark.parametrize(
     "start", ["", "number = 1 or ", "tags.a in (", "owner = ", 'owner = "', "semver in range "]
 )
+@pytest.mark.hostile("filter-bombs")
 def test_the_work_grows_with_the_length_and_no_faster(bomb: str, start: str) -> None:
     """A filter of the largest size, whatever it repeats, costs a bounded number of steps a character."""
     text = start + bomb * (query.FILTER_MAX_BYTES // len(bomb.encode("utf-8", "surrogatepass")))
@@ -321,6 +322,7 @@ def test_what_is_too_long_is_not_even_looked_at() -> None:
         ("%" + "a" * 200 + "b", "a" * 2_000),
     ],
 )
+@pytest.mark.hostile("filter-bombs")
 def test_a_pattern_cannot_make_matching_explode(pattern: str, text: str) -> None:
     """The classic bombs of wildcard matching stay within the product of the two lengths."""
     assert steps(lambda: query.like(pattern, text)) <= 8 * (len(pattern) + 1) * (len(text) + 1)

@@ -84,6 +84,7 @@ def test_a_token_is_its_owner_with_what_they_hold(gate: Gate) -> None:
 
 
 @pytest.mark.req("G10")
+@pytest.mark.hostile("guessed-credentials")
 def test_every_way_to_be_nobody_says_the_same(gate: Gate) -> None:
     """Unknown, mistyped, revoked, shut out, made under another key: a guesser learns nothing."""
     secret = gate.person("bob")
@@ -115,6 +116,7 @@ def test_every_way_to_be_nobody_says_the_same(gate: Gate) -> None:
 
 @pytest.mark.req("G10")
 @given(st.text(max_size=80))
+@pytest.mark.hostile("guessed-credentials")
 def test_any_credential_is_refused_and_nothing_else(text: str) -> None:
     """Reading a token's text ends in an id and a secret, or in the one refusal."""
     for read in (module._parse, lambda t: module._token_text(f"Basic {t}")):

@@ -160,6 +160,7 @@ def test_an_unknown_stage_names_those_there_are(alone: World) -> None:
 
 
 @pytest.mark.req("G1")
+@pytest.mark.hostile("races")
 def test_sixteen_racing_callers_leave_one_in_production(alone: World) -> None:
     """Whoever comes last stands there, and each displaced one is in archived: threads, as clients are."""
     alone.versions(*(f"1.{minor}.0" for minor in range(16)))

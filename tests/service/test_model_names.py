@@ -39,6 +39,7 @@ def test_a_model_with_spaces_is_a_model(world: World) -> None:
 
 @pytest.mark.req("T4")
 @pytest.mark.parametrize("twin", ["my model", "MY MODEL", "My model"])
+@pytest.mark.hostile("look-alikes")
 def test_names_that_look_the_same_are_one(world: World, twin: str) -> None:
     """Two models of a project whose names differ in their case alone cannot both be; of two projects they
     can.

@@ -229,6 +229,7 @@ def test_what_a_run_cannot_hand_on_is_said(world: SourcesWorld) -> None:
     ids=lambda data: repr(data[:20]),
 )
 @pytest.mark.req("T3")
+@pytest.mark.hostile("code-in-models")
 def test_a_strange_mlmodel_file_stops_nothing(world: SourcesWorld, mlmodel: bytes) -> None:
     """Whatever stands in the MLmodel file, the files become a version, without what could not be read."""
     run_id = world.run()
@@ -341,7 +342,7 @@ def test_a_version_is_copied(world: SourcesWorld, source: str) -> None:
 
 @pytest.mark.req("T3")
 def test_versions_are_found_by_where_they_come_from(world: SourcesWorld) -> None:
-    """The run, the source, the commit and the identity are searched by, and only the caller's own are found."""
+    """Run, source, commit and identity are searched by, and only the caller's own are found."""
     run_id = trained(world)
     version = world.made(f"runs:/{run_id}/model")
     world.register("other", b"w")
@@ -363,6 +364,7 @@ def test_versions_are_found_by_where_they_come_from(world: SourcesWorld) -> None
 
 @pytest.mark.req("V3", "V4")
 @pytest.mark.parametrize("column", ["run_id", "source", "code_commit", "identity"])
+@pytest.mark.hostile("changed-underneath")
 def test_a_changed_origin_is_found(world: SourcesWorld, column: str) -> None:
     """Whoever changes where a version comes from behind the registry's back is found out by fsck."""
     version = world.made(f"runs:/{trained(world)}/model")
@@ -375,6 +377,7 @@ def test_a_changed_origin_is_found(world: SourcesWorld, column: str) -> None:
 
 
 @pytest.mark.req("T3")
+@pytest.mark.hostile("races")
 def test_registrations_at_once_get_numbers_of_their_own(world: SourcesWorld) -> None:
     """Many registrations of one run at the same moment are as many versions, with numbers and semvers in a
     row.
@@ -435,6 +438,7 @@ def test_files_that_are_gone_become_no_version(world: SourcesWorld) -> None:
         world.made(f"runs:/{run_id}/model")
 
 
+@pytest.mark.hostile("changed-underneath")
 def test_files_that_change_meanwhile_become_no_version(world: SourcesWorld) -> None:
     """When a run's files change between the look and the act, the act refuses, and the next one succeeds."""
     run_id = trained(world)
@@ -499,6 +503,7 @@ def test_what_is_said_beside_the_address_must_agree(world: SourcesWorld, field: 
 
 
 @pytest.mark.req("T4")
+@pytest.mark.hostile("other-places")
 def test_nobody_claims_another_run(world: SourcesWorld) -> None:
     """Through our own door a run can be named, when it is there for the caller; a source cannot be."""
     run_id = trained(world)

@@ -596,6 +596,7 @@ def test_deleting_removes_it_all(world: HookWorld) -> None:
     assert world.desk.read(SYSTEM_CONTEXT, world.house.deliveries.next, hook.id, "one") is None
 
 
+@pytest.mark.hostile("forged-requests")
 def test_trying_a_receiver_tells_its_status_and_no_more(world: HookWorld) -> None:
     """An example, signed; ten a minute, and it leaves no delivery."""
     hook = world.hook("stage.moved")

@@ -111,6 +111,7 @@ def test_a_version_below_the_inferred_one(house: House, client: InProcess) -> No
     assert (reply.status, reply.code) == (422, "SEMVER_TOO_LOW")
 
 
+@pytest.mark.hostile("document-bombs")
 def test_a_large_body_is_refused_unread(client: InProcess) -> None:
     """10 MB of JSON: 413 by its announced length, without reading any of it."""
     reply = client(
@@ -127,6 +128,7 @@ def test_a_large_body_is_refused_unread(client: InProcess) -> None:
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "null", '"0.9"', "9" * 5_000])
+@pytest.mark.hostile("numbers")
 def test_metrics_that_are_no_numbers(client: InProcess, value: str) -> None:
     """A metric is a finite number, whatever way it is written."""
     body = json.dumps({"files": FILES, "metrics": [{"name": "accuracy", "value": "HERE"}]})
@@ -151,6 +153,7 @@ def test_metrics_that_are_no_numbers(client: InProcess, value: str) -> None:
         "x" * 2_000,
     ],
 )
+@pytest.mark.hostile("path-tricks")
 def test_paths_that_lead_out(house: House, client: InProcess, path: str) -> None:
     """A file of a version is named by a plain relative path: refused, never repaired."""
     reply = draft(client, files=[{**FILES[0], "path": path}])
@@ -213,6 +216,7 @@ def test_filters_that_nobody_can_parse(client: InProcess, text: str, place: int)
     assert caret.index("^") == place
 
 
+@pytest.mark.hostile("filter-bombs")
 def test_filter_bombs(client: InProcess) -> None:
     """Depth and length of a filter are bounded."""
     for text in ("(" * 2_000 + "name = 'a'" + ")" * 2_000, " or ".join(["name = 'a'"] * 300)):
@@ -221,6 +225,7 @@ def test_filter_bombs(client: InProcess) -> None:
 
 @pytest.mark.parametrize("token", ["zzz", "", "A" * 1_999, "../..", "eyJhIjoxfQ", "\u2603"])
 @pytest.mark.parametrize("path", ["/models", "/versions", "/endpoints", "/rollouts", "/requests", "/tokens"])
+@pytest.mark.hostile("made-up-tokens")
 def test_page_tokens_that_are_none(client: InProcess, path: str, token: str) -> None:
     """A page token that is not one of ours is a 400 or an empty page, never a fault."""
     reply = client("GET", V1 + path, query={"page_token": token})
@@ -245,6 +250,7 @@ def test_page_limits(client: InProcess, limit: str) -> None:
         {"sec-fetch-site": "cross-site", "origin": "http://localhost"},
     ],
 )
+@pytest.mark.hostile("other-origins")
 def test_pages_of_another_origin(house: House, client: InProcess, headers: dict[str, str]) -> None:
     """A page that somebody visits changes nothing here."""
     reply = client("POST", f"{V1}/models", {"name": "churn"}, headers=headers)
@@ -264,6 +270,7 @@ def test_pages_of_our_own_origin(client: InProcess, headers: dict[str, str]) -> 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:5000", "", "localhost.evil.example", "127.0.0.1.evil"]
 )
+@pytest.mark.hostile("other-origins")
 def test_hosts_that_are_not_ours(client: InProcess, host: str) -> None:
     """A name that somebody has resolve to this machine is refused, but for the health probe."""
     assert client("GET", f"{V1}/whoami", headers={"host": host}).code == "NOT_ALLOWED"
@@ -279,6 +286,7 @@ def test_hosts_that_are_ours(client: InProcess, host: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["host", "authorization", "content-type", "idempotency-key"])
+@pytest.mark.hostile("split-requests")
 def test_headers_that_decide_stand_once(client: InProcess, name: str) -> None:
     """Two of a header that decides something could be read differently by what stands in front of us."""
     reply = client(
@@ -288,6 +296,7 @@ def test_headers_that_decide_stand_once(client: InProcess, name: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "two words", "x" * 129, "a\tb", "é"])
+@pytest.mark.hostile("made-up-tokens")
 def test_idempotency_keys_that_are_none(house: House, client: InProcess, key: str) -> None:
     """A key that cannot be one is refused, for it would not protect."""
     reply = client("POST", f"{V1}/models", {"name": "churn"}, headers={"idempotency-key": key})

@@ -185,6 +185,7 @@ def test_names_of_every_kind_survive(client: InProcess, root: str) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@pytest.mark.hostile("path-tricks")
 def test_paths_that_lead_elsewhere(client: InProcess, root: str, method: str, path: str) -> None:
     """Each spelling of a path that is no plain relative one is 400, and nothing is read or written."""
     put(client, f"{root}/kept", b"kept")
@@ -197,6 +198,7 @@ def test_paths_that_lead_elsewhere(client: InProcess, root: str, method: str, pa
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../x", "/etc/passwd", "a\\b", "C:\\x", "%2e%2e", "a//b", "x\ny"])
+@pytest.mark.hostile("path-tricks")
 def test_paths_in_queries_that_lead_elsewhere(client: InProcess, root: str, path: str) -> None:
     """The same in queries, which are decoded once: an encoded dot is a name there, of nothing."""
     run_id = root.split("/")[1]
@@ -219,6 +221,7 @@ def test_paths_in_queries_that_lead_elsewhere(client: InProcess, root: str, path
         "workspaces/default/0/{run}/artifacts/x", "0/traces/t/artifacts/x",
     ],
 )  # fmt: skip
+@pytest.mark.hostile("path-tricks")
 def test_places_that_are_none(client: InProcess, root: str, place: str) -> None:
     """Whatever is no run's, logged model's or version's is 404 for readers and writers alike."""
     place = place.format(run=root.split("/")[1])
@@ -254,6 +257,7 @@ def test_a_deleted_run_is_read_and_not_written(client: InProcess, root: str) -> 
     assert names(client, root) == ["a"]
 
 
+@pytest.mark.hostile("exhaustion")
 def test_bytes_that_break_off_leave_nothing(
     house: House, client: InProcess, root: str, tmp_path: Path
 ) -> None:
@@ -278,6 +282,7 @@ def test_a_digest_that_is_said_is_checked(client: InProcess, root: str) -> None:
     assert put(client, f"{root}/b", b"x", headers={"x-modelkeep-digest": "md5:x"}).status == 400
 
 
+@pytest.mark.hostile("exhaustion")
 def test_more_files_than_a_run_keeps(client: InProcess, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit holds for new names; known ones can be written again, and deleting makes room."""
     monkeypatch.setattr(artifact_service, "ARTIFACTS_MAX", 2)
@@ -350,6 +355,7 @@ def test_a_part_of_a_version_is_not_handed_out_unproved(client: InProcess, versi
 
 @pytest.mark.req("V3")
 @pytest.mark.parametrize("size", [100, 3_000_000])
+@pytest.mark.hostile("changed-underneath")
 def test_damaged_bytes_do_not_look_whole(client: InProcess, house: House, root: str, size: int) -> None:
     """Of a file whose stored bytes have changed nobody gets all."""
     data = os.urandom(size)
@@ -436,6 +442,7 @@ def test_an_upload_in_parts_is_given_up(house: House, client: InProcess, root: s
     assert complete(client, root, upload["upload_id"], parts).status == 409
 
 
+@pytest.mark.hostile("made-up-tokens")
 def test_parts_belong_to_one_path_of_one_run(client: InProcess, root: str) -> None:
     """With the id of somebody's upload nothing can be put elsewhere, and made-up ids are none."""
     upload = created(client, root, 1)["upload_id"]
@@ -480,6 +487,7 @@ def teams(tmp_path: Path) -> Iterator[tuple[World, InProcess]]:
 
 
 @pytest.mark.req("G10")
+@pytest.mark.hostile("other-people")
 def test_who_may_do_what(teams: tuple[World, InProcess]) -> None:
     """A contributor of the project writes, a viewer reads, and for others the run is not there."""
     world, client = teams
@@ -532,6 +540,7 @@ def _peak_bytes(pid: int) -> int:
 @pytest.mark.long
 @pytest.mark.network
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.hostile("exhaustion")
 def test_a_gibibyte_takes_no_memory(tmp_path: Path, chunked: bool) -> None:
     """A gibibyte goes in and out; the server never has more than a few pieces of it, and says its digest."""
     piece, count = os.urandom(1024 * 1024), 1024

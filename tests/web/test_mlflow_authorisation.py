@@ -394,10 +394,13 @@ def test_every_row_has_its_table() -> None:
     }
     open_to_all = {_named(row.name) for row in ROWS if row.open}
     assert BASE - off - open_to_all - OF_UPLOADS == set(TABLE) == set(ASKS)
-    assert {name.removesuffix("_ajax") for name in open_to_all} == {"version_get", "v3_server_info_get"}
+    assert {name.removesuffix("_ajax") for name in open_to_all} == {
+        "first_page_get", "version_get", "v3_server_info_get",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("operation", list(ASKS))
+@pytest.mark.hostile("other-people")
 def test_who_may_do_what(things: Things, client: InProcess, operation: str) -> None:
     """Each role gets what the table says, on each kind of object."""
     found = []
@@ -409,6 +412,7 @@ def test_who_may_do_what(things: Things, client: InProcess, operation: str) -> N
 
 
 @pytest.mark.parametrize("operation", [name for name, row in TABLE.items() if row.split()[1].startswith("h")])
+@pytest.mark.hostile("other-people")
 def test_what_is_hidden_reads_as_if_it_were_not_there(
     things: Things, client: InProcess, operation: str
 ) -> None:
@@ -433,6 +437,7 @@ def test_what_is_hidden_reads_as_if_it_were_not_there(
     assert told[0] == told[1]
 
 
+@pytest.mark.hostile("other-people")
 def test_lists_hold_only_what_may_be_read(things: Things, client: InProcess) -> None:
     """Searches are filtered in the query: another project's rows are not there, and nobody is told."""
     ids = [things.ids[project]["experiment"] for project in ("own", "other")]

@@ -86,6 +86,7 @@ CONTROLS = ["a\nb", "a\x00b", "a\x1b[31mb", "a\x7fb", "a\u202eb", "a\u2028b"]
 
 
 @pytest.mark.parametrize("text", CONTROLS)
+@pytest.mark.hostile("steering-text")
 def test_characters_that_steer(house: House, client: InProcess, run: str, text: str) -> None:
     """Names and keys cannot hold what moves a terminal, a log or a reader's eye."""
     before, events = state(client, run), events_of(house)
@@ -110,6 +111,7 @@ def test_characters_that_steer(house: House, client: InProcess, run: str, text: 
 @pytest.mark.parametrize(
     "key", ["../a", "/etc/passwd", "a//b", "a/../b", "a/./b", "a/", ".", "..", "C:\\x", "", " \t"]
 )
+@pytest.mark.hostile("path-tricks")
 def test_keys_that_are_paths_elsewhere(client: InProcess, run: str, key: str) -> None:
     """A client may make a file of a key, so none leads out of its folder."""
     refused(post(client, "runs/log-metric", {"run_id": run, "key": key, "value": 1, "timestamp": NOW}), "key")
@@ -180,6 +182,7 @@ NUMBERS = [
         ("experiments/search", "max_results", {}),
     ],
 )
+@pytest.mark.hostile("numbers")
 def test_whole_numbers_that_do_not_fit(
     client: InProcess, run: str, path: str, field: str, body: dict[str, Any], number: str
 ) -> None:
@@ -194,6 +197,7 @@ def test_whole_numbers_that_do_not_fit(
 
 
 @pytest.mark.parametrize("value", ["true", "5", "null", "[]", "{}", "1.5"])
+@pytest.mark.hostile("wrong-kinds")
 def test_texts_that_are_none(client: InProcess, run: str, value: str) -> None:
     """Where text belongs nothing else is turned into it."""
     for path, field, body in (
@@ -217,6 +221,7 @@ def test_null_is_absent(client: InProcess, run: str) -> None:
     assert reply.status == 200
 
 
+@pytest.mark.hostile("wrong-kinds")
 def test_unknown_fields(house: House, client: InProcess, run: str) -> None:
     """A client of our release, an older one, or somebody's own program is told of a field that nobody knows;
     a newer client's new fields are passed over, but not inside of what it logs."""
@@ -238,6 +243,7 @@ def test_unknown_fields(house: House, client: InProcess, run: str) -> None:
     refused(post(client, "runs/log-batch", inside, headers=newer), "unit")
 
 
+@pytest.mark.hostile("document-bombs")
 def test_a_key_that_stands_twice(client: InProcess, run: str) -> None:
     """Which of the two holds depends on who reads; neither does."""
     raw = b'{"run_id": "%s", "key": "k", "value": "one", "value": "two"}' % run.encode()
@@ -261,6 +267,7 @@ def test_a_key_that_stands_twice(client: InProcess, run: str) -> None:
         b'{"name": NaN}',
     ],
 )
+@pytest.mark.hostile("document-bombs")
 def test_documents_that_are_none(house: House, client: InProcess, raw: bytes) -> None:
     """Nesting without end, broken JSON, other encodings: refused quickly, and the server goes on."""
     before = events_of(house)
@@ -274,6 +281,7 @@ def test_a_document_that_was_encoded_twice(client: InProcess) -> None:
     assert post(client, "experiments/create", raw=raw, headers=JSON).status == 200
 
 
+@pytest.mark.hostile("document-bombs")
 def test_a_body_that_is_too_large(client: InProcess) -> None:
     """10 MB are refused by the announced length, without being read."""
     reply = post(client, "runs/log-batch", raw=b"{}", headers={**JSON, "content-length": "10000000"})
@@ -281,6 +289,7 @@ def test_a_body_that_is_too_large(client: InProcess) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+@pytest.mark.hostile("other-origins")
 def test_bodies_of_another_kind(client: InProcess, kind: str) -> None:
     """What a form of another site can send without asking is not read as JSON."""
     reply = post(client, "experiments/create", raw=b'{"name": "a"}', headers={"content-type": kind})
@@ -288,6 +297,7 @@ def test_bodies_of_another_kind(client: InProcess, kind: str) -> None:
 
 
 @pytest.mark.parametrize("token", ["abc", "=", "e30=", "MTIz", "W10", "x" * 3_000, "ÿ", "\x00"])
+@pytest.mark.hostile("made-up-tokens")
 def test_page_tokens_that_were_made_up(client: InProcess, run: str, token: str) -> None:
     """A token that we did not give, or gave for something else, is refused and not misread."""
     post(client, "runs/log-batch", {"run_id": run, "metrics": [
@@ -310,6 +320,7 @@ def test_page_tokens_that_were_made_up(client: InProcess, run: str, token: str) 
 
 
 @pytest.mark.parametrize("size", [0, -1, 50_001, 2**62])
+@pytest.mark.hostile("numbers")
 def test_page_sizes(client: InProcess, run: str, size: int) -> None:
     """No page is empty by request, and none is larger than a server can give."""
     refused(post(client, "runs/search", {"experiment_ids": ["0"], "max_results": size}), "50,000")
@@ -331,11 +342,13 @@ def test_page_sizes(client: InProcess, run: str, size: int) -> None:
         "\x00",
     ],
 )
+@pytest.mark.hostile("filter-bombs")
 def test_filters_made_to_explode(client: InProcess, run: str, clause: str) -> None:
     """A filter is refused in one sentence before it costs anything."""
     refused(post(client, "runs/search", {"experiment_ids": ["0"], "filter": clause}))
 
 
+@pytest.mark.hostile("other-origins")
 def test_pages_of_another_origin(house: House, client: InProcess) -> None:
     """A page of another site changes nothing, with or without the headers of new browsers."""
     before = events_of(house)
@@ -397,6 +410,7 @@ ESCAPED = st.binary(max_size=30).map(lambda data: "".join(f"%{byte:02x}" for byt
 
 @MANY
 @given(address=st.sampled_from(CHANGING), body=BODIES, newer=st.booleans())
+@pytest.mark.hostile("wrong-kinds")
 def test_no_body_breaks_a_row(client: InProcess, address: tuple[str, str], body: Any, newer: bool) -> None:
     """Whatever JSON comes, the answer is a document with a code, and never an error of ours."""
     agent = {"user-agent": "mlflow-python-client/9.0.0"} if newer else {}

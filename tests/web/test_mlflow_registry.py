@@ -254,6 +254,7 @@ def test_a_rollout_is_named_where_an_endpoint_follows(
     assert later["tags"] == begun["tags"]
 
 
+@pytest.mark.hostile("steering-text")
 def test_an_event_says_which_client_moved_a_version(
     client: InProcess, house: House, churn: ModelName
 ) -> None:
@@ -298,6 +299,7 @@ BAD_SOURCES = (
 
 @pytest.mark.req("G10")
 @pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.hostile("look-alikes")
 def test_names_that_are_none(client: InProcess, name: str) -> None:
     """Refused at every place a name is given, never with a 500, and nothing is made."""
     for method, path, sent in (
@@ -313,6 +315,7 @@ def test_names_that_are_none(client: InProcess, name: str) -> None:
 
 
 @pytest.mark.parametrize("version", BAD_VERSIONS)
+@pytest.mark.hostile("numbers")
 def test_versions_that_are_none(client: InProcess, churn: ModelName, version: str) -> None:
     """No number is read out of them."""
     for method, path in (
@@ -326,6 +329,7 @@ def test_versions_that_are_none(client: InProcess, churn: ModelName, version: st
 
 @pytest.mark.req("G10")
 @pytest.mark.parametrize("source", BAD_SOURCES)
+@pytest.mark.hostile("other-places")
 def test_sources_that_lead_elsewhere(client: InProcess, source: str) -> None:
     """Local files, other hosts, metadata addresses, paths with tricks: refused, and no number is used up."""
     run = new_run(client)
@@ -362,6 +366,7 @@ def test_sources_that_lead_elsewhere(client: InProcess, source: str) -> None:
         ("registered-models/alias", {"name": "churn", "alias": "../x", "version": "1"}),
     ],
 )  # fmt: skip
+@pytest.mark.hostile("wrong-kinds")
 def test_values_that_do_not_fit(client: InProcess, churn: ModelName, path: str, sent: Any) -> None:
     """Too long, of another kind, unknown, or made to explode: one sentence, and nothing has changed."""
     before = done(client, "GET", "registered-models/search", {})
@@ -371,6 +376,7 @@ def test_values_that_do_not_fit(client: InProcess, churn: ModelName, path: str, 
     assert done(client, "GET", "registered-models/search", {}) == before
 
 
+@pytest.mark.hostile("document-bombs")
 def test_bodies_that_are_no_requests(client: InProcess) -> None:
     """Not JSON, a key twice, nested too deep, a list."""
     path = API + "registered-models/create"

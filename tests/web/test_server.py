@@ -91,6 +91,7 @@ def draft_of(server: Server, data: bytes, model: str = "churn") -> str:
         b"NONSENSE\r\n\r\n",
     ],
 )
+@pytest.mark.hostile("split-requests")
 def test_requests_that_two_could_read_differently(server: Server, request_bytes: bytes) -> None:
     """Length and chunks together, lengths that differ, and whatever is no HTTP: refused, and the connection
     ends before what follows could be taken for a request of its own."""
@@ -100,6 +101,7 @@ def test_requests_that_two_could_read_differently(server: Server, request_bytes:
     assert b'"code":' in answer
 
 
+@pytest.mark.hostile("exhaustion")
 def test_a_head_without_an_end(server: Server) -> None:
     """A request's head has a length: one that goes on and on is refused, whatever it consists of."""
     for more in (b"X: " + b"a" * 70_000, b"".join(b"X-%d: y\r\n" % i for i in range(9_000))):
@@ -162,6 +164,7 @@ def test_bytes_up_and_down(server: Server, tmp_path: Path) -> None:
     assert statuses(server.say(asked(target, "Range: bytes=9000001-"))) == [400]
 
 
+@pytest.mark.hostile("changed-underneath")
 def test_a_damaged_file_never_looks_whole(tmp_path: Path) -> None:
     """A large damaged file breaks off, a small one is an error; neither ends as a complete answer."""
     with serving(tmp_path / "data") as server, client_of(server) as client:
@@ -184,6 +187,7 @@ def test_a_damaged_file_never_looks_whole(tmp_path: Path) -> None:
                 assert len(body) < size
 
 
+@pytest.mark.hostile("exhaustion")
 def test_many_slow_uploads_hold_nobody_up(tmp_path: Path) -> None:
     """Five hundred uploads that trickle: others are served as before, a fast upload among them too, and
     memory stays where it was."""

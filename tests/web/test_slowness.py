@@ -41,6 +41,7 @@ def announced(client: InProcess, data: bytes) -> str:
     return str(draft(client, files=[file]).json()["id"])
 
 
+@pytest.mark.hostile("exhaustion")
 def test_a_body_that_stops(client: InProcess) -> None:
     """A JSON body that does not arrive in time is 408."""
     reply = client("POST", f"{V1}/models", parts=[b'{"name":'], headers=JSON, stops=True)
@@ -48,6 +49,7 @@ def test_a_body_that_stops(client: InProcess) -> None:
 
 
 @pytest.mark.parametrize("came", [1_000, uploads.BATCH_BYTES + 5_000, 3 * uploads.BATCH_BYTES])
+@pytest.mark.hostile("exhaustion")
 def test_an_upload_that_stops(client: InProcess, came: int) -> None:
     """An upload that brings nothing more is 408; what came is kept, whether it came slowly or fast."""
     data = os.urandom(4 * uploads.BATCH_BYTES)
@@ -61,6 +63,7 @@ def test_an_upload_that_stops(client: InProcess, came: int) -> None:
     assert rest.json()["present"] is True
 
 
+@pytest.mark.hostile("exhaustion")
 def test_a_reader_who_takes_nothing(house: House, client: InProcess) -> None:
     """A download that nobody takes is given up, and its file is closed."""
     register(house, ModelName("default", "churn"), os.urandom(3_000_000))
@@ -101,6 +104,7 @@ def serving_here(house: House) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("sent", "status"), [(b"", b""), (b"GET /health HTTP/1.1\r\nHost: loc", b"408"), (b"GET /hea", b"408")]
 )
+@pytest.mark.hostile("exhaustion")
 def test_a_head_that_does_not_come(house: House, sent: bytes, status: bytes) -> None:
     """A connection that says nothing, or half a head, is closed in time; one that drips is no exception."""
     with serving_here(house) as address, socket.create_connection(address, timeout=10) as connection:
@@ -115,6 +119,7 @@ def test_a_head_that_does_not_come(house: House, sent: bytes, status: bytes) -> 
 
 
 @pytest.mark.network
+@pytest.mark.hostile("exhaustion")
 def test_too_many_connections(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a connection is told to come back, and those there are go on."""
     monkeypatch.setattr(server, "connections_max", lambda: 2)
