@@ -123,6 +123,8 @@ class Route(Struct, frozen=True, kw_only=True):
     key_header: str | None = None
     slow_ms: float = 250.0
     lease_s: float = 0.0
+    workers: int = 1
+    """Processes of each version of this route."""
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -230,6 +232,7 @@ def rolled_back(route: Route) -> Route:
             key_header=route.key_header,
             slow_ms=route.slow_ms,
             lease_s=route.lease_s,
+            workers=route.workers,
         )
     if route.previous is None:
         raise errors.NoRollbackTarget(
@@ -244,4 +247,5 @@ def rolled_back(route: Route) -> Route:
         key_header=route.key_header,
         slow_ms=route.slow_ms,
         lease_s=route.lease_s,
+        workers=route.workers,
     )

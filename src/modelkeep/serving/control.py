@@ -41,7 +41,7 @@ class RunFolder:
                 shutil.rmtree(left, ignore_errors=True)
         folder = (data / "run").absolute()
         shutil.rmtree(folder, ignore_errors=True)
-        if len(str(folder).encode()) + len("/w-000000.sock") > UNIX_PATH_MAX:
+        if len(str(folder).encode()) + len("/w-0000-000.sock") > UNIX_PATH_MAX:
             folder = Path(tempfile.mkdtemp(prefix="modelkeep-run-"))
         else:
             folder.mkdir(mode=0o700)

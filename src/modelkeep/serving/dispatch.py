@@ -23,13 +23,17 @@ from modelkeep.serving.upstream import ServedVersion
 _CANDIDATE_SHARE = 0.5
 """Of a request's time, what the candidate may use before the request goes to the stable version."""
 
+_TRIES = 4
+"""Workers of one version that a request is sent to, should they all die without its fault."""
+
 
 class Call:
     """One prediction request on its way."""
 
     __slots__ = (
         "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "identity",
-        "parked_until", "request_id", "role", "sent", "target", "tries", "version",
+        "parked_until", "request_id", "role", "sent", "suspect", "target", "tried", "tries",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +51,10 @@ class Call:
         self.caller = 0
         self.counted = False
         self.tries = 0
+        self.suspect = False
+        """A worker died with it, so it is computed by itself from now on."""
+        self.tried = False
+        """It is being computed by itself: should the worker die now, this was why."""
         self.sent = 0.0
         self.deadline = 0.0
         self.expires = 0.0
@@ -82,7 +90,7 @@ class Dispatch:
         candidate = call.role is Role.CANDIDATE and not call.counted
         share = _CANDIDATE_SHARE if candidate else 1.0
         call.deadline = min(call.expires, now + options.request_deadline_s * share)
-        upstream.send(call, now)
+        upstream.send(call, now, alone=call.suspect)
 
     def _no_worker(self, call: Call) -> None:
         """The version has no process just now: the candidate's requests go to stable, the stable one's
@@ -90,7 +98,7 @@ class Dispatch:
         version = call.version
         waits_for_stable = call.role is not None and version is call.target.stable
         room = len(version.parked) < self._options.queue_max
-        if not waits_for_stable or version.failed or not room or call.tries > 1:
+        if not waits_for_stable or version.failed or not room or call.tries >= _TRIES:
             self.unavailable(call)
             return
         if not call.parked_until:
@@ -103,12 +111,19 @@ class Dispatch:
         self._failed(call, 503, "WORKER_UNAVAILABLE", detail, 0.0)
 
     def lost(self, calls: list[Call], now: float) -> None:
-        """A worker went away with requests on it."""
+        """A worker went away with requests on it. The stable version's go to another one, or wait for it;
+        each is then computed by itself, so that of all of them only the one that kills a second time is given
+        up."""
         for call in calls:
+            call.suspect = True
             if call.role is Role.CANDIDATE and not call.counted:
                 self._failed(
                     call, 503, "WORKER_UNAVAILABLE", "The worker died with the request.", now - call.sent
                 )
+            elif call.tried:
+                self.unavailable(call)
+            elif call.version.upstreams and call.tries < _TRIES and now < call.expires:
+                self.send(call, now)
             else:
                 self._no_worker(call)
 
@@ -193,10 +208,10 @@ class Dispatch:
 
     def sweep(self, version: ServedVersion, now: float) -> None:
         """Give up on a version's requests whose time is over."""
-        if version.upstream is not None:
-            late = [call for call in version.upstream.pending.values() if now > call.deadline]
+        for upstream in version.upstreams:
+            late = [call for call in upstream.pending.values() if now > call.deadline]
             for call in late:
-                version.upstream.drop(call)
+                upstream.drop(call)
                 self._failed(call, 504, "TIMED_OUT", "The version did not answer in time.", now - call.sent)
         if version.parked and version.parked[0].parked_until < now:
             waiting = list(version.parked)

@@ -35,6 +35,8 @@ class Kind(IntEnum):
     """It was not computed, because nobody waited for it any more."""
     ANSWER_BINARY = 9
     """An answer with bytes after its JSON; before it stands the JSON's length."""
+    TRYING = 10
+    """No answer: this request, which a worker died with, is being computed by itself now."""
 
 
 _KINDS = frozenset(int(kind) for kind in Kind)

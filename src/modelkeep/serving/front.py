@@ -79,8 +79,8 @@ class Front:
                 self.obey(message)
             case messages.WorkerUp(version=name, path=path):
                 self._version_up(name, path)
-            case messages.WorkerDown(key=key, failed=failed):
-                self._version_down(key, failed)
+            case messages.WorkerDown():
+                self._version_down(message)
             case messages.Collect():
                 self._report()
             case messages.Page(number=number, text=text):
@@ -127,59 +127,71 @@ class Front:
 
     def _version_up(self, name: messages.VersionName, path: str) -> None:
         version = self._version(name)
-        version.path, version.failed = path, False
-        if not version.connecting:
-            version.connecting = True
-            self._loop.create_task(self._connect(version, 0.0))
+        version.failed = False
+        version.paths.add(path)
+        self._reach(version, path, 0.0)
 
-    def _version_down(self, key: VersionKey, failed: bool) -> None:
-        version = self._versions.get(key)
+    def _version_down(self, down: messages.WorkerDown) -> None:
+        version = self._versions.get(down.key)
         if version is None:
             return
-        version.path, version.failed = None, failed
-        if version.upstream is not None:
-            version.upstream.close()
-        if failed:
+        gone = {down.path} if down.path else set(version.paths)
+        version.paths -= gone
+        version.failed = down.failed
+        for upstream in [upstream for upstream in version.upstreams if upstream.path in gone]:
+            version.upstreams.remove(upstream)
+            if not down.gently:
+                upstream.close()
+        if down.failed:
             while version.parked:
                 self._dispatch.unavailable(version.parked.popleft())
         used = {id(v) for t in self._router.targets.values() for v in (t.stable, t.candidate, t.previous)}
-        if id(version) not in used and not version.in_flight and not version.parked:
-            del self._versions[key]
+        if id(version) not in used and not version.in_flight and not version.parked and not version.paths:
+            del self._versions[down.key]
 
-    async def _connect(self, version: ServedVersion, wait_s: float) -> None:
-        """Reach a worker; try again for as long as the supervisor says that it is there.
+    def _reach(self, version: ServedVersion, path: str, wait_s: float) -> None:
+        """Have a connection to a worker soon.
 
         Args:
             wait_s: after a loss: a dying worker's socket still accepts for a moment, and would take a request
                 with it a second time.
         """
+        if path in version.paths and path not in version.connecting:
+            version.connecting.add(path)
+            self._loop.create_task(self._connect(version, path, wait_s))
+
+    async def _connect(self, version: ServedVersion, path: str, wait_s: float) -> None:
+        """Reach a worker; try again for as long as the supervisor says that it is there."""
         try:
             await asyncio.sleep(wait_s)
-            while version.path is not None and version.upstream is None:
+            while path in version.paths:
+                if any(upstream.path == path for upstream in version.upstreams):
+                    return
                 try:
                     _, upstream = await self._loop.create_unix_connection(
-                        lambda: Upstream(version, self._dispatch.answered, self._lost), version.path
+                        lambda: Upstream(version, path, self._dispatch.answered, self._lost), path
                     )
                 except OSError:
                     await asyncio.sleep(_RECONNECT_S)
                     continue
-                version.upstream = upstream
+                if path not in version.paths:  # it went while it was reached
+                    upstream.close()
+                    return
+                version.upstreams.append(upstream)
                 version.warm_left = self.options.warmup_requests
                 self._channel.send(messages.Connected(key=version.key))
-                while version.parked and version.upstream is not None:
+                while version.parked and version.upstreams:
                     self._dispatch.send(version.parked.popleft(), time.monotonic())
         finally:
-            version.connecting = False
+            version.connecting.discard(path)
 
     def _lost(self, upstream: Upstream, calls: list[Call]) -> None:
         """A worker went away; its requests go where they still can, and it is reached anew if it is to be."""
         version = upstream.version
-        if version.upstream is upstream:
-            version.upstream = None
+        if upstream in version.upstreams:
+            version.upstreams.remove(upstream)
         self._dispatch.lost(calls, time.monotonic())
-        if version.path is not None and not version.connecting:
-            version.connecting = True
-            self._loop.create_task(self._connect(version, _RECONNECT_S))
+        self._reach(version, upstream.path, _RECONNECT_S)
 
     # ----------------------------------------------------------------------------- what a connection asks for
 

@@ -74,17 +74,20 @@ class Hello(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class WorkerUp(Struct, frozen=True, kw_only=True, tag=True):
-    """A version can be reached at this socket."""
+    """A worker of a version can be reached at this socket."""
 
     version: VersionName
     path: str
 
 
 class WorkerDown(Struct, frozen=True, kw_only=True, tag=True):
-    """A version cannot be reached. `failed`: nor will it be soon; do not let requests wait for it."""
+    """A version cannot be reached, at this socket or (without one) at all. `failed`: nor will it be soon; do
+    not let requests wait for it. `gently`: what it has it still answers, only send it nothing new."""
 
     key: VersionKey
     failed: bool
+    path: str = ""
+    gently: bool = False
 
 
 class Collect(Struct, frozen=True, kw_only=True, tag=True):

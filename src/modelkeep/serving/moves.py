@@ -50,6 +50,16 @@ def needed(live: RoutingTable, desired: RoutingTable) -> dict[VersionKey, Versio
     return {spec.key: spec for spec in (*live.versions, *desired.versions) if spec.key in keys}
 
 
+def workers(live: RoutingTable, desired: RoutingTable) -> dict[VersionKey, int]:
+    """How many processes each version has: as many as the most demanding of its wanted routes says."""
+    counts: dict[VersionKey, int] = {}
+    wanted = {route.endpoint for route in desired.routes}
+    for route in (*desired.routes, *(route for route in live.routes if route.endpoint not in wanted)):
+        for key in route.keys:
+            counts[key] = max(route.workers, counts.get(key, 1))
+    return counts
+
+
 def named_anew(live: RoutingTable, before: RoutingTable, wanted: RoutingTable) -> set[VersionKey]:
     """The versions that somebody asks for anew: those of routes that are newer than what was obeyed or wanted
     until now."""

@@ -40,6 +40,7 @@ from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.router import changes, named
 from modelkeep.serving.scribe import Scribe
 from modelkeep.serving.units import FrontUnit, VersionUnit
+from modelkeep.serving.workers import WorkerUnit
 
 LEASE_CHECK_S = 0.1
 CONNECT_WAIT_S = 2.0
@@ -183,9 +184,12 @@ class Supervisor:
         """Have a unit for every version that is needed, and let go of the others."""
         wanted = moves.needed(self._live, self._desired)
         stable = {route.stable for route in (*self._live.routes, *self._desired.routes)}
+        workers = moves.workers(self._live, self._desired)
         for key, spec in wanted.items():
-            if key not in self._units and key not in self._leaving and not self._stopping:
-                self._add_unit(spec)
+            if key in self._units:
+                self._units[key].have(workers.get(key, 1))
+            elif key not in self._leaving and not self._stopping:
+                self._add_unit(spec, workers.get(key, 1))
         for key, unit in list(self._units.items()):
             unit.is_stable = key in stable
             if key not in wanted:
@@ -193,13 +197,13 @@ class Supervisor:
                 self._leaving.add(key)
                 self._spawn(self._let_go(unit))
 
-    def _add_unit(self, spec: VersionSpec) -> None:
+    def _add_unit(self, spec: VersionSpec, workers: int) -> None:
         self._unit_number += 1
-        path = self._run_folder.path / f"w-{self._unit_number}.sock"
+        path = self._run_folder.path / f"w-{self._unit_number}"
         self._labels[spec.key] = spec.label
         unit = VersionUnit(self, spec, self._cache, self._contact.fetch, path, self._loads)
         self._units[spec.key] = unit
-        unit.start()
+        unit.start(workers)
 
     async def _let_go(self, unit: VersionUnit) -> None:
         await asyncio.sleep(REMOVAL_GRACE_S)
@@ -349,9 +353,7 @@ class Supervisor:
     def version_changed(self, unit: VersionUnit) -> None:
         """A version became ready (its fronts connect), or it did not and never will."""
         key = unit.spec.key
-        if unit.phase is VersionPhase.READY:
-            self._fronts.say(messages.WorkerUp(version=named(unit.spec), path=str(unit.path)))
-        elif unit.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
+        if unit.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
             self._fronts.worker_down(key, failed=unit.phase is VersionPhase.FAILED)
         if unit.phase is VersionPhase.FAILED:
             cause = "candidate crashed" if unit.report().crashes else "candidate could not be loaded"
@@ -360,6 +362,19 @@ class Supervisor:
                     self._spawn(self._automatic(route, cause))
         self._dirty.set()
         self._contact.hurry()
+
+    def worker_changed(self, unit: VersionUnit, worker: WorkerUnit) -> None:
+        """One of a version's workers became ready (fronts connect to it), or went."""
+        if worker.phase is VersionPhase.READY:
+            self._fronts.say(messages.WorkerUp(version=named(unit.spec), path=str(worker.path)))
+        elif worker.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
+            down = messages.WorkerDown(key=unit.spec.key, failed=False, path=str(worker.path))
+            self._fronts.say(down)
+
+    def worker_leaves(self, unit: VersionUnit, worker: WorkerUnit) -> None:
+        """A version needs fewer workers: this one finishes what it has."""
+        down = messages.WorkerDown(key=unit.spec.key, failed=False, path=str(worker.path), gently=True)
+        self._fronts.say(down)
 
     def version_crashed(self, unit: VersionUnit) -> None:
         """Count the crash on every side that the version serves."""
@@ -384,7 +399,7 @@ class Supervisor:
         for key, version in self._units.items():
             if version.phase is VersionPhase.READY:
                 name = named(version.spec)
-                said.append(messages.WorkerUp(version=name, path=str(version.path)))
+                said += [messages.WorkerUp(version=name, path=str(each.path)) for each in version.ready]
             elif version.phase is VersionPhase.FAILED:
                 said.append(messages.WorkerDown(key=key, failed=True))
         if self._draining:
@@ -525,6 +540,7 @@ class Supervisor:
                 "digest": unit.spec.digest,
                 "version": unit.spec.label,
                 "pid": unit.pid,
+                "workers": [{"pid": each.pid, "phase": each.phase} for each in unit.workers],
             }
             for unit in self._units.values()
         ]

@@ -1,5 +1,5 @@
-"""A front's side of a version: the one connection to its worker, the requests on it, and those that wait for
-it.
+"""A front's side of a version: a connection to each of its workers, the requests on them, and those that wait
+for one.
 
 Frames go out as they come, many requests at once; answers find their request by id. When the connection ends,
 every request on it is handed back to its owner, who decides what happens to it. No HTTP and no routing here.
@@ -25,6 +25,8 @@ along."""
 _JOIN_MAX_BYTES = 64 * 1024
 """Bodies up to this size are joined to their head: one buffer is cheaper than two writes."""
 
+_TRYING = int(frames.Kind.TRYING)
+
 
 class Waiting(Protocol):
     """A request as the upstream sees it."""
@@ -42,7 +44,7 @@ class ServedVersion:
 
     __slots__ = (
         "bytes_in_flight", "connecting", "failed", "in_flight", "key", "label", "last_sent", "name",
-        "ok_head", "parked", "path", "semver", "upstream", "version_header", "warm_left",
+        "ok_head", "parked", "paths", "semver", "upstreams", "version_header", "warm_left",
     )  # fmt: skip
 
     def __init__(self, name: VersionName) -> None:
@@ -52,9 +54,11 @@ class ServedVersion:
         self.semver = name.semver
         self.version_header = b"X-Modelkeep-Version: %b\r\n" % label.encode()
         self.ok_head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + self.version_header
-        self.upstream: Upstream | None = None
-        self.connecting = False
-        self.path: str | None = None
+        self.upstreams: list[Upstream] = []
+        """The connections that new requests may go to."""
+        self.paths: set[str] = set()
+        """Where there are workers, connected or not."""
+        self.connecting: set[str] = set()
         self.failed = False
         self.parked: deque[Any] = deque()
         self.in_flight = 0
@@ -62,19 +66,30 @@ class ServedVersion:
         self.last_sent = 0.0
         self.warm_left = 0
 
+    @property
+    def upstream(self) -> "Upstream | None":
+        """The connection for the next request: to the worker with the fewest under way; None when there is
+        none."""
+        upstreams = self.upstreams
+        if len(upstreams) == 1:
+            return upstreams[0]
+        return min(upstreams, key=_under_way, default=None)
+
 
 class Upstream(asyncio.Protocol):
-    """One connection to one worker."""
+    """One connection to one worker, at the socket `path`."""
 
-    __slots__ = ("_answered", "_lost", "_next", "_reader", "_transport", "pending", "version")
+    __slots__ = ("_answered", "_lost", "_next", "_reader", "_transport", "path", "pending", "version")
 
     def __init__(
         self,
         version: ServedVersion,
+        path: str,
         answered: Callable[[Any, int, bytes], None],
         lost: Callable[["Upstream", list[Any]], None],
     ) -> None:
         self.version = version
+        self.path = path
         self.pending: dict[int, Any] = {}
         self._answered = answered
         self._lost = lost
@@ -133,6 +148,10 @@ class Upstream(asyncio.Protocol):
             return
         pending, version = self.pending, self.version
         for identity, kind, payload in answers:
+            if kind == _TRYING:
+                if identity in pending:
+                    pending[identity].tried = True
+                continue
             call = pending.pop(identity, None)
             if call is not None:
                 version.in_flight -= 1
@@ -143,3 +162,7 @@ class Upstream(asyncio.Protocol):
         """End the connection at once."""
         if self._transport is not None:
             self._transport.abort()
+
+
+def _under_way(upstream: Upstream) -> int:
+    return len(upstream.pending)

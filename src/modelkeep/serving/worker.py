@@ -288,7 +288,7 @@ class Worker:
                 self._answer(ask, Kind.EXPIRED, b"")
             if taken.batch:
                 if taken.batch[0].alone:
-                    self._flush_all()  # should this one be the end of the process, the others are answered
+                    self._announce(taken.batch[0])
                 began = time.monotonic()
                 self._tally.batch(taken, began)
                 for ask, kind, body in service.settle(taken.batch):
@@ -303,6 +303,14 @@ class Worker:
         if refusal is not None:
             self._answer(ask, *refusal)
         return refusal is None
+
+    def _announce(self, ask: Ask[_Ticket]) -> None:
+        """Say what is tried now, after all that was answered: should it be the end of the process, it is
+        known what was, and nobody else is blamed."""
+        peer, identity = ask.ticket
+        peer.out += frames.pack(identity, Kind.TRYING, b"")
+        self._unsent.add(peer)
+        self._flush_all()
 
     def _answer(self, ask: Ask[_Ticket], kind: Kind, body: bytes) -> None:
         peer, identity = ask.ticket
