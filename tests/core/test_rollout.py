@@ -23,6 +23,7 @@ from modelkeep.core.observation import (
     VersionReport,
     check_report,
 )
+from modelkeep.core.plan import PRESETS, Metrics, chosen, read_strategy
 from modelkeep.core.rollout import (
     CANARY,
     CONFIRM_S,
@@ -45,6 +46,7 @@ from modelkeep.core.rollout import (
     resume,
     route_of,
     step_on,
+    supersede,
     take_back,
 )
 from modelkeep.core.routing import WHOLE_PPM, Epoch, RoutingTable, VersionKey, VersionSpec, check_table
@@ -184,6 +186,12 @@ PLANS = {
     "by hand": structs.replace(PLAN, automatic=False),
     "taken back when inconclusive": structs.replace(PLAN, on_inconclusive=OnInconclusive.ROLLBACK),
     "immediate": structs.replace(PLAN, strategy=Strategy.IMMEDIATE, steps=STEPS[-1:]),
+    "goes on when inconclusive": structs.replace(PLAN, on_inconclusive=OnInconclusive.ADVANCE),
+    "blue-green": structs.replace(PLAN, strategy=Strategy.BLUE_GREEN, steps=STEPS[-1:], preview_s=MIN_S),
+    "blue-green by hand": structs.replace(
+        PLAN, strategy=Strategy.BLUE_GREEN, steps=STEPS[-1:], preview_s=MIN_S, automatic=False
+    ),
+    "rolling": structs.replace(PLAN, strategy=Strategy.ROLLING),
 }
 
 
@@ -200,7 +208,11 @@ def key(of: Rollout, age_s: float) -> tuple[Any, ...]:
     )
     verdict = of.judgement.verdict if of.judgement is not None else None
     enough = rollout.judge(of).verdict if of.state is RolloutState.STEPPING else None
-    return (of.state, of.step, of.paused is not None, of.held is not None, waited, verdict, enough)
+    some = (
+        of.plan.on_inconclusive is OnInconclusive.ADVANCE
+        and of.candidate_counts.requests > of.requests_before
+    )
+    return (of.state, of.step, of.paused is not None, of.held is not None, waited, verdict, enough, some)
 
 
 def events(of: Rollout) -> Iterator[tuple[Observed, float]]:
@@ -230,9 +242,10 @@ def reachable(name: str) -> tuple[tuple[Rollout, datetime], ...]:
         for observed, wait_s in events(of):
             now = at + timedelta(seconds=wait_s)
             after.append((advance(of, observed, now).rollout, now))
-        if of.state in (RolloutState.PREPARING, RolloutState.STEPPING):
+        if of.state in (RolloutState.PREPARING, RolloutState.PREVIEWING, RolloutState.STEPPING):
             after.append((pause(of, "lunch"), at))
             after.append((take_back(of, "no", at).rollout, at))
+            after.append((supersede(of, "1.3.0", at).rollout, at))
         if of.paused is not None:
             after.append((resume(of), at))
         with contextlib.suppress(errors.RolloutFinished, errors.GateFailed, errors.Conflict):
@@ -261,14 +274,27 @@ def check_transition(of: Rollout, observed: Observed, now: datetime, done: Advan
         assert observed.rolled_back is None
         if of.state is RolloutState.PREPARING:
             assert observed.phase is VersionPhase.READY
-            assert new.step == 0 or of.stable is None
-        else:
-            assert new.judgement is not None
-            assert new.judgement.verdict is Verdict.ADVANCE, "no proof, no raise"
+            assert new.step == 0
+            assert of.plan.strategy is not Strategy.BLUE_GREEN, "seen before it has traffic"
+        elif of.state is RolloutState.PREVIEWING:
+            assert observed.phase is VersionPhase.READY
             assert of.plan.automatic
             assert of.step_since is not None
-            assert (now - of.step_since).total_seconds() >= of.current.min_s
+            assert (now - of.step_since).total_seconds() >= of.plan.preview_s
+            assert new.step == 0
+        else:
+            assert new.judgement is not None
+            assert of.plan.automatic
+            assert of.step_since is not None
+            lasted_s = (now - of.step_since).total_seconds()
+            assert lasted_s >= of.current.min_s
             assert new.step == of.step + 1
+            if new.judgement.verdict is not Verdict.ADVANCE:
+                assert of.plan.on_inconclusive is OnInconclusive.ADVANCE, "no proof, no raise"
+                assert lasted_s >= of.current.max_s
+                assert new.candidate_counts.requests > of.requests_before, "nor without any request"
+            if of.plan.strategy is Strategy.ROLLING:
+                assert observed.phase is VersionPhase.READY
         assert new.epoch > of.epoch
     if of.weight_ppm > 0 and new.weight_ppm == 0:
         assert new.state is RolloutState.ROLLING_BACK, "taken back, and the gateways are waited for"
@@ -299,12 +325,16 @@ def test_every_observation_in_every_state_keeps_the_promises(name: str) -> None:
             alarmed = of.state is RolloutState.STEPPING and (
                 observed.phase is VersionPhase.FAILED
                 or any(t.candidate.crashes or t.candidate.schema_violations for t in observed.ticks)
-                or any(rollout.counts_for(of, t) and t.candidate.errors >= 100 for t in observed.ticks)
+                or (
+                    of.plan.strategy is not Strategy.ROLLING
+                    and any(rollout.counts_for(of, t) and t.candidate.errors >= 100 for t in observed.ticks)
+                )
             )
             if alarmed:
                 assert done.rollout.state is RolloutState.ROLLING_BACK, "an alarm wins over everything"
-    assert found == set(RolloutState)
-    assert count > 10_000
+    shown = {RolloutState.PREVIEWING} if "blue" in name else set()
+    assert found == set(RolloutState) - {RolloutState.PREVIEWING} | shown
+    assert count > 5_000
 
 
 @pytest.mark.req("S8")
@@ -321,7 +351,7 @@ def test_a_rollback_is_possible_in_every_state_with_weight(name: str) -> None:
         if of.state is RolloutState.STEPPING:
             assert done.rollout.state is RolloutState.ROLLING_BACK
             assert done.change is Change.ROLLING_BACK
-        if of.state is RolloutState.PREPARING:
+        if of.state in (RolloutState.PREPARING, RolloutState.PREVIEWING):
             assert done.rollout.state is RolloutState.CANCELLED
         if of.state is not RolloutState.ROLLING_BACK:
             assert done.rollout.epoch == Epoch(of.epoch.term + 1, 0)
@@ -341,7 +371,10 @@ def test_without_further_faults_every_rollout_ends(name: str) -> None:
                 current = resume(current)
             now += timedelta(seconds=MIN_S)
             current = advance(current, seen(current, "good"), now).rollout
-            if current.state is RolloutState.STEPPING and not current.plan.automatic and not current.last:
+            by_hand = current.state is RolloutState.PREVIEWING or (
+                current.state is RolloutState.STEPPING and not current.last
+            )
+            if by_hand and not current.plan.automatic:
                 assert current.step_since is None or current.held or current.step_since == now
                 if current.step_since is not None:
                     current = step_on(current, seen(current), "go on", now).rollout
@@ -381,7 +414,9 @@ def test_the_routes_of_every_state_could_be_obeyed() -> None:
             assert route.stable == KEYS[2]
             assert route.previous == KEYS[1]
             assert route.epoch == of.epoch
-            live = of.state in (RolloutState.PREPARING, RolloutState.STEPPING)
+            live = of.state in (RolloutState.PREPARING, RolloutState.PREVIEWING, RolloutState.STEPPING)
+            blue_green = of.plan.strategy is Strategy.BLUE_GREEN
+            assert route.preview == (live and blue_green and of.state is not RolloutState.PREPARING)
             assert (route.candidate == KEYS[3]) == live
             assert route.candidate_ppm == (of.weight_ppm if live else 0)
             assert (route.salt == of.salt) == live
@@ -611,7 +646,7 @@ def test_a_person_may_step_on_without_proof_and_not_against_one() -> None:
             step_on(worse, seen(of), "go on", NOW)
     with pytest.raises(errors.GateFailed):
         step_on(of, seen(of, phase=VersionPhase.FAILED), "go on", NOW)
-    for state in set(RolloutState) - {RolloutState.STEPPING}:
+    for state in set(RolloutState) - {RolloutState.PREVIEWING, RolloutState.STEPPING}:
         with pytest.raises(errors.RolloutFinished):
             step_on(begun(state=state), seen(of), "go on", NOW)
     last = stepping(step=2)
@@ -789,6 +824,15 @@ def test_error_texts_of_the_candidate_are_kept_few_and_fit_to_show() -> None:
         {"steps": (Step(weight_ppm=WHOLE_PPM, min_s=10, max_s=5),)},
         {"steps": (Step(weight_ppm=WHOLE_PPM, min_s=float("nan")),)},
         {"strategy": Strategy.IMMEDIATE},
+        {"strategy": Strategy.BLUE_GREEN},
+        {"strategy": Strategy.ROLLING, "on_inconclusive": OnInconclusive.ADVANCE},
+        {"strategy": Strategy.ROLLING, "preview_s": 60.0},
+        {"preview_s": 60.0},
+        {"schema": "modelkeep.rollout/v2"},
+        {"metrics": Metrics(errors=0.9, latency=0.2)},
+        {"metrics": Metrics(errors=0.0)},
+        {"metrics": Metrics(latency=-0.1)},
+        {"metrics": Metrics(latency=float("nan"))},
         {"alpha": 0.0},
         {"alpha": float("nan")},
         {"beta": 0.6},
@@ -812,9 +856,135 @@ def test_a_plan_is_read_from_yaml_and_nonsense_is_named() -> None:
     """People write plans; a misspelt word must not become a default."""
     text = "steps: [{weight_ppm: 50000, min_s: 60}, {weight_ppm: 1000000}]\nalpha: 0.02\n"
     assert rollout.read_plan(text).steps[0].weight_ppm == 50_000
-    for wrong in ("step: []", "steps: 3", "- a", "alpha: [", "steps: [{weight_ppm: 1.5}]"):
+    for wrong in ("step: []", "steps: 3", "- a", "alpha: [", "steps: [{weight_ppm: 1.5}]", "strategy: []"):
         with pytest.raises(errors.InvalidPlan):
             rollout.read_plan(wrong)
+    for wrong, named in (
+        ("metrics: {error: 0.5}", "errors, latency, shares"),
+        ("strategy: red_green", "blue_green"),
+        ("schema: modelkeep.rollout/v9", "modelkeep.rollout/v1"),
+        ("steps: [{weight_ppm: 500000}, {weight_ppm: 400000}, {weight_ppm: 1000000}]", "rise"),
+    ):
+        with pytest.raises(errors.InvalidPlan, match=named):
+            rollout.read_plan(wrong)
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_a_strategy_brings_its_own_plan_and_what_is_written_goes_first(strategy: Strategy) -> None:
+    """Whoever names only the strategy gets a plan that can be carried out; steps that are written stay."""
+    assert rollout.read_plan(f"schema: modelkeep.rollout/v1\nstrategy: {strategy}\n") == PRESETS[strategy]
+    assert rollout.check_plan(PRESETS[strategy]).strategy is strategy
+    own = rollout.read_plan(f"strategy: {strategy}\nsteps: [{{weight_ppm: 1000000, min_s: 7}}]\n")
+    assert own == structs.replace(PRESETS[strategy], steps=(Step(weight_ppm=WHOLE_PPM, min_s=7.0),))
+    assert chosen(None, strategy) == PRESETS[strategy]
+    assert chosen(own, strategy) == own
+    assert read_strategy(strategy.replace("_", "-").upper()) is strategy
+    other = next(one for one in Strategy if one is not strategy)
+    with pytest.raises(errors.InvalidPlan):
+        chosen(own, other)
+    with pytest.raises(errors.InvalidPlan):
+        read_strategy("chess")
+
+
+def test_a_plan_without_a_metric_is_not_judged_by_it() -> None:
+    """What has no share of alpha takes nobody back; the share that is left is the errors' own."""
+    only = structs.replace(PLAN, metrics=Metrics(errors=1.0, latency=0.0, shares=0.0))
+    stable, candidate = split(100_000, 2_000)
+    slow = structs.replace(candidate, slow=200, callers_first_slow=200)
+    for plan, verdict in ((PLAN, Verdict.ROLLBACK), (only, Verdict.ADVANCE)):
+        of = rollout.take_in(stepping(plan=plan), (tick(100_000, stable, slow), good(100_000)))
+        assert rollout.judge(of).verdict is verdict
+    of = rollout.take_in(stepping(plan=only), (bad(100_000),))
+    assert rollout.judge(of).blamed == "errors"
+
+
+# --------------------------------------------------------------------------------------- the other strategies
+
+
+@pytest.mark.req("S3", "S4")
+def test_a_blue_green_candidate_is_shown_then_gets_everything_then_bakes() -> None:
+    """Loaded, it stands under its preview address with no traffic for as long as the plan says; the time does
+    not run while it is not ready; then all of the traffic at once, and success when the bake is over."""
+    of = begun(plan=PLANS["blue-green"])
+    shown = advance(of, seen(of), NOW).rollout
+    assert (shown.state, shown.weight_ppm, shown.epoch) == (RolloutState.PREVIEWING, 0, Epoch(4, 3))
+    began = advance(shown, seen(shown), NOW).rollout
+    stopped = advance(began, seen(began, phase=VersionPhase.RESTARTING), NOW + timedelta(seconds=5)).rollout
+    assert stopped.step_since is None
+    again = advance(stopped, seen(stopped), NOW + timedelta(seconds=9)).rollout
+    waiting = advance(again, seen(again), NOW + timedelta(seconds=9 + MIN_S / 2)).rollout
+    assert waiting.state is RolloutState.PREVIEWING
+    switched = advance(waiting, seen(waiting), NOW + timedelta(seconds=9 + MIN_S))
+    assert switched.change is Change.STEPPED
+    assert (switched.rollout.state, switched.rollout.weight_ppm) == (RolloutState.STEPPING, WHOLE_PPM)
+    baking = advance(switched.rollout, seen(switched.rollout), NOW).rollout
+    done = advance(baking, seen(baking), NOW + timedelta(seconds=MIN_S))
+    assert done.change is Change.SUCCEEDED
+    back = take_back(baking, "customers complain", NOW).rollout
+    assert (back.state, back.weight_ppm) == (RolloutState.ROLLING_BACK, 0)
+
+
+@pytest.mark.req("S4")
+def test_a_preview_that_fails_costs_nobody_a_request() -> None:
+    """It never had traffic: failed, and no version that was taken back."""
+    of = advance(begun(plan=PLANS["blue-green"]), seen(begun()), NOW).rollout
+    done = advance(of, seen(of, phase=VersionPhase.FAILED, error="out of memory"), NOW)
+    assert (done.rollout.state, done.rollout.weight_ppm) == (RolloutState.FAILED, 0)
+    assert "out of memory" in done.why
+
+
+@pytest.mark.req("S4")
+def test_a_switch_by_hand_waits_for_a_person() -> None:
+    """However long the preview lasts; one word switches, at any time once the gateways have it."""
+    of = advance(begun(plan=PLANS["blue-green by hand"]), seen(begun()), NOW).rollout
+    with pytest.raises(errors.Conflict):
+        step_on(of, seen(of), "go", NOW)
+    of = advance(of, seen(of), NOW).rollout
+    of = advance(of, seen(of), NOW + timedelta(days=1)).rollout
+    assert of.state is RolloutState.PREVIEWING
+    assert "rollout advance churn" in (of.held or "")
+    assert step_on(of, seen(of), "go", NOW).rollout.weight_ppm == WHOLE_PPM
+
+
+@pytest.mark.req("S3")
+def test_a_rolling_update_goes_by_readiness_and_obeys_guards_alone() -> None:
+    """No statistics: failing callers do not stop it, a candidate that is not ready does, a guard ends it."""
+    of = stepping(plan=PLANS["rolling"])
+    later = NOW + timedelta(seconds=MIN_S)
+    held = advance(of, seen(of, phase=VersionPhase.RESTARTING), later).rollout
+    assert (held.weight_ppm, held.held) == (100_000, "the candidate is restarting on the gateways")
+    assert advance(of, seen(of, "bad"), later).rollout.weight_ppm == 500_000
+    assert advance(of, seen(of, "crash"), later).rollout.state is RolloutState.ROLLING_BACK
+
+
+@pytest.mark.req("S7")
+def test_an_inconclusive_step_goes_on_only_with_requests_of_its_own() -> None:
+    """A plan may go on without a proof, not without any request: those of former steps do not count."""
+    of = structs.replace(
+        stepping(plan=PLANS["goes on when inconclusive"]),
+        candidate_counts=SideCounts(requests=50),
+        requests_before=50,
+    )
+    later = NOW + timedelta(seconds=MAX_S)
+    assert advance(of, seen(of), later).rollout.weight_ppm == 100_000
+    done = advance(of, seen(of, "few"), later)
+    assert done.rollout.weight_ppm == 500_000
+    assert "inconclusive" in done.why
+
+
+@pytest.mark.req("S3")
+def test_a_superseded_rollout_ends_at_once_under_a_new_term() -> None:
+    """The candidate's traffic is gone with it; one that is being taken back is not forgotten for another."""
+    for of in (begun(), stepping(), stepping(2)):
+        done = supersede(of, "1.3.0: better", NOW)
+        assert done.change is Change.SUPERSEDED
+        assert (done.rollout.state, done.rollout.weight_ppm) == (RolloutState.SUPERSEDED, 0)
+        assert done.rollout.epoch == Epoch(of.epoch.term + 1, 0)
+        assert "1.3.0" in (done.rollout.outcome or "")
+        with pytest.raises(errors.RolloutFinished):
+            supersede(done.rollout, "1.4.0", NOW)
+    with pytest.raises(errors.RolloutActive):
+        supersede(take_back(stepping(), "no", NOW).rollout, "1.3.0", NOW)
 
 
 @pytest.mark.parametrize(

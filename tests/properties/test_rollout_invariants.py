@@ -144,17 +144,24 @@ def test_what_measures_nothing_raises_no_weight(plan: Plan, seen: list[Look]) ->
 @pytest.mark.req("S7", "S9")
 @given(plan=plans(), seen=looks(ticks() | silent_ticks()))
 def test_a_weight_rises_on_proof_alone(plan: Plan, seen: list[Look]) -> None:
-    """Invariant 8: where a weight does rise, or a rollout succeeds, the verdict was advance, callers of the
-    candidate were counted, and the gateways that answer had confirmed the weight before."""
+    """Invariant 8: where a weight does rise, or a rollout succeeds, the verdict was advance (or the plan goes
+    on when a step is over, and the candidate had requests in it), requests of the candidate were counted, and
+    the gateways that answer had confirmed the weight before."""
     before = fresh(plan)
-    for (observed, _), answer in zip(seen, carried_on(before, seen), strict=True):
+    now = T0
+    for (observed, seconds), answer in zip(seen, carried_on(before, seen), strict=True):
+        now += timedelta(seconds=seconds)
         after = answer.rollout
         if after.weight_ppm > before.weight_ppm or (
             after.state is RolloutState.SUCCEEDED and before.state is not RolloutState.SUCCEEDED
         ):
             assert after.judgement is not None
-            assert after.judgement.verdict is Verdict.ADVANCE
-            assert after.candidate_counts.new_callers > 0
+            if after.judgement.verdict is not Verdict.ADVANCE:
+                assert plan.on_inconclusive is OnInconclusive.ADVANCE
+                assert before.step_since is not None
+                assert now - before.step_since >= timedelta(seconds=before.current.max_s)
+                assert after.candidate_counts.requests > before.requests_before
+            assert after.candidate_counts.requests > 0
             assert observed.applied is not None
             assert observed.applied >= before.epoch
             assert plan.automatic or before.last

@@ -18,7 +18,7 @@ from modelkeep.core.catalog import DEFAULT_STAGES, FileEntry, ModelVersion, Stag
 from modelkeep.core.events import EventKind
 from modelkeep.core.policy import TEAM, Policy
 from modelkeep.core.promotion import Interval, MoveCause, Vote
-from modelkeep.core.rollout import CANARY, Endpoint, Rollout, RolloutState
+from modelkeep.core.rollout import CANARY, Endpoint, Plan, Rollout, RolloutState
 from modelkeep.core.routing import Epoch
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Actor, Digest, ModelName, Ref, Staged, parse_ref
@@ -75,7 +75,16 @@ class Traffic:
         return self.endpoints.get((model, stage))
 
     def start(
-        self, act: Act, endpoint: Endpoint, version: ModelVersion, *, reason: str, request: str | None
+        self,
+        act: Act,
+        endpoint: Endpoint,
+        version: ModelVersion,
+        *,
+        reason: str,
+        request: str | None,
+        plan: Plan | None = None,
+        plan_from: str = "endpoint",
+        supersede: bool = False,
     ) -> Rollout:
         if endpoint.rollout is not None:
             raise errors.RolloutActive("A rollout is under way.")
@@ -90,7 +99,7 @@ class Traffic:
             candidate=version.number,
             candidate_digest=version.digest,
             candidate_semver=version.semver,
-            plan=CANARY,
+            plan=plan or CANARY,
             salt="",
             epoch=endpoint.epoch,
             started_at=act.now,

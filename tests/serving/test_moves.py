@@ -74,6 +74,24 @@ def test_a_move_forward_obeys_fencing_and_readiness(
             assert route == want
 
 
+@pytest.mark.req("S8")
+@given(live=tables(), desired=tables(), ready=READY)
+def test_a_raised_term_takes_traffic_away_whatever_is_not_loaded_yet(
+    live: RoutingTable, desired: RoutingTable, ready: set[VersionKey]
+) -> None:
+    """A rollback or a rollout that takes another's place does not wait for the next candidate: with stable
+    ready, the former candidate has nothing any more."""
+    after = moves.next_table(live, desired, ready)
+    for want in desired.routes:
+        have, now = live.route(want.endpoint), after.route(want.endpoint)
+        if have is None or want.epoch.term <= have.epoch.term or want.stable not in ready:
+            continue
+        assert now is not None
+        assert now.epoch == want.epoch
+        assert (now.stable, now.candidate) == (want.stable, want.candidate)
+        assert now.candidate_ppm in (0, want.candidate_ppm)
+
+
 @given(live=tables(), desired=tables())
 def test_a_move_ends_where_it_wants_when_all_is_ready(live: RoutingTable, desired: RoutingTable) -> None:
     """With everything ready, routes that are not fenced are as wanted; going on changes nothing more."""

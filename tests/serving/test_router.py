@@ -68,7 +68,7 @@ def test_a_request_goes_where_the_core_says(key: bytes, ppm: int) -> None:
     for made in (router(swap(1, wanted)), router(swap(1, route()), swap(2, wanted))):
         role, caller = made.targets[b"churn"].assign({b"x-user": key}, b"10.0.0.1")
         assert role is choose(wanted, key)
-        assert caller == caller_hash(key)
+        assert caller == (caller_hash(key) if ppm else 0)
 
 
 def test_without_its_header_a_caller_is_its_address() -> None:
@@ -104,6 +104,16 @@ def test_a_pinned_version_is_one_that_the_route_has_loaded() -> None:
         VERSIONS[PREVIOUS],
         None,
     ]
+
+
+@pytest.mark.req("S4")
+def test_only_a_route_with_a_preview_shows_its_candidate() -> None:
+    """Without a share nobody else meets it, nobody is hashed, and nobody's first time is used up."""
+    shown = router(swap(1, route(candidate_ppm=0, preview=True))).targets[b"churn"]
+    assert shown.previewed is VERSIONS[CANDIDATE]
+    assert shown.assign({b"x-user": b"me"}, b"") == (Role.STABLE, 0)
+    assert shown.callers is None
+    assert router(swap(1, route())).targets[b"churn"].previewed is None
 
 
 @pytest.mark.req("S6")

@@ -4,6 +4,7 @@ import click
 
 from modelkeep.cli import promotion_views as views
 from modelkeep.cli.catalog_commands import within
+from modelkeep.cli.plans import plan_options, stated
 from modelkeep.cli.session import DefaultGroup, Session, limit, pairs, read_text, reason, verb
 
 _TO = click.option("--to", required=True, metavar="STAGE", help="The stage, such as production.")
@@ -28,17 +29,36 @@ def gate(session: Session, ref: str, to: str, explain: bool) -> int:
 @reason
 @click.option("--request", metavar="ID", help="The request whose approvals count.")
 @_TICKET
-@click.option("--dry-run", is_flag=True, help="Ask the gates; change nothing.")
+@plan_options
+@click.option("--supersede", is_flag=True, help="End the rollout that is under way, and begin this one.")
+@click.option("--dry-run", is_flag=True, help="Ask the gates and show the plan; change nothing.")
 def promote(
-    session: Session, ref: str, to: str, reason: str, request: str | None, ticket: str | None, dry_run: bool
+    session: Session,
+    ref: str,
+    to: str,
+    reason: str,
+    request: str | None,
+    ticket: str | None,
+    plan_file: str | None,
+    strategy: str | None,
+    steps: tuple[str, ...],
+    supersede: bool,
+    dry_run: bool,
 ) -> int:
     """Move REF to a stage; where an endpoint follows it, its traffic begins to move."""
+    plan = stated(plan_file, strategy, steps)
     if dry_run:
         report = session.client.gate(ref, to)
+        if plan is not None and report.endpoint is not None:
+            from msgspec.structs import replace
+
+            report = replace(report, plan=plan, plan_from="promotion")
         session.answer(report, (g.gate for g in report.gates if g.blocks), views.gate(report, True))
         session.say("Nothing was changed.")
         return 3 if report.obstacle else _EXIT[report.ruling]
-    done = session.client.promote(ref, to, reason, request=request, ticket=ticket)
+    done = session.client.promote(
+        ref, to, reason, request=request, ticket=ticket, plan=plan, supersede=supersede
+    )
     session.answer(done, [done.rollout or done.version.reference], views.promoted(done))
     return 0
 

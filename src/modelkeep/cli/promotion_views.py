@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelkeep.cli.catalog_views import View, stage
+from modelkeep.cli.plans import summary
 from modelkeep.cli.show import Screen, Text, duration, moment, short
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ def gate(report: "GateReport", explain: bool) -> View:
             screen.line(
                 Text(f"policy {report.policy} version {report.policy_version} {report.policy_digest}", "dim")
             )
+        if report.plan is not None:
+            said = f"{summary(report.plan)} (by the {report.plan_from})"
+            screen.line(f"traffic of {report.endpoint}: {said}")
         if report.next:
             screen.line(Text(f"next: {report.next}", "dim"))
 
@@ -76,6 +80,8 @@ def promoted(done: "Promotion") -> View:
         name = Text(done.version.reference, "strong")
         if done.kind.value == "rollout":
             screen.line(f"The rollout {done.rollout} of", name, f"to {done.stage} has begun.")
+            if done.plan is not None:
+                screen.line(f"  {summary(done.plan)}")
             screen.line(Text(f"  next: modelkeep rollout status {done.endpoint} --watch", "dim"))
         else:
             displaced = f"; #{done.displaced} left it" if done.displaced is not None else ""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelkeep.cli import rollout_views as views
+from modelkeep.cli.plans import plan_options, stated
 from modelkeep.cli.session import Session, limit, read_text, reason, verb, yes
 
 if TYPE_CHECKING:
     from modelkeep.core.answers import RolloutStatus
-    from modelkeep.core.rollout import Plan, Step
 
 WATCH_S = 0.5
 """Between two looks while watching."""
@@ -52,10 +52,7 @@ def endpoint() -> None:
 @click.option(
     "--lease-s", type=float, metavar="S", help="Take the candidate back when the server is silent so long."
 )
-@click.option("--plan", "plan_file", metavar="FILE", help="The rollout plan in YAML; - is standard input.")
-@click.option(
-    "--step", "steps", multiple=True, metavar="SHARE:SECONDS", help="A step of the plan, such as 10%:60."
-)
+@plan_options
 def endpoint_create(
     session: Session,
     name: str,
@@ -65,6 +62,7 @@ def endpoint_create(
     slow_ms: float | None,
     lease_s: float | None,
     plan_file: str | None,
+    strategy: str | None,
     steps: tuple[str, ...],
 ) -> None:
     """Create an endpoint that follows a stage, or change its settings."""
@@ -75,48 +73,9 @@ def endpoint_create(
         key_header=key_header,
         slow_ms=slow_ms,
         lease_s=lease_s,
-        plan=_plan(plan_file, steps),
+        plan=stated(plan_file, strategy, steps),
     )
     session.answer(made, [made.name], views.endpoint(made))
-
-
-def _plan(path: str | None, steps: tuple[str, ...]) -> "Plan | None":
-    """The plan of a file, with the steps of the command line in the place of its own."""
-    if path is None and not steps:
-        return None
-    from msgspec.structs import replace
-
-    from modelkeep.core.rollout import CANARY, Strategy, check_plan, read_plan
-
-    plan = read_plan(read_text(path)) if path is not None else CANARY
-    if steps:
-        taken = tuple(_step(text) for text in steps)
-        strategy = (
-            Strategy.IMMEDIATE if plan.strategy is Strategy.IMMEDIATE and len(taken) == 1 else Strategy.CANARY
-        )
-        plan = replace(plan, steps=taken, strategy=strategy)
-    return check_plan(plan)
-
-
-def _step(text: str) -> "Step":
-    """`10%:60`: a tenth of the traffic for at least 60 s; `10%:60:600` waits 600 s for evidence."""
-    from modelkeep.core.rollout import Step
-
-    share, *times = text.split(":")
-    try:
-        percent = float(share.removesuffix("%"))
-        seconds = [float(part) for part in times]
-        least, most = (
-            seconds[0],
-            seconds[1] if len(seconds) == 2 else max(Step(weight_ppm=1).max_s, seconds[0]),
-        )
-        if len(seconds) > 2 or not 0 < percent <= 100:
-            raise ValueError
-    except (ValueError, IndexError):
-        raise click.BadParameter(
-            f"write SHARE:SECONDS, such as 10%:60, not {text!r}", param_hint="--step"
-        ) from None
-    return Step(weight_ppm=round(percent * 10_000), min_s=least, max_s=most)
 
 
 @verb(endpoint, "show")
@@ -240,8 +199,7 @@ def rollout_explain(session: Session, endpoint: str) -> int:
     "--requests-per-caller", type=float, metavar="N", help="Requests that one caller sends in a rollout."
 )
 @click.option("--error-rate", metavar="SHARE", help="Callers who have an error on stable, such as 0.5%.")
-@click.option("--plan", "plan_file", metavar="FILE", help="Another plan than the endpoint's, in YAML.")
-@click.option("--step", "steps", multiple=True, metavar="SHARE:SECONDS", help="A step, such as 10%:60.")
+@plan_options
 @click.option("--seed", type=int, metavar="N", help="Of the simulation; the same one repeats it.")
 @click.option("--runs", type=int, metavar="N", help="Rollouts to simulate of each kind.")
 def rollout_forecast(
@@ -252,6 +210,7 @@ def rollout_forecast(
     requests_per_caller: float | None,
     error_rate: str | None,
     plan_file: str | None,
+    strategy: str | None,
     steps: tuple[str, ...],
     seed: int | None,
     runs: int | None,
@@ -263,7 +222,7 @@ def rollout_forecast(
         traffic_per_s=_rate(traffic) if traffic is not None else None,
         requests_per_caller=requests_per_caller,
         error_rate=_share(error_rate) if error_rate is not None else None,
-        plan=_plan(plan_file, steps),
+        plan=stated(plan_file, strategy, steps),
         seed=seed,
         runs=runs,
     )
@@ -315,8 +274,14 @@ _word("abort", "rollout_abort", "Give the candidate's traffic back to the stable
 @click.option(
     "--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header to send, such as the key's."
 )
+@click.option("--preview", is_flag=True, help="Ask the candidate under its preview address.")
 def predict(
-    session: Session, endpoint: str, path: str, gateway: str | None, headers: tuple[str, ...]
+    session: Session,
+    endpoint: str,
+    path: str,
+    gateway: str | None,
+    headers: tuple[str, ...],
+    preview: bool,
 ) -> None:
     """Ask ENDPOINT for predictions of rows: a list, or a body with "inputs"."""
     from modelkeep.cli.session import pairs
@@ -327,7 +292,7 @@ def predict(
     body = rows if isinstance(rows, dict) and "inputs" in rows else {"inputs": rows}
     request = Request(
         method="POST",
-        path=f"/endpoints/{segment(endpoint)}/predict",
+        path=f"/endpoints/{segment(endpoint)}/{'preview/' if preview else ''}predict",
         payload=codec.encode(body),
         headers={"Content-Type": "application/json", **pairs(headers, "header")},
     )

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelkeep.cli.catalog_views import View
+from modelkeep.cli.plans import summary
 from modelkeep.cli.show import Screen, Text, duration, moment, number, share
 
 if TYPE_CHECKING:
     from modelkeep.core.answers import Explanation, RolloutForecast, RolloutStatus
-    from modelkeep.core.rollout import Endpoint, Plan, Rollout
+    from modelkeep.core.rollout import Endpoint, Rollout
 
 _STATES = {
     "succeeded": "good",
     "stepping": "warn",
     "preparing": "warn",
+    "previewing": "warn",
     "rolling_back": "bad",
     "rolled_back": "bad",
     "failed": "bad",
@@ -25,12 +27,6 @@ BAR_CELLS = 30
 
 def _state(value: str) -> Text:
     return Text(value.replace("_", " "), _STATES.get(value, "dim"))
-
-
-def _steps(plan: "Plan") -> str:
-    if plan.strategy.value == "immediate":
-        return "immediate"
-    return " -> ".join(f"{share(step.weight_ppm)} for {duration(step.min_s)}" for step in plan.steps)
 
 
 def endpoints(items: Sequence["Endpoint"]) -> View:
@@ -45,7 +41,7 @@ def endpoints(items: Sequence["Endpoint"]) -> View:
                     f"{e.model}#{e.stage}",
                     f"#{e.stable}" if e.stable is not None else Text("nothing yet", "dim"),
                     e.rollout,
-                    _steps(e.plan),
+                    summary(e.plan),
                 )
                 for e in items
             ),
@@ -66,7 +62,7 @@ def endpoint(found: "Endpoint") -> View:
                 ("serves", f"#{found.stable}" if found.stable is not None else "nothing yet"),
                 ("before", f"#{found.previous}" if found.previous is not None else None),
                 ("rollout", found.rollout),
-                ("plan", _steps(plan)),
+                ("plan", summary(plan)),
                 ("risk", f"a version no worse is taken back with a chance of at most {plan.alpha:.2%}"),
                 ("key", found.key_header or "the connection's address"),
                 ("slow", f"above {found.slow_ms:g} ms"),
@@ -114,6 +110,8 @@ def rollout(found: "Rollout") -> View:
                 ("rollout", Text(found.id, "strong")),
                 ("of", f"{found.model}:{found.candidate_semver} over {found.stable_semver or 'nothing'}"),
                 ("state", _state(found.state.value)),
+                ("plan", summary(found.plan)),
+                ("preview", _preview(found)),
                 ("traffic", f"{_bar(found.weight_ppm)} {step}{share(found.weight_ppm)} to the candidate"),
                 ("paused", found.paused),
                 ("waits", found.held),
@@ -155,6 +153,14 @@ def rollout(found: "Rollout") -> View:
             screen.line(Text(f"  the candidate said: {note}", "bad"))
 
     return draw
+
+
+def _preview(found: "Rollout") -> str | None:
+    """Where a candidate can be asked before it has traffic."""
+    if found.state.value != "previewing":
+        return None
+    name = found.endpoint
+    return f"modelkeep predict {name} --preview, or POST /endpoints/{name}/preview/predict"
 
 
 def _bar(ppm: int) -> str:
@@ -288,7 +294,7 @@ def forecast(told: "RolloutForecast") -> View:
         screen.line(Text(f"{told.version} over {told.stable} on {told.endpoint}", "strong"))
         screen.facts(
             (
-                ("plan", _steps(told.plan)),
+                ("plan", summary(told.plan)),
                 ("traffic", f"{callers}, {flow.requests_per_caller:.3g} requests each"),
                 ("stable", f"{flow.failing:.3%} of callers fail, {flow.slow:.3%} are answered slowly"),
                 ("counted", _counted(told)),

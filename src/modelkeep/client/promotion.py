@@ -10,6 +10,7 @@ from modelkeep.client.answers import Listing, Page
 from modelkeep.client.transport import V1, Wire, given, model_path, segment, time_text
 from modelkeep.core.answers import GateReport, History, PolicyRecord, Promotion, Rollback, WhatWas
 from modelkeep.core.catalog import ModelVersion
+from modelkeep.core.plan import Plan, Strategy, check_plan, chosen, read_strategy
 from modelkeep.core.promotion import PromotionRequest, RequestState, Vote
 
 
@@ -21,17 +22,41 @@ class PromotionVerbs(Wire):
         return self.send(GateReport, "GET", f"{V1}/gate", query={"ref": ref, "to": to}, patient=True)
 
     def promote(
-        self, ref: str, to: str, reason: str, *, request: str | None = None, ticket: str | None = None
+        self,
+        ref: str,
+        to: str,
+        reason: str,
+        *,
+        request: str | None = None,
+        ticket: str | None = None,
+        plan: Plan | None = None,
+        strategy: Strategy | str | None = None,
+        supersede: bool = False,
     ) -> Promotion:
         """Move a version to a stage; where an endpoint follows the stage, start the rollout that will.
+
+        Args:
+            plan: how this rollout goes, in the place of the policy's plan or the endpoint's.
+            strategy: the same, by the plan that the strategy has by itself.
+            supersede: end the rollout that is under way, and begin from the same stable version.
 
         Raises:
             PolicyDenied: a gate does not hold; `details.gates` says which and what would make it pass.
             ApprovalRequired: somebody else has to agree; `details.request` is the request to review.
             Tombstoned, InvalidTransition, RolloutActive: the version was taken back, or cannot move there
             (now).
+            InvalidPlan: the plan cannot be carried out, or there is no such strategy.
         """
-        body = given(ref=ref, to=to, reason=reason, request=request, ticket=ticket)
+        plan = chosen(plan, read_strategy(strategy) if strategy is not None else None)
+        body = given(
+            ref=ref,
+            to=to,
+            reason=reason,
+            request=request,
+            ticket=ticket,
+            plan=check_plan(plan) if plan is not None else None,
+            supersede=supersede or None,
+        )
         return self.send(Promotion, "POST", f"{V1}/promotions", body, patient=True)
 
     def rollback(

@@ -164,7 +164,8 @@ class GateReport(Struct, frozen=True, kw_only=True):
     """Whether a version may enter a stage now, and why.
 
     `obstacle` is what stands in the way before any gate is asked: no such move, or a tombstone. `next` is the
-    command that gets one further.
+    command that gets one further. Where an endpoint follows the stage, `plan` is how its traffic would move,
+    and `plan_from` who says so: `policy` or `endpoint`.
     """
 
     version: str
@@ -182,6 +183,9 @@ class GateReport(Struct, frozen=True, kw_only=True):
     approvals_roles: tuple[str, ...]
     obstacle: str | None
     next: str
+    endpoint: str | None = None
+    plan: Plan | None = None
+    plan_from: str | None = None
 
 
 class PromotionKind(StrEnum):
@@ -205,6 +209,7 @@ class Promotion(Struct, frozen=True, kw_only=True):
     request: str | None = None
     gates: tuple[GateResult, ...] = ()
     interval: Interval | None = None
+    plan: Plan | None = None
 
 
 class Rollback(Struct, frozen=True, kw_only=True):

@@ -66,6 +66,7 @@ class EventKind(StrEnum):
     ROLLOUT_ROLLED_BACK = "rollout.rolled_back"  # the gateways have confirmed it, or none answered
     ROLLOUT_FAILED = "rollout.failed"
     ROLLOUT_CANCELLED = "rollout.cancelled"
+    ROLLOUT_SUPERSEDED = "rollout.superseded"  # another rollout of the endpoint took its place
     PRINCIPAL_CREATED = "principal.created"
     PRINCIPAL_DISABLED = "principal.disabled"
     TOKEN_CREATED = "token.created"

@@ -5,7 +5,7 @@ than stable is taken back with probability at most `alpha`; docs/explanation/rol
 theory and the simulations. What follows from a verdict is decided in `rollout`, not here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import StrEnum
 
 from msgspec import Struct, field
@@ -15,9 +15,6 @@ from modelkeep.core.observation import SideCounts, Tick
 from modelkeep.core.plan import Plan
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick, Combined, MeanEProcess, TrialTick
-
-OMEGA: Mapping[str, float] = {"errors": 0.5, "latency": 0.3, "traffic shares": 0.2}
-"""How alpha is spent over the metrics."""
 
 
 class Verdict(StrEnum):
@@ -104,10 +101,19 @@ def evidence_of(plan: Plan, ticks: Iterable[Tick], before: Evidence | None = Non
     return evidence
 
 
+def omega(plan: Plan) -> dict[str, float]:
+    """How a plan spends alpha over its metrics, by the names that people read."""
+    shares = plan.metrics
+    told = {"errors": shares.errors, "latency": shares.latency, "traffic shares": shares.shares}
+    return {name: share for name, share in told.items() if share > 0}
+
+
 def combined(plan: Plan, evidence: Evidence) -> Combined:
     """All that speaks against the candidate, under one alpha."""
     states = {"errors": evidence.errors, "latency": evidence.slow, "traffic shares": evidence.shares}
-    return sequential.combine(states, OMEGA, alpha=plan.alpha)
+    shares = omega(plan)
+    judged = {name: state for name, state in states.items() if name in shares}
+    return sequential.combine(judged, shares, alpha=plan.alpha)
 
 
 def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCounts) -> Judgement:

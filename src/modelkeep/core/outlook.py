@@ -32,7 +32,7 @@ from modelkeep.core.forecast import (
     Step,
     forecast,
 )
-from modelkeep.core.judgement import OMEGA, Specs
+from modelkeep.core.judgement import Specs, omega
 from modelkeep.core.plan import OnInconclusive, Plan, Strategy
 from modelkeep.core.sequential import ODDS_MAX, WHOLE_PPM, log_threshold, scaled_rate
 from modelkeep.core.sequential_many import Array, Many, log_e_callers, log_e_trials
@@ -69,7 +69,7 @@ def outlook(plan: Plan, flow: Flow, *, seed: int, runs: int = RUNS) -> Outlook:
         InvalidPlan: a rate, the seed or the number of runs is out of range.
     """
     _check(flow, seed, runs)
-    horizon_s = math.fsum(step.max_s for step in plan.steps)
+    horizon_s = _horizon_s(plan)
     healthy = simulate(plan, flow, odds=1.0, seed=seed, runs=runs)
     return Outlook(
         runs=runs,
@@ -95,12 +95,17 @@ def simulate(plan: Plan, flow: Flow, *, odds: float, seed: int, runs: int) -> Ru
     if not 1 / ODDS_MAX <= odds <= ODDS_MAX:
         raise errors.InvalidPlan(f"The odds ratio {odds} is out of range; give one like 2.")
     world = _World(plan, flow, odds, runs, np.random.default_rng([seed, *str(odds).encode()]))
-    horizon_s, now = math.fsum(step.max_s for step in plan.steps), 0.0
+    horizon_s, now = _horizon_s(plan), plan.preview_s
     while now < horizon_s and world.open.any():
-        lasts = max(1.0, now / FINENESS)
+        lasts = max(1.0, (now - plan.preview_s) / FINENESS)
         now += lasts
         world.turn(now, lasts)
     return Runs(world.ends, world.ended_s, world.full_s, world.callers, world.failed)
+
+
+def _horizon_s(plan: Plan) -> float:
+    """How long is simulated: the preview, then the sum of the longest times."""
+    return plan.preview_s + math.fsum(step.max_s for step in plan.steps)
 
 
 class _World:
@@ -113,11 +118,12 @@ class _World:
         self.least_s = np.array([step.min_s for step in plan.steps])
         self.most_s = np.array([step.max_s for step in plan.steps])
         self.step = np.zeros(runs, dtype=np.int64)
-        self.since_s = np.zeros(runs)
+        self.since_s = np.full(runs, plan.preview_s)
         self.ends = np.full(runs, End.OPEN, dtype=np.int64)
         self.ended_s = np.full(runs, np.inf)
-        self.full_s = np.where(self.weights[self.step] == WHOLE_PPM, 0.0, np.inf)
+        self.full_s = np.where(self.weights[self.step] == WHOLE_PPM, plan.preview_s, np.inf)
         self.callers = np.zeros(runs, dtype=np.int64)
+        self.callers_before = np.zeros(runs, dtype=np.int64)
         self.failed = np.zeros(runs, dtype=np.int64)
         self.specs = specs = Specs.of(plan)
         self.errors, self.slow, self.shares = (
@@ -138,22 +144,19 @@ class _World:
         plan = self.plan
         alarm = log_threshold(plan.alpha)
         proof = log_threshold(plan.beta / 2)
+        states = {"errors": self.errors, "latency": self.slow, "traffic shares": self.shares}
         against = np.max(
-            [
-                math.log(OMEGA[name]) + state.max_log_v
-                for name, state in (
-                    ("errors", self.errors),
-                    ("latency", self.slow),
-                    ("traffic shares", self.shares),
-                )
-            ],
-            axis=0,
+            [math.log(share) + states[name].max_log_v for name, share in omega(plan).items()], axis=0
         )
-        self._end(self.open & ((against >= alarm) | (self.high.max_log_v >= alarm)), End.TAKEN_BACK, now)
+        if plan.strategy is not Strategy.ROLLING:
+            worse = (against >= alarm) | (self.high.max_log_v >= alarm)
+            self._end(self.open & worse, End.TAKEN_BACK, now)
         lasted = now - self.since_s
         shown = (self.callers > 0) & ((self.low.log_v >= proof) | (self.no_worse.log_v >= proof))
-        if plan.strategy is Strategy.IMMEDIATE:
+        if not plan.strategy.proven:
             shown = np.ones_like(shown)
+        if plan.on_inconclusive is OnInconclusive.ADVANCE:
+            shown |= (self.callers > self.callers_before) & (lasted >= self.most_s[self.step])
         on = self.open & shown & (lasted >= self.least_s[self.step])
         last = self.step == len(plan.steps) - 1
         self._end(on & last, End.DONE, now)
@@ -162,6 +165,7 @@ class _World:
             self._end(self.open & ~onward & (lasted >= self.most_s[self.step]), End.INCONCLUSIVE, now)
         self.step[onward] += 1
         self.since_s[onward] = now
+        self.callers_before[onward] = self.callers[onward]
         whole = onward & (self.weights[self.step] == WHOLE_PPM)
         self.full_s[whole] = now
 
@@ -218,7 +222,7 @@ def _regression(plan: Plan, flow: Flow, odds: float, found: Runs) -> Regression:
         traffic_per_s=flow.callers_per_s,
         steps=_steps(plan, found),
         alpha=plan.alpha,
-        omega=OMEGA["errors"],
+        omega=plan.metrics.errors,
     )
     return Regression(
         odds=odds,

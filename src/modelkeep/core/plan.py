@@ -1,34 +1,62 @@
-"""How a rollout is to go, as data: steps, times, error rates, guards.
+"""How a rollout is to go, as data: strategy, steps, times, error rates, guards.
 
 A plan is checked once, when it is given, and then travels with the rollout, so that changing an endpoint's
 plan never changes a movement under way. What a plan leads to is decided in `rollout`, not here.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
 
 from msgspec import Struct, field
 
-from modelkeep.core import codec, errors
+from modelkeep.core import codec, errors, values
 from modelkeep.core.routing import WHOLE_PPM
 
+SCHEMA = "modelkeep.rollout/v1"
+"""The form of the documents that this release reads."""
 STEPS_MAX = 50
 """Steps of one plan."""
 STEP_S_MAX = 90 * 86_400.0
 """The longest that a step may be asked to last: labels may be late by weeks, not by years."""
+MASS_SLACK = 1e-9
+"""By how much shares of alpha may miss their sum: decimal fractions are not exact."""
 
 
 class Strategy(StrEnum):
-    """How a candidate takes over."""
+    """How a candidate takes over.
+
+    `canary` moves traffic in steps, each of which has to be proven. `rolling` moves it in batches that need a
+    candidate that is ready and no guard, and no statistics. `blue_green` loads the candidate beside stable
+    under a preview address, then gives it everything at once and keeps the former version loaded for a way
+    back. `immediate` gives it everything as soon as it is loaded.
+    """
 
     CANARY = "canary"
+    BLUE_GREEN = "blue_green"
+    ROLLING = "rolling"
     IMMEDIATE = "immediate"
+
+    @property
+    def proven(self) -> bool:
+        """Whether the evidence has to allow an advance; elsewhere time, readiness and the guards do."""
+        return self is Strategy.CANARY
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the candidate gets all of the traffic in its one step."""
+        return self in (Strategy.BLUE_GREEN, Strategy.IMMEDIATE)
 
 
 class OnInconclusive(StrEnum):
-    """What to do when a step's longest time is over and the evidence does not suffice."""
+    """What to do when a step's longest time is over and the evidence does not suffice. `advance` goes on when
+    the candidate had requests in this step; without any there is nothing to go on.
+    """
 
     HOLD = "hold"
+    ADVANCE = "advance"
     ROLLBACK = "rollback"
 
 
@@ -49,6 +77,16 @@ class Guards(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema_violations: int = 1
 
 
+class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How alpha is spent over the metrics that can take a candidate back: callers who fail, callers who are
+    answered slowly, and arms that do not get their shares. 0 leaves a metric out.
+    """
+
+    errors: float = 0.5
+    latency: float = 0.3
+    shares: float = 0.2
+
+
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a rollout goes, as data.
 
@@ -57,10 +95,12 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     requests fail at `pass_rate` or more. `margin` and `slow_margin` are the odds ratios of failing and of
     being slow that are tolerated. With all of the traffic, where nobody is left to compare with, a candidate
     is taken back when its first requests are shown (again at `alpha`) to fail at `fail_rate` or more.
-    `prepare_s` is how long gateways have to load the candidate, counted from
-    when one answers.
+    `metrics` are the metrics' shares of `alpha`. `preview_s` is how long a blue-green candidate stands under
+    its preview address before the switch. `automatic` false leaves each next step, and the switch, to a
+    person. `prepare_s` is how long gateways have to load the candidate, counted from when one answers.
     """
 
+    schema: str = SCHEMA
     strategy: Strategy = Strategy.CANARY
     steps: tuple[Step, ...] = (
         Step(weight_ppm=100_000),
@@ -74,14 +114,38 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass_odds: float = 2.0
     pass_rate: float = 0.02
     fail_rate: float = 0.25
+    metrics: Metrics = field(default_factory=Metrics)
     on_inconclusive: OnInconclusive = OnInconclusive.HOLD
     automatic: bool = True
+    preview_s: float = 0.0
     prepare_s: float = 600.0
     guards: Guards = field(default_factory=Guards)
 
 
 CANARY = Plan()
 """10 % -> 50 % -> 100 %, five minutes each at least."""
+
+PRESETS: Mapping[Strategy, Plan] = MappingProxyType(
+    {
+        Strategy.CANARY: CANARY,
+        Strategy.BLUE_GREEN: Plan(
+            strategy=Strategy.BLUE_GREEN,
+            steps=(Step(weight_ppm=WHOLE_PPM, min_s=600.0),),
+            preview_s=300.0,
+        ),
+        Strategy.ROLLING: Plan(
+            strategy=Strategy.ROLLING,
+            steps=tuple(
+                Step(weight_ppm=share * WHOLE_PPM // 4, min_s=30.0, max_s=600.0) for share in range(1, 5)
+            ),
+        ),
+        Strategy.IMMEDIATE: Plan(
+            strategy=Strategy.IMMEDIATE, steps=(Step(weight_ppm=WHOLE_PPM, min_s=60.0),)
+        ),
+    }
+)
+"""What a strategy means where nothing else is said: a preview of five minutes and a bake of ten, a quarter
+every half minute, or everything now."""
 
 
 def check_plan(plan: Plan) -> Plan:
@@ -90,20 +154,12 @@ def check_plan(plan: Plan) -> Plan:
     Raises:
         InvalidPlan: names the number that is off and what it may be.
     """
-    if not 1 <= len(plan.steps) <= STEPS_MAX:
-        raise errors.InvalidPlan(f"A plan has 1 to {STEPS_MAX} steps.")
-    weights = [step.weight_ppm for step in plan.steps]
-    if any(b <= a for a, b in pairwise(weights)) or weights[0] <= 0:
-        raise errors.InvalidPlan("The steps' weights must rise, beginning above 0 ppm.")
-    if weights[-1] != WHOLE_PPM:
-        raise errors.InvalidPlan(f"The last step must give the candidate everything ({WHOLE_PPM} ppm).")
-    if plan.strategy is Strategy.IMMEDIATE and len(weights) != 1:
-        raise errors.InvalidPlan("An immediate rollout has exactly one step.")
-    for step in plan.steps:
-        if not 0 <= step.min_s <= step.max_s <= STEP_S_MAX:
-            raise errors.InvalidPlan(
-                f"A step lasts min_s <= max_s, both within 0 and {STEP_S_MAX:.0f} seconds."
-            )
+    if plan.schema != SCHEMA:
+        raise errors.InvalidPlan(
+            f"The plan's schema {values.quoted(plan.schema, 60)} is unknown; write {SCHEMA!r}."
+        )
+    _check_steps(plan)
+    _check_strategy(plan)
     if not 0 < plan.alpha <= 0.2 or not 0 < plan.beta <= 0.5:
         raise errors.InvalidPlan("'alpha' lies above 0 and at most 0.2, 'beta' above 0 and at most 0.5.")
     if not 1 <= plan.margin <= 100 or not 1 <= plan.slow_margin <= 100:
@@ -116,12 +172,97 @@ def check_plan(plan: Plan) -> Plan:
         raise errors.InvalidPlan("'fail_rate' lies above 'pass_rate' and at most 0.99.")
     if not 1 <= plan.prepare_s <= 86_400 or plan.guards.crashes < 1 or plan.guards.schema_violations < 1:
         raise errors.InvalidPlan("'prepare_s' lies within a second and a day; guards count from 1.")
+    shares = (plan.metrics.errors, plan.metrics.latency, plan.metrics.shares)
+    if not shares[0] > 0 or not all(share >= 0 for share in shares) or not sum(shares) <= 1 + MASS_SLACK:
+        raise errors.InvalidPlan(
+            "The shares of alpha in 'metrics' sum to at most 1, and that of 'errors' lies above 0."
+        )
     return plan
 
 
+def _check_steps(plan: Plan) -> None:
+    if not 1 <= len(plan.steps) <= STEPS_MAX:
+        raise errors.InvalidPlan(f"A plan has 1 to {STEPS_MAX} steps.")
+    weights = [step.weight_ppm for step in plan.steps]
+    if any(b <= a for a, b in pairwise(weights)) or weights[0] <= 0:
+        raise errors.InvalidPlan("The steps' weights must rise, beginning above 0 ppm.")
+    if weights[-1] != WHOLE_PPM:
+        raise errors.InvalidPlan(f"The last step must give the candidate everything ({WHOLE_PPM} ppm).")
+    for step in plan.steps:
+        if not 0 <= step.min_s <= step.max_s <= STEP_S_MAX:
+            raise errors.InvalidPlan(
+                f"A step lasts min_s <= max_s, both within 0 and {STEP_S_MAX:.0f} seconds."
+            )
+
+
+def _check_strategy(plan: Plan) -> None:
+    """Refuse what the strategy has no use for: whoever wrote it expects something that would not happen."""
+    strategy = plan.strategy
+    if strategy.at_once and len(plan.steps) != 1:
+        raise errors.InvalidPlan(
+            f"The strategy {strategy} gives the candidate everything at once: it has exactly one step, of "
+            f"{WHOLE_PPM} ppm."
+        )
+    if not 0 <= plan.preview_s <= STEP_S_MAX:
+        raise errors.InvalidPlan(f"'preview_s' lies within 0 and {STEP_S_MAX:.0f} seconds.")
+    if plan.preview_s and strategy is not Strategy.BLUE_GREEN:
+        raise errors.InvalidPlan(
+            f"Only a blue_green plan has a preview; leave 'preview_s' out of a plan of {strategy}, or choose "
+            "blue_green."
+        )
+    if not strategy.proven and plan.on_inconclusive is not OnInconclusive.HOLD:
+        raise errors.InvalidPlan(
+            f"The strategy {strategy} asks for no proof, so nothing is inconclusive; leave 'on_inconclusive' "
+            "out, or choose canary."
+        )
+
+
 def read_plan(text: str | bytes) -> Plan:
-    """Read a plan in YAML or JSON. Raises InvalidPlan."""
+    """Read a plan in YAML or JSON. What it leaves out is as its strategy has it by itself. Raises
+    InvalidPlan.
+    """
     try:
-        return check_plan(codec.convert(codec.parse_yaml(text), Plan))
+        document = codec.parse_yaml(text)
+        return check_plan(codec.convert(completed(document), Plan))
     except errors.MalformedBody as problem:
-        raise errors.InvalidPlan(f"This is not a rollout plan: {problem}") from problem
+        raise errors.InvalidPlan(
+            f"This is not a rollout plan: {problem} Strategies: {', '.join(Strategy)}; metrics: "
+            f"{', '.join(Metrics.__struct_fields__)}."
+        ) from problem
+
+
+def read_strategy(text: str) -> Strategy:
+    """A strategy by its name, `blue-green` as well as `blue_green`. Raises InvalidPlan."""
+    try:
+        return Strategy(text.strip().lower().replace("-", "_"))
+    except ValueError:
+        raise errors.InvalidPlan(
+            f"There is no strategy {values.quoted(text, 60)}; there are {', '.join(Strategy)}."
+        ) from None
+
+
+def chosen(plan: Plan | None, strategy: Strategy | None) -> Plan | None:
+    """What somebody said of how a rollout goes: a plan, or a strategy, which stands for its own; None where
+    nothing was said.
+
+    Raises:
+        InvalidPlan: both were said, and they are two strategies.
+    """
+    if strategy is None:
+        return plan
+    if plan is not None and plan.strategy is not strategy:
+        raise errors.InvalidPlan(
+            f"The plan is one of {plan.strategy} and not of {strategy}; name a plan or a strategy."
+        )
+    return plan or PRESETS[strategy]
+
+
+def completed(document: Any) -> Any:
+    """A document with its strategy's own steps and preview, where it says nothing of them."""
+    if not isinstance(document, dict) or document.get("strategy") not in list(Strategy):
+        return document
+    preset = PRESETS[Strategy(document["strategy"])]
+    own = {"steps": codec.builtins(preset.steps)}
+    if preset.preview_s:
+        own["preview_s"] = preset.preview_s
+    return own | document

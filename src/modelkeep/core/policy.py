@@ -19,6 +19,7 @@ from modelkeep.core import bump, codec, errors, metadata, values
 from modelkeep.core.access import ROLE_VERBS, Role, Verb
 from modelkeep.core.bump import VersionRules
 from modelkeep.core.catalog import Direction, Metric, ModelVersion, metric_label
+from modelkeep.core.plan import Plan, check_plan, completed
 from modelkeep.core.values import Digest
 
 GATES_MAX = 100
@@ -428,10 +429,12 @@ class Approvals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class StageRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one stage asks for."""
+    """What one stage asks for. `rollout` is the plan by which a promotion to it moves traffic; without one
+    the endpoint's own holds."""
 
     gates: tuple[AnyGate, ...] = ()
     approvals: Approvals = field(default_factory=Approvals)
+    rollout: Plan | None = None
 
 
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -463,7 +466,7 @@ def read_policy(text: str | bytes) -> Policy:
         Invalid, InvalidName, LimitExceeded: a name or text in it is unfit, or it is too large.
     """
     try:
-        policy = codec.convert(codec.parse_yaml(text), Policy)
+        policy = codec.convert(_with_whole_plans(codec.parse_yaml(text)), Policy)
     except errors.MalformedBody as problem:
         known = ", ".join(str(gate.__struct_config__.tag) for gate in GATES)
         raise errors.InvalidPolicy(f"This is not a policy: {problem} The gates are: {known}.") from problem
@@ -479,6 +482,22 @@ def read_policy(text: str | bytes) -> Policy:
             raise errors.InvalidPolicy(f"Stages are written in lower case: {stage.lower()!r}, not {stage!r}.")
         _check_rules(stage, rules)
     return policy
+
+
+def _with_whole_plans(document: Any) -> Any:
+    """A document whose rollout plans have what their strategies bring along; what is no policy stays as it
+    is.
+    """
+    stages = document.get("stages") if isinstance(document, dict) else None
+    if not isinstance(stages, dict):
+        return document
+    whole = {
+        stage: {**rules, "rollout": completed(rules["rollout"])}
+        if isinstance(rules, dict) and "rollout" in rules
+        else rules
+        for stage, rules in stages.items()
+    }
+    return {**document, "stages": whole}
 
 
 def _check_texts(value: object) -> None:
@@ -501,6 +520,11 @@ def _check_rules(stage: str, rules: StageRules) -> None:
     wrong = rules.approvals.problem()
     if wrong is not None:
         raise errors.InvalidPolicy(f"The policy for {stage!r} {wrong}.")
+    if rules.rollout is not None:
+        try:
+            check_plan(rules.rollout)
+        except errors.InvalidPlan as problem:
+            raise errors.InvalidPolicy(f"The rollout for {stage!r}: {problem.message}") from problem
     labels: set[str] = set()
     for gate in rules.gates:
         wrong = gate.problem()
@@ -556,7 +580,8 @@ def evidence_digest(results: Sequence[GateResult]) -> Digest:
 def weaker(inner: Policy, outer: Policy, stages: Collection[str] | None = None) -> tuple[str, ...]:
     """In what a policy asks for less than the one of the next scope up; nothing when it asks for as much.
 
-    Fewer approvals, approvals of more roles, and an enforced gate that is gone, only warns or asks for less.
+    Fewer approvals, approvals of more roles, an enforced gate that is gone, only warns or asks for less, and
+    another rollout plan than the one that is set there.
 
     Args:
         stages: the stages to look at; all that `outer` names when None.
@@ -573,6 +598,8 @@ def _less(stage: str, inner: StageRules, outer: StageRules) -> list[str]:
     more = sorted(set(mine.roles) - set(theirs.roles))
     if theirs.count and mine.count and more:
         reasons.append(f"{stage} also takes the approval of {', '.join(more)}")
+    if outer.rollout is not None and inner.rollout != outer.rollout:
+        reasons.append(f"{stage} moves traffic by another rollout plan")
     kept = {gate.label: gate for gate in inner.gates}
     for gate in outer.gates:
         if gate.mode is not Mode.ENFORCE:

@@ -1,29 +1,41 @@
 """How traffic moves from the stable version to a candidate: the state machine of a rollout.
 
     preparing --ready--> step 1 --advance--> ... --advance--> last step (all traffic) --advance--> succeeded
-        |                  |                                      |
-        | cannot load      | rollback verdict, hard guard, abort, the gateway's own rollback
-        v                  v                                      v
-      failed             rolling_back --confirmed by the gateways--> rolled_back
+        |   |             ^ |                                     |
+        |   +-previewing--+ | rollback verdict, hard guard, abort, the gateway's own rollback
+        v cannot load       v                                     v
+      failed              rolling_back --confirmed by the gateways--> rolled_back
 
 `advance` is one pure function of the rollout, what was observed and the time. It never raises a weight on
 missing data: no data is no evidence, no evidence is no advance. A rollback is possible wherever the candidate
 has weight, and an alarm is looked for before anything else, so that neither a pause nor a silent gateway
 hides it. The stage follows only when the rollout has succeeded. This file moves nothing; it says what the
-routes should be. What evidence says is `judgement`'s part, how a rollout is to go is `plan`'s.
+weights should be. What a rollout is, as data, is in `movement`; what evidence says is `judgement`'s part, how
+a rollout is to go is `plan`'s, and what the gateways hear and say is in `rollout_routes`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from enum import StrEnum
 from itertools import islice
 from typing import assert_never
 
-from msgspec import Struct, field, structs
+from msgspec import structs
 
-from modelkeep.core import errors, judgement, values
+from modelkeep.core import errors, judgement
 from modelkeep.core.judgement import Evidence, Judgement, Verdict, evidence_of
-from modelkeep.core.observation import GatewayReport, SideCounts, Tick, VersionPhase
+from modelkeep.core.movement import (
+    WITHOUT_SUCCESS,
+    Advanced,
+    Attempt,
+    Change,
+    Endpoint,
+    Observed,
+    Rollout,
+    RolloutState,
+    attempt_of,
+    check_endpoint,
+)
+from modelkeep.core.observation import Tick, VersionPhase
 from modelkeep.core.plan import (
     CANARY,
     Guards,
@@ -34,12 +46,14 @@ from modelkeep.core.plan import (
     check_plan,
     read_plan,
 )
-from modelkeep.core.routing import WHOLE_PPM, Epoch, Route, VersionKey
-from modelkeep.core.values import Actor, Digest, ModelName
+from modelkeep.core.rollout_routes import observe, route_of, shown
+from modelkeep.core.routing import WHOLE_PPM, Epoch
 
 __all__ = [
     "CANARY",
+    "WITHOUT_SUCCESS",
     "Advanced",
+    "Attempt",
     "Change",
     "Endpoint",
     "Evidence",
@@ -54,6 +68,7 @@ __all__ = [
     "Strategy",
     "Verdict",
     "advance",
+    "attempt_of",
     "check_endpoint",
     "check_plan",
     "counts_for",
@@ -65,227 +80,16 @@ __all__ = [
     "resume",
     "route_of",
     "step_on",
+    "supersede",
     "take_back",
     "take_in",
 ]
 
 NOTES_MAX = 3
 """Error texts of the candidate that a rollout keeps for people to read."""
-NOTE_MAX = 300
-"""Characters of such a text."""
 CONFIRM_S = 60.0
 """While no gateway answers at all, a rollback is waited for so long; whoever comes back later is fenced by
 its epoch."""
-SLOW_MS_MAX = 3_600_000.0
-"""An answer that takes an hour is slow for everybody."""
-LEASE_S_MIN, LEASE_S_MAX = 3.0, 86_400.0
-"""A lease outlives a few reports that are lost, and ends within a day."""
-
-
-class Endpoint(Struct, frozen=True, kw_only=True):
-    """A stable name that callers use; it follows a stage of one model.
-
-    `stable` and `previous` are version numbers; `epoch` is the age of its route. `key_header` names the
-    request header with the caller's key; without it the connection's address is the key.
-    """
-
-    id: str
-    name: str
-    model: ModelName
-    stage: str
-    key_header: str | None = None
-    slow_ms: float = 250.0
-    lease_s: float = 0.0
-    plan: Plan = CANARY
-    stable: int | None = None
-    previous: int | None = None
-    epoch: Epoch = Epoch(1, 0)
-    rollout: str | None = None
-    created_at: datetime
-    created_by: str
-
-
-def check_endpoint(slow_ms: float, lease_s: float) -> None:
-    """Refuse settings of an endpoint that mean nothing.
-
-    Raises:
-        Invalid: names the setting and what it may be.
-    """
-    if not 0 < slow_ms <= SLOW_MS_MAX:
-        raise errors.Invalid("'slow_ms' is a number of milliseconds above 0, up to an hour.", field="slow_ms")
-    if lease_s != 0 and not LEASE_S_MIN <= lease_s <= LEASE_S_MAX:
-        raise errors.Invalid(
-            f"'lease_s' is 0 (never) or from {LEASE_S_MIN:.0f} to {LEASE_S_MAX:.0f} seconds.", field="lease_s"
-        )
-
-
-class RolloutState(StrEnum):
-    """Where a rollout stands."""
-
-    PREPARING = "preparing"
-    STEPPING = "stepping"
-    ROLLING_BACK = "rolling_back"
-    SUCCEEDED = "succeeded"
-    ROLLED_BACK = "rolled_back"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def finished(self) -> bool:
-        return self in _FINISHED
-
-
-_FINISHED = frozenset(
-    {RolloutState.SUCCEEDED, RolloutState.ROLLED_BACK, RolloutState.FAILED, RolloutState.CANCELLED}
-)
-WITHOUT_SUCCESS = frozenset({RolloutState.ROLLED_BACK, RolloutState.FAILED, RolloutState.CANCELLED})
-"""How a rollout ends whose candidate does not enter the stage."""
-
-
-class Rollout(Struct, frozen=True, kw_only=True):
-    """One movement of an endpoint from one version to another, with everything that was counted and
-    concluded.
-
-    `table` is the number of the first routing table that carries it. `step_since` is when the clock of the
-    present state began to run: for a step, when the gateways had confirmed its weight. `ticks` were taken in,
-    the last of which arrived at `ticks_until`.
-    """
-
-    id: str
-    endpoint: str
-    model: ModelName
-    stage: str
-    stable: int | None
-    stable_digest: Digest | None
-    stable_semver: str | None
-    candidate: int
-    candidate_digest: Digest
-    candidate_semver: str
-    plan: Plan
-    salt: str
-    state: RolloutState = RolloutState.PREPARING
-    step: int = 0
-    epoch: Epoch
-    table: int = 0
-    weight_ppm: int = 0
-    started_at: datetime
-    started_by: Actor
-    reason: str
-    request: str | None = None
-    step_since: datetime | None = None
-    paused: str | None = None
-    held: str | None = None
-    finished_at: datetime | None = None
-    outcome: str | None = None
-    evidence: Evidence = field(default_factory=Evidence)
-    candidate_counts: SideCounts = field(default_factory=SideCounts)
-    stable_counts: SideCounts = field(default_factory=SideCounts)
-    ticks: int = 0
-    ticks_until: datetime | None = None
-    notes: tuple[str, ...] = ()
-    judgement: Judgement | None = None
-
-    @property
-    def current(self) -> Step:
-        return self.plan.steps[self.step]
-
-    @property
-    def last(self) -> bool:
-        """Whether this step is the plan's last."""
-        return self.step == len(self.plan.steps) - 1
-
-
-class Observed(Struct, frozen=True, kw_only=True):
-    """What was learned since the last look.
-
-    `applied` is the oldest epoch among the gateways that answer now and split the traffic as wanted (None: no
-    gateway answers). `phase` is the candidate's worst phase among them, `error` its text. `rolled_back` is
-    set when a gateway took the candidate back by itself, with why. `ticks` are in order of arrival, each
-    once.
-    """
-
-    applied: Epoch | None = None
-    phase: VersionPhase | None = None
-    error: str | None = None
-    rolled_back: str | None = None
-    rolled_back_epoch: Epoch | None = None
-    ticks: tuple[Tick, ...] = ()
-
-
-class Change(StrEnum):
-    """What an `advance` brought about; the service makes one event of it."""
-
-    STEPPED = "stepped"
-    HELD = "held"
-    ROLLING_BACK = "rolling_back"
-    ROLLED_BACK = "rolled_back"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-class Advanced(Struct, frozen=True, kw_only=True):
-    """The rollout after a look, and what changed in a way that people and routes need to know."""
-
-    rollout: Rollout
-    change: Change | None = None
-    why: str = ""
-
-
-# ---------------------------------------------------------------------------------------------- what is seen
-
-_BADNESS = (
-    VersionPhase.FAILED,
-    VersionPhase.FETCHING,
-    VersionPhase.STARTING,
-    VersionPhase.RESTARTING,
-    VersionPhase.DRAINING,
-    VersionPhase.READY,
-)
-_UNSEEN = Epoch(0, 0)
-
-
-def observe(
-    rollout: Rollout, candidate: VersionKey, answering: Sequence[GatewayReport], ticks: Sequence[Tick]
-) -> Observed:
-    """What the gateways that answer now say about a rollout and its candidate, which they call by its key.
-
-    A gateway has confirmed an epoch only when it also splits the traffic as the rollout wants: one that was
-    killed comes back with stable alone under the same epoch. What a gateway says of the candidate counts from
-    the first table on that names it, for the same version may have failed in an earlier rollout.
-    """
-    applied = min((_confirmed(rollout, report) for report in answering), default=None)
-    told = [_entry(rollout, candidate, report) for report in answering]
-    if not told or None in told:
-        return Observed(applied=applied, ticks=tuple(ticks))
-    phase, error = min((entry for entry in told if entry is not None), key=lambda one: _BADNESS.index(one[0]))
-    return Observed(applied=applied, phase=phase, error=error, ticks=tuple(ticks))
-
-
-def _shown(text: str) -> str:
-    """A model's own words, fit for a line of a terminal."""
-    return values.printable(text)[:NOTE_MAX]
-
-
-def _confirmed(rollout: Rollout, report: GatewayReport) -> Epoch:
-    for route in report.routes:
-        if route.endpoint == rollout.endpoint and route.candidate_ppm == rollout.weight_ppm:
-            return route.epoch
-    known = any(route.endpoint == rollout.endpoint for route in report.routes)
-    gone = rollout.state is RolloutState.ROLLING_BACK and not known  # who has no route sends nobody astray
-    return rollout.epoch if gone else _UNSEEN
-
-
-def _entry(
-    rollout: Rollout, candidate: VersionKey, report: GatewayReport
-) -> tuple[VersionPhase, str | None] | None:
-    if report.table < rollout.table:
-        return None
-    for version in report.versions:
-        if version.key == candidate:
-            return version.phase, _shown(version.error) if version.error is not None else None
-    return None
-
 
 # --------------------------------------------------------------------------------------------- state machine
 
@@ -301,11 +105,19 @@ def advance(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
     match rollout.state:
         case RolloutState.PREPARING:
             return _prepare(rollout, observed, now)
+        case RolloutState.PREVIEWING:
+            return _preview(rollout, observed, now)
         case RolloutState.STEPPING:
             return _step(rollout, observed, now)
         case RolloutState.ROLLING_BACK:
             return _confirm(rollout, observed, now)
-        case RolloutState.SUCCEEDED | RolloutState.ROLLED_BACK | RolloutState.FAILED | RolloutState.CANCELLED:
+        case (
+            RolloutState.SUCCEEDED
+            | RolloutState.ROLLED_BACK
+            | RolloutState.FAILED
+            | RolloutState.CANCELLED
+            | RolloutState.SUPERSEDED
+        ):
             return Advanced(rollout=rollout)
         case _:
             assert_never(rollout.state)
@@ -333,6 +145,24 @@ def take_back(rollout: Rollout, why: str, now: datetime) -> Advanced:
         return _finish(rollout, RolloutState.CANCELLED, why, now)
     rollout = structs.replace(rollout, state=RolloutState.ROLLING_BACK, step_since=now)
     return Advanced(rollout=rollout, change=Change.ROLLING_BACK, why=why)
+
+
+def supersede(rollout: Rollout, by: str, now: datetime) -> Advanced:
+    """End a rollout because another is to take its place. The new one begins from the same stable version;
+    the raised term takes the former candidate's traffic away before the new candidate has any.
+
+    Raises:
+        RolloutFinished: it is finished.
+        RolloutActive: it is on its way back; what was found against it must not be forgotten.
+    """
+    if rollout.state is RolloutState.ROLLING_BACK:
+        raise errors.RolloutActive(
+            f"The rollout {rollout.id} is being taken back; wait until the gateways have confirmed it "
+            f"('modelkeep rollout status {rollout.endpoint} --watch').",
+            rollout=rollout.id,
+        )
+    done = take_back(rollout, f"superseded by {by}", now).rollout
+    return _finish(done, RolloutState.SUPERSEDED, done.outcome or "", now)
 
 
 def _gone_back(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
@@ -363,6 +193,8 @@ def _prepare(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         if rollout.stable is None:
             why = "the first version of the endpoint is loaded and ready"
             return _finish(rollout, RolloutState.SUCCEEDED, why, now)
+        if rollout.plan.strategy is Strategy.BLUE_GREEN:
+            return _show(rollout)
         return _enter(rollout, 0, "the candidate is loaded and ready")
     if (now - since).total_seconds() > rollout.plan.prepare_s:
         why = (
@@ -371,6 +203,40 @@ def _prepare(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         )
         return _finish(rollout, RolloutState.FAILED, why, now)
     return Advanced(rollout=structs.replace(rollout, held=None))
+
+
+def _show(rollout: Rollout) -> Advanced:
+    """Put the candidate under its preview address: whoever asks there is answered by it, nobody else is."""
+    shown_now = structs.replace(
+        rollout,
+        state=RolloutState.PREVIEWING,
+        epoch=Epoch(rollout.epoch.term, rollout.epoch.seq + 1),
+        step_since=None,
+        held=None,
+    )
+    why = "no traffic: the candidate is loaded and ready, and answers under its preview address"
+    return Advanced(rollout=shown_now, change=Change.STEPPED, why=why)
+
+
+def _preview(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
+    """Wait until the preview is over, or a person switches; the time runs while the candidate is ready."""
+    if observed.phase is VersionPhase.FAILED:
+        why = f"the version failed in its preview: {observed.error or 'it crashed again and again'}"
+        return _finish(rollout, RolloutState.FAILED, why, now)
+    if observed.applied is None:
+        return _hold(rollout, "no gateway answers; the candidate has no traffic")
+    if observed.applied < rollout.epoch or observed.phase is not VersionPhase.READY:
+        return Advanced(rollout=structs.replace(rollout, step_since=None, held=None))
+    since = rollout.step_since or now
+    rollout = structs.replace(rollout, step_since=since)
+    lasted = (now - since).total_seconds()
+    if rollout.paused is not None:
+        return _hold(rollout, _paused(rollout.paused))
+    if lasted < rollout.plan.preview_s:
+        return Advanced(rollout=structs.replace(rollout, held=None))
+    if not rollout.plan.automatic:
+        return _hold(rollout, _waits(rollout))
+    return _enter(rollout, 0, f"the preview lasted {lasted:.0f} s")
 
 
 def _enter(rollout: Rollout, step: int, why: str) -> Advanced:
@@ -383,6 +249,7 @@ def _enter(rollout: Rollout, step: int, why: str) -> Advanced:
         weight_ppm=weight,
         epoch=Epoch(rollout.epoch.term, rollout.epoch.seq + 1),
         step_since=None,
+        requests_before=rollout.candidate_counts.requests,
         held=None,
     )
     return Advanced(
@@ -391,7 +258,7 @@ def _enter(rollout: Rollout, step: int, why: str) -> Advanced:
 
 
 def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
-    found = _alarm(rollout, observed) or judge(rollout)
+    found = _found(rollout, observed)
     rollout = structs.replace(rollout, judgement=found)
     if found.verdict is Verdict.ROLLBACK:
         return take_back(rollout, found.why, now)
@@ -406,15 +273,31 @@ def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         return _hold(rollout, _paused(rollout.paused))
     if lasted < rollout.current.min_s:
         return Advanced(rollout=structs.replace(rollout, held=None))
-    if found.verdict is Verdict.ADVANCE or rollout.plan.strategy is Strategy.IMMEDIATE:
-        if rollout.last:
-            return _finish(rollout, RolloutState.SUCCEEDED, found.why, now)
-        if not rollout.plan.automatic:
-            return _hold(rollout, f"waits for 'modelkeep rollout advance {rollout.endpoint} -m WHY'")
-        return _enter(rollout, rollout.step + 1, found.why)
-    if lasted >= rollout.current.max_s and rollout.plan.on_inconclusive is OnInconclusive.ROLLBACK:
-        return take_back(rollout, f"inconclusive after {lasted:.0f} s: {found.why}", now)
+    if found.verdict is Verdict.ADVANCE or rollout.plan.strategy.at_once:
+        return _onward(rollout, found.why, now)
+    if lasted >= rollout.current.max_s:
+        match rollout.plan.on_inconclusive:
+            case OnInconclusive.ROLLBACK:
+                return take_back(rollout, f"inconclusive after {lasted:.0f} s: {found.why}", now)
+            case OnInconclusive.ADVANCE if rollout.candidate_counts.requests > rollout.requests_before:
+                why = f"inconclusive after {lasted:.0f} s, and the plan goes on then: {found.why}"
+                return _onward(rollout, why, now)
+            case _:
+                pass
     return _hold(rollout, found.why)
+
+
+def _onward(rollout: Rollout, why: str, now: datetime) -> Advanced:
+    """What a step that is over leads to."""
+    if rollout.last:
+        return _finish(rollout, RolloutState.SUCCEEDED, why, now)
+    if not rollout.plan.automatic:
+        return _hold(rollout, _waits(rollout))
+    return _enter(rollout, rollout.step + 1, why)
+
+
+def _waits(rollout: Rollout) -> str:
+    return f"waits for 'modelkeep rollout advance {rollout.endpoint} -m WHY'"
 
 
 def _confirm(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
@@ -441,6 +324,7 @@ _CHANGE_OF = {
     RolloutState.ROLLED_BACK: Change.ROLLED_BACK,
     RolloutState.FAILED: Change.FAILED,
     RolloutState.CANCELLED: Change.CANCELLED,
+    RolloutState.SUPERSEDED: Change.SUPERSEDED,
 }
 
 
@@ -474,15 +358,15 @@ def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Ad
         observed: as of now; its ticks have been taken in.
 
     Raises:
-        RolloutFinished: it is not in a step.
+        RolloutFinished: it is not in a step, nor in a preview.
         GateFailed: the evidence, or a guard, says rollback.
         Conflict: the gateways have not applied the present step yet.
     """
-    if rollout.state is not RolloutState.STEPPING:
+    if rollout.state not in (RolloutState.PREVIEWING, RolloutState.STEPPING):
         raise errors.RolloutFinished(
             f"The rollout {rollout.id} is {rollout.state}; there is no next step.", rollout=rollout.id
         )
-    found = _alarm(rollout, observed) or judge(rollout)
+    found = _found(rollout, observed)
     if found.verdict is Verdict.ROLLBACK:
         raise errors.GateFailed(
             f"The candidate is about to be taken back: {found.why}. Nobody can step on past that; register a "
@@ -495,6 +379,8 @@ def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Ad
             f"'modelkeep rollout status {rollout.endpoint} --watch' and try again.",
             rollout=rollout.id,
         )
+    if rollout.state is RolloutState.PREVIEWING:
+        return _enter(rollout, 0, why)
     rollout = structs.replace(rollout, judgement=found)
     if rollout.last:
         return _finish(rollout, RolloutState.SUCCEEDED, why, now)
@@ -549,7 +435,7 @@ def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
     for tick in own:
         candidate = candidate.plus(tick.candidate)
         stable = stable.plus(tick.stable)
-        for text in map(_shown, tick.errors_seen):
+        for text in map(shown, tick.errors_seen):
             if len(notes) < NOTES_MAX and text not in notes:
                 notes = (*notes, text)
     return structs.replace(
@@ -573,8 +459,26 @@ def replay(rollout: Rollout, ticks: Iterable[Tick]) -> Evidence:
 
 
 def judge(rollout: Rollout) -> Judgement:
-    """What the evidence of a rollout says now."""
+    """What the evidence of a rollout says now; a rolling update asks it nothing."""
+    if rollout.plan.strategy is Strategy.ROLLING:
+        why = "a rolling update goes by readiness and guards, and asks for no statistics"
+        return Judgement(verdict=Verdict.HOLD, why=why)
     return judgement.judge(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
+
+
+def _found(rollout: Rollout, observed: Observed) -> Judgement:
+    """What guards, evidence and, for a rolling update, readiness say now."""
+    alarm = _alarm(rollout, observed)
+    if alarm is not None:
+        return alarm
+    if rollout.plan.strategy is Strategy.ROLLING:
+        if observed.phase is VersionPhase.READY:
+            why = "the candidate is ready on every gateway that answers, and no guard was reached"
+            return Judgement(verdict=Verdict.ADVANCE, why=why, passed="ready")
+        return Judgement(
+            verdict=Verdict.HOLD, why=f"the candidate is {observed.phase or 'unknown'} on the gateways"
+        )
+    return judge(rollout)
 
 
 def _alarm(rollout: Rollout, observed: Observed) -> Judgement | None:
@@ -587,78 +491,3 @@ def _alarm(rollout: Rollout, observed: Observed) -> Judgement | None:
     elif counts.schema_violations >= guards.schema_violations:
         why = f"the candidate broke its own output schema {counts.schema_violations} times"
     return Judgement(verdict=Verdict.ROLLBACK, why=why, blamed="guard") if why is not None else None
-
-
-# ---------------------------------------------------------------------------------------------------- routes
-
-
-class Attempt(Struct, frozen=True, kw_only=True):
-    """A rollout that ended without its candidate in the stage: taken back, failed or cancelled."""
-
-    id: str
-    endpoint: str
-    stage: str
-    number: int
-    semver: str
-    state: RolloutState
-    started_at: datetime
-    started_by: Actor
-    finished_at: datetime
-    outcome: str
-
-
-def attempt_of(rollout: Rollout) -> Attempt | None:
-    """What history tells of a rollout; None for one that goes on or succeeded."""
-    if rollout.state not in WITHOUT_SUCCESS or rollout.finished_at is None:
-        return None
-    return Attempt(
-        id=rollout.id,
-        endpoint=rollout.endpoint,
-        stage=rollout.stage,
-        number=rollout.candidate,
-        semver=rollout.candidate_semver,
-        state=rollout.state,
-        started_at=rollout.started_at,
-        started_by=rollout.started_by,
-        finished_at=rollout.finished_at,
-        outcome=rollout.outcome or "",
-    )
-
-
-def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, VersionKey]) -> Route | None:
-    """What the gateways should do for an endpoint; None while it has nothing to serve.
-
-    Args:
-        rollout: the endpoint's unfinished rollout, if there is one.
-        keys: what gateways call each version that endpoint and rollout name, by number.
-    """
-    former = endpoint.previous
-    if rollout is not None and not rollout.state.finished and rollout.candidate == former:
-        former = None  # a candidate that is taken back is no version to go back to
-    previous = keys[former] if former is not None else None
-
-    def route(stable: VersionKey, epoch: Epoch) -> Route:
-        return Route(
-            endpoint=endpoint.name,
-            epoch=epoch,
-            stable=stable,
-            previous=previous,
-            key_header=endpoint.key_header,
-            slow_ms=endpoint.slow_ms,
-            lease_s=endpoint.lease_s,
-        )
-
-    if rollout is None or rollout.state in (RolloutState.ROLLING_BACK, *_FINISHED):
-        if endpoint.stable is None:
-            return None
-        epoch = endpoint.epoch if rollout is None else max(endpoint.epoch, rollout.epoch)
-        return route(keys[endpoint.stable], epoch)
-    if endpoint.stable is None:
-        return route(keys[rollout.candidate], rollout.epoch)
-    return structs.replace(
-        route(keys[endpoint.stable], rollout.epoch),
-        candidate=keys[rollout.candidate],
-        candidate_ppm=rollout.weight_ppm,
-        salt=rollout.salt,
-        rollout=rollout.id,
-    )

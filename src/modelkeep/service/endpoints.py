@@ -203,17 +203,39 @@ class Endpoints:
         return found[0] if found else None
 
     def start(
-        self, act: Act, endpoint: Endpoint, version: ModelVersion, *, reason: str, request: str | None
+        self,
+        act: Act,
+        endpoint: Endpoint,
+        version: ModelVersion,
+        *,
+        reason: str,
+        request: str | None,
+        plan: Plan | None = None,
+        plan_from: str = "endpoint",
+        supersede: bool = False,
     ) -> Rollout:
         """Begin to move an endpoint's traffic to a version.
+
+        Args:
+            plan: another one than the endpoint's, and in `plan_from` who says so, for the record.
+            supersede: end the rollout under way, if there is one, and begin from the same stable version.
 
         Raises:
             RolloutActive: another rollout of the endpoint is not finished.
             Conflict: the version is what the endpoint serves.
             Tombstoned: the version was taken back, and nobody has cleared it.
+            InvalidPlan: the plan cannot be carried out.
         """
-        if endpoint.rollout is not None:
+        plan = core.check_plan(plan or endpoint.plan)
+        running = self._traffic.active(act, endpoint)
+        if running is not None and not supersede:
             raise self._busy(endpoint)
+        if running is not None and running.candidate == version.number:
+            raise errors.Conflict(
+                f"The rollout of {version.reference} is under way already; to begin it anew, abort it first "
+                f"('modelkeep rollout abort {endpoint.name} -m WHY').",
+                rollout=running.id,
+            )
         if endpoint.stable == version.number:
             raise errors.Conflict(f"The endpoint {endpoint.name} already serves {version.reference}.")
         if version.tombstone is not None:
@@ -222,6 +244,10 @@ class Endpoints:
                 f"'modelkeep clear {version.reference} -m WHY' first.",
                 version=version.reference,
             )
+        if running is not None:
+            ended = core.supersede(running, f"the rollout of {version.semver}: {reason}", act.now)
+            self._traffic.apply(act, endpoint, running, ended)
+            endpoint = self._endpoint(act, endpoint.name)
         stable = (
             catalog_store.get_version(act.tx, endpoint.model, endpoint.stable)
             if endpoint.stable is not None
@@ -237,7 +263,10 @@ class Endpoints:
             rollout=rollout_id,
             request=request,
             **{"from": stable.semver if stable else None, "to": version.semver},
-            plan=endpoint.plan,
+            stage=endpoint.stage,
+            plan=plan,
+            plan_from=plan_from,
+            supersedes=running.id if running is not None else None,
         )
         started = Rollout(
             id=rollout_id,
@@ -250,7 +279,7 @@ class Endpoints:
             candidate=version.number,
             candidate_digest=version.digest,
             candidate_semver=version.semver,
-            plan=endpoint.plan,
+            plan=plan,
             salt=secrets.token_hex(16),
             epoch=Epoch(endpoint.epoch.term, endpoint.epoch.seq + 1),
             table=sequence,
@@ -271,7 +300,8 @@ class Endpoints:
     def _busy(self, endpoint: Endpoint) -> errors.RolloutActive:
         return errors.RolloutActive(
             f"A rollout of {endpoint.name} is under way; wait for it ('modelkeep rollout status "
-            f"{endpoint.name} --watch') or end it ('modelkeep rollout abort {endpoint.name} -m WHY').",
+            f"{endpoint.name} --watch'), end it ('modelkeep rollout abort {endpoint.name} -m WHY'), or let "
+            "another take its place ('modelkeep promote ... --supersede').",
             endpoint=endpoint.name,
             rollout=endpoint.rollout,
         )

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import assert_never
 
+from msgspec import structs
+
 from modelkeep.core import codec, errors, policy, promotion, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import (
@@ -23,6 +25,7 @@ from modelkeep.core.answers import (
 )
 from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.events import EventKind
+from modelkeep.core.plan import Plan, check_plan
 from modelkeep.core.policy import Policy
 from modelkeep.core.promotion import (
     TICKET_MAX,
@@ -108,7 +111,12 @@ class Promotions:
             promotion.check_transition(model.stages, version, to)
         except (errors.InvalidTransition, errors.Tombstoned, errors.Yanked) as problem:
             obstacle = problem.message
-        return report(case, obstacle)
+        told = report(case, obstacle)
+        endpoint = self._following(act, version.model, to)
+        if endpoint is None or endpoint.stable is None or endpoint.stable == version.number:
+            return told
+        plan, plan_from = self._plan(case, endpoint, None)
+        return structs.replace(told, endpoint=endpoint.name, plan=plan, plan_from=plan_from)
 
     def promote(
         self,
@@ -119,12 +127,17 @@ class Promotions:
         *,
         request: str | None = None,
         ticket: str | None = None,
+        plan: Plan | None = None,
+        supersede: bool = False,
         files_verified: bool | None = None,
     ) -> Promotion:
         """Move a version to a stage, or start the rollout at whose end it moves.
 
         Args:
             request: the request that allows it, when several could be meant; the open one is found without.
+            plan: how this rollout goes, in the place of the policy's plan or the endpoint's; who says so has
+                to be one who may operate the model.
+            supersede: end the rollout of the endpoint that is under way, and begin this one.
             files_verified: as in `gate`.
 
         Raises:
@@ -133,6 +146,8 @@ class Promotions:
             PolicyDenied: a gate does not hold; recorded, with every gate's answer in the details.
             ApprovalRequired: people have to agree first; the request is opened, and named in the details.
             RequestNotFound, RequestClosed, Invalid: the request named is not one for this move.
+            InvalidPlan: the plan cannot be carried out, or nothing follows the stage whose traffic it could
+                move.
             RolloutActive: the endpoint's traffic is already being moved.
             StageMoved: another process took the stage at the same moment.
         """
@@ -141,6 +156,10 @@ class Promotions:
             values.check_text(ticket, "ticket", maximum=TICKET_MAX)
         version = self._catalog.resolve(act, present(ref))
         act.authorise(Verb.PROMOTE, version.model)
+        if plan is not None or supersede:
+            act.authorise(Verb.OPERATE, version.model)
+        if plan is not None:
+            check_plan(plan)
         model = models_store.get_row(act.tx, version.model)
         promotion.check_transition(model.stages, version, to)
         self._check_leaving(act, model, version, to)
@@ -156,7 +175,7 @@ class Promotions:
             case AwaitingApproval():
                 raise self._awaiting(act, case, case.decision, reason, ticket)
             case Granted():
-                return self._carry_out(act, case, case.decision, reason)
+                return self._carry_out(act, case, case.decision, reason, plan, supersede)
             case _:
                 assert_never(case.decision)
 
@@ -252,7 +271,9 @@ class Promotions:
         )
         return act.keep(error)
 
-    def _carry_out(self, act: Act, case: Case, decision: Granted, reason: str) -> Promotion:
+    def _carry_out(
+        self, act: Act, case: Case, decision: Granted, reason: str, plan: Plan | None, supersede: bool
+    ) -> Promotion:
         version, to = case.version, case.to
         asked = self._requests.refresh(act, case, recorded=True)
         because = Because(
@@ -265,7 +286,12 @@ class Promotions:
         )
         endpoint = self._following(act, version.model, to)
         if endpoint is not None and endpoint.stable != version.number:
-            return self._begin_rollout(act, case, endpoint, because, asked)
+            return self._begin_rollout(act, case, endpoint, because, asked, plan, supersede)
+        if plan is not None:
+            raise errors.InvalidPlan(
+                f"Nothing moves traffic to {version.reference} in {to}, so a plan says nothing; leave it "
+                f"out, or make an endpoint that follows {to} ('modelkeep endpoint create')."
+            )
         moved = stages.move(act, case.model, version, to, because)
         if asked is not None:
             self._requests.close(act, asked, RequestState.PROMOTED, reason)
@@ -287,11 +313,23 @@ class Promotions:
         endpoint: Endpoint,
         because: Because,
         asked: PromotionRequest | None,
+        plan: Plan | None,
+        supersede: bool,
     ) -> Promotion:
         """Start the rollout at whose end the stage moves, and keep the decision for then."""
         assert self._rollouts is not None, "an endpoint follows the stage"
         version, to = case.version, case.to
-        rollout = self._rollouts.start(act, endpoint, version, reason=because.reason, request=because.request)
+        chosen, plan_from = self._plan(case, endpoint, plan)
+        rollout = self._rollouts.start(
+            act,
+            endpoint,
+            version,
+            reason=because.reason,
+            request=because.request,
+            plan=chosen,
+            plan_from=plan_from,
+            supersede=supersede,
+        )
         act.record(
             EventKind.PROMOTION_GRANTED,
             _grant_subject(rollout.id),
@@ -318,7 +356,21 @@ class Promotions:
             endpoint=endpoint.name,
             request=because.request,
             gates=because.gates,
+            plan=chosen,
         )
+
+    def _plan(self, case: Case, endpoint: Endpoint, said: Plan | None) -> tuple[Plan, str]:
+        """How a rollout goes, and who says so: whoever promotes, else the policy of the stage, else the
+        endpoint."""
+        if said is not None:
+            return said, "promotion"
+        if case.rules.rollout is not None:
+            return case.rules.rollout, "policy"
+        return endpoint.plan, "endpoint"
+
+    def plan_for(self, act: Act, model: ModelName, stage: str) -> Plan | None:
+        """How the policy has a promotion to a stage move traffic; None where the endpoint says it."""
+        return self._policies.effective(act.tx, model).policy.rules(stage).rollout
 
     def _following(self, act: Act, model: ModelName, stage: str) -> Endpoint | None:
         return self._rollouts.following(act, model, stage) if self._rollouts is not None else None

@@ -10,6 +10,7 @@ from modelkeep.core import errors, promotion, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import PromotionKind, Rollback
 from modelkeep.core.catalog import ModelVersion
+from modelkeep.core.plan import Plan
 from modelkeep.core.promotion import TICKET_MAX, MoveCause
 from modelkeep.core.rollout import Endpoint, Rollout
 from modelkeep.core.values import ModelName, Ref
@@ -40,7 +41,16 @@ class RolloutStarter(Protocol):
         """The endpoint that follows a stage of a model."""
 
     def start(
-        self, act: Act, endpoint: Endpoint, version: ModelVersion, *, reason: str, request: str | None
+        self,
+        act: Act,
+        endpoint: Endpoint,
+        version: ModelVersion,
+        *,
+        reason: str,
+        request: str | None,
+        plan: Plan | None = None,
+        plan_from: str = "endpoint",
+        supersede: bool = False,
     ) -> Rollout:
         """Begin to move an endpoint's traffic to a version. Raises RolloutActive."""
 

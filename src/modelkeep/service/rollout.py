@@ -126,7 +126,7 @@ class Rollouts(Endpoints):
 
         Raises:
             EndpointNotFound, NotAllowed, Invalid (no reason), RolloutNotFound.
-            RolloutFinished: it is not in a step, or not the one under way.
+            RolloutFinished: it is not in a step or a preview, or not the one under way.
             GateFailed: the evidence, or a guard, says rollback.
             Conflict: the gateways have not applied the present step yet.
         """
@@ -273,6 +273,9 @@ class Rollouts(Endpoints):
                 f"No endpoint follows {version.model}#{stage}, so a promotion moves no traffic; "
                 f"'modelkeep endpoint create NAME --model {version.model} --follows {stage}' makes one."
             )
+        if asked.plan is None:
+            plan = self._traffic.promotions.plan_for(act, version.model, stage)
+            asked = structs.replace(asked, plan=plan or endpoint.plan)
         stable = self._semver(act, version.model, endpoint.stable)
         return foretell(act, endpoint, version, stable, asked)
 

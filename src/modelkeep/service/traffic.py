@@ -12,6 +12,7 @@ from msgspec import structs
 from modelkeep.core import rollout as core
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
+from modelkeep.core.plan import Plan
 from modelkeep.core.promotion import MoveCause
 from modelkeep.core.rollout import Advanced, Change, Endpoint, Rollout, RolloutState
 from modelkeep.core.routing import Epoch, Route, VersionSpec
@@ -28,6 +29,7 @@ _EVENT_OF: dict[Change, EventKind] = {
     Change.SUCCEEDED: EventKind.ROLLOUT_SUCCEEDED,
     Change.FAILED: EventKind.ROLLOUT_FAILED,
     Change.CANCELLED: EventKind.ROLLOUT_CANCELLED,
+    Change.SUPERSEDED: EventKind.ROLLOUT_SUPERSEDED,
 }
 
 
@@ -50,6 +52,9 @@ class StageKeeper(Protocol):
 
     def tombstone(self, act: Act, version: ModelVersion, why: str) -> None:
         """Mark the version as taken back."""
+
+    def plan_for(self, act: Act, model: ModelName, stage: str) -> Plan | None:
+        """How the policy has a promotion to the stage move traffic; None where it does not say."""
 
 
 class Traffic:

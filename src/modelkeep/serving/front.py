@@ -42,6 +42,10 @@ _GUARD_SWEEPS = 20
 """Sweeps between two looks at the callers' tokens."""
 _DOORS = {b"predict": Door.PREDICT, b"invocations": Door.INVOCATIONS}
 _JSON_TYPES = (b"application/json", b"application/vnd.api+json")
+PREVIEW = b"preview"
+"""Stands where a pinned version does, for the candidate under its preview address."""
+_NOT_LOADED = "This endpoint has not loaded that version; ask for one that its route names."
+_NO_PREVIEW = "No candidate of this endpoint stands under a preview address just now."
 
 log = telemetry.Log("gateway.front")
 
@@ -229,6 +233,11 @@ class Front:
                 if length == 7 and parts[4] == b"versions":
                     self._predict(connection, request, parts[3], Door.INFER, parts[5])
                     return
+            elif length == 5 and parts[1] == b"endpoints" and parts[3] == b"preview":
+                door = _DOORS.get(parts[4])
+                if door is not None:
+                    self._predict(connection, request, parts[2], door, PREVIEW)
+                    return
             self._pages.page(connection, request, parts)
         except Exception:  # noqa: BLE001 - the caller is owed an answer whatever happened
             log.failure("A request could not be handled.", path=path.decode("latin-1"))
@@ -281,9 +290,10 @@ class Front:
             if call.role is Role.CANDIDATE and target.candidate is not None:
                 call.version = target.candidate
         else:
-            pinned = target.pinned(semver.decode("latin-1"))
+            preview = semver is PREVIEW
+            pinned = target.previewed if preview else target.pinned(semver.decode("latin-1"))
             if pinned is None:
-                detail = "This endpoint has not loaded that version; ask for one that its route names."
+                detail = _NO_PREVIEW if preview else _NOT_LOADED
                 problem(connection, 404, "VERSION_NOT_FOUND", detail, request_id)
                 return
             call.version = pinned

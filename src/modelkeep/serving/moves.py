@@ -18,8 +18,9 @@ def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Vers
     they are.
 
     A route older than the live one is ignored, so that a late control plane cannot undo a rollback. A route
-    whose stable or candidate version is not ready keeps its old form; where there is no old form, the stable
-    version alone serves as soon as it is ready. Endpoints that `desired` no longer names are gone.
+    whose stable or candidate version is not ready keeps its old form; where there is no old form, or the term
+    rose, which takes traffic away from somebody, the stable version alone serves as soon as it is ready.
+    Endpoints that `desired` no longer names are gone.
     """
     current = {route.endpoint: route for route in live.routes}
     routes: list[Route] = []
@@ -29,10 +30,10 @@ def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Vers
             routes.append(have)
         elif wanted.stable in ready and (wanted.candidate is None or wanted.candidate in ready):
             routes.append(wanted)
+        elif wanted.stable in ready and (have is None or wanted.epoch.term > have.epoch.term):
+            routes.append(msgspec.structs.replace(wanted, candidate_ppm=0))
         elif have is not None:
             routes.append(have)
-        elif wanted.stable in ready:
-            routes.append(msgspec.structs.replace(wanted, candidate_ppm=0))
     return _table(desired.number, routes, desired.versions, live.versions)
 
 

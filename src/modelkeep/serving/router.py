@@ -43,7 +43,9 @@ class Target(Generic[V]):
         self.candidate = versions[route.candidate] if route.candidate is not None else None
         self.previous = versions[route.previous] if route.previous is not None else None
         self.key_header = route.key_header.lower().encode() if route.key_header else None
-        self.callers = callers
+        self.callers = callers if route.candidate_ppm else None
+        """None while the candidate has no share: nobody is evidence then, and nobody's first time is used up.
+        """
         self.tally = RouteTally(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
         self._assigned: dict[bytes, int] = {}
         """Twice the caller's hash, and one more on the candidate's side: plain numbers, which the garbage
@@ -57,7 +59,7 @@ class Target(Generic[V]):
         """The side a caller is on, and the 64 bits that stand for the caller (0 where callers are not
         counted)."""
         route = self.route
-        if route.rollout is None and route.candidate_ppm == 0:
+        if route.candidate_ppm == 0:
             return Role.STABLE, 0
         key = headers.get(self.key_header) if self.key_header is not None else None
         key = key[:KEY_MAX_BYTES] if key else peer_key
@@ -68,6 +70,11 @@ class Target(Generic[V]):
             caller = caller_hash(key) if route.rollout is not None else 0
             known = self._assigned[key] = caller * 2 + (choose(route, key) is Role.CANDIDATE)
         return Role.CANDIDATE if known & 1 else Role.STABLE, known >> 1
+
+    @property
+    def previewed(self) -> V | None:
+        """The candidate, where it may be asked under the preview address."""
+        return self.candidate if self.route.preview else None
 
     def pinned(self, semver: str) -> V | None:
         """The loaded version with this semver, whatever its weight."""

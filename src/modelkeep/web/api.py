@@ -11,7 +11,7 @@ from modelkeep import __version__
 from modelkeep.core import codec, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import Done, Health
-from modelkeep.core.plan import read_plan
+from modelkeep.core.plan import chosen, read_plan
 from modelkeep.core.values import ModelName, Ref, parse_model_name, parse_ref
 from modelkeep.service import renaming
 from modelkeep.service.act import Act
@@ -275,6 +275,8 @@ def promote(act: Act, call: Call) -> Any:
         b.reason,
         request=b.request,
         ticket=b.ticket,
+        plan=chosen(b.plan, b.strategy),
+        supersede=b.supersede,
         files_verified=call.prepared,
     )
 

@@ -12,8 +12,8 @@ from modelkeep.core import values
 from modelkeep.core.access import Effect, PrincipalKind, Role, Verb
 from modelkeep.core.catalog import StageGraph
 from modelkeep.core.forecast import RUNS, RUNS_MAX, SEED_MAX
+from modelkeep.core.plan import CANARY, Plan, Strategy
 from modelkeep.core.promotion import RequestState, Vote
-from modelkeep.core.rollout import CANARY, Plan
 
 Limit = Annotated[int, Meta(ge=1, le=values.PAGE_MAX, description="Rows of a page.")]
 Token = Annotated[
@@ -229,13 +229,20 @@ class NewAlias(Shape, frozen=True, kw_only=True):
 
 
 class NewPromotion(Shape, frozen=True, kw_only=True):
-    """A version and the stage it shall enter."""
+    """A version and the stage it shall enter.
+
+    `plan`, or `strategy` with the plan that it has by itself, stands in the place of the policy's or the
+    endpoint's. `supersede` ends the rollout that is under way.
+    """
 
     ref: RefText
     to: NameText
     reason: Reason
     request: NameText | None = None
     ticket: Annotated[str, Meta(max_length=500)] | None = None
+    plan: Plan | None = None
+    strategy: Strategy | None = None
+    supersede: bool = False
 
 
 class NewRequest(Shape, frozen=True, kw_only=True):

@@ -1,0 +1,92 @@
+"""How a command line says what a rollout plan is, and how a plan reads in one line.
+
+A plan comes from a file, from a strategy's name, from single steps, or from several of these; what it leads
+to is not known here.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from modelkeep.cli.session import read_text
+from modelkeep.cli.show import duration, share
+
+if TYPE_CHECKING:
+    from modelkeep.core.plan import Plan, Step
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def plan_options(function: F) -> F:
+    """`--plan FILE`, `--strategy NAME` and `--step SHARE:SECONDS`, to be read by `stated`."""
+    for option in (
+        click.option(
+            "--step", "steps", multiple=True, metavar="SHARE:SECONDS", help="A step, such as 10%:60."
+        ),
+        click.option(
+            "--strategy", metavar="NAME", help="canary, blue-green, rolling or immediate, with its own plan."
+        ),
+        click.option(
+            "--plan", "plan_file", metavar="FILE", help="The rollout plan in YAML; - is standard input."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def stated(path: str | None, strategy: str | None, steps: tuple[str, ...]) -> "Plan | None":
+    """The plan of a file or of a strategy, with the steps of the command line in the place of its own; None
+    where nothing was said.
+
+    Raises:
+        InvalidPlan: it cannot be carried out, or file and strategy do not fit.
+    """
+    if path is None and strategy is None and not steps:
+        return None
+    from msgspec.structs import replace
+
+    from modelkeep.core.plan import CANARY, check_plan, chosen, read_plan, read_strategy
+
+    named = read_strategy(strategy) if strategy is not None else None
+    plan = chosen(read_plan(read_text(path)) if path is not None else None, named) or CANARY
+    if steps:
+        plan = replace(plan, steps=tuple(_step(text) for text in steps))
+    return check_plan(plan)
+
+
+def _step(text: str) -> "Step":
+    """`10%:60`: a tenth of the traffic for at least 60 s; `10%:60:600` waits 600 s for evidence."""
+    from modelkeep.core.plan import Step
+
+    percent_text, *times = text.split(":")
+    try:
+        percent = float(percent_text.removesuffix("%"))
+        seconds = [float(part) for part in times]
+        least, most = (
+            seconds[0],
+            seconds[1] if len(seconds) == 2 else max(Step(weight_ppm=1).max_s, seconds[0]),
+        )
+        if len(seconds) > 2 or not 0 < percent <= 100:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise click.BadParameter(
+            f"write SHARE:SECONDS, such as 10%:60, not {text!r}", param_hint="--step"
+        ) from None
+    return Step(weight_ppm=round(percent * 10_000), min_s=least, max_s=most)
+
+
+def summary(plan: "Plan") -> str:
+    """A plan in one line."""
+    steps = " -> ".join(f"{share(step.weight_ppm)} for {duration(step.min_s)}" for step in plan.steps)
+    by_hand = "" if plan.automatic else ", each by hand"
+    match plan.strategy.value:
+        case "canary":
+            return steps + by_hand
+        case "immediate":
+            return "immediate"
+        case "blue_green":
+            switch = f"preview for {duration(plan.preview_s)}, " if plan.preview_s else "preview, "
+            return f"blue-green: {switch}then {steps}{by_hand}"
+        case strategy:
+            return f"{strategy.replace('_', ' ')}: {steps}{by_hand}"

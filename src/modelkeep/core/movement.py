@@ -1,0 +1,210 @@
+"""What a movement of traffic is, as data: an endpoint, its rollout, what was seen of it, what has changed.
+
+How a rollout gets from one state to the next is decided in `rollout`; what gateways are to do for it and what
+they say of it is in `rollout_routes`. Nothing is decided here.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+
+from msgspec import Struct, field
+
+from modelkeep.core import errors
+from modelkeep.core.judgement import Evidence, Judgement
+from modelkeep.core.observation import SideCounts, Tick, VersionPhase
+from modelkeep.core.plan import CANARY, Plan, Step
+from modelkeep.core.routing import Epoch
+from modelkeep.core.values import Actor, Digest, ModelName
+
+SLOW_MS_MAX = 3_600_000.0
+"""An answer that takes an hour is slow for everybody."""
+LEASE_S_MIN, LEASE_S_MAX = 3.0, 86_400.0
+"""A lease outlives a few reports that are lost, and ends within a day."""
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """A stable name that callers use; it follows a stage of one model.
+
+    `stable` and `previous` are version numbers; `epoch` is the age of its route. `key_header` names the
+    request header with the caller's key; without it the connection's address is the key.
+    """
+
+    id: str
+    name: str
+    model: ModelName
+    stage: str
+    key_header: str | None = None
+    slow_ms: float = 250.0
+    lease_s: float = 0.0
+    plan: Plan = CANARY
+    stable: int | None = None
+    previous: int | None = None
+    epoch: Epoch = Epoch(1, 0)
+    rollout: str | None = None
+    created_at: datetime
+    created_by: str
+
+
+def check_endpoint(slow_ms: float, lease_s: float) -> None:
+    """Refuse settings of an endpoint that mean nothing.
+
+    Raises:
+        Invalid: names the setting and what it may be.
+    """
+    if not 0 < slow_ms <= SLOW_MS_MAX:
+        raise errors.Invalid("'slow_ms' is a number of milliseconds above 0, up to an hour.", field="slow_ms")
+    if lease_s != 0 and not LEASE_S_MIN <= lease_s <= LEASE_S_MAX:
+        raise errors.Invalid(
+            f"'lease_s' is 0 (never) or from {LEASE_S_MIN:.0f} to {LEASE_S_MAX:.0f} seconds.", field="lease_s"
+        )
+
+
+class RolloutState(StrEnum):
+    """Where a rollout stands."""
+
+    PREPARING = "preparing"
+    PREVIEWING = "previewing"
+    STEPPING = "stepping"
+    ROLLING_BACK = "rolling_back"
+    SUCCEEDED = "succeeded"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+
+    @property
+    def finished(self) -> bool:
+        return self is RolloutState.SUCCEEDED or self in WITHOUT_SUCCESS
+
+
+WITHOUT_SUCCESS = frozenset(
+    {RolloutState.ROLLED_BACK, RolloutState.FAILED, RolloutState.CANCELLED, RolloutState.SUPERSEDED}
+)
+"""How a rollout ends whose candidate does not enter the stage."""
+
+
+class Rollout(Struct, frozen=True, kw_only=True):
+    """One movement of an endpoint from one version to another, with everything that was counted and
+    concluded.
+
+    `table` is the number of the first routing table that carries it. `step_since` is when the clock of the
+    present state began to run: for a step, when the gateways had confirmed its weight. `requests_before` are
+    the candidate's requests before the present step. `ticks` were taken in, the last of which arrived at
+    `ticks_until`.
+    """
+
+    id: str
+    endpoint: str
+    model: ModelName
+    stage: str
+    stable: int | None
+    stable_digest: Digest | None
+    stable_semver: str | None
+    candidate: int
+    candidate_digest: Digest
+    candidate_semver: str
+    plan: Plan
+    salt: str
+    state: RolloutState = RolloutState.PREPARING
+    step: int = 0
+    epoch: Epoch
+    table: int = 0
+    weight_ppm: int = 0
+    started_at: datetime
+    started_by: Actor
+    reason: str
+    request: str | None = None
+    step_since: datetime | None = None
+    paused: str | None = None
+    held: str | None = None
+    finished_at: datetime | None = None
+    outcome: str | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    candidate_counts: SideCounts = field(default_factory=SideCounts)
+    stable_counts: SideCounts = field(default_factory=SideCounts)
+    requests_before: int = 0
+    ticks: int = 0
+    ticks_until: datetime | None = None
+    notes: tuple[str, ...] = ()
+    judgement: Judgement | None = None
+
+    @property
+    def current(self) -> Step:
+        return self.plan.steps[self.step]
+
+    @property
+    def last(self) -> bool:
+        """Whether this step is the plan's last."""
+        return self.step == len(self.plan.steps) - 1
+
+
+class Observed(Struct, frozen=True, kw_only=True):
+    """What was learned since the last look.
+
+    `applied` is the oldest epoch among the gateways that answer now and split the traffic as wanted (None: no
+    gateway answers). `phase` is the candidate's worst phase among them, `error` its text. `rolled_back` is
+    set when a gateway took the candidate back by itself, with why. `ticks` are in order of arrival, each
+    once.
+    """
+
+    applied: Epoch | None = None
+    phase: VersionPhase | None = None
+    error: str | None = None
+    rolled_back: str | None = None
+    rolled_back_epoch: Epoch | None = None
+    ticks: tuple[Tick, ...] = ()
+
+
+class Change(StrEnum):
+    """What an `advance` brought about; the service makes one event of it."""
+
+    STEPPED = "stepped"
+    HELD = "held"
+    ROLLING_BACK = "rolling_back"
+    ROLLED_BACK = "rolled_back"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+
+
+class Advanced(Struct, frozen=True, kw_only=True):
+    """The rollout after a look, and what changed in a way that people and routes need to know."""
+
+    rollout: Rollout
+    change: Change | None = None
+    why: str = ""
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """A rollout that ended without its candidate in the stage: taken back, failed, cancelled, or superseded
+    by another."""
+
+    id: str
+    endpoint: str
+    stage: str
+    number: int
+    semver: str
+    state: RolloutState
+    started_at: datetime
+    started_by: Actor
+    finished_at: datetime
+    outcome: str
+
+
+def attempt_of(rollout: Rollout) -> Attempt | None:
+    """What history tells of a rollout; None for one that goes on or succeeded."""
+    if rollout.state not in WITHOUT_SUCCESS or rollout.finished_at is None:
+        return None
+    return Attempt(
+        id=rollout.id,
+        endpoint=rollout.endpoint,
+        stage=rollout.stage,
+        number=rollout.candidate,
+        semver=rollout.candidate_semver,
+        state=rollout.state,
+        started_at=rollout.started_at,
+        started_by=rollout.started_by,
+        finished_at=rollout.finished_at,
+        outcome=rollout.outcome or "",
+    )

@@ -1,0 +1,110 @@
+"""Between a rollout and the gateways: the route they are to obey, and what their reports say of it.
+
+Both are pure readings: nothing here changes a rollout, and no gateway is spoken with.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import structs
+
+from modelkeep.core import values
+from modelkeep.core.movement import Endpoint, Observed, Rollout, RolloutState
+from modelkeep.core.observation import GatewayReport, Tick, VersionPhase
+from modelkeep.core.plan import Strategy
+from modelkeep.core.routing import Epoch, Route, VersionKey
+
+NOTE_MAX = 300
+"""Characters of an error text that people read."""
+
+
+def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, VersionKey]) -> Route | None:
+    """What the gateways should do for an endpoint; None while it has nothing to serve.
+
+    Args:
+        rollout: the endpoint's unfinished rollout, if there is one.
+        keys: what gateways call each version that endpoint and rollout name, by number.
+    """
+    former = endpoint.previous
+    if rollout is not None and not rollout.state.finished and rollout.candidate == former:
+        former = None  # a candidate that is taken back is no version to go back to
+    previous = keys[former] if former is not None else None
+
+    def route(stable: VersionKey, epoch: Epoch) -> Route:
+        return Route(
+            endpoint=endpoint.name,
+            epoch=epoch,
+            stable=stable,
+            previous=previous,
+            key_header=endpoint.key_header,
+            slow_ms=endpoint.slow_ms,
+            lease_s=endpoint.lease_s,
+        )
+
+    if rollout is None or rollout.state is RolloutState.ROLLING_BACK or rollout.state.finished:
+        if endpoint.stable is None:
+            return None
+        epoch = endpoint.epoch if rollout is None else max(endpoint.epoch, rollout.epoch)
+        return route(keys[endpoint.stable], epoch)
+    if endpoint.stable is None:
+        return route(keys[rollout.candidate], rollout.epoch)
+    return structs.replace(
+        route(keys[endpoint.stable], rollout.epoch),
+        candidate=keys[rollout.candidate],
+        candidate_ppm=rollout.weight_ppm,
+        salt=rollout.salt,
+        rollout=rollout.id,
+        preview=rollout.plan.strategy is Strategy.BLUE_GREEN and rollout.state is not RolloutState.PREPARING,
+    )
+
+
+_BADNESS = (
+    VersionPhase.FAILED,
+    VersionPhase.FETCHING,
+    VersionPhase.STARTING,
+    VersionPhase.RESTARTING,
+    VersionPhase.DRAINING,
+    VersionPhase.READY,
+)
+_UNSEEN = Epoch(0, 0)
+
+
+def observe(
+    rollout: Rollout, candidate: VersionKey, answering: Sequence[GatewayReport], ticks: Sequence[Tick]
+) -> Observed:
+    """What the gateways that answer now say about a rollout and its candidate, which they call by its key.
+
+    A gateway has confirmed an epoch only when it also splits the traffic as the rollout wants: one that was
+    killed comes back with stable alone under the same epoch. What a gateway says of the candidate counts from
+    the first table on that names it, for the same version may have failed in an earlier rollout.
+    """
+    applied = min((_confirmed(rollout, report) for report in answering), default=None)
+    told = [_entry(rollout, candidate, report) for report in answering]
+    if not told or None in told:
+        return Observed(applied=applied, ticks=tuple(ticks))
+    phase, error = min((entry for entry in told if entry is not None), key=lambda one: _BADNESS.index(one[0]))
+    return Observed(applied=applied, phase=phase, error=error, ticks=tuple(ticks))
+
+
+def shown(text: str) -> str:
+    """A model's own words, fit for a line of a terminal."""
+    return values.printable(text)[:NOTE_MAX]
+
+
+def _confirmed(rollout: Rollout, report: GatewayReport) -> Epoch:
+    for route in report.routes:
+        if route.endpoint == rollout.endpoint and route.candidate_ppm == rollout.weight_ppm:
+            return route.epoch
+    known = any(route.endpoint == rollout.endpoint for route in report.routes)
+    gone = rollout.state is RolloutState.ROLLING_BACK and not known  # who has no route sends nobody astray
+    return rollout.epoch if gone else _UNSEEN
+
+
+def _entry(
+    rollout: Rollout, candidate: VersionKey, report: GatewayReport
+) -> tuple[VersionPhase, str | None] | None:
+    if report.table < rollout.table:
+        return None
+    for version in report.versions:
+        if version.key == candidate:
+            return version.phase, shown(version.error) if version.error is not None else None
+    return None

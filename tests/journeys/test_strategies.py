@@ -1,0 +1,170 @@
+"""Ways in which a candidate takes over, through a real server and gateway, from the command line."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from modelkeep import Client
+from modelkeep.core.rollout import RolloutState as State
+from tests.journeys.houses import House, running_house
+from tests.serving import models
+
+pytestmark = [pytest.mark.journey, pytest.mark.network, pytest.mark.req("S3", "S4", "S8")]
+
+BLUE_GREEN = """\
+schema: modelkeep.rollout/v1
+strategy: blue_green
+preview_s: 1
+automatic: false
+steps:
+  - {weight_ppm: 1000000, min_s: 1, max_s: 30}
+"""
+ROLLING = """\
+schema: modelkeep.rollout/v1
+strategy: rolling
+steps:
+  - {weight_ppm: 250000, min_s: 0.5, max_s: 30}
+  - {weight_ppm: 1000000, min_s: 0.5, max_s: 30}
+"""
+ROWS = {"inputs": [{"age": 30.0, "income": 10.0}]}
+
+
+def until(so: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+    """Wait for something, and give it back."""
+    end = time.monotonic() + timeout_s
+    while not (found := so()):
+        assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.05)
+    return found
+
+
+class World:
+    """One person, a gateway that serves churn 1.0.0, and two more versions."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.client: Client = house.client()
+        for slope in (1.0, 2.0, 3.0):
+            path = house.data.parent / f"{slope}.onnx"
+            path.write_bytes(models.linear_onnx(slope))
+            stated = {"semver": f"{slope:.0f}.0.0", "signature": models.SIGNATURE}
+            self.client.register("churn", path, **stated)
+        self.client.put_endpoint("churn", "churn")
+        self.client.promote("churn:1.0.0", "production", "the first one")
+        self.reaches(State.SUCCEEDED)
+        until(lambda: self.asks() == "churn:1.0.0", "the first version answers")
+
+    def reaches(self, state: State) -> str:
+        """The id of the latest rollout, once it has come so far."""
+
+        def there() -> str | None:
+            found = self.client.rollout_status("churn").rollout
+            return found.id if found is not None and found.state is state else None
+
+        return str(until(there, f"the rollout is {state}"))
+
+    def asks(self, door: str = "predict") -> str:
+        """Who answers a caller: the version, or the code of the problem."""
+        request = urllib.request.Request(
+            f"{self.house.gateway}/endpoints/churn/{door}",
+            data=json.dumps(ROWS).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return str(answer.headers["X-Modelkeep-Version"])
+        except urllib.error.HTTPError as problem:
+            return str(json.loads(problem.read())["code"])
+
+    def plan(self, text: str) -> str:
+        """A file with a plan."""
+        path = self.house.data.parent / "plan.yaml"
+        path.write_text(text)
+        return str(path)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """An installation for one person."""
+    with running_house() as house:
+        yield World(house)
+
+
+def test_a_candidate_is_previewed_switched_to_and_taken_back_in_one_swap(world: World) -> None:
+    """Blue-green, by hand: the plan is shown before, the candidate answers under its preview address and to
+    nobody else, one word gives it everything, another takes it back, and it does not return uncleared."""
+    house, reason = world.house, ("-m", "bigger trees")
+    shown = house.run(
+        "promote", "churn:2.0.0", "--to", "production", "--strategy", "blue-green", "--dry-run", *reason
+    )
+    assert "blue-green: preview for 5 min" in shown.stdout, shown
+    assert world.asks("preview/predict") == "VERSION_NOT_FOUND"
+    plan = world.plan(BLUE_GREEN)
+    begun = house.run("promote", "churn:2.0.0", "--to", "production", "--plan", plan, *reason)
+    assert "blue-green: preview for 1 s" in begun.stdout, begun
+    world.reaches(State.PREVIEWING)
+    until(lambda: world.asks("preview/predict") == "churn:2.0.0", "the candidate answers in its preview")
+    assert world.asks("preview/invocations") in ("churn:2.0.0", "MALFORMED_BODY", "SCHEMA_VIOLATION")
+    assert world.asks() == "churn:1.0.0"
+    rows = house.data.parent / "rows.json"
+    rows.write_text(json.dumps(ROWS["inputs"]))
+    asked = house.run("predict", "churn", "--input", str(rows), "--preview", "--gateway", house.gateway)
+    assert "churn:2.0.0" in asked.stdout + asked.stderr, asked
+    status = house.run("rollout", "status", "churn")
+    assert "preview/predict" in status.stdout, status
+
+    until(lambda: house.run("rollout", "advance", "churn", *reason).returncode == 0, "a person may switch")
+    until(lambda: world.asks() == "churn:2.0.0", "everything at once")
+    assert house.run("rollout", "abort", "churn", "-m", "customers complain").returncode == 0
+    until(lambda: world.asks() == "churn:1.0.0", "back in one swap")
+    world.reaches(State.ROLLED_BACK)
+    refused = house.run("promote", "churn:2.0.0", "--to", "production", "--plan", plan, *reason)
+    assert refused.returncode != 0
+    assert "modelkeep clear" in refused.stderr
+
+
+def test_a_rolling_update_is_superseded_and_the_other_one_arrives(world: World) -> None:
+    """Rolling, in batches, with no callers at all; a newer rollout takes its place only when told so."""
+    house = world.house
+    assert house.run("clear", "churn:2.0.0", "-m", "mended").returncode == 0
+    slow = world.plan(ROLLING.replace("250000, min_s: 0.5", "250000, min_s: 20"))
+    assert (
+        house.run("promote", "churn:2.0.0", "--to", "production", "--plan", slow, "-m", "a").returncode == 0
+    )
+    older = world.reaches(State.STEPPING)
+    quick = ("promote", "churn:3.0.0", "--to", "production", "--plan", world.plan(ROLLING), "-m", "b")
+    refused = house.run(*quick)
+    assert refused.returncode != 0
+    assert "--supersede" in refused.stderr
+    assert house.run(*quick, "--supersede").returncode == 0
+    assert world.client.get_rollout(older).state is State.SUPERSEDED
+    world.reaches(State.SUCCEEDED)
+    until(lambda: world.asks() == "churn:3.0.0", "the newer version answers")
+    assert world.client.get_version("churn#production").semver == "3.0.0"
+    assert world.client.get_version("churn:2.0.0").tombstone is None
+
+
+def test_a_plan_that_cannot_be_is_refused_before_anything_moves(world: World) -> None:
+    """Each with the sentence that says what is off."""
+    house = world.house
+    for text, said in (
+        (BLUE_GREEN.replace("blue_green", "rolling"), "preview"),
+        (ROLLING.replace("250000", "1000000"), "rise"),
+        (ROLLING.replace("  - {weight_ppm: 1000000, min_s: 0.5, max_s: 30}\n", ""), "everything"),
+        (ROLLING + "metrics: {accuracy: 1}\n", "errors, latency, shares"),
+        (ROLLING.replace("/v1", "/v7"), "modelkeep.rollout/v1"),
+    ):
+        ran = house.run(
+            "promote", "churn:1.0.0", "--to", "production", "--plan", world.plan(text), "-m", "no"
+        )
+        assert ran.returncode != 0
+        assert said in ran.stderr, ran
+    assert house.run(
+        "promote", "churn:1.0.0", "--to", "production", "--strategy", "chess", "-m", "no"
+    ).returncode
+    assert world.client.get_endpoint("churn").rollout is None
