@@ -30,7 +30,8 @@ goes to standard output and everything else to standard error. Progress is drawn
 `NO_COLOR` is obeyed.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 gate or policy failed, 4 not authenticated or allowed, 5 not found,
-6 conflict, 8 pending (somebody else has to act), 130 stopped by Ctrl-C.
+6 conflict, 8 pending (somebody else has to act), 12 a rollout that was waited for had no traffic, 130 stopped
+by Ctrl-C.
 """
 SETTINGS = """\
 Read once by each process, each from the last of these that says something: the default, the TOML file that

@@ -14,8 +14,8 @@ from modelkeep.client import answers as wire
 from modelkeep.core import errors
 
 IMPORT_MAX_US = 100_000
-OTHER_FACES = {"gateway_table", "gateway_report", "gateway_blob", "metrics", "openapi"}
-"""Operations of gateways, Prometheus and OpenAPI tools; the SDK has no use for them."""
+OTHER_FACES = {"gateway_table", "gateway_report", "gateway_blob", "ask_verdict", "metrics", "openapi"}
+"""Operations of gateways, Flagger, Prometheus and OpenAPI tools; the SDK has no use for them."""
 UNWRAPPED = {"imported_files", "missing_files", "send_file"}
 """Operations of which the client hands out what is inside the answer, or nothing where there is no news."""
 RENAMED = {"compare": "comparison"}

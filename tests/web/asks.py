@@ -148,6 +148,10 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
         "GET", f"{V1}/forecast", query={**a.ref(), "traffic_per_s": 50, "runs": 1}
     ),
     "explain_rollout": lambda a: Ask("GET", f"{a.rollout}/explanation"),
+    "get_verdict": lambda a: Ask("GET", f"{a.rollout}/verdict"),
+    "endpoint_verdict": lambda a: Ask("GET", f"{a.endpoint}/rollout/verdict"),
+    "ask_verdict": lambda a: Ask("POST", f"{a.endpoint}/rollout/verdict", {"name": "churn"}),
+    "judge_counts": lambda a: Ask("POST", f"{V1}/verdicts", {"ticks": []}),
     "report_delivery": lambda a: Ask("GET", f"{V1}/reports/delivery", query={"model": a.name}),
     "gateway_table": lambda a: Ask("GET", f"{V1}/gateway/table"),
     "gateway_report": lambda a: Ask("POST", f"{V1}/gateway/reports", REPORT),

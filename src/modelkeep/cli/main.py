@@ -2,7 +2,8 @@
 process.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 gate or policy failed, 4 not authenticated or allowed, 5 not found, 6
-conflict, 8 pending. What a command does stands in the file of its column.
+conflict, 8 pending, 12 a rollout that was waited for had no traffic. What a command does stands in the file
+of its column.
 """
 
 import importlib
@@ -35,9 +36,9 @@ LOOK, MAKE, GOVERN, TRAFFIC, PEOPLE, RUN = (
     "People and records",
     "Run and care",
 )
-_CATALOG, _PROMOTION, _ROLLOUT, _REPORT, _ACCESS, _WEBHOOKS, _MOVING, _SERVER = (
+_CATALOG, _PROMOTION, _ROLLOUT, _VERDICT, _REPORT, _ACCESS, _WEBHOOKS, _MOVING, _SERVER = (
     f"modelkeep.cli.{name}_commands"
-    for name in ("catalog", "promotion", "rollout", "report", "access", "webhook", "moving", "server")
+    for name in ("catalog", "promotion", "rollout", "verdict", "report", "access", "webhook", "moving", "server")
 )
 COMMANDS: dict[str, Entry] = {
     "ls": Entry(_CATALOG, "ls", LOOK, "List models, or the versions of one."),
@@ -70,7 +71,7 @@ COMMANDS: dict[str, Entry] = {
     "policy": Entry(_PROMOTION, "policy", GOVERN, "Show and set what a promotion asks for."),
     "stages": Entry(_PROMOTION, "stages", GOVERN, "Show and set a model's stages."),
     "endpoint": Entry(_ROLLOUT, "endpoint", TRAFFIC, "Create, list and remove endpoints."),
-    "rollout": Entry(_ROLLOUT, "rollout", TRAFFIC, "Watch and steer how traffic moves."),
+    "rollout": Entry(_VERDICT, "rollout", TRAFFIC, "Watch and steer how traffic moves."),
     "predict": Entry(_ROLLOUT, "predict", TRAFFIC, "Ask an endpoint for predictions."),
     "report": Entry(_REPORT, "report", TRAFFIC, "Figures: how well versions get into production."),
     "whoami": Entry(_ACCESS, "whoami", PEOPLE, "Who the server takes you for."),

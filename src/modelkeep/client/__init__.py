@@ -15,6 +15,7 @@ from modelkeep.client.promotion import PromotionVerbs
 from modelkeep.client.registration import RegistrationVerbs
 from modelkeep.client.rollout import RolloutVerbs
 from modelkeep.client.transport import Transport
+from modelkeep.client.verdicts import VerdictVerbs
 from modelkeep.client.webhooks import WebhookVerbs
 
 TIMEOUT_S = 60.0
@@ -25,6 +26,7 @@ class Client(
     RegistrationVerbs,
     PromotionVerbs,
     RolloutVerbs,
+    VerdictVerbs,
     DeliveryVerbs,
     AccessVerbs,
     WebhookVerbs,

@@ -25,11 +25,23 @@ from modelkeep.core.observation import GatewayReply, GatewayReport
 from modelkeep.core.promotion import PromotionRequest
 from modelkeep.core.rollout import Endpoint, Rollout
 from modelkeep.core.routing import RoutingTable
+from modelkeep.core.verdicts import CountsVerdict, Question, RolloutVerdict
 from modelkeep.core.webhooks import MadeWebhook, NewWebhook, Replayed, Trial, Webhook, WebhookChange
 from modelkeep.service import access, catalog, promotion, rollout
 from modelkeep.service.house import House
 from modelkeep.service.webhooks import DeliveryPage, WebhookPage
-from modelkeep.web import api, bytes_io, delivery, imports, openapi, requests, shapes, uploads, webhooks
+from modelkeep.web import (
+    api,
+    bytes_io,
+    delivery,
+    imports,
+    openapi,
+    requests,
+    shapes,
+    uploads,
+    verdicts,
+    webhooks,
+)
 from modelkeep.web.dispatch import Bound, Dispatcher
 from modelkeep.web.exchange import Answer, Body
 from modelkeep.web.languages import LANGUAGES, language_of
@@ -190,6 +202,18 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("gateway_blob", "GET", V1 + "/gateway/blobs/{digest}", STREAM, bytes_io.gateway_blob,
          "Bytes for a gateway",
          bytes),
+    _row("get_verdict", "GET", V1 + "/rollouts/{id}/verdict", READ, verdicts.get_verdict,
+         "What a rollout's evidence says; with a gate, yes or no by the status",
+         RolloutVerdict, query=verdicts.VerdictQuery),
+    _row("endpoint_verdict", "GET", ENDPOINT + "/rollout/verdict", READ, verdicts.endpoint_verdict,
+         "The same of an endpoint's rollout under way, or its last one",
+         RolloutVerdict, query=verdicts.VerdictQuery),
+    _row("ask_verdict", "POST", ENDPOINT + "/rollout/verdict", READ, verdicts.endpoint_verdict,
+         "The same for controllers that can only post; what they send is not looked at",
+         RolloutVerdict, query=verdicts.VerdictQuery, body=bytes, raw=True),
+    _row("judge_counts", "POST", V1 + "/verdicts", SLOW, verdicts.judge_counts,
+         "A verdict on counts of another router; nothing of it is kept",
+         CountsVerdict, query=verdicts.VerdictQuery, body=Question),
     _row("report_delivery", "GET", V1 + "/reports/delivery", SLOW, delivery.report_delivery,
          "Deployment figures of a span, from the events",
          DeliveryReport, query=delivery.DeliveryQuery),
