@@ -13,7 +13,7 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {2: "5d73015425c40a79"}
+WIRE = {2: "9eaccfbc132be3a8"}
 """By protocol: what goes over the channels, in short."""
 
 

@@ -16,6 +16,7 @@ from modelkeep.serving.answers import Answers
 from modelkeep.serving.http import HttpConnection, Request
 from modelkeep.serving.options import HEAD_MAX_BYTES, PIPELINE_MAX, GatewayOptions
 from modelkeep.serving.processes import new_loop
+from tests.serving.control_plane import until
 
 pytestmark = pytest.mark.network
 
@@ -39,6 +40,7 @@ class Echo:
         self.draining = False
         self.connections: set[HttpConnection] = set()
         self.handled = 0
+        self.left = 0
 
     def opened(self, connection: HttpConnection) -> bool:
         if len(self.connections) >= self.options.connections_max:
@@ -48,6 +50,9 @@ class Echo:
 
     def closed(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
+
+    def leaving(self, connection: HttpConnection) -> None:
+        self.left += 1
 
     def handle(self, connection: HttpConnection, request: Request) -> None:
         self.handled += 1
@@ -317,6 +322,19 @@ def test_a_half_closed_caller_gets_its_answer(server: Server) -> None:
         connection.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         connection.shutdown(socket.SHUT_WR)
         assert read(connection, 1.0).endswith(b"GET /slow ")
+    assert server.app.left > 0
+
+
+def test_a_caller_who_hangs_up_is_told_of(server: Server) -> None:
+    """The application hears of it while it still has something to answer, and only then."""
+    left = server.app.left
+    with server.connect() as connection:
+        connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+        read(connection)
+    assert server.app.left == left
+    with server.connect() as connection:
+        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+    until(lambda: server.app.left > left, "the application knows")
 
 
 def test_a_caller_who_asks_first_is_told_to_go_on(server: Server) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from modelkeep.core import errors
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving import binary, protocols
-from modelkeep.serving.messages import Door
+from modelkeep.serving.messages import JSON_LENGTH, Door
 from modelkeep.serving.protocols import Asked, Decoder
 from modelkeep.serving.validation import Columns
 
@@ -88,7 +88,7 @@ def test_what_is_no_table_is_refused_by_name(body: Any, words: str) -> None:
 def framed(head: Any, blobs: bytes = b"") -> bytes:
     """A body as a front hands it on."""
     document = json.dumps(head).encode()
-    return binary.HEADER.pack(len(document)) + document + blobs
+    return JSON_LENGTH.pack(len(document)) + document + blobs
 
 
 def tensor(name: str, datatype: str, shape: list[int], blob: bytes) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def test_what_is_packed_is_read_back(numbers: list[float], words: list[str]) -> 
 def test_no_bytes_are_a_surprise(data: bytes, length: int) -> None:
     """Whatever comes after whatever length is a refusal or a request, never another error."""
     try:
-        inferred(ONE, binary.HEADER.pack(length) + data)
+        inferred(ONE, JSON_LENGTH.pack(length) + data)
     except errors.ModelkeepError:
         pass
     except msgspec.MsgspecError as problem:  # pragma: no cover - a hole in the decoder

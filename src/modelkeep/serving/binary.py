@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from modelkeep.core import errors
+from modelkeep.serving.messages import JSON_LENGTH
 from modelkeep.serving.validation import Array, refused
 
-HEADER = struct.Struct("!I")
-"""Before a body with bytes, between front and worker: the length of its JSON."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -25,13 +24,11 @@ def parts(body: bytes) -> tuple[bytes, bytes]:
     Raises:
         MalformedBody: the body is shorter than its own account.
     """
-    if len(body) < HEADER.size:
-        raise errors.MalformedBody("The body is shorter than Inference-Header-Content-Length says.")
-    (length,) = HEADER.unpack_from(body)
-    end = HEADER.size + length
+    start = JSON_LENGTH.size
+    end = start + JSON_LENGTH.unpack_from(body)[0] if len(body) >= start else start
     if end > len(body):
         raise errors.MalformedBody("The body is shorter than Inference-Header-Content-Length says.")
-    return body[HEADER.size : end], body[end:]
+    return body[start:end], body[end:]
 
 
 class Blobs:

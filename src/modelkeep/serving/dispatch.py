@@ -7,6 +7,7 @@ decided elsewhere.
 """
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from modelkeep.core import codec
@@ -15,7 +16,7 @@ from modelkeep.serving import frames
 from modelkeep.serving.answers import Answers
 from modelkeep.serving.counting import count
 from modelkeep.serving.http import HttpConnection, Request
-from modelkeep.serving.messages import Door
+from modelkeep.serving.messages import JSON_LENGTH, Door
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.router import Target
 from modelkeep.serving.upstream import ServedVersion
@@ -31,8 +32,8 @@ class Call:
     """One prediction request on its way."""
 
     __slots__ = (
-        "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "identity",
-        "parked_until", "request_id", "role", "sent", "suspect", "target", "tried", "tries",
+        "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "hurried",
+        "identity", "parked_until", "request_id", "role", "sent", "suspect", "target", "tried", "tries",
         "version",
     )  # fmt: skip
 
@@ -58,8 +59,27 @@ class Call:
         self.sent = 0.0
         self.deadline = 0.0
         self.expires = 0.0
+        self.hurried = False
+        """Its caller gave it less time than the gateway would have: that it ran out is no version's fault."""
         self.parked_until = 0.0
         self.identity = 0
+
+    def hurry(self, milliseconds: bytes, now: float) -> bool:
+        """Keep to the time that the caller gives it. Returns False when that is no number."""
+        given = int(milliseconds) if milliseconds.isdigit() and len(milliseconds) < 10 else 0
+        if given and now + given / 1000 < self.expires:
+            self.expires = now + given / 1000
+            self.hurried = True
+        return given > 0
+
+    def cut(self, length: bytes) -> bool:
+        """Say where the JSON of its body ends and bytes begin. Returns False when that cannot be."""
+        end = int(length) if length.isdigit() and len(length) < 10 else len(self.body) + 1
+        if end > len(self.body):
+            return False
+        self.door = Door.INFER_BINARY
+        self.body = JSON_LENGTH.pack(end) + self.body
+        return True
 
 
 class Dispatch:
@@ -89,7 +109,7 @@ class Dispatch:
         call.tries += 1
         candidate = call.role is Role.CANDIDATE and not call.counted
         share = _CANDIDATE_SHARE if candidate else 1.0
-        call.deadline = min(call.expires, now + options.request_deadline_s * share)
+        call.deadline = now + (call.expires - now) * share
         upstream.send(call, now, alone=call.suspect)
 
     def _no_worker(self, call: Call) -> None:
@@ -148,7 +168,13 @@ class Dispatch:
             self._refuse(call, int(reason["status"]), reason["code"], reason["detail"], details)
             return
         if kind == frames.Kind.EXPIRED:
-            self._failed(call, 504, "TIMED_OUT", "The version did not answer in time.", elapsed_s)
+            self._late(call, elapsed_s)
+            return
+        if kind == frames.Kind.ANSWER_BINARY:
+            self._answered_with_bytes(call, payload, elapsed_s)
+            return
+        if kind == frames.Kind.CANCELLED:
+            self._gone(call, elapsed_s)
             return
         violation = kind == frames.Kind.VIOLATION
         text = payload.decode("utf-8", "replace")
@@ -156,15 +182,66 @@ class Dispatch:
             call, 500, "OUTPUT_INVALID" if violation else "MODEL_FAILED", text, elapsed_s, violation=violation
         )
 
+    def _answered_with_bytes(self, call: Call, payload: bytes, elapsed_s: float) -> None:
+        """The answer has tensors as bytes behind its JSON."""
+        if not call.counted:
+            self._count(call, elapsed_s, failed=False, refused=False)
+        self._answers.count(200)
+        body = payload[JSON_LENGTH.size :]
+        head = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n%bContent-Length: %d\r\n"
+            b"Inference-Header-Content-Length: %d\r\nX-Request-Id: %b\r\n%b"
+        )
+        (length,) = JSON_LENGTH.unpack_from(payload)
+        version, rollout = call.version.version_header, call.target.rollout_header
+        call.connection.answer(head % (version, len(body), length, call.request_id, rollout), body)
+
+    def leave(self, connection: HttpConnection, versions: Iterable[ServedVersion]) -> None:
+        """A caller hung up: its request is taken back where it has not been begun."""
+        for version in versions:
+            for upstream in version.upstreams:
+                for call in upstream.pending.values():
+                    if getattr(call, "connection", None) is connection:  # copies for a shadow have none
+                        upstream.cancel(call)
+            if any(call.connection is connection for call in version.parked):
+                waiting = list(version.parked)
+                version.parked.clear()
+                version.parked.extend(call for call in waiting if call.connection is not connection)
+                for call in waiting:
+                    if call.connection is connection:
+                        self._gone(call, 0.0)
+
+    def _gone(self, call: Call, elapsed_s: float) -> None:
+        """It was not computed because its caller hung up: no version's fault, though slow is slow."""
+        if not call.counted:
+            self._count(call, elapsed_s, failed=False, refused=True)
+        detail = "The connection was closed on the caller's side while the request waited; keep it open."
+        self._refuse(call, 499, "CANCELLED", detail, {})
+
+    def _late(self, call: Call, elapsed_s: float) -> None:
+        """Its time is over."""
+        detail = "The version did not answer in time."
+        self._failed(call, 504, "TIMED_OUT", detail, elapsed_s, blame=not call.hurried)
+
     def _failed(
-        self, call: Call, status: int, code: str, detail: str, elapsed_s: float, *, violation: bool = False
+        self,
+        call: Call,
+        status: int,
+        code: str,
+        detail: str,
+        elapsed_s: float,
+        *,
+        violation: bool = False,
+        blame: bool = True,
     ) -> None:
-        """The version is to blame. The candidate's request gets a second chance on the stable version."""
+        """The version is to blame, unless told otherwise. The candidate's request gets a second chance on the
+        stable version."""
         first = not call.counted
         if first:
-            self._count(call, elapsed_s, failed=True, refused=False, violation=violation)
+            self._count(call, elapsed_s, failed=blame, refused=not blame, violation=violation)
         if first and call.role is Role.CANDIDATE:
-            call.target.tally.note_error(f"{code}: {detail}")
+            if blame:
+                call.target.tally.note_error(f"{code}: {detail}")
             name = call.target.route.endpoint
             self.retries[name] = self.retries.get(name, 0) + 1
             call.version = call.target.stable
@@ -212,7 +289,7 @@ class Dispatch:
             late = [call for call in upstream.pending.values() if now > call.deadline]
             for call in late:
                 upstream.drop(call)
-                self._failed(call, 504, "TIMED_OUT", "The version did not answer in time.", now - call.sent)
+                self._late(call, now - call.sent)
         if version.parked and version.parked[0].parked_until < now:
             waiting = list(version.parked)
             version.parked.clear()

@@ -41,6 +41,8 @@ _RECONNECT_S = 0.1
 _GUARD_SWEEPS = 20
 """Sweeps between two looks at the callers' tokens."""
 _DOORS = {b"predict": Door.PREDICT, b"invocations": Door.INVOCATIONS}
+_HURRY = b"x-request-timeout-ms"
+_JSON_LENGTH = b"inference-header-content-length"
 _JSON_TYPES = (b"application/json", b"application/vnd.api+json")
 PREVIEW = b"preview"
 """Stands where a pinned version does, for the candidate under its preview address."""
@@ -62,7 +64,7 @@ class Front:
         self._router: Router[ServedVersion] = Router()
         self._connections: set[HttpConnection] = set()
         self._dispatch = Dispatch(self.options, self.answers)
-        self._pages = Pages(self.answers, self._router, self._ask_metrics, known=hello.known)
+        self._pages = Pages(self.answers, self._router, self._ask_page, known=hello.known)
         self._guard: Guard | None = None
         if self.options.callers_token_file is not None:
             self._guard = Guard(self.options.callers_token_file)
@@ -88,7 +90,7 @@ class Front:
             case messages.Collect():
                 self._report()
             case messages.Page(number=number, text=text):
-                self._pages.metrics(number, text)
+                self._pages.told(number, text)
             case messages.Drain(close=close):
                 self._pages.draining = True
                 if close:
@@ -210,6 +212,10 @@ class Front:
         """Count a connection out."""
         self._connections.discard(connection)
 
+    def leaving(self, connection: HttpConnection) -> None:
+        """A caller hung up while its request was under way: what was not begun need not be."""
+        self._dispatch.leave(connection, self._versions.values())
+
     def handle(self, connection: HttpConnection, request: Request) -> None:
         """Answer one request, now or when its worker has."""
         path = request.path
@@ -265,6 +271,8 @@ class Front:
             kind = content_type.partition(b";")[0].strip().lower()
             if kind == b"text/csv" and door is Door.INVOCATIONS:
                 door = Door.INVOCATIONS_CSV
+            elif kind == b"application/octet-stream" and _JSON_LENGTH in headers:
+                pass
             elif kind not in _JSON_TYPES and not kind.endswith(b"+json"):
                 problem(connection, 415, "MALFORMED_BODY", "Send the body as application/json.", request_id)
                 return
@@ -280,6 +288,14 @@ class Front:
         call.request_id = request_id
         now = request.received
         call.expires = now + self.options.request_deadline_s
+        if (hurry := headers.get(_HURRY)) is not None and not call.hurry(hurry, now):
+            detail = "X-Request-Timeout-Ms is a whole number of milliseconds above 0."
+            problem(connection, 400, "MALFORMED_REQUEST", detail, request_id)
+            return
+        if door is Door.INFER and (length := headers.get(_JSON_LENGTH)) is not None and not call.cut(length):
+            detail = "Inference-Header-Content-Length is the number of bytes of the body's JSON."
+            problem(connection, 400, "MALFORMED_BODY", detail, request_id)
+            return
         if semver is None:
             call.role, call.caller = target.assign(headers, connection.peer_key)
             tally = target.tally
@@ -322,9 +338,10 @@ class Front:
             self._channel.send(messages.Drained())
             self._channel.finish()
 
-    def _ask_metrics(self, number: int) -> None:
-        self._report()
-        self._channel.send(messages.WantPage(number=number))
+    def _ask_page(self, number: int, endpoint: str) -> None:
+        if not endpoint:
+            self._report()
+        self._channel.send(messages.WantPage(number=number, endpoint=endpoint))
 
     async def listen(self, listener: socket.socket) -> None:
         """Take connections from now on."""

@@ -29,7 +29,8 @@ STATUS_LINES: dict[int, bytes] = {
         405: b"Method Not Allowed", 408: b"Request Timeout", 411: b"Length Required",
         413: b"Content Too Large", 414: b"URI Too Long", 415: b"Unsupported Media Type",
         417: b"Expectation Failed", 422: b"Unprocessable Content", 429: b"Too Many Requests",
-        431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 501: b"Not Implemented",
+        431: b"Request Header Fields Too Large", 499: b"Client Closed Request",
+        500: b"Internal Server Error", 501: b"Not Implemented",
         503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
     }.items()
 }  # fmt: skip
@@ -78,6 +79,9 @@ class Application(Protocol):
         """Whether there is room for one more connection."""
 
     def closed(self, connection: "HttpConnection") -> None: ...
+
+    def leaving(self, connection: "HttpConnection") -> None:
+        """A caller closed its half, or is gone, while a request of it is being answered."""
 
     def handle(self, connection: "HttpConnection", request: Request) -> None:
         """Answer, now or later, by exactly one call of `connection.answer`."""
@@ -136,6 +140,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport = None
         self._closing = True
         self._queue.clear()
+        if self._current is not None:
+            self._app.leaving(self)
         self._app.closed(self)
 
     def pause_writing(self) -> None:
@@ -148,10 +154,12 @@ class HttpConnection(asyncio.Protocol):
         self._maybe_resume_reading()
 
     def eof_received(self) -> bool:
-        """A caller who closed its half still gets the answers to what it sent."""
+        """A caller who closed its half still gets the answers to what it sent, as far as they are under way:
+        one who is gone for good looks just the same."""
         if self._current is None and not self._queue:
             return False
         self._closing = True
+        self._app.leaving(self)
         return True
 
     def data_received(self, data: bytes) -> None:

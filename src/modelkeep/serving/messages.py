@@ -4,6 +4,7 @@ A channel is a socket pair made before the child is started, so there is no name
 set; its end of file is how each side learns that the other is gone.
 """
 
+import struct
 from enum import IntEnum
 from typing import TypeVar, cast
 
@@ -20,6 +21,10 @@ ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 """Upper bounds of the histogram of rows a call."""
 DELAY_BUCKETS_MS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 5000.0)
 """Upper bounds of the histogram of a request's time in its worker's queue."""
+
+
+JSON_LENGTH = struct.Struct("!I")
+"""Before a body that has bytes after its JSON, in either direction."""
 
 
 class Door(IntEnum):
@@ -101,7 +106,7 @@ class Drain(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Page(Struct, frozen=True, kw_only=True, tag=True):
-    """The text of a metrics page that a front asked for."""
+    """The text of a page that a front asked for; empty when there is none."""
 
     number: int
     text: str
@@ -138,9 +143,10 @@ class Connected(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class WantPage(Struct, frozen=True, kw_only=True, tag=True):
-    """Somebody asked this front for the gateway's metrics."""
+    """Somebody asked this front for the gateway's metrics, or for the description of an endpoint."""
 
     number: int
+    endpoint: str = ""
 
 
 class Drained(Struct, frozen=True, kw_only=True, tag=True):

@@ -1,24 +1,27 @@
-"""A front's pages that predict nothing: health, readiness, metrics, the list of endpoints, Open Inference
-metadata.
+"""A front's pages that predict nothing: health, readiness, metrics, the endpoints and their descriptions,
+Open Inference metadata.
 
-They read the router and ask the supervisor for metrics; they change nothing.
+They read the router and ask the supervisor for what it alone knows; they change nothing.
 """
 
 import time
 from collections.abc import Callable
 from typing import Any
 
+from modelkeep import __version__
 from modelkeep.serving.answers import Answered, Answers
 from modelkeep.serving.http import STATUS_LINES, Request
 from modelkeep.serving.router import Router, Target
 from modelkeep.serving.upstream import ServedVersion
 
-METRICS_TIMEOUT_S = 3.0
-"""For the supervisor to add up the counts of all fronts."""
+PAGE_TIMEOUT_S = 3.0
+"""For the supervisor to add up the counts of all fronts, or to describe an endpoint."""
 WAITING_SHOWN = 100
 """Endpoints that `/ready` names."""
 PROBES = frozenset({b"/health", b"/ready", b"/v2/health/live", b"/v2/health/ready"})
 """Answered to everybody: what watches over processes has no token."""
+_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+_JSON = b"application/json"
 _PLACES = frozenset({b"health", b"ready", b"metrics", b"endpoints", b"v2"})
 
 
@@ -30,7 +33,7 @@ class Pages:
         self,
         answers: Answers,
         router: Router[ServedVersion],
-        ask_metrics: Callable[[int], None],
+        ask: Callable[[int, str], None],
         *,
         known: bool,
     ) -> None:
@@ -38,8 +41,8 @@ class Pages:
         self.draining = False
         self._answers = answers
         self._router = router
-        self._ask_metrics = ask_metrics
-        self._asked: dict[int, tuple[Answered, bytes, float]] = {}
+        self._ask = ask
+        self._asked: dict[int, tuple[Answered, bytes, float, bytes]] = {}
         self._number = 0
 
     def page(self, connection: Answered, request: Request, parts: list[bytes]) -> None:
@@ -59,16 +62,16 @@ class Pages:
                 body = {"ready": not waiting, "waiting_for": waiting}
                 answers.json(connection, 503 if waiting else 200, body, request_id)
             case [b"metrics"]:
-                self._number += 1
-                self._asked[self._number] = (connection, request_id, time.monotonic() + METRICS_TIMEOUT_S)
-                self._ask_metrics(self._number)
+                self._ask_for(connection, request_id, _TEXT, "")
             case [b"endpoints"]:
                 routes = [_described(target) for _, target in sorted(self._router.targets.items())]
                 body = {"table": self._router.number, "endpoints": routes}
                 answers.json(connection, 200, body, request_id)
             case [b"v2"]:
-                body = {"name": "modelkeep", "version": "2", "extensions": []}
+                body = {"name": "modelkeep", "version": __version__, "extensions": ["binary_tensor_data"]}
                 answers.json(connection, 200, body, request_id)
+            case [b"endpoints", name, b"openapi.json"] if name in self._router.targets:
+                self._ask_for(connection, request_id, _JSON, name.decode())
             case [b"v2", b"models", name, *rest]:
                 self._model(connection, name, rest, request_id)
             case _:
@@ -104,21 +107,32 @@ class Pages:
         targets = self._router.targets.values()
         return [target.route.endpoint for target in targets if target.stable.upstream is None][:WAITING_SHOWN]
 
-    def metrics(self, number: int, text: str) -> None:
-        """The supervisor's answer to a wish for metrics."""
+    def _ask_for(self, connection: Answered, request_id: bytes, media: bytes, endpoint: str) -> None:
+        """Have the supervisor make a page: the metrics, or the description of an endpoint."""
+        self._number += 1
+        self._asked[self._number] = (connection, request_id, time.monotonic() + PAGE_TIMEOUT_S, media)
+        self._ask(self._number, endpoint)
+
+    def told(self, number: int, text: str) -> None:
+        """The supervisor's answer to a wish for a page."""
         asked = self._asked.pop(number, None)
-        if asked is not None:
-            self._answers.count(200)
-            body = text.encode()
-            head = b"%bContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: %d\r\n"
-            asked[0].answer(head % (STATUS_LINES[200], len(body)) + b"X-Request-Id: %b\r\n" % asked[1], body)
+        if asked is None:
+            return
+        connection, request_id, _, media = asked
+        if not text:
+            self._answers.problem(connection, 404, "NOT_FOUND", "There is nothing here.", request_id)
+            return
+        self._answers.count(200)
+        body = text.encode()
+        head = b"%bContent-Type: %b\r\nContent-Length: %d\r\nX-Request-Id: %b\r\n"
+        connection.answer(head % (STATUS_LINES[200], media, len(body), request_id), body)
 
     def sweep(self, now: float) -> None:
-        """Give up on metrics that do not come."""
-        for number, (connection, request_id, until) in list(self._asked.items()):
+        """Give up on pages that do not come."""
+        for number, (connection, request_id, until, _) in list(self._asked.items()):
             if now > until:
                 del self._asked[number]
-                detail = "The metrics are not to be had just now."
+                detail = "This page is not to be had just now."
                 self._answers.problem(connection, 503, "TIMED_OUT", detail, request_id)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from modelkeep import telemetry
-from modelkeep.core import errors, values
+from modelkeep.core import codec, errors, values
 from modelkeep.core.observation import (
     GatewayReply,
     GatewayReport,
@@ -27,7 +27,7 @@ from modelkeep.core.observation import (
     VersionPhase,
 )
 from modelkeep.core.routing import Role, Route, RoutingTable, VersionKey, VersionSpec, rolled_back
-from modelkeep.serving import messages, moves
+from modelkeep.serving import messages, moves, openapi
 from modelkeep.serving.cache import Cache
 from modelkeep.serving.contact import Contact
 from modelkeep.serving.control import ControlServer, RunFolder
@@ -415,8 +415,9 @@ class Supervisor:
                 self._counted(unit, message)
             case messages.Connected(key=key):
                 unit.connected.add(key)
-            case messages.WantPage(number=number):
-                unit.send(messages.Page(number=number, text=self._page()))
+            case messages.WantPage(number=number, endpoint=endpoint):
+                text = self._described(endpoint) if endpoint else self._page()
+                unit.send(messages.Page(number=number, text=text))
             case messages.Drained():
                 unit.drained.set()
 
@@ -564,6 +565,15 @@ class Supervisor:
             "routes": routes,
             "versions": versions,
         }
+
+    def _described(self, endpoint: str) -> str:
+        """An endpoint in OpenAPI, by the version that answers there; empty when there is none."""
+        route = self._live.route(endpoint)
+        if route is None:
+            return ""
+        closed = self.options.callers_token_file is not None
+        found = openapi.document(route, self._live.version(route.stable), self.url, closed=closed)
+        return codec.encode(found).decode()
 
     def _page(self) -> str:
         use = telemetry.process_use()

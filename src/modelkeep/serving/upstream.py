@@ -134,6 +134,12 @@ class Upstream(asyncio.Protocol):
         else:
             self._transport.writelines((head, body))
 
+    def cancel(self, call: Waiting) -> None:
+        """Say that nobody waits for a request any more. The worker answers it nevertheless: that it was not
+        computed, or what came of it."""
+        if self._transport is not None:
+            self._transport.write(frames.head(call.identity, frames.Kind.CANCEL, 0))
+
     def drop(self, call: Waiting) -> None:
         """Stop waiting for a request; a late answer to it is ignored."""
         if self.pending.pop(call.identity, None) is not None:

@@ -28,7 +28,7 @@ from modelkeep import telemetry
 from modelkeep.core import codec, errors
 from modelkeep.core.routing import VersionSpec
 from modelkeep.core.signature import DataType, Field
-from modelkeep.serving import batcher, binary, frames, messages, protocols, runtimes, validation
+from modelkeep.serving import batcher, frames, messages, protocols, runtimes, validation
 from modelkeep.serving.batcher import Ask, Queue
 from modelkeep.serving.cache import verify
 from modelkeep.serving.frames import Kind
@@ -130,7 +130,7 @@ class Service:
         try:
             if asked.binary:
                 head, rest = protocols.encode_binary(asked, outputs, endpoint=named, semver=self._semver)
-                kind, body = Kind.ANSWER_BINARY, binary.HEADER.pack(len(head)) + head + rest
+                kind, body = Kind.ANSWER_BINARY, messages.JSON_LENGTH.pack(len(head)) + head + rest
             else:
                 body = protocols.encode(door, asked, outputs, endpoint=named, semver=self._semver)
         except errors.ModelkeepError as refusal:

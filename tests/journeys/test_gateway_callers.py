@@ -1,0 +1,160 @@
+"""Callers of a real gateway who hang up, who cannot wait, who speak in bytes, and who ask what they may ask:
+what nobody waits for is not computed, and no version is blamed for it."""
+
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from modelkeep.core.routing import Epoch, Route, RoutingTable
+from tests.serving import models
+from tests.serving.control_plane import FakeControlPlane, until
+from tests.serving.gateways import Gateway, running
+
+pytestmark = [pytest.mark.journey, pytest.mark.network]
+
+SLOW, ONNX = {"model.joblib": models.misbehaving(models.SLOW)}, {"model.onnx": models.linear_onnx(2.0)}
+V1, V2 = models.spec(SLOW, "1.0.0"), models.spec(ONNX, "2.0.0", model="quick")
+TABLE = RoutingTable(
+    number=1,
+    routes=(
+        Route(endpoint="churn", epoch=Epoch(1, 1), stable=V1.key),
+        Route(endpoint="quick", epoch=Epoch(1, 1), stable=V2.key),
+    ),
+    versions=(V1, V2),
+)
+BODY = json.dumps({"inputs": [[10, 0]]}).encode()
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[FakeControlPlane]:
+    """A control plane with a slow and a quick version."""
+    with FakeControlPlane() as made:
+        for files in (SLOW, ONNX):
+            made.blobs.update(models.blobs(files))
+        made.publish(TABLE)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, plane: FakeControlPlane) -> Iterator[Gateway]:
+    """A gateway that serves both."""
+    with running(tmp_path_factory.mktemp("callers") / "gw", plane.url) as made:
+        made.wait_route("churn", stable="churn:1.0.0")
+        made.wait_route("quick", stable="quick:2.0.0")
+        yield made
+
+
+def sample(gateway: Gateway, name: str, **labels: str) -> float:
+    """The sum of a family's samples with these labels."""
+    page = gateway.request("GET", "/metrics").body.decode()
+    found = re.findall(rf"^modelkeep_gateway_{name}\{{(.*)\}} (\S+)$", page, re.M)
+    wanted = {f'{label}="{value}"' for label, value in labels.items()}
+    return sum(float(value) for inner, value in found if wanted <= set(inner.split(",")))
+
+
+class Busy:
+    """Keeps the slow version busy by one request."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._thread = threading.Thread(target=lambda: gateway.predict([[1, 0]]))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+        time.sleep(0.1)
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+
+def blamed(plane: FakeControlPlane) -> int:
+    """Errors that the slow version was given in the reports."""
+    return sum(tick.stable.errors for tick in plane.ticks.get(("churn", None), []))
+
+
+@pytest.mark.req("S2")
+def test_who_hangs_up_is_not_computed_for(gateway: Gateway, plane: FakeControlPlane) -> None:
+    """Five callers close while the version is busy: their requests leave the queue, counted as refused and
+    not as errors."""
+    before = sample(gateway, "requests_total", version="churn:1.0.0", outcome="error")
+    with Busy(gateway):
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", gateway.port)) as caller:
+                line = b"POST /endpoints/churn/predict HTTP/1.1\r\nHost: x\r\n"
+                caller.sendall(line + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY))
+        time.sleep(0.1)
+    until(lambda: sample(gateway, "not_computed_total", why="cancelled") == 5, "all five are dropped")
+    assert sample(gateway, "http_responses_total", status="499") == 5
+    assert sample(gateway, "requests_total", version="churn:1.0.0", outcome="error") == before
+    assert blamed(plane) == 0
+
+
+@pytest.mark.req("S2")
+def test_a_caller_says_how_long_it_waits(gateway: Gateway, plane: FakeControlPlane) -> None:
+    """X-Request-Timeout-Ms: what cannot be begun in time is not computed and gets 504; the version is not
+    blamed. What is no number of milliseconds is refused."""
+    with Busy(gateway):
+        answer = gateway.predict([[10, 0]], X_Request_Timeout_Ms="50")
+    assert (answer.status, answer.json()["code"]) == (504, "TIMED_OUT")
+    until(lambda: sample(gateway, "not_computed_total", why="expired") == 1, "it was not computed")
+    assert blamed(plane) == 0
+    assert gateway.predict([[10, 0]], X_Request_Timeout_Ms="20000").status == 200
+    assert gateway.predict([[10, 0]], X_Request_Timeout_Ms="999999999").status == 200
+    for wrong in ("0", "-5", "1.5", "soon", "1" * 12):
+        answer = gateway.predict([[10, 0]], X_Request_Timeout_Ms=wrong)
+        assert (answer.status, answer.json()["code"]) == (400, "MALFORMED_REQUEST"), wrong
+
+
+@pytest.mark.req("S1")
+def test_tensors_come_and_go_as_bytes(gateway: Gateway) -> None:
+    """The binary extension over HTTP: the header says where the JSON ends, in both directions; one that lies
+    is refused."""
+    blob = struct.pack("<4f", 10, 1, 20, 2)
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 2], "parameters": {"binary_data_size": len(blob)}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    answer = gateway.request("POST", "/v2/models/quick/infer", head + blob, headers)
+    assert answer.status == 200, answer.body
+    assert answer.headers["content-type"] == "application/octet-stream"
+    length = int(answer.headers["inference-header-content-length"])
+    told = json.loads(answer.body[:length])
+    assert told["outputs"] == [
+        {"name": "score", "shape": [2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}
+    ]
+    assert struct.unpack("<2f", answer.body[length:]) == (21.0, 42.0)
+    for wrong in (str(len(head) + len(blob) + 1), "x", "-1"):
+        lying = {**headers, "Inference-Header-Content-Length": wrong}
+        assert gateway.request("POST", "/v2/models/quick/infer", head + blob, lying).status == 400
+    plain = {"Content-Type": "application/octet-stream"}
+    assert gateway.request("POST", "/v2/models/quick/infer", head + blob, plain).status == 415
+    extensions = gateway.request("GET", "/v2").json()["extensions"]
+    assert "binary_tensor_data" in extensions
+
+
+@pytest.mark.req("S1")
+def test_an_endpoint_describes_itself(gateway: Gateway) -> None:
+    """OpenAPI made of the signature, with names, types and ranges; for endpoints that there are."""
+    answer = gateway.request("GET", "/endpoints/quick/openapi.json")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    told = answer.json()
+    assert told["openapi"].startswith("3.1")
+    assert told["info"]["version"] == "2.0.0"
+    body = told["paths"]["/endpoints/quick/predict"]["post"]["requestBody"]["content"]["application/json"]
+    row = body["schema"]["properties"]["inputs"]["oneOf"][0]["items"]["oneOf"][0]
+    assert row["properties"]["age"] == {"type": "number", "format": "float", "minimum": 0, "maximum": 150}
+    assert row["required"] == ["age", "income"]
+    assert gateway.request("GET", "/endpoints/none/openapi.json").status == 404
+    assert gateway.request("POST", "/endpoints/quick/openapi.json", {}).status == 405
+
+
+@pytest.mark.req("S1")
+def test_other_origins_are_let_in_by_nobody(gateway: Gateway) -> None:
+    """No page of another origin may read an answer: nothing about origins is ever said."""
+    for method, path in (("OPTIONS", "/endpoints/quick/predict"), ("POST", "/endpoints/quick/predict")):
+        answer = gateway.request(method, path, {"inputs": [[1, 2]]}, {"Origin": "https://other.example"})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
