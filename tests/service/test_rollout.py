@@ -98,8 +98,13 @@ def test_who_a_caller_is_cannot_change_while_traffic_moves(world: RolloutWorld) 
     for setting in ({"key_header": "x-customer"}, {"slow_ms": 10.0}):
         with pytest.raises(errors.RolloutActive):
             world.made(**setting)
-    world.made(lease_s=30.0)
-    assert world.endpoint().lease_s == 30.0
+    world.made(lease_s=30.0, workers=2)
+    assert (world.endpoint().lease_s, world.endpoint().workers) == (30.0, 2)
+    table = world.read("gate", world.rollouts.table_if_newer, -1)
+    assert table is not None
+    assert [route.workers for route in table.routes] == [2]
+    with pytest.raises(errors.Invalid, match="workers"):
+        world.made(workers=0)
 
 
 def test_one_stage_has_one_endpoint_and_a_name_one_stage(world: RolloutWorld) -> None:

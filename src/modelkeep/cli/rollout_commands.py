@@ -52,6 +52,9 @@ def endpoint() -> None:
 @click.option(
     "--lease-s", type=float, metavar="S", help="Take the candidate back when the server is silent so long."
 )
+@click.option(
+    "--workers", type=int, metavar="N", help="Processes of each version on a gateway; 1 unless told."
+)
 @plan_options
 def endpoint_create(
     session: Session,
@@ -61,6 +64,7 @@ def endpoint_create(
     key_header: str | None,
     slow_ms: float | None,
     lease_s: float | None,
+    workers: int | None,
     plan_file: str | None,
     strategy: str | None,
     steps: tuple[str, ...],
@@ -73,6 +77,7 @@ def endpoint_create(
         key_header=key_header,
         slow_ms=slow_ms,
         lease_s=lease_s,
+        workers=workers,
         plan=stated(plan_file, strategy, steps),
     )
     session.answer(made, [made.name], views.endpoint(made))

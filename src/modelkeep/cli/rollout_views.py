@@ -67,6 +67,7 @@ def endpoint(found: "Endpoint") -> View:
                 ("key", found.key_header or "the connection's address"),
                 ("slow", f"above {found.slow_ms:g} ms"),
                 ("lease", duration(found.lease_s) if found.lease_s else None),
+                ("workers", str(found.workers) if found.workers > 1 else None),
                 ("created", f"{moment(found.created_at)} by {found.created_by}"),
             )
         )

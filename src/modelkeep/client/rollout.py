@@ -33,6 +33,7 @@ class RolloutVerbs(Wire):
         key_header: str | None = None,
         slow_ms: float | None = None,
         lease_s: float | None = None,
+        workers: int | None = None,
         plan: Plan | None = None,
     ) -> Endpoint:
         """Create an endpoint that follows a stage of a model, or change its settings; what is left out is the
@@ -43,7 +44,7 @@ class RolloutVerbs(Wire):
             InvalidPlan: a step or a bound does not fit.
         """
         body: dict[str, Any] = {"model": model, "stage": stage}
-        body |= given(key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, plan=plan)
+        body |= given(key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, workers=workers, plan=plan)
         return self.send(Endpoint, "PUT", _endpoint(name), body)
 
     def delete_endpoint(self, name: str) -> Done:

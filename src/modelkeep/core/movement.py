@@ -18,6 +18,8 @@ from modelkeep.core.values import Actor, Digest, ModelName
 
 SLOW_MS_MAX = 3_600_000.0
 """An answer that takes an hour is slow for everybody."""
+WORKERS_MAX = 64
+"""Processes of one version on one gateway: as many as a large machine has cores to spare."""
 LEASE_S_MIN, LEASE_S_MAX = 3.0, 86_400.0
 """A lease outlives a few reports that are lost, and ends within a day."""
 
@@ -26,7 +28,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """A stable name that callers use; it follows a stage of one model.
 
     `stable` and `previous` are version numbers; `epoch` is the age of its route. `key_header` names the
-    request header with the caller's key; without it the connection's address is the key.
+    request header with the caller's key; without it the connection's address is the key. `workers` is how
+    many processes each of its versions has on a gateway.
     """
 
     id: str
@@ -36,6 +39,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     key_header: str | None = None
     slow_ms: float = 250.0
     lease_s: float = 0.0
+    workers: int = 1
     plan: Plan = CANARY
     stable: int | None = None
     previous: int | None = None
@@ -45,7 +49,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     created_by: str
 
 
-def check_endpoint(slow_ms: float, lease_s: float) -> None:
+def check_endpoint(slow_ms: float, lease_s: float, workers: int = 1) -> None:
     """Refuse settings of an endpoint that mean nothing.
 
     Raises:
@@ -57,6 +61,8 @@ def check_endpoint(slow_ms: float, lease_s: float) -> None:
         raise errors.Invalid(
             f"'lease_s' is 0 (never) or from {LEASE_S_MIN:.0f} to {LEASE_S_MAX:.0f} seconds.", field="lease_s"
         )
+    if not 1 <= workers <= WORKERS_MAX:
+        raise errors.Invalid(f"'workers' is a number of processes from 1 to {WORKERS_MAX}.", field="workers")
 
 
 class RolloutState(StrEnum):

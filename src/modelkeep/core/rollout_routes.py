@@ -38,6 +38,7 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
             key_header=endpoint.key_header,
             slow_ms=endpoint.slow_ms,
             lease_s=endpoint.lease_s,
+            workers=endpoint.workers,
         )
 
     if rollout is None or rollout.state is RolloutState.ROLLING_BACK or rollout.state.finished:

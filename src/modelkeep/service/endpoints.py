@@ -48,13 +48,15 @@ class Endpoints:
         key_header: str | None = None,
         slow_ms: float = 250.0,
         lease_s: float = 0.0,
+        workers: int = 1,
         plan: Plan = core.CANARY,
     ) -> Endpoint:
         """Create an endpoint, or change the settings of one. One whose stage is occupied begins to serve at
         once; one that could not, tries again.
 
-        While traffic is being moved only the plan (of the next rollout) and the lease may change: the rest
-        says who a caller is and what slow means, and must be the same for the whole rollout.
+        While traffic is being moved only the plan (of the next rollout), the lease and the number of workers
+        may change: the rest says who a caller is and what slow means, and must be the same for the whole
+        rollout.
 
         Raises:
             ModelNotFound: there is no such model.
@@ -65,7 +67,7 @@ class Endpoints:
         """
         values.check_name(name, "endpoint")
         core.check_plan(plan)
-        core.check_endpoint(slow_ms, lease_s)
+        core.check_endpoint(slow_ms, lease_s, workers)
         act.readable(model)
         act.authorise(Verb.OPERATE, model)
         if key_header is not None:
@@ -87,6 +89,7 @@ class Endpoints:
                 key_header=key_header,
                 slow_ms=slow_ms,
                 lease_s=lease_s,
+                workers=workers,
             ).sequence
             endpoint = Endpoint(
                 id=act.new_id("end"),
@@ -96,6 +99,7 @@ class Endpoints:
                 key_header=key_header,
                 slow_ms=slow_ms,
                 lease_s=lease_s,
+                workers=workers,
                 plan=plan,
                 # Not older than a former endpoint of this name: gateways would ignore its routes.
                 epoch=Epoch(sequence, 0),
@@ -104,7 +108,7 @@ class Endpoints:
             )
             store.add_endpoint(act.tx, endpoint, registered.id)
         else:
-            settings = (key_header, slow_ms, lease_s, plan)
+            settings = (key_header, slow_ms, lease_s, workers, plan)
             endpoint = self._change(act, endpoint, model, stage, *settings)
         occupant = registered.occupants.get(stage)
         if occupant is not None and endpoint.stable is None and endpoint.rollout is None:
@@ -129,6 +133,7 @@ class Endpoints:
         key_header: str | None,
         slow_ms: float,
         lease_s: float,
+        workers: int,
         plan: Plan,
     ) -> Endpoint:
         if not act.may(Verb.READ, known.model) or known.model != model or known.stage != stage:
@@ -137,7 +142,9 @@ class Endpoints:
                 "it first.",
                 endpoint=known.name,
             )
-        changed = structs.replace(known, key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, plan=plan)
+        changed = structs.replace(
+            known, key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, workers=workers, plan=plan
+        )
         if changed == known:
             return known
         if known.rollout is not None and (known.key_header, known.slow_ms) != (key_header, slow_ms):
@@ -155,6 +162,7 @@ class Endpoints:
             key_header=key_header,
             slow_ms=slow_ms,
             lease_s=lease_s,
+            workers=workers,
         )
         self._traffic.moved(act, before, self._traffic.route(act, changed, running), sequence)
         return changed

@@ -354,6 +354,7 @@ def put_endpoint(act: Act, call: Call) -> Any:
         key_header=b.key_header,
         slow_ms=b.slow_ms,
         lease_s=b.lease_s,
+        workers=b.workers,
         plan=b.plan,
     )
 

@@ -287,6 +287,7 @@ class NewEndpoint(Shape, frozen=True, kw_only=True):
     key_header: Annotated[str, Meta(max_length=100)] | None = None
     slow_ms: Annotated[float, Meta(gt=0, le=3_600_000)] = 250.0
     lease_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
     plan: Plan = CANARY
 
 
