@@ -14,7 +14,7 @@ import pytest
 from modelkeep.core.observation import SideCounts, VersionPhase, VersionReport
 from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey
 from modelkeep.serving.counting import BUCKETS_MS, RouteCounts, SideDelta
-from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, FrontCounts, Worked
+from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, FrontCounts, Noted, Worked
 from modelkeep.serving.metrics import Metrics
 from modelkeep.web.figures import Figures
 
@@ -69,9 +69,12 @@ def gateway() -> str:
         endpoint="e", rollout=None, epoch=FIRST, candidate_ppm=0, stable=delta, candidate=delta
     )
     once = {"e": 1}
-    front = FrontCounts(routes=[counts], statuses={200: 1}, retries=once, shed=once)
+    front = FrontCounts(
+        routes=[counts], statuses={200: 1}, retries=once, shed=once, log_lost=once, copies_dropped=once
+    )
     metrics.add(0, front, {("e", "stable"): "m:1.0.0", ("e", "candidate"): "m:1.1.0"})
     metrics.rollbacks["e"] = 1
+    metrics.log = Noted()
     worked = Worked(
         batches={"all": 1},
         rows=1,

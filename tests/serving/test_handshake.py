@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from modelkeep import __version__
-from modelkeep.serving import frames, handshake, messages
+from modelkeep.serving import frames, handshake, messages, records
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {2: "9eaccfbc132be3a8"}
+WIRE = {2: "8e21a5bba6f5a859"}
 """By protocol: what goes over the channels, in short."""
 
 
@@ -34,7 +34,10 @@ def test_whoever_changes_a_message_raises_the_protocol() -> None:
     """The messages, the frames and the prefix of a request are those of the protocol's number. When this
     fails: raise `handshake.PROTOCOL` and put the new digest beside the new number; where all that changed is
     a new field with a default, which either side may leave out, renew the digest of the number it has."""
-    unions = (messages.ToFront, messages.FromFront, messages.ToWorker, messages.FromWorker)
+    unions = (
+        *(messages.ToFront, messages.FromFront, messages.ToWorker, messages.FromWorker),
+        *(messages.ToRecorder, messages.FromRecorder, records.ToRecorder, records.Kept),
+    )
     shapes = msgspec.json.schema_components(unions, schema_hook=_named)
     kinds = {kind.name: int(kind) for kind in frames.Kind}
     doors = {door.name: int(door) for door in messages.Door}

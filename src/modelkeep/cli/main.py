@@ -38,7 +38,17 @@ LOOK, MAKE, GOVERN, TRAFFIC, PEOPLE, RUN = (
 )
 _CATALOG, _PROMOTION, _ROLLOUT, _VERDICT, _REPORT, _ACCESS, _WEBHOOKS, _MOVING, _SERVER = (
     f"modelkeep.cli.{name}_commands"
-    for name in ("catalog", "promotion", "rollout", "verdict", "report", "access", "webhook", "moving", "server")
+    for name in (
+        "catalog",
+        "promotion",
+        "rollout",
+        "verdict",
+        "report",
+        "access",
+        "webhook",
+        "moving",
+        "server",
+    )
 )
 COMMANDS: dict[str, Entry] = {
     "ls": Entry(_CATALOG, "ls", LOOK, "List models, or the versions of one."),

@@ -10,10 +10,10 @@ from typing import Self
 
 from modelkeep.client.access import AccessVerbs
 from modelkeep.client.delivery import DeliveryVerbs
+from modelkeep.client.feedback import FeedbackVerbs
 from modelkeep.client.imports import ImportVerbs
 from modelkeep.client.promotion import PromotionVerbs
 from modelkeep.client.registration import RegistrationVerbs
-from modelkeep.client.rollout import RolloutVerbs
 from modelkeep.client.transport import Transport
 from modelkeep.client.verdicts import VerdictVerbs
 from modelkeep.client.webhooks import WebhookVerbs
@@ -25,7 +25,7 @@ TIMEOUT_S = 60.0
 class Client(
     RegistrationVerbs,
     PromotionVerbs,
-    RolloutVerbs,
+    FeedbackVerbs,
     VerdictVerbs,
     DeliveryVerbs,
     AccessVerbs,

@@ -73,6 +73,53 @@ class SideCounts(Struct, frozen=True, kw_only=True):
         )
 
 
+class PairCounts(Struct, frozen=True, kw_only=True):
+    """Requests of one tick that the stable version answered and of which the shadow `version` got a copy.
+
+    A pair whose two answers differ in kind is counted on the side that did worse: `only_stable_failed`,
+    `only_shadow_failed`, and likewise slow. `compared` pairs are those that both answered; `disagreements`
+    are those of them whose predictions are not equal within the precision of their types. `difference_sum` is
+    over the `values` numbers in them. `dropped` copies were never sent or never compared, because the shadow
+    or the recorder had no room: they say nothing about the version.
+    """
+
+    version: VersionKey
+    pairs: int = 0
+    both_failed: int = 0
+    only_stable_failed: int = 0
+    only_shadow_failed: int = 0
+    only_stable_slow: int = 0
+    only_shadow_slow: int = 0
+    compared: int = 0
+    disagreements: int = 0
+    values: int = 0
+    difference_sum: float = 0.0
+    difference_max: float = 0.0
+    stable_ms_sum: float = 0.0
+    shadow_ms_sum: float = 0.0
+    dropped: int = 0
+
+    def plus(self, other: "PairCounts") -> "PairCounts":
+        """The counts of two spans together."""
+        return PairCounts(
+            version=other.version,
+            pairs=self.pairs + other.pairs,
+            both_failed=self.both_failed + other.both_failed,
+            only_stable_failed=self.only_stable_failed + other.only_stable_failed,
+            only_shadow_failed=self.only_shadow_failed + other.only_shadow_failed,
+            only_stable_slow=self.only_stable_slow + other.only_stable_slow,
+            only_shadow_slow=self.only_shadow_slow + other.only_shadow_slow,
+            compared=self.compared + other.compared,
+            disagreements=self.disagreements + other.disagreements,
+            values=self.values + other.values,
+            difference_sum=self.difference_sum + other.difference_sum,
+            difference_max=max(self.difference_max, other.difference_max),
+            stable_ms_sum=self.stable_ms_sum + other.stable_ms_sum,
+            shadow_ms_sum=self.shadow_ms_sum + other.shadow_ms_sum,
+            dropped=self.dropped + other.dropped,
+        )
+
+
 class Tick(Struct, frozen=True, kw_only=True):
     """One closed span of one endpoint under one epoch.
 
@@ -91,6 +138,8 @@ class Tick(Struct, frozen=True, kw_only=True):
     candidate: SideCounts
     errors_seen: tuple[str, ...] = ()
     """At most three error texts of the candidate, shortened: what a person wants to read first."""
+    pairs: PairCounts | None = None
+    """What the shadow version said to copies; None where none was compared."""
 
 
 class VersionPhase(StrEnum):
@@ -196,6 +245,12 @@ def check_report(report: GatewayReport) -> GatewayReport:
 
 def _check_tick(tick: Tick) -> None:
     _texts(tick.endpoint, tick.rollout or "", *tick.errors_seen)
+    if tick.pairs is not None:
+        _texts(tick.pairs.version)
+        for name in tick.pairs.__struct_fields__[1:]:
+            number = getattr(tick.pairs, name)
+            if not (0 <= number < math.inf) or (isinstance(number, int) and number > COUNT_MAX):
+                raise errors.Invalid(f"A tick's pairs cannot hold {name}={number}.", field=name)
     _epoch(tick.epoch)
     _number("tick number", tick.number)
     if not 0 <= tick.candidate_ppm <= WHOLE_PPM:

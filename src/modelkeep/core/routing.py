@@ -14,10 +14,11 @@ import hashlib
 from enum import StrEnum
 from typing import NewType
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from modelkeep.core import codec, errors
 from modelkeep.core.catalog import FileEntry
+from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.signature import Signature
 from modelkeep.core.values import Digest
 
@@ -95,11 +96,13 @@ class Arm(Struct, frozen=True, kw_only=True):
 
 
 class Role(StrEnum):
-    """What a version is to a route. `previous` has no weight; loaded, it makes a rollback one swap."""
+    """What a version is to a route. `previous` has no weight; loaded, it makes a rollback one swap. `shadow`
+    gets copies of requests and answers nobody."""
 
     STABLE = "stable"
     CANDIDATE = "candidate"
     PREVIOUS = "previous"
+    SHADOW = "shadow"
 
 
 class Route(Struct, frozen=True, kw_only=True):
@@ -127,6 +130,12 @@ class Route(Struct, frozen=True, kw_only=True):
     lease_s: float = 0.0
     workers: int = 1
     """Processes of each version of this route."""
+    shadow: VersionKey | None = None
+    shadow_ppm: int = 0
+    """Share of the requests that stable answers of which the shadow gets a copy; outside the weights."""
+    log_ppm: int = 0
+    """Share of the requests that go to the gateway's prediction log, as `privacy` lets them."""
+    privacy: Privacy = KEEP_ALL
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -139,7 +148,8 @@ class Route(Struct, frozen=True, kw_only=True):
     @property
     def keys(self) -> frozenset[VersionKey]:
         """All versions that have to be loaded for this route."""
-        return frozenset(k for k in (self.stable, self.candidate, self.previous) if k is not None)
+        named = (self.stable, self.candidate, self.previous, self.shadow)
+        return frozenset(key for key in named if key is not None)
 
 
 class RoutingTable(Struct, frozen=True, kw_only=True):
@@ -167,8 +177,8 @@ def check_table(table: RoutingTable) -> RoutingTable:
     """Refuse a table that could not be obeyed.
 
     Raises:
-        Invalid: a share outside 0..1,000,000, a share without a candidate, an endpoint twice, an undescribed
-        version, two versions under one key.
+        Invalid: a share outside 0..1,000,000, a share without a candidate or a shadow, an endpoint twice, an
+        undescribed version, two versions under one key.
     """
     if len(table.routes) > ROUTES_MAX:
         raise errors.LimitExceeded(f"A routing table has at most {ROUTES_MAX:,} routes.")
@@ -185,6 +195,12 @@ def check_table(table: RoutingTable) -> RoutingTable:
             raise errors.Invalid(
                 f"The route {route.endpoint!r} gives a share to a candidate it does not name."
             )
+        if not 0 <= route.shadow_ppm <= WHOLE_PPM or not 0 <= route.log_ppm <= WHOLE_PPM:
+            raise errors.Invalid(
+                f"The shares of shadow and log on {route.endpoint!r} are not within 0 and 1,000,000 ppm."
+            )
+        if route.shadow is None and route.shadow_ppm:
+            raise errors.Invalid(f"The route {route.endpoint!r} gives a share to a shadow it does not name.")
         if route.endpoint in seen:
             raise errors.Invalid(f"The endpoint {route.endpoint!r} stands twice in one table.")
         if not route.keys <= known:
@@ -224,30 +240,22 @@ def rolled_back(route: Route) -> Route:
         NoRollbackTarget: there is neither a candidate nor a previous version.
     """
     epoch = Epoch(route.epoch.term + 1, 0)
+    # Nothing of a movement stays: neither its weights nor its shadow.
+    settled = structs.replace(
+        route,
+        epoch=epoch,
+        candidate=None,
+        candidate_ppm=0,
+        preview=False,
+        shadow=None,
+        shadow_ppm=0,
+        rollout=None,
+    )
     if route.candidate is not None:
-        return Route(
-            endpoint=route.endpoint,
-            epoch=epoch,
-            stable=route.stable,
-            previous=route.previous,
-            salt=route.salt,
-            key_header=route.key_header,
-            slow_ms=route.slow_ms,
-            lease_s=route.lease_s,
-            workers=route.workers,
-        )
+        return settled
     if route.previous is None:
         raise errors.NoRollbackTarget(
             f"The endpoint {route.endpoint!r} has no former version loaded; roll back in the registry: "
             "modelkeep rollback MODEL --to VERSION -m WHY."
         )
-    return Route(
-        endpoint=route.endpoint,
-        epoch=epoch,
-        stable=route.previous,
-        salt=route.salt,
-        key_header=route.key_header,
-        slow_ms=route.slow_ms,
-        lease_s=route.lease_s,
-        workers=route.workers,
-    )
+    return structs.replace(settled, stable=route.previous, previous=None)

@@ -17,6 +17,7 @@ from msgspec import Struct
 from modelkeep.core.observation import (
     CALLERS_TRACKED_MAX,
     TICKS_PER_REPORT_MAX,
+    PairCounts,
     SideCounts,
     Tick,
 )
@@ -238,13 +239,14 @@ class RouteCounts(Struct, frozen=True, kw_only=True):
 
 
 class _OpenTick:
-    __slots__ = ("candidate", "errors_seen", "stable", "started_at")
+    __slots__ = ("candidate", "errors_seen", "pairs", "stable", "started_at")
 
     def __init__(self, started_at: datetime) -> None:
         self.started_at = started_at
         self.stable = SideCounts()
         self.candidate = SideCounts()
         self.errors_seen: tuple[str, ...] = ()
+        self.pairs: PairCounts | None = None
 
 
 _TickKey = tuple[str, str | None, Epoch, int]
@@ -320,6 +322,11 @@ class Ledger:
             if len(tick.errors_seen) < ERRORS_SEEN_MAX and text not in tick.errors_seen:
                 tick.errors_seen = (*tick.errors_seen, text)
 
+    def paired(self, endpoint: str, rollout: str | None, epoch: Epoch, ppm: int, pairs: PairCounts) -> None:
+        """Take in what the recorder compared."""
+        tick = self._tick(endpoint, rollout, epoch, ppm)
+        tick.pairs = pairs if tick.pairs is None else tick.pairs.plus(pairs)
+
     def crashed(
         self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int, role: Role
     ) -> None:
@@ -365,6 +372,7 @@ class Ledger:
                     stable=tick.stable,
                     candidate=tick.candidate,
                     errors_seen=tick.errors_seen,
+                    pairs=tick.pairs,
                 )
             )
         self._open.clear()
@@ -441,6 +449,7 @@ def _resolve(delta: SideDelta, callers: Callers | None, noted: list[tuple[First,
 
 def merge(first: Tick, second: Tick) -> Tick:
     """Two spans of one endpoint, rollout, epoch and weight as one."""
+    pairs = first.pairs.plus(second.pairs) if first.pairs and second.pairs else first.pairs or second.pairs
     texts = (*first.errors_seen, *(text for text in second.errors_seen if text not in first.errors_seen))
     return msgspec.structs.replace(
         second,
@@ -449,4 +458,5 @@ def merge(first: Tick, second: Tick) -> Tick:
         stable=first.stable.plus(second.stable),
         candidate=first.candidate.plus(second.candidate),
         errors_seen=texts[:ERRORS_SEEN_MAX],
+        pairs=pairs,
     )

@@ -11,14 +11,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from modelkeep.core import codec
-from modelkeep.core.routing import Role
-from modelkeep.serving import frames
+from modelkeep.core.routing import WHOLE_PPM, Role, Route
+from modelkeep.serving import frames, records
 from modelkeep.serving.answers import Answers
 from modelkeep.serving.counting import count
 from modelkeep.serving.http import HttpConnection, Request
 from modelkeep.serving.messages import JSON_LENGTH, Door
+from modelkeep.serving.mirror import Copy, Mirror
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.router import Target
+from modelkeep.serving.tap import Tap, sampled
 from modelkeep.serving.upstream import ServedVersion
 
 _CANDIDATE_SHARE = 0.5
@@ -33,8 +35,8 @@ class Call:
 
     __slots__ = (
         "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "hurried",
-        "identity", "parked_until", "request_id", "role", "sent", "suspect", "target", "tried", "tries",
-        "version",
+        "identity", "parked_until", "received", "request_id", "role", "sent", "suspect", "target", "tried",
+        "tries", "version",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +64,7 @@ class Call:
         self.hurried = False
         """Its caller gave it less time than the gateway would have: that it ran out is no version's fault."""
         self.parked_until = 0.0
+        self.received = request.received
         self.identity = 0
 
     def hurry(self, milliseconds: bytes, now: float) -> bool:
@@ -82,12 +85,19 @@ class Call:
         return True
 
 
+def _weight(route: Route, role: Role) -> int:
+    """The share of the callers that a side has, in ppm."""
+    return route.candidate_ppm if role is Role.CANDIDATE else WHOLE_PPM - route.candidate_ppm
+
+
 class Dispatch:
     """One front's requests under way. `retries` and `shed` count by endpoint since they were last taken."""
 
-    def __init__(self, options: GatewayOptions, answers: Answers) -> None:
+    def __init__(self, options: GatewayOptions, answers: Answers, tap: Tap) -> None:
         self._options = options
         self._answers = answers
+        self._tap = tap
+        self.mirror = Mirror(tap)
         self.retries: dict[str, int] = {}
         self.shed: dict[str, int] = {}
 
@@ -130,11 +140,14 @@ class Dispatch:
         detail = "The version that answers here is not running just now; try again soon."
         self._failed(call, 503, "WORKER_UNAVAILABLE", detail, 0.0)
 
-    def lost(self, calls: list[Call], now: float) -> None:
+    def lost(self, calls: list[Call | Copy], now: float) -> None:
         """A worker went away with requests on it. The stable version's go to another one, or wait for it;
         each is then computed by itself, so that of all of them only the one that kills a second time is given
         up."""
         for call in calls:
+            if isinstance(call, Copy):
+                self.mirror.lost(call)
+                continue
             call.suspect = True
             if call.role is Role.CANDIDATE and not call.counted:
                 self._failed(
@@ -147,8 +160,11 @@ class Dispatch:
             else:
                 self._no_worker(call)
 
-    def answered(self, call: Call, kind: int, payload: bytes) -> None:
+    def answered(self, call: Call | Copy, kind: int, payload: bytes) -> None:
         """A worker answered."""
+        if isinstance(call, Copy):
+            self.mirror.answered(call, kind, payload)
+            return
         elapsed_s = time.monotonic() - call.sent
         if kind == frames.Kind.ANSWER:
             if not call.counted:
@@ -159,6 +175,8 @@ class Dispatch:
                 % (call.version.ok_head, len(payload), call.request_id, call.target.rollout_header),
                 payload,
             )
+            if call.target.watched:
+                self._watched(call, 200, payload, elapsed_s)
             return
         if kind == frames.Kind.REFUSED:
             if not call.counted:
@@ -195,6 +213,8 @@ class Dispatch:
         (length,) = JSON_LENGTH.unpack_from(payload)
         version, rollout = call.version.version_header, call.target.rollout_header
         call.connection.answer(head % (version, len(body), length, call.request_id, rollout), body)
+        if call.target.watched:
+            self._watched(call, 200, payload, elapsed_s)
 
     def leave(self, connection: HttpConnection, versions: Iterable[ServedVersion]) -> None:
         """A caller hung up: its request is taken back where it has not been begun."""
@@ -282,6 +302,33 @@ class Dispatch:
     def _refuse(self, call: Call, status: int, code: str, detail: str, details: dict[str, Any]) -> None:
         extra = call.version.version_header + call.target.rollout_header
         self._answers.problem(call.connection, status, code, detail, call.request_id, extra, details)
+        if call.target.watched:
+            self._watched(call, status, b"", time.monotonic() - call.sent if call.sent else 0.0)
+
+    def _watched(self, call: Call, status: int, payload: bytes, elapsed_s: float) -> None:
+        """The caller has the answer: have the prediction log and the shadow version take part in it."""
+        route, role, request_id = call.target.route, call.role, call.request_id
+        now = time.monotonic()
+        key = call.version.key
+        log = sampled("log", request_id, route.log_ppm)
+        if log:
+            latency_ms = (now - call.received) * 1000
+            record = records.Logged(
+                route.endpoint, route.rollout, request_id.decode("latin-1"),
+                role.value if role is not None else "pinned",
+                None if role is None else _weight(route, role),
+                time.time(), call.door, call.body, records.Reply(key, status, latency_ms, payload),
+            )  # fmt: skip
+            self._tap.put(route.endpoint, record)
+        shadow, stable = call.target.shadow, call.target.stable
+        # The caller's own mistakes and haste say nothing about a version.
+        told = status == 200 or (status >= 500 and not call.hurried)
+        if shadow is None or role is not Role.STABLE or not told:
+            return
+        if sampled("shadow", request_id, route.shadow_ppm):
+            reply = records.Reply(key, status, elapsed_s * 1000, payload)
+            copy = Copy(call.target, shadow, call.door, call.body, request_id, reply, log=log)
+            self.mirror.send(copy, stable, now)
 
     def sweep(self, version: ServedVersion, now: float) -> None:
         """Give up on a version's requests whose time is over."""
@@ -289,7 +336,10 @@ class Dispatch:
             late = [call for call in upstream.pending.values() if now > call.deadline]
             for call in late:
                 upstream.drop(call)
-                self._late(call, now - call.sent)
+                if isinstance(call, Copy):
+                    self.mirror.lost(call)
+                else:
+                    self._late(call, now - call.sent)
         if version.parked and version.parked[0].parked_until < now:
             waiting = list(version.parked)
             version.parked.clear()

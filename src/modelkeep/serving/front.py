@@ -24,10 +24,12 @@ from modelkeep.serving.dispatch import Call, Dispatch
 from modelkeep.serving.guard import Guard
 from modelkeep.serving.http import HttpConnection, Request
 from modelkeep.serving.messages import Door
+from modelkeep.serving.mirror import Copy
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.pages import PROBES, Pages
 from modelkeep.serving.processes import die_with_parent, new_loop
 from modelkeep.serving.router import Router
+from modelkeep.serving.tap import Tap
 from modelkeep.serving.upstream import ServedVersion, Upstream
 
 _SWEEP_S = 0.1
@@ -40,6 +42,8 @@ _RECONNECT_S = 0.1
 """Between two tries to reach a worker; by then the supervisor knows when it is dead."""
 _GUARD_SWEEPS = 20
 """Sweeps between two looks at the callers' tokens."""
+_LAST_RECORDS_S = 2.0
+"""When stopping, for what was recorded to leave for the recorder."""
 _DOORS = {b"predict": Door.PREDICT, b"invocations": Door.INVOCATIONS}
 _HURRY = b"x-request-timeout-ms"
 _JSON_LENGTH = b"inference-header-content-length"
@@ -59,11 +63,13 @@ class Front:
         self.options: GatewayOptions = hello.options
         self.answers = Answers()
         self.draining = False
+        self._drain_until = 0.0
         self._channel = channel
         self._versions: dict[VersionKey, ServedVersion] = {}
         self._router: Router[ServedVersion] = Router()
         self._connections: set[HttpConnection] = set()
-        self._dispatch = Dispatch(self.options, self.answers)
+        self._tap = Tap(self.answers)
+        self._dispatch = Dispatch(self.options, self.answers, self._tap)
         self._pages = Pages(self.answers, self._router, self._ask_page, known=hello.known)
         self._guard: Guard | None = None
         if self.options.callers_token_file is not None:
@@ -91,6 +97,8 @@ class Front:
                 self._report()
             case messages.Page(number=number, text=text):
                 self._pages.told(number, text)
+            case messages.RecorderAt(path=path):
+                self._tap.point(path)
             case messages.Drain(close=close):
                 self._pages.draining = True
                 if close:
@@ -117,6 +125,8 @@ class Front:
                 statuses=self.answers.statuses,
                 retries=self._dispatch.retries,
                 shed=self._dispatch.shed,
+                log_lost=self._tap.lost,
+                copies_dropped=self._dispatch.mirror.dropped,
                 connections=len(self._connections),
                 in_flight=sum(version.in_flight for version in self._versions.values()),
                 cpu_s=telemetry.cpu_s(),
@@ -124,6 +134,7 @@ class Front:
             )
         )
         self.answers.statuses, self._dispatch.retries, self._dispatch.shed = {}, {}, {}
+        self._tap.lost, self._dispatch.mirror.dropped = {}, {}
 
     def _version(self, name: messages.VersionName) -> ServedVersion:
         version = self._versions.get(name.key)
@@ -151,7 +162,8 @@ class Front:
         if down.failed:
             while version.parked:
                 self._dispatch.unavailable(version.parked.popleft())
-        used = {id(v) for t in self._router.targets.values() for v in (t.stable, t.candidate, t.previous)}
+        targets = self._router.targets.values()
+        used = {id(v) for t in targets for v in (t.stable, t.candidate, t.previous, t.shadow)}
         if id(version) not in used and not version.in_flight and not version.parked and not version.paths:
             del self._versions[down.key]
 
@@ -191,7 +203,7 @@ class Front:
         finally:
             version.connecting.discard(path)
 
-    def _lost(self, upstream: Upstream, calls: list[Call]) -> None:
+    def _lost(self, upstream: Upstream, calls: list[Call | Copy]) -> None:
         """A worker went away; its requests go where they still can, and it is reached anew if it is to be."""
         version = upstream.version
         if upstream in version.upstreams:
@@ -232,6 +244,9 @@ class Front:
                 if door is not None:
                     self._predict(connection, request, parts[2], door, None)
                     return
+                if parts[3] == b"feedback":
+                    self._feedback(connection, request, parts[2])
+                    return
             elif length > 4 and parts[1] == b"v2" and parts[2] == b"models" and parts[-1] == b"infer":
                 if length == 5:
                     self._predict(connection, request, parts[3], Door.INFER, None)
@@ -255,6 +270,22 @@ class Front:
         extra = b"WWW-Authenticate: Bearer\r\n"
         request_id = self.answers.request_id(request)
         self.answers.problem(connection, 401, "NOT_AUTHENTICATED", detail, request_id, extra)
+
+    def _feedback(self, connection: HttpConnection, request: Request, endpoint: bytes) -> None:
+        """What became known of predictions: the recorder's, who answers when it is kept."""
+        request_id = self.answers.request_id(request)
+        problem = self.answers.problem
+        target = self._router.targets.get(endpoint)
+        if request.method != b"POST":
+            problem(connection, 405, "METHOD", "Feedback is sent by POST.", request_id, b"Allow: POST\r\n")
+        elif target is None:
+            detail = f"There is no endpoint {endpoint.decode('utf-8', 'replace')[:80]!r} here."
+            problem(connection, 404, "ENDPOINT_NOT_FOUND", detail, request_id)
+        elif not self._tap.there:
+            detail = "This gateway keeps no prediction log; give an endpoint one first (--log)."
+            problem(connection, 409, "INVALID_STATE", detail, request_id)
+        else:
+            self._tap.feedback(connection, target.route.endpoint, request.body, request_id)
 
     def _predict(
         self, connection: HttpConnection, request: Request, endpoint: bytes, door: Door, semver: bytes | None
@@ -331,9 +362,10 @@ class Front:
         for version in list(self._versions.values()):
             self._dispatch.sweep(version, now)
         self._pages.sweep(now)
+        self._tap.sweep(now)
         if self._guard is not None and self._sweeps % _GUARD_SWEEPS == 1:
             self._guard.refresh()
-        if self.draining and not self._connections:
+        if self.draining and not self._connections and (self._tap.empty or now > self._drain_until):
             self._report()
             self._channel.send(messages.Drained())
             self._channel.finish()
@@ -351,6 +383,7 @@ class Front:
 
     def _begin_drain(self) -> None:
         self.draining = True
+        self._drain_until = time.monotonic() + _LAST_RECORDS_S
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):

@@ -12,12 +12,13 @@ PROTOCOL = 2
 raises it; a test holds them against it."""
 FRONT = "front"
 WORKER = "worker"
+RECORDER = "recorder"
 OTHER_RELEASE = 78
 """The exit code of a child that does not understand its parent."""
 
 
 def words(part: str) -> list[str]:
-    """What Python is started with for a front or a worker, before that one's own arguments."""
+    """What Python is started with for a front, a worker or a recorder, before that one's own arguments."""
     return ["-P", "-m", "modelkeep.serving.child", str(PROTOCOL), __version__, part]
 
 

@@ -26,10 +26,10 @@ STATUS_LINES: dict[int, bytes] = {
     code: b"HTTP/1.1 %d %s\r\n" % (code, reason)
     for code, reason in {
         200: b"OK", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found",
-        405: b"Method Not Allowed", 408: b"Request Timeout", 411: b"Length Required",
-        413: b"Content Too Large", 414: b"URI Too Long", 415: b"Unsupported Media Type",
-        417: b"Expectation Failed", 422: b"Unprocessable Content", 429: b"Too Many Requests",
-        431: b"Request Header Fields Too Large", 499: b"Client Closed Request",
+        405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
+        411: b"Length Required", 413: b"Content Too Large", 414: b"URI Too Long",
+        415: b"Unsupported Media Type", 417: b"Expectation Failed", 422: b"Unprocessable Content",
+        429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 499: b"Client Closed Request",
         500: b"Internal Server Error", 501: b"Not Implemented",
         503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
     }.items()

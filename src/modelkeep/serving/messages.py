@@ -1,4 +1,4 @@
-"""What the supervisor, the fronts and the workers say to each other over their private channels. Shapes only.
+"""What the parts of a gateway say to each other over their private channels. Shapes only.
 
 A channel is a socket pair made before the child is started, so there is no name to find and no permission to
 set; its end of file is how each side learns that the other is gone.
@@ -11,7 +11,8 @@ from typing import TypeVar, cast
 import msgspec
 from msgspec import Struct
 
-from modelkeep.core.routing import Route, VersionKey, VersionSpec
+from modelkeep.core.observation import PairCounts
+from modelkeep.core.routing import Epoch, Route, VersionKey, VersionSpec
 from modelkeep.core.values import Digest
 from modelkeep.serving import frames
 from modelkeep.serving.counting import RouteCounts
@@ -112,7 +113,13 @@ class Page(Struct, frozen=True, kw_only=True, tag=True):
     text: str
 
 
-ToFront = Hello | Swap | WorkerUp | WorkerDown | Collect | Drain | Page
+class RecorderAt(Struct, frozen=True, kw_only=True, tag=True):
+    """The recorder can be reached at this socket; None: there is none."""
+
+    path: str | None
+
+
+ToFront = Hello | Swap | WorkerUp | WorkerDown | Collect | Drain | Page | RecorderAt
 
 
 class Swapped(Struct, frozen=True, kw_only=True, tag=True):
@@ -130,6 +137,10 @@ class FrontCounts(Struct, frozen=True, kw_only=True, tag=True):
     statuses: dict[int, int] = {}
     retries: dict[str, int] = {}
     shed: dict[str, int] = {}
+    log_lost: dict[str, int] = {}
+    """Records that found no room on their way to the recorder, by endpoint."""
+    copies_dropped: dict[str, int] = {}
+    """Copies for a shadow version that were not made or not told, by endpoint."""
     connections: int = 0
     in_flight: int = 0
     cpu_s: float = 0.0
@@ -220,7 +231,46 @@ class Worked(Struct, frozen=True, kw_only=True, tag=True):
 
 FromWorker = Loaded | LoadFailed | Pong | Worked
 
-Message = ToFront | FromFront | ToWorker | FromWorker
+
+class Watch(Struct, frozen=True, kw_only=True, tag=True):
+    """What a recorder has to know: first where it writes and listens, and then, with every table, how fields
+    are treated and what versions look like."""
+
+    data: str
+    path: str
+    max_bytes: int
+    log_level: str
+    routes: tuple[Route, ...]
+    versions: tuple[VersionSpec, ...]
+
+
+ToRecorder = Watch | Stop
+
+
+class PairsOf(Struct, frozen=True, kw_only=True):
+    """What was compared under one epoch and weight of an endpoint."""
+
+    endpoint: str
+    rollout: str | None
+    epoch: Epoch
+    candidate_ppm: int
+    counts: PairCounts
+
+
+class Noted(Struct, frozen=True, kw_only=True, tag=True):
+    """What a recorder compared since it last said so, and how the log stands since its start. Its first word
+    means that fronts may connect."""
+
+    pairs: list[PairsOf] = []
+    rows: int = 0
+    lost: int = 0
+    size_bytes: int = 0
+    problem: str | None = None
+
+
+FromRecorder = Noted
+
+Message = ToFront | FromFront | ToWorker | FromWorker | ToRecorder | FromRecorder
 M = TypeVar("M")
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=str)
@@ -233,7 +283,7 @@ def pack(message: Message) -> bytes:
 
 
 def unpack(payload: bytes, kind: type[M]) -> M:
-    """A message of one of the four unions above.
+    """A message of one of the unions above.
 
     Raises:
         msgspec.ValidationError: not one of them.

@@ -11,7 +11,7 @@ from typing import Any
 from modelkeep.core.observation import VersionPhase, VersionReport
 from modelkeep.core.routing import RoutingTable, VersionKey
 from modelkeep.serving.counting import BUCKETS_MS, SideDelta
-from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, FrontCounts, Worked
+from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, FrontCounts, Noted, Worked
 
 _OUTCOMES = ("ok", "refused", "error")
 
@@ -26,6 +26,10 @@ class Metrics:
         self._statuses: dict[int, int] = {}
         self._retries: dict[str, int] = {}
         self._shed: dict[str, int] = {}
+        self._log_lost: dict[str, int] = {}
+        self._copies_dropped: dict[str, int] = {}
+        self.log: Noted | None = None
+        """How the prediction log stands; None while there is none."""
         self._fronts: dict[int, FrontCounts] = {}
         self._work: dict[str, Worked] = {}
         self.rollbacks: dict[str, int] = {}
@@ -37,7 +41,12 @@ class Metrics:
         self._fronts[front] = counts
         for status, number in counts.statuses.items():
             self._statuses[status] = self._statuses.get(status, 0) + number
-        for totals, more in ((self._retries, counts.retries), (self._shed, counts.shed)):
+        for totals, more in (
+            (self._retries, counts.retries),
+            (self._shed, counts.shed),
+            (self._log_lost, counts.log_lost),
+            (self._copies_dropped, counts.copies_dropped),
+        ):
             for endpoint, number in more.items():
                 totals[endpoint] = totals.get(endpoint, 0) + number
         for route in counts.routes:
@@ -132,6 +141,26 @@ class Metrics:
             "retries_total", "Requests that the candidate failed and the stable version got.", self._retries
         )
         page.totals("shed_total", "Requests turned away because too many were waiting.", self._shed)
+        page.totals(
+            "log_lost_total",
+            "Answers that were to be logged and found no room on their way to the recorder.",
+            self._log_lost,
+        )
+        page.totals(
+            "shadow_dropped_total",
+            "Copies for a shadow version that were not made, because something was busy.",
+            self._copies_dropped,
+        )
+        if self.log is not None:
+            page.single(
+                "log_rows_total",
+                "counter",
+                "Rows in the prediction log since its recorder began.",
+                self.log.rows,
+            )
+            text = "Rows that the recorder could not write since it began."
+            page.single("log_rows_lost_total", "counter", text, self.log.lost)
+            page.single("log_size_bytes", "gauge", "Size of the prediction log's files.", self.log.size_bytes)
         page.totals(
             "rollbacks_total",
             "Rollbacks that this gateway made by itself or on a local command.",

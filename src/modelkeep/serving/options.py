@@ -87,6 +87,9 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     warmup_requests: int = 20
     """Requests after a worker became ready that never count as slow."""
 
+    log_max_bytes: int = 1024 * 1024 * 1024
+    """Of the prediction log's files together; the oldest go first."""
+
     tick_s: float = 1.0
     ack_timeout_s: float = 1.0
     """A front that does not confirm a new table in this time is replaced by one that has it."""

@@ -80,14 +80,14 @@ class _Split(Struct, forbid_unknown_fields=True):
 
 
 _FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-_TENSOR_TYPES: dict[str, tuple[str, str]] = {
+TENSOR_TYPES: dict[str, tuple[str, str]] = {  # Open Inference's name to ours, and the kinds that fit
     "BOOL": ("bool", "b"), "BYTES": ("object", "U"),
     "INT8": ("int8", "iu"), "INT16": ("int16", "iu"), "INT32": ("int32", "iu"), "INT64": ("int64", "iu"),
     "UINT8": ("uint8", "iu"), "UINT16": ("uint16", "iu"), "UINT32": ("uint32", "iu"),
     "UINT64": ("uint64", "iu"),
     "FP16": ("float16", "iuf"), "FP32": ("float32", "iuf"), "FP64": ("float64", "iuf"),
 }  # fmt: skip
-_TYPE_NAMES = {dtype: name for name, (dtype, _) in _TENSOR_TYPES.items()}
+_TYPE_NAMES = {dtype: name for name, (dtype, _) in TENSOR_TYPES.items()}
 
 
 def _decoder_of(name: str, kind: Any) -> msgspec.json.Decoder[Any]:
@@ -362,7 +362,7 @@ class Decoder:
 
 
 def _known_type(tensor: _Tensor) -> tuple[str, str]:
-    known = _TENSOR_TYPES.get(tensor.datatype)
+    known = TENSOR_TYPES.get(tensor.datatype)
     if known is None:
         raise refused(f"the datatype {tensor.datatype[:20]!r} is not known.", field=tensor.name)
     return known

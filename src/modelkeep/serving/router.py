@@ -33,7 +33,7 @@ class Target(Generic[V]):
 
     __slots__ = (
         "_assigned", "callers", "candidate", "key_header", "name", "previous", "rollout_header", "route",
-        "stable", "tally",
+        "shadow", "stable", "tally", "watched",
     )  # fmt: skip
 
     def __init__(self, route: Route, versions: dict[VersionKey, V], callers: Callers | None) -> None:
@@ -42,6 +42,9 @@ class Target(Generic[V]):
         self.stable = versions[route.stable]
         self.candidate = versions[route.candidate] if route.candidate is not None else None
         self.previous = versions[route.previous] if route.previous is not None else None
+        self.shadow = versions[route.shadow] if route.shadow is not None else None
+        self.watched = route.log_ppm > 0 or (self.shadow is not None and route.shadow_ppm > 0)
+        """Whether anything has to be done with an answer but to give it."""
         self.key_header = route.key_header.lower().encode() if route.key_header else None
         self.callers = callers if route.candidate_ppm else None
         """None while the candidate has no share: nobody is evidence then, and nobody's first time is used up.

@@ -37,6 +37,7 @@ from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
 from modelkeep.serving.memory import Memory
 from modelkeep.serving.metrics import Metrics
 from modelkeep.serving.options import GatewayOptions
+from modelkeep.serving.recorder_unit import RecorderUnit
 from modelkeep.serving.router import changes, named
 from modelkeep.serving.scribe import Scribe
 from modelkeep.serving.units import FrontUnit, VersionUnit
@@ -102,6 +103,7 @@ class Supervisor:
         self._draining = False
         self._run_folder = RunFolder(options.data)
         self._control = ControlServer(self._run_folder.control, self._command)
+        self._recorder = RecorderUnit(self, self._run_folder.path)
 
     # ----------------------------------------------------------------------------------------- start and stop
 
@@ -118,6 +120,7 @@ class Supervisor:
                 endpoint=endpoint,
             )
         self._remember(self._live)
+        self._recorder.watch(self._live)
         self._fronts.start()
         self._require()
         await self._control.start()
@@ -153,6 +156,7 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._recorder.stop(grace_s=options.drain_s)
         self._ledger.close(_now())
         await self._contact.last_report()
         self._contact.close()
@@ -247,6 +251,7 @@ class Supervisor:
             changed, removed = changes(before.routes, after.routes)
             self._live, self._serial = after, serial
             self._remember(after)
+            self._recorder.watch(after)
             self._fronts.say(swap(serial, after, changed, removed))
             await self._fronts.confirmed(serial)
             await self._scribe.write(Record(kind=RecordKind.APPLIED, at=_now(), serial=serial))
@@ -304,6 +309,7 @@ class Supervisor:
             removed=removed,
         )
         self._pending = (*self._pending, record)
+        self._recorder.watch(table)
         self._contact.hurry()
         self._metrics.rollbacks[endpoint] = self._metrics.rollbacks.get(endpoint, 0) + 1
         entry = Record(
@@ -402,6 +408,8 @@ class Supervisor:
                 said += [messages.WorkerUp(version=name, path=str(each.path)) for each in version.ready]
             elif version.phase is VersionPhase.FAILED:
                 said.append(messages.WorkerDown(key=key, failed=True))
+        if self._recorder.path is not None:
+            said.append(messages.RecorderAt(path=self._recorder.path))
         if self._draining:
             said.append(messages.Drain(close=False))
         return said
@@ -420,6 +428,16 @@ class Supervisor:
                 unit.send(messages.Page(number=number, text=text))
             case messages.Drained():
                 unit.drained.set()
+
+    def recorder_at(self, path: str | None) -> None:
+        """The recorder came or went: fronts connect, or drop what they would have told it."""
+        self._fronts.say(messages.RecorderAt(path=path))
+
+    def recorder_said(self, noted: messages.Noted) -> None:
+        """Pairs go with the ticks; how the log stands is for the metrics."""
+        for pairs in noted.pairs:
+            self._ledger.paired(pairs.endpoint, pairs.rollout, pairs.epoch, pairs.candidate_ppm, pairs.counts)
+        self._metrics.log = noted
 
     def _remember(self, table: RoutingTable) -> None:
         """Keep the versions' names by endpoint and epoch, for counts that come in late."""
@@ -556,6 +574,7 @@ class Supervisor:
             "memory_bytes": use.memory_bytes,
             "contact_age_s": self._contact.age_s,
             "journal_ok": self._scribe.ok,
+            "recorder": self._recorder.status(self._metrics.log),
             "rollbacks_waiting": len(self._pending),
             "ticks_waiting": self._ledger.waiting,
             "callers_lost": self._ledger.lost,
