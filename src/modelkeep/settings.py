@@ -53,6 +53,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gateway_callers_token_file: str | None = None  # a token a line; the gateway's callers show one
     gateway_open: bool = False  # whether anybody may ask who reaches a gateway beyond this machine
     gateway_fronts: int = 1  # processes that take requests
+    gateway_allow_code: bool = False  # whether versions may bring Python code of their own
+    gateway_environments: str = "off"  # locked: a version runs with the packages it lists, installed by uv
     gateway_data: str | None = None  # the gateway's own folder; one in the data folder when left out
 
     # the client
@@ -128,6 +130,11 @@ def _checked(settings: Settings) -> Settings:
     for name, port in (("port", settings.port), ("gateway_port", settings.gateway_port)):
         if not 0 <= port <= 65_535:
             raise errors.InvalidSetting(f"{name!r} is a number from 0 to 65535, not {port}.", field=name)
+    if settings.gateway_environments not in ("off", "locked"):
+        raise errors.InvalidSetting(
+            f"'gateway_environments' is 'off' or 'locked', not {settings.gateway_environments!r}.",
+            field="gateway_environments",
+        )
     if settings.auth == "local" and settings.host not in _LOOPBACK:
         raise errors.InvalidSetting(
             f"Listening on {settings.host} would let anybody in; add --auth token, or listen on 127.0.0.1.",

@@ -35,6 +35,16 @@ _CALLERS = (
         help="Let anybody ask the gateway who reaches it [MODELKEEP_GATEWAY_OPEN].",
     ),
 )  # fmt: skip
+_MODELS = (
+    click.option(
+        "--allow-code", "gateway_allow_code", is_flag=True, default=None,
+        help="Run Python code that versions bring with them [MODELKEEP_GATEWAY_ALLOW_CODE].",
+    ),
+    click.option(
+        "--environments", "gateway_environments", type=click.Choice(["off", "locked"]),
+        help="Run versions with the packages they list [MODELKEEP_GATEWAY_ENVIRONMENTS].",
+    ),
+)  # fmt: skip
 _LEVEL = click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
@@ -73,6 +83,8 @@ def _ready(channel: int | None, data: object, what: str) -> "Any":
 @click.option("--gateway-host", metavar="ADDRESS", help="The gateway's address [MODELKEEP_GATEWAY_HOST].")
 @_CALLERS[0]
 @_CALLERS[1]
+@_MODELS[0]
+@_MODELS[1]
 @_AUTH
 @_NAMES
 @_LEVEL
@@ -93,13 +105,15 @@ def up(session: Session, host_names: tuple[str, ...], log_level: str | None, **f
 
     tokens = settings.gateway_callers_token_file
     callers = ["--callers-token", tokens] if tokens else ["--open"] if settings.gateway_open else []
+    models = ["--environments", settings.gateway_environments]
+    models += ["--allow-code"] if settings.gateway_allow_code else []
 
     def gateway_words(former: str | None) -> list[str]:
         port = str(settings.gateway_port) if former is None else former.rpartition(":")[2]
         assert keeper.ready is not None  # it is started first
         return [
             "gateway", "run", "--data", str(settings.gateway_folder), "--host", settings.gateway_host,
-            "--port", port, "--server", keeper.ready.url, "--log-level", level, *callers,
+            "--port", port, "--server", keeper.ready.url, "--log-level", level, *callers, *models,
         ]  # fmt: skip
 
     def on_ready(registry: Ready, gateway: Ready) -> None:
@@ -182,6 +196,8 @@ def gateway() -> None:
 @click.option("--token-file", metavar="FILE", help="The token to show it; DIR/token when that is there.")
 @_CALLERS[0]
 @_CALLERS[1]
+@_MODELS[0]
+@_MODELS[1]
 @click.option("--fronts", "gateway_fronts", type=int, metavar="N", help="Processes that take requests.")
 @click.option("--name", metavar="NAME", help="What the server calls this gateway.")
 @click.option("--address", metavar="URL", help="Where callers reach it, when that is not host and port.")
@@ -218,6 +234,8 @@ def gateway_run(
         token_file=Path(token_file) if token_file else None,
         callers_token_file=Path(tokens) if (tokens := settings.gateway_callers_token_file) else None,
         open=settings.gateway_open,
+        allow_code=settings.gateway_allow_code,
+        environments=settings.gateway_environments,
         name=name,
         url=address,
         fronts=settings.gateway_fronts,

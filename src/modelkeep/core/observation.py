@@ -146,6 +146,7 @@ class VersionPhase(StrEnum):
     """How far a version is on a gateway."""
 
     FETCHING = "fetching"
+    BUILDING = "building"
     STARTING = "starting"
     READY = "ready"
     RESTARTING = "restarting"

@@ -61,6 +61,7 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
 _BADNESS = (
     VersionPhase.FAILED,
     VersionPhase.FETCHING,
+    VersionPhase.BUILDING,
     VersionPhase.STARTING,
     VersionPhase.RESTARTING,
     VersionPhase.DRAINING,

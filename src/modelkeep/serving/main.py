@@ -147,6 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--token-file", type=Path, help="file with the bearer token")
     parser.add_argument("--callers-token-file", type=Path, help="file with tokens of which callers show one")
     parser.add_argument("--open", action="store_true", help="let anybody ask who reaches the address")
+    parser.add_argument("--allow-code", action="store_true", help="run code that versions bring with them")
+    parser.add_argument("--environments", choices=("off", "locked"), default="off", help="of versions")
     parser.add_argument("--fronts", type=int, default=1, help="processes that speak HTTP")
     parser.add_argument("--name", help="what the control plane calls this gateway")
     parser.add_argument("--url", help="address that callers reach it by")

@@ -120,13 +120,20 @@ class Child(asyncio.Protocol):
         self.heard = self.started
 
     async def start(
-        self, part: str, *, extra_fds: Sequence[int] = (), keep_output: bool, environment: dict[str, str]
+        self,
+        part: str,
+        *,
+        extra_fds: Sequence[int] = (),
+        keep_output: bool,
+        environment: dict[str, str],
+        python: str = sys.executable,
     ) -> None:
         """Start a part of the gateway with the parent's pid, the channel and more descriptors as arguments.
 
         Args:
             keep_output: keep the end of what it prints instead of passing it on.
             environment: all of the child's variables; nothing is inherited.
+            python: the interpreter; one that finds this package.
 
         Raises:
             OSError: the system cannot start another process.
@@ -137,7 +144,7 @@ class Child(asyncio.Protocol):
         output = write_end if keep_output else None
         try:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a spawn takes a millisecond
-                [sys.executable, *handshake.words(part), str(os.getpid()), str(theirs.fileno()),
+                [python, *handshake.words(part), str(os.getpid()), str(theirs.fileno()),
                  *(str(descriptor) for descriptor in extra_fds)],
                 pass_fds=(theirs.fileno(), *extra_fds),
                 env=environment,

@@ -32,6 +32,7 @@ from modelkeep.serving.cache import Cache
 from modelkeep.serving.contact import Contact
 from modelkeep.serving.control import ControlServer, RunFolder
 from modelkeep.serving.counting import Ledger
+from modelkeep.serving.environments import LOCKED, Environments
 from modelkeep.serving.fronts import Fronts, swap
 from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
 from modelkeep.serving.memory import Memory
@@ -67,6 +68,10 @@ class Supervisor:
         self.name = name
         self.url = url
         self._cache = Cache(options.data / "cache")
+        self._environments: Environments | None = None
+        if options.environments == LOCKED:
+            folder = options.data / "environments"
+            self._environments = Environments(folder, build_timeout_s=options.build_timeout_s)
         journal = Journal(DiskFile(options.data / "journal.jsonl"), str(options.data / "journal.jsonl"))
         replayed = journal.open()
         self._live = replayed.table
@@ -148,6 +153,8 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
+        if self._environments is not None:
+            self._environments.close()
         options = self.options
         self._drain()
         if options.shutdown_delay_s:
@@ -205,7 +212,9 @@ class Supervisor:
         self._unit_number += 1
         path = self._run_folder.path / f"w-{self._unit_number}"
         self._labels[spec.key] = spec.label
-        unit = VersionUnit(self, spec, self._cache, self._contact.fetch, path, self._loads)
+        unit = VersionUnit(
+            self, spec, self._cache, self._contact.fetch, path, self._loads, self._environments
+        )
         self._units[spec.key] = unit
         unit.start(workers)
 
@@ -220,6 +229,9 @@ class Supervisor:
             label = self._labels.pop(key, "")
             self._metrics.forget(other for other in self._labels.values() if other != label)
         await asyncio.to_thread(self._cache.sweep, list(self._units))
+        if self._environments is not None:
+            used = {unit.environment for unit in self._units.values()}
+            await asyncio.to_thread(self._environments.sweep, {key for key in used if key is not None})
 
     async def _advance(self) -> None:
         """Move towards what is wanted: INTENT durable, then swap everywhere, then APPLIED."""

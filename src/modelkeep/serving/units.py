@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from modelkeep.core.observation import VersionPhase, VersionReport
 from modelkeep.core.routing import VersionKey, VersionSpec
 from modelkeep.serving import messages
 from modelkeep.serving.cache import Cache, Fetch
+from modelkeep.serving.environments import Environments, lock_of
 from modelkeep.serving.handshake import FRONT, OTHER_RELEASE
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.processes import Child
@@ -69,12 +71,17 @@ class VersionUnit:
         fetch: Fetch,
         path: Path,
         loads: asyncio.Semaphore,
+        environments: Environments | None = None,
     ) -> None:
         self.spec = spec
         self.options = owner.options
         self.loads = loads
         self.phase = VersionPhase.FETCHING
         self.error: str | None = None
+        self.python = sys.executable
+        """The interpreter of its processes."""
+        self.environment: str | None = None
+        """The key of the environment that the interpreter is of; None where that is the gateway's own."""
         self.is_stable = False
         """Whether some route's stable version is this: then it is never given up."""
         self.wanted = 1
@@ -85,6 +92,8 @@ class VersionUnit:
         self._owner = owner
         self._cache = cache
         self._fetch = fetch
+        self._environments = environments
+        self._building = False
         self._folder: Path | None = None
         self._fetched = asyncio.Event()
         self._generation = 0
@@ -167,7 +176,8 @@ class VersionUnit:
             phase, error = VersionPhase.READY, None
         elif not self._fetched.is_set():
             given_up = self._fetch_tries >= FETCH_TRIES
-            phase, error = (VersionPhase.FAILED if given_up else VersionPhase.FETCHING), self._fetch_error
+            under_way = VersionPhase.BUILDING if self._building else VersionPhase.FETCHING
+            phase, error = (VersionPhase.FAILED if given_up else under_way), self._fetch_error
         elif phases == {VersionPhase.FAILED}:
             phase = VersionPhase.FAILED
         else:
@@ -204,13 +214,20 @@ class VersionUnit:
         while True:
             try:
                 self._folder = await asyncio.to_thread(self._cache.prepare, self.spec, self._fetch)
+                await self._furnish(self._folder)
             except errors.ModelkeepError as problem:
-                self._fetch_tries += 1
+                self._building = False
+                if isinstance(problem, errors.DigestMismatch):
+                    await asyncio.to_thread(self._cache.discard, self.spec)
+                self._fetch_tries = (
+                    FETCH_TRIES if isinstance(problem, errors.Invalid) else self._fetch_tries + 1
+                )
                 tries = self._fetch_tries
                 self._fetch_error = text = f"{error} {problem.message}" if error else problem.message
                 log.warning("A version cannot be fetched.", version=self.spec.label, error=text, tries=tries)
                 self._reckon()
             else:
+                self._building = False
                 self._fetched.set()
                 self._fetch_error = error
                 self._reckon()
@@ -220,6 +237,22 @@ class VersionUnit:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s * random.uniform(0.8, 1.2)):
                     await self._wake.wait()
+
+    async def _furnish(self, folder: Path) -> None:
+        """Have the environment that the version asks for, where this gateway builds them.
+
+        Raises:
+            Invalid, DigestMismatch, Unavailable, TimedOut, StorageFull: it cannot be had, and why.
+        """
+        if self._environments is None:
+            return
+        lock = await asyncio.to_thread(lock_of, self.spec, folder)
+        if lock is None:
+            return
+        self.environment = lock.key
+        self._building = not self._environments.is_built(lock)
+        self._reckon()
+        self.python = str(await asyncio.to_thread(self._environments.python, lock))
 
     # ------------------------------------------------------------------------- what workers call back for
 

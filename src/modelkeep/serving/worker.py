@@ -28,7 +28,7 @@ from modelkeep import telemetry
 from modelkeep.core import codec, errors
 from modelkeep.core.routing import VersionSpec
 from modelkeep.core.signature import DataType, Field
-from modelkeep.serving import batcher, frames, messages, protocols, runtimes, validation
+from modelkeep.serving import batcher, frames, golden, messages, protocols, runtimes, validation
 from modelkeep.serving.batcher import Ask, Queue
 from modelkeep.serving.cache import verify
 from modelkeep.serving.frames import Kind
@@ -450,9 +450,11 @@ def main(arguments: list[str]) -> None:
     started = time.monotonic()
     try:
         os.chdir(folder)
-        runtime = runtimes.load(load.spec, verify(load.spec, folder), folder, load.threads)
+        files = verify(load.spec, folder)
+        runtime = runtimes.load(load.spec, files, folder, load.threads, allow_code=load.allow_code)
         service = Service(load.spec, runtime)
         warmed = service.warm_up()
+        warmed = bool(golden.ask(load.spec, runtime, files)) or warmed
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(load.path)
         listener.listen(64)

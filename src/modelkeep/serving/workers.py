@@ -38,6 +38,7 @@ class Version(Protocol):
 
     spec: VersionSpec
     options: GatewayOptions
+    python: str
     loads: asyncio.Semaphore
     is_stable: bool
     wanted: int
@@ -153,8 +154,9 @@ class WorkerUnit:
                 "HOME": str(folder),
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime would note what it does, and send it home
+                "MLFLOW_DISABLE_TELEMETRY": "true",
             }
-            await child.start(WORKER, keep_output=True, environment=environment)
+            await child.start(WORKER, keep_output=True, environment=environment, python=self._version.python)
         except OSError as problem:
             return messages.LoadFailed(code="UNAVAILABLE", error=f"No process could be started: {problem}.")
         child.send(
@@ -164,6 +166,7 @@ class WorkerUnit:
                 path=str(self.path),
                 threads=threads,
                 memory_bytes=options.worker_memory_bytes,
+                allow_code=options.allow_code,
                 batch_rows_max=options.batch_rows_max,
                 batch_max_bytes=options.batch_max_bytes,
             )

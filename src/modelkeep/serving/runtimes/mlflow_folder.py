@@ -1,7 +1,7 @@
 """Which file of a folder that MLflow wrote is the model, by its `MLmodel` file.
 
-The flavors that are read are those whose file a runtime here loads: ONNX and scikit-learn. Models that are a
-class of somebody's own are MLflow's to run, and are not run here.
+The flavors that are read are those whose file a runtime here loads. All others, and models that are a class
+of somebody's own, are MLflow's to run.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,8 +10,14 @@ from typing import Any, NamedTuple
 from modelkeep.core import codec, errors, values
 from modelkeep.core.mlmodel import MLMODEL_MAX_BYTES
 
-_FILES: tuple[tuple[str, str], ...] = (("onnx", "data"), ("sklearn", "pickled_model"))
-"""Flavors in the order in which they are liked, and the key under which each has its file's path."""
+_FILES: tuple[tuple[str, str, str | None], ...] = (
+    ("onnx", "data", None),
+    ("xgboost", "data", "xgboost"),
+    ("lightgbm", "data", None),
+    ("sklearn", "pickled_model", None),
+)
+"""Flavors in the order in which they are liked, the key under which each has its file's path, and the
+runtime where the file's ending may not tell."""
 _GENERIC = "python_function"
 _OWN_CODE = "mlflow.pyfunc.model"
 """The loader of models that are a class of somebody's own."""
@@ -22,19 +28,23 @@ FLAVORS_SHOWN = 5
 class Folder(NamedTuple):
     """What an `MLmodel` file says of its folder.
 
-    `path`: the model's file, where a runtime may load it. `own_code`: the model is a class of somebody's own,
-    and whatever else lies in the folder is a part of it. `flavors`: as people read them, after "of".
+    `path`: the model's file, where a runtime may load it, and `kind` which one, where the file's ending does
+    not say. `own_code`: the model is a class of somebody's own, and whatever else lies in the folder is a
+    part of it. `generic`: MLflow can run it without being told of what flavor it is. `flavors`: as people
+    read them, after "of".
     """
 
     path: str | None
+    kind: str | None
     own_code: bool
+    generic: bool
     flavors: str
 
     def refusal(self, label: str) -> errors.Invalid:
         """That no worker can load it, and what to do."""
         return errors.Invalid(
-            f"{label} is an MLflow model of {self.flavors}, which gateways do not load; log it with "
-            "mlflow.onnx or mlflow.sklearn, or serve it with 'mlflow models serve'."
+            f"{label} is an MLflow model of {self.flavors}, which cannot be asked for predictions; log it "
+            "with a flavor that has python_function."
         )
 
 
@@ -53,10 +63,13 @@ def read_folder(data: bytes, paths: Collection[str]) -> Folder | None:
     flavors = document.get("flavors") if isinstance(document, dict) else None
     if not isinstance(flavors, dict) or not flavors:
         return None
-    named = (_member(flavors, flavor, key) for flavor, key in _FILES)
+    named = ((_member(flavors, flavor, key), kind) for flavor, key, kind in _FILES)
+    path, kind = next(((path, kind) for path, kind in named if path in paths), (None, None))
     return Folder(
-        path=next((path for path in named if path in paths), None),
+        path=path,
+        kind=kind,
         own_code=_member(flavors, _GENERIC, "loader_module") == _OWN_CODE,
+        generic=_member(flavors, _GENERIC, "loader_module") is not None,
         flavors=_shown([str(name) for name in flavors]),
     )
 

@@ -16,11 +16,10 @@ import numpy as np
 
 from modelkeep.core import errors
 from modelkeep.core.routing import VersionSpec
-from modelkeep.serving.runtimes import Runtime, arrange, matrix
+from modelkeep.serving.runtimes import Runtime, arrange, asks_for_probability, matrix
 from modelkeep.serving.validation import Array, Columns
 
 _TRUSTED_ROOTS = frozenset({"sklearn", "numpy"})
-_PROBABILITY = ("proba", "score")
 
 
 class SklearnRuntime:
@@ -43,6 +42,11 @@ class SklearnRuntime:
             else:
                 self._frame = pd.DataFrame
 
+    @property
+    def model(self) -> Any:
+        """What was fitted, for who converts it."""
+        return self._model
+
     def predict(self, columns: Columns) -> Columns:
         table = self._table(columns)
         with warnings.catch_warnings():
@@ -55,7 +59,7 @@ class SklearnRuntime:
         model = self._model
         outputs: Columns = {}
         for field in self._fields:
-            if any(word in field.name.lower() for word in _PROBABILITY) and hasattr(model, "predict_proba"):
+            if asks_for_probability(field.name) and hasattr(model, "predict_proba"):
                 probabilities = np.asarray(model.predict_proba(table))
                 binary = not field.dimensions and probabilities.ndim == 2 and probabilities.shape[1] == 2
                 outputs[field.name] = probabilities[:, 1] if binary else probabilities
