@@ -2,13 +2,18 @@
 other.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelkeep.cli import catalog_views
 from modelkeep.cli.session import Session, limit, pairs, reason, verb, yes
 from modelkeep.cli.show import Bars
+
+if TYPE_CHECKING:
+    from modelkeep.client.files import LocalFile
 
 FILTER_HELP = 'Such as: metrics.accuracy > 0.9 and tags.team = "risk".'
 
@@ -183,6 +188,13 @@ def best(
 @click.option(
     "--env-lock", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Its requirements.txt."
 )
+@click.option("--to-onnx", is_flag=True, help="Convert to ONNX as well, when both answer alike.")
+@click.option(
+    "--samples",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Rows to compare on, in CSV or JSON; made up when left out.",
+)
 @click.option("--resume", metavar="DRAFT", help="Go on with a registration that broke off.")
 @click.option("--dry-run", is_flag=True, help="Show the files, the version and why; write nothing.")
 def register(
@@ -195,12 +207,17 @@ def register(
     tags: tuple[str, ...],
     reason: str | None,
     override_semver: bool,
+    to_onnx: bool,
+    samples: str | None,
     resume: str | None,
     dry_run: bool,
     **stated: Any,
 ) -> None:
     """Register the file or folder at PATH as a new version."""
     from modelkeep.client.registration import metrics_of
+
+    if samples and not to_onnx:
+        raise click.UsageError("--samples goes with --to-onnx.")
 
     if override_semver != bool(reason):
         raise click.UsageError("--override-semver and -m WHY go together.")
@@ -213,15 +230,31 @@ def register(
         "override_semver": reason,
     }
     bars = Bars(shown=False if session.quiet else None)
-    if dry_run:
+    with ExitStack() as until_sent:
+        if to_onnx:
+            stated["also"] = until_sent.enter_context(_converted(session, path, metadata, samples))
+        if dry_run:
+            with bars:
+                foreseen = session.client.preview(name, path, progress=bars, **stated)
+            session.answer(foreseen, [foreseen.version], catalog_views.preview(foreseen))
+            session.say("Nothing was written.")
+            return
         with bars:
-            foreseen = session.client.preview(name, path, progress=bars, **stated)
-        session.answer(foreseen, [foreseen.version], catalog_views.preview(foreseen))
-        session.say("Nothing was written.")
-        return
-    with bars:
-        made = session.client.register(name, path, progress=bars, resume=resume, **stated)
+            made = session.client.register(name, path, progress=bars, resume=resume, **stated)
     session.answer(made, [made.version.reference], catalog_views.registration(made))
+
+
+@contextmanager
+def _converted(
+    session: Session, path: str, metadata: str | None, samples: str | None
+) -> "Iterator[tuple[LocalFile, ...]]":
+    """The files of the model at a path as ONNX, while they are registered."""
+    from modelkeep.conversion import to_onnx
+
+    with to_onnx(path, document=metadata, samples=samples) as conversion:
+        rows = f"{conversion.rows} {'made-up rows' if conversion.made else 'rows'}"
+        session.say(f"Converted to {conversion.path}; both forms answer alike on {rows}.")
+        yield conversion.files
 
 
 @verb()

@@ -139,6 +139,7 @@ class RegistrationVerbs(CatalogVerbs):
         code_commit: str | None = None,
         data: Iterable[Data] = (),
         env_lock: str | Path | None = None,
+        also: Sequence[LocalFile] = (),
         progress: Progress = silent,
         resume: str | None = None,
     ) -> Registration:
@@ -157,7 +158,8 @@ class RegistrationVerbs(CatalogVerbs):
                 left out, and none when it is empty.
             data: what it was trained on: files, which are hashed, or digests; `training=FILE` says what for.
             env_lock: the file that lists the packages it was made with, such as a requirements.txt.
-            resume: the id of a draft that an earlier call began with the same files.
+            also: further files, such as those that a conversion made; one of the same path takes the place
+            of the folder's. resume: the id of a draft that an earlier call began with the same files.
 
         Raises:
             SemverTooLow, VersionExists: the version asked for cannot be given; nothing is left behind.
@@ -167,7 +169,7 @@ class RegistrationVerbs(CatalogVerbs):
         root = Path(path)
         return self.register_files(
             name,
-            find_files(root),
+            _with(find_files(root), also),
             metadata=read_document(metadata, root if root.is_dir() else None),
             metrics=metrics,
             params=params,
@@ -242,7 +244,8 @@ class RegistrationVerbs(CatalogVerbs):
         stated["metadata"] = read_document(stated.get("metadata"), root if root.is_dir() else None)
         made_of = {name: stated.pop(name) for name in ("code_commit", "data", "env_lock") if name in stated}
         stated["provenance"] = provenance_of(root, **made_of)
-        return self.preview_draft(name, spec_of(find_files(root), progress, **stated))
+        files = _with(find_files(root), stated.pop("also", ()))
+        return self.preview_draft(name, spec_of(files, progress, **stated))
 
     def _resumed(self, draft_id: str, entries: tuple[FileEntry, ...]) -> Draft:
         draft = self.get_draft(draft_id)
@@ -347,6 +350,11 @@ class DraftWriter:
         stated["params"] = {**(stated.get("params") or {}), **self._params}
         stated["tags"] = {**(stated.get("tags") or {}), **self._tags}
         self.registration = self._verbs.register_files(self._name, files, **stated)
+
+
+def _with(found: Sequence[LocalFile], also: Sequence[LocalFile]) -> list[LocalFile]:
+    """Both, where the latter take the place of files of the same path."""
+    return list({file.path: file for file in (*found, *also)}.values())
 
 
 def spec_of(
