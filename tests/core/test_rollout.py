@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import random
 from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ from modelkeep.core.observation import (
     VersionReport,
     check_report,
 )
-from modelkeep.core.plan import PRESETS, Metrics, chosen, read_strategy
+from modelkeep.core.plan import PRESETS, Metrics, chosen, dated, read_strategy
 from modelkeep.core.rollout import (
     CANARY,
     CONFIRM_S,
@@ -59,6 +60,9 @@ KEYS = {n: VersionKey(f"version:{n}") for n in (1, 2, 3)}
 MIN_S, MAX_S, PREPARE_S = 10.0, 100.0, 60.0
 STEPS = tuple(Step(weight_ppm=weight, min_s=MIN_S, max_s=MAX_S) for weight in (100_000, 500_000, WHOLE_PPM))
 PLAN = Plan(steps=STEPS, prepare_s=PREPARE_S)
+AB_TEST = structs.replace(
+    PLAN, strategy=Strategy.AB_TEST, steps=STEPS[:1], ends_at=NOW + timedelta(seconds=3 * MIN_S)
+)
 TICK_NUMBERS = itertools.count(1)
 
 
@@ -129,7 +133,14 @@ def few(weight: int) -> Tick:
     return tick(weight, *split(weight, 10))
 
 
-KINDS = ("none", "good", "bad", "few", "crash", "schema", "foreign", "idle")
+def better(weight: int) -> Tick:
+    """Many of stable's callers fail, none of the candidate's."""
+    stable, candidate = split(weight, 2_000)
+    half = stable.new_callers // 2
+    return tick(weight, structs.replace(stable, errors=half, callers_first_error=half), candidate)
+
+
+KINDS = ("none", "good", "better", "bad", "few", "crash", "schema", "foreign", "idle")
 
 
 def ticks_of(kind: str, weight: int) -> tuple[Tick, ...]:
@@ -140,6 +151,8 @@ def ticks_of(kind: str, weight: int) -> tuple[Tick, ...]:
             return ()
         case "good":
             return (good(weight),)
+        case "better":
+            return (better(weight),)
         case "bad":
             return (bad(weight),)
         case "few":
@@ -192,10 +205,12 @@ PLANS = {
         PLAN, strategy=Strategy.BLUE_GREEN, steps=STEPS[-1:], preview_s=MIN_S, automatic=False
     ),
     "rolling": structs.replace(PLAN, strategy=Strategy.ROLLING),
+    "a/b test": AB_TEST,
+    "a/b test, winner promoted": structs.replace(AB_TEST, promote_winner=True),
 }
 
 
-def key(of: Rollout, age_s: float) -> tuple[Any, ...]:
+def key(of: Rollout, age_s: float, at: datetime) -> tuple[Any, ...]:
     """What distinguishes a state from another; counts only as far as they change what comes next."""
     waited = (
         "unconfirmed"
@@ -212,6 +227,9 @@ def key(of: Rollout, age_s: float) -> tuple[Any, ...]:
         of.plan.on_inconclusive is OnInconclusive.ADVANCE
         and of.candidate_counts.requests > of.requests_before
     )
+    if of.plan.strategy is Strategy.AB_TEST:
+        won = rollout.report(of).winner
+        waited = f"{waited}, {'over' if at >= AB_TEST.ends_at else 'under way'}, {won}"
     return (of.state, of.step, of.paused is not None, of.held is not None, waited, verdict, enough, some)
 
 
@@ -233,7 +251,7 @@ def reachable(name: str) -> tuple[tuple[Rollout, datetime], ...]:
     """One rollout for each state that can be reached with a plan, with the time it was reached at."""
     first = begun(plan=PLANS[name])
     queue = deque([(first, NOW)])
-    known = {key(first, 0.0)}
+    known = {key(first, 0.0, NOW)}
     found: list[tuple[Rollout, datetime]] = []
     while queue:
         of, at = queue.popleft()
@@ -252,7 +270,7 @@ def reachable(name: str) -> tuple[tuple[Rollout, datetime], ...]:
             after.append((step_on(of, seen(of), "go on", at).rollout, at))
         for one, now in after:
             age_s = (now - one.step_since).total_seconds() if one.step_since else 0.0
-            if (mark := key(one, age_s)) not in known:
+            if (mark := key(one, age_s, now)) not in known:
                 known.add(mark)
                 queue.append((one, now))
     return tuple(found)
@@ -267,7 +285,13 @@ def check_transition(of: Rollout, observed: Observed, now: datetime, done: Advan
         assert new == of, "what is finished stays as it is"
         return
     assert (new.weight_ppm > 0) == (new.state in (RolloutState.STEPPING, RolloutState.SUCCEEDED))
-    if new.weight_ppm > of.weight_ppm:
+    if of.plan.strategy is Strategy.AB_TEST and new.state is RolloutState.SUCCEEDED:
+        assert new.report is not None
+        assert new.report.winner == "candidate"
+        assert of.plan.promote_winner
+        assert observed.applied is not None
+        assert observed.applied >= of.epoch
+    elif new.weight_ppm > of.weight_ppm:
         assert of.paused is None, "a pause holds"
         assert observed.applied is not None, "silence never raises"
         assert observed.applied >= of.epoch, "nor does a gateway that lags"
@@ -297,7 +321,12 @@ def check_transition(of: Rollout, observed: Observed, now: datetime, done: Advan
                 assert observed.phase is VersionPhase.READY
         assert new.epoch > of.epoch
     if of.weight_ppm > 0 and new.weight_ppm == 0:
-        assert new.state is RolloutState.ROLLING_BACK, "taken back, and the gateways are waited for"
+        if of.plan.strategy is Strategy.AB_TEST and new.state is RolloutState.CONCLUDED:
+            assert new.report is not None
+            assert of.plan.ends_at is not None
+            assert now >= of.plan.ends_at
+        else:
+            assert new.state is RolloutState.ROLLING_BACK, "taken back, and the gateways are waited for"
         assert new.epoch.term > of.epoch.term, "nothing older can put it back"
         assert new.outcome
     if new.state is RolloutState.SUCCEEDED and of.stable is not None:
@@ -333,7 +362,11 @@ def test_every_observation_in_every_state_keeps_the_promises(name: str) -> None:
             if alarmed:
                 assert done.rollout.state is RolloutState.ROLLING_BACK, "an alarm wins over everything"
     shown = {RolloutState.PREVIEWING} if "blue" in name else set()
-    assert found == set(RolloutState) - {RolloutState.PREVIEWING} | shown
+    ends = {RolloutState.CONCLUDED} if "a/b" in name else set()
+    missing = {RolloutState.PREVIEWING, RolloutState.CONCLUDED}
+    if name == "a/b test":
+        missing |= {RolloutState.SUCCEEDED}
+    assert found == set(RolloutState) - missing | shown | ends
     assert count > 5_000
 
 
@@ -828,6 +861,12 @@ def test_error_texts_of_the_candidate_are_kept_few_and_fit_to_show() -> None:
         {"strategy": Strategy.ROLLING, "on_inconclusive": OnInconclusive.ADVANCE},
         {"strategy": Strategy.ROLLING, "preview_s": 60.0},
         {"preview_s": 60.0},
+        {"ends_at": NOW},
+        {"promote_winner": True},
+        {"strategy": Strategy.AB_TEST},
+        {"strategy": Strategy.AB_TEST, "steps": (Step(weight_ppm=WHOLE_PPM),)},
+        {"strategy": Strategy.AB_TEST, "steps": STEPS[:1], "automatic": False},
+        {"strategy": Strategy.AB_TEST, "steps": STEPS[:1], "ends_at": datetime(2027, 1, 1)},  # noqa: DTZ001
         {"schema": "modelkeep.rollout/v2"},
         {"metrics": Metrics(errors=0.9, latency=0.2)},
         {"metrics": Metrics(errors=0.0)},
@@ -874,8 +913,9 @@ def test_a_strategy_brings_its_own_plan_and_what_is_written_goes_first(strategy:
     """Whoever names only the strategy gets a plan that can be carried out; steps that are written stay."""
     assert rollout.read_plan(f"schema: modelkeep.rollout/v1\nstrategy: {strategy}\n") == PRESETS[strategy]
     assert rollout.check_plan(PRESETS[strategy]).strategy is strategy
-    own = rollout.read_plan(f"strategy: {strategy}\nsteps: [{{weight_ppm: 1000000, min_s: 7}}]\n")
-    assert own == structs.replace(PRESETS[strategy], steps=(Step(weight_ppm=WHOLE_PPM, min_s=7.0),))
+    weight = 300_000 if strategy is Strategy.AB_TEST else WHOLE_PPM
+    own = rollout.read_plan(f"strategy: {strategy}\nsteps: [{{weight_ppm: {weight}, min_s: 7}}]\n")
+    assert own == structs.replace(PRESETS[strategy], steps=(Step(weight_ppm=weight, min_s=7.0),))
     assert chosen(None, strategy) == PRESETS[strategy]
     assert chosen(own, strategy) == own
     assert read_strategy(strategy.replace("_", "-").upper()) is strategy
@@ -970,6 +1010,65 @@ def test_an_inconclusive_step_goes_on_only_with_requests_of_its_own() -> None:
     done = advance(of, seen(of, "few"), later)
     assert done.rollout.weight_ppm == 500_000
     assert "inconclusive" in done.why
+
+
+@pytest.mark.req("S3")
+def test_an_a_b_test_ends_on_its_day_with_a_report() -> None:
+    """Until then it holds its share, whatever is proven; then stable has its callers back, nothing is held
+    against the candidate, and the report says who fared better. A person may end it earlier."""
+    of = stepping(plan=AB_TEST)
+    early = advance(of, seen(of, "better"), NOW + timedelta(seconds=MAX_S / 5)).rollout
+    assert (early.state, early.weight_ppm, early.report) == (RolloutState.STEPPING, 100_000, None)
+    assert AB_TEST.ends_at is not None
+    done = advance(early, seen(early), AB_TEST.ends_at)
+    assert done.change is Change.CONCLUDED
+    assert (done.rollout.state, done.rollout.weight_ppm) == (RolloutState.CONCLUDED, 0)
+    assert done.rollout.epoch == Epoch(of.epoch.term + 1, 0)
+    told = done.rollout.report
+    assert told is not None
+    assert told.winner == "candidate"
+    assert told.confidence > 0.999
+    assert (told.candidate_rate, told.stable_rate) == (0.0, 0.5)
+    ended = step_on(early, seen(early), "ended by ann", NOW)
+    assert ended.rollout.report == told
+    nobody = advance(of, seen(of, "few"), AB_TEST.ends_at).rollout.report
+    assert nobody is not None
+    assert (nobody.winner, nobody.confidence) == ("nobody", 0.0)
+    promoted = structs.replace(early, plan=structs.replace(AB_TEST, promote_winner=True))
+    assert advance(promoted, seen(promoted), AB_TEST.ends_at).rollout.state is RolloutState.SUCCEEDED
+
+
+@pytest.mark.req("S3", "S7")
+def test_equal_versions_seldom_have_a_winner() -> None:
+    """Looked at after each of many ticks, a winner between equals is named in at most the share alpha of all
+    tests, within the error of the sample; and swapping who fails more swaps the winner."""
+    rng, plan = random.Random(7), structs.replace(AB_TEST, alpha=0.1)
+    wrong = 0
+    for _ in range(300):
+        of, named = stepping(plan=plan), False
+        for _ in range(60):
+            on_candidate = sum(rng.random() < 0.1 for _ in range(4))
+            sides = (SideCounts(callers_first_error=n) for n in (4 - on_candidate, on_candidate))
+            of = rollout.take_in(of, (tick(100_000, *sides),))
+            named = named or rollout.report(of).winner != "nobody"
+        wrong += named
+    assert wrong <= 30 + 3 * (300 * 0.1 * 0.9) ** 0.5
+    for x, y, winner in ((60, 40, "stable"), (1, 99, "candidate")):
+        counts = (SideCounts(callers_first_error=n) for n in (y, x))
+        assert (
+            rollout.report(rollout.take_in(stepping(plan=plan), (tick(100_000, *counts),))).winner == winner
+        )
+
+
+def test_a_test_without_a_day_gets_one_when_it_begins() -> None:
+    """By the length of its step; a day that has passed, or lies years ahead, is refused."""
+    plan = PRESETS[Strategy.AB_TEST]
+    assert dated(plan, NOW).ends_at == NOW + timedelta(days=7)
+    assert dated(AB_TEST, NOW) == AB_TEST
+    assert dated(CANARY, NOW) == CANARY
+    for ends_at in (NOW, NOW - timedelta(days=1), NOW + timedelta(days=400)):
+        with pytest.raises(errors.InvalidPlan, match="ends_at"):
+            dated(structs.replace(plan, ends_at=ends_at), NOW)
 
 
 @pytest.mark.req("S3")

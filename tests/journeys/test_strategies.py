@@ -31,6 +31,12 @@ steps:
   - {weight_ppm: 250000, min_s: 0.5, max_s: 30}
   - {weight_ppm: 1000000, min_s: 0.5, max_s: 30}
 """
+AB_TEST = """\
+schema: modelkeep.rollout/v1
+strategy: ab_test
+steps:
+  - {weight_ppm: 500000, min_s: 4, max_s: 4}
+"""
 ROWS = {"inputs": [{"age": 30.0, "income": 10.0}]}
 
 
@@ -54,7 +60,7 @@ class World:
             path.write_bytes(models.linear_onnx(slope))
             stated = {"semver": f"{slope:.0f}.0.0", "signature": models.SIGNATURE}
             self.client.register("churn", path, **stated)
-        self.client.put_endpoint("churn", "churn")
+        self.client.put_endpoint("churn", "churn", key_header="X-User")
         self.client.promote("churn:1.0.0", "production", "the first one")
         self.reaches(State.SUCCEEDED)
         until(lambda: self.asks() == "churn:1.0.0", "the first version answers")
@@ -68,12 +74,12 @@ class World:
 
         return str(until(there, f"the rollout is {state}"))
 
-    def asks(self, door: str = "predict") -> str:
+    def asks(self, door: str = "predict", key: str = "ann") -> str:
         """Who answers a caller: the version, or the code of the problem."""
         request = urllib.request.Request(
             f"{self.house.gateway}/endpoints/churn/{door}",
             data=json.dumps(ROWS).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", "X-User": key},
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
@@ -147,6 +153,26 @@ def test_a_rolling_update_is_superseded_and_the_other_one_arrives(world: World) 
     until(lambda: world.asks() == "churn:3.0.0", "the newer version answers")
     assert world.client.get_version("churn#production").semver == "3.0.0"
     assert world.client.get_version("churn:2.0.0").tombstone is None
+
+
+def test_an_a_b_test_reports_at_its_end(world: World) -> None:
+    """Both versions answer, each caller always the same one; on the day that was said the report is there and
+    stable has everybody again."""
+    house = world.house
+    stable = world.client.get_version("churn#production").semver
+    plan = world.plan(AB_TEST)
+    words = ("promote", "churn:1.0.0", "--to", "production", "--plan", plan, "-m", "who fails less")
+    begun = house.run(*words)
+    assert "A/B test by errors: 50 % for 4 s" in begun.stdout, begun
+    world.reaches(State.STEPPING)
+    until(lambda: len({world.asks(key=f"k{n}") for n in range(20)}) == 2, "both versions answer")
+    answers = [{world.asks(key=f"k{n}") for _ in range(3)} for n in range(10)]
+    assert all(len(one) == 1 for one in answers), "a caller stays with its version"
+    world.reaches(State.CONCLUDED)
+    status = house.run("rollout", "status", "churn")
+    assert "winner nobody" in status.stdout, status
+    until(lambda: {world.asks(key=f"k{n}") for n in range(20)} == {f"churn:{stable}"}, "stable has everybody")
+    assert house.run("rollout", "explain", "churn").returncode == 0
 
 
 def test_a_plan_that_cannot_be_is_refused_before_anything_moves(world: World) -> None:

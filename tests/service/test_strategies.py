@@ -17,6 +17,9 @@ from tests.service.rollout_world import NAME, PLAN, STEP_S, FakeGateway, Rollout
 
 ONE_STEP = (Step(weight_ppm=WHOLE_PPM, min_s=STEP_S),)
 BLUE_GREEN = Plan(strategy=Strategy.BLUE_GREEN, steps=ONE_STEP, preview_s=STEP_S)
+AB_TEST = Plan(
+    strategy=Strategy.AB_TEST, steps=(Step(weight_ppm=400_000, min_s=3 * STEP_S, max_s=3 * STEP_S),)
+)
 ROLLING = structs.replace(PLAN, strategy=Strategy.ROLLING)
 POLICY = """
 name: strict
@@ -165,6 +168,60 @@ def test_a_rolling_update_ends_in_success_without_statistics(world: RolloutWorld
     told = world.read("owner", world.rollouts.explain, done.id)
     assert told.equal
     assert "no statistics" in told.judgement.why
+
+
+# -------------------------------------------------------------------------------------------------- A/B tests
+
+
+@pytest.mark.req("S3", "S7")
+def test_an_a_b_test_ends_on_its_day_and_reports_a_winner(world: RolloutWorld) -> None:
+    """Both versions keep their callers while it lasts; then stable has everybody again, the report is
+    in the record, and the candidate, which nobody holds anything against, can be promoted."""
+    gateway = world.serving()
+    gateway.failing[world.key("1.0.0")] = 20
+    world.promote("1.1.0", by="owner", plan=AB_TEST)
+    started = world.latest().plan
+    assert started.ends_at is not None, "its length has become a day"
+    world.until(RolloutState.STEPPING, gateway)
+    world.turn(gateway)
+    assert gateway.route().candidate_ppm == 400_000
+    done = world.until(RolloutState.CONCLUDED, gateway)
+    assert world.now >= started.ends_at
+    assert done.report is not None
+    assert (done.report.winner, done.report.goal) == ("candidate", "errors")
+    (event,) = world.events(EventKind.ROLLOUT_CONCLUDED)
+    assert event.body["report"]["winner"] == "candidate"
+    world.turn(gateway)
+    assert (gateway.serves(), gateway.route().candidate) == (world.key("1.0.0"), None)
+    assert world.get("1.1.0").tombstone is None
+    assert world.read("owner", world.rollouts.explain, done.id).equal
+    world.promote("1.1.0", by="owner")
+
+
+@pytest.mark.req("S3")
+def test_a_winner_takes_over_only_where_the_plan_says_so(world: RolloutWorld) -> None:
+    """And only a winner: where nobody is shown to be better, stable goes on."""
+    gateway = world.serving()
+    plan = structs.replace(AB_TEST, promote_winner=True)
+    world.promote("1.1.0", by="owner", plan=plan)
+    done = world.until(RolloutState.CONCLUDED, gateway)
+    assert done.report is not None
+    assert done.report.winner == "nobody"
+    gateway.failing[world.key("1.0.0")] = 20
+    world.turn(gateway)
+    world.promote("1.1.0", by="owner", plan=plan)
+    world.until(RolloutState.SUCCEEDED, gateway)
+    assert world.in_production() == "1.1.0"
+
+
+@pytest.mark.req("S3")
+def test_a_worse_candidate_of_an_a_b_test_is_taken_back(world: RolloutWorld) -> None:
+    """The test stays under the alpha of a rollout: callers are not spent on a version that is shown worse."""
+    gateway = world.serving()
+    gateway.failing[world.key("1.1.0")] = 40
+    world.promote("1.1.0", by="owner", plan=AB_TEST)
+    world.until(RolloutState.ROLLED_BACK, gateway)
+    assert world.get("1.1.0").tombstone is not None
 
 
 # ------------------------------------------------------------------------------------------------ superseding

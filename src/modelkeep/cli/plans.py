@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from modelkeep.cli.session import read_text
-from modelkeep.cli.show import duration, share
+from modelkeep.cli.show import duration, moment, share
 
 if TYPE_CHECKING:
     from modelkeep.core.plan import Plan, Step
@@ -24,9 +24,7 @@ def plan_options(function: F) -> F:
         click.option(
             "--step", "steps", multiple=True, metavar="SHARE:SECONDS", help="A step, such as 10%:60."
         ),
-        click.option(
-            "--strategy", metavar="NAME", help="canary, blue-green, rolling or immediate, with its own plan."
-        ),
+        click.option("--strategy", metavar="NAME", help="canary, blue-green, rolling, immediate or ab-test."),
         click.option(
             "--plan", "plan_file", metavar="FILE", help="The rollout plan in YAML; - is standard input."
         ),
@@ -85,6 +83,10 @@ def summary(plan: "Plan") -> str:
             return steps + by_hand
         case "immediate":
             return "immediate"
+        case "ab_test":
+            step = plan.steps[0]
+            until = f"until {moment(plan.ends_at)}" if plan.ends_at else f"for {duration(step.min_s)}"
+            return f"A/B test by {plan.goal.value}: {share(step.weight_ppm)} {until}"
         case "blue_green":
             switch = f"preview for {duration(plan.preview_s)}, " if plan.preview_s else "preview, "
             return f"blue-green: {switch}then {steps}{by_hand}"

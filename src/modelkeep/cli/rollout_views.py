@@ -17,6 +17,7 @@ _STATES = {
     "stepping": "warn",
     "preparing": "warn",
     "previewing": "warn",
+    "concluded": "good",
     "rolling_back": "bad",
     "rolled_back": "bad",
     "failed": "bad",
@@ -150,10 +151,22 @@ def rollout(found: "Rollout") -> View:
                 Text(judgement.verdict.value, _VERDICTS[judgement.verdict.value]),
                 f"(p = {judgement.p_value:.2g}): {judgement.why}",
             )
+        if found.plan.strategy.value == "ab_test":
+            _report(screen, found)
         for note in found.notes:
             screen.line(Text(f"  the candidate said: {note}", "bad"))
 
     return draw
+
+
+def _report(screen: Screen, found: "Rollout") -> None:
+    """Who fares better in an A/B test: at its end, or so far."""
+    from modelkeep.core.rollout import report
+
+    told = found.report or report(found)
+    word = "winner" if found.report is not None else "so far"
+    seen = Text(told.winner.value, "good" if told.winner.value != "nobody" else "dim")
+    screen.line(word, seen, f"(confidence {told.confidence:.1%}): {told.why}")
 
 
 def _preview(found: "Rollout") -> str | None:

@@ -43,6 +43,7 @@ KINDS = (
     EventKind.ROLLOUT_FAILED,
     EventKind.ROLLOUT_CANCELLED,
     EventKind.ROLLOUT_SUPERSEDED,
+    EventKind.ROLLOUT_CONCLUDED,
 )
 """The kinds that the figures are made of."""
 READ_WHOLE = tuple(kind for kind in KINDS if kind is not EventKind.VERSION_REGISTERED)
@@ -55,8 +56,8 @@ class Outcome(StrEnum):
     succeeded    the version serves the stage
     rolled_back  it had traffic, and lost it before the stage was its own
     failed       it could not be loaded; no caller ever met it
-    cancelled    a person ended it before it had traffic, or another took its place; it counts for and against
-                 nobody
+    cancelled    a person ended it before it had traffic, another took its place, or it was an A/B test that
+                 ended with its report; it counts for and against nobody
     """
 
     SUCCEEDED = "succeeded"
@@ -71,6 +72,7 @@ _OUTCOMES = {
     EventKind.ROLLOUT_FAILED: Outcome.FAILED,
     EventKind.ROLLOUT_CANCELLED: Outcome.CANCELLED,
     EventKind.ROLLOUT_SUPERSEDED: Outcome.CANCELLED,
+    EventKind.ROLLOUT_CONCLUDED: Outcome.CANCELLED,
 }
 
 

@@ -67,6 +67,7 @@ class EventKind(StrEnum):
     ROLLOUT_FAILED = "rollout.failed"
     ROLLOUT_CANCELLED = "rollout.cancelled"
     ROLLOUT_SUPERSEDED = "rollout.superseded"  # another rollout of the endpoint took its place
+    ROLLOUT_CONCLUDED = "rollout.concluded"  # an A/B test has ended, with its report; stable goes on
     PRINCIPAL_CREATED = "principal.created"
     PRINCIPAL_DISABLED = "principal.disabled"
     TOKEN_CREATED = "token.created"

@@ -12,9 +12,15 @@ from msgspec import Struct, field
 
 from modelkeep.core import sequential
 from modelkeep.core.observation import SideCounts, Tick
-from modelkeep.core.plan import Plan
+from modelkeep.core.plan import Goal, Plan, Strategy
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick, Combined, MeanEProcess, TrialTick
+
+EFFECTS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+"""The odds ratios that an A/B test looks for, each way."""
+BETTER = sequential.pass_spec(bound=1.0, relative=tuple(1 / odds for odds in EFFECTS))
+WORSE = sequential.fail_spec(margin=1.0, relative=EFFECTS, start_mass=1.0)
+"""The two directions of an A/B test: the candidate's odds of trouble are below stable's, or above."""
 
 
 class Verdict(StrEnum):
@@ -28,7 +34,8 @@ class Verdict(StrEnum):
 class Evidence(Struct, frozen=True, kw_only=True):
     """The state of every test of a rollout. `errors`, `slow` and `shares` compare with stable and can take
     the candidate back, as can `high_rate` with all of the traffic, where nobody is left to compare with;
-    `no_worse` and `low_rate` can let it advance.
+    `no_worse` and `low_rate` can let it advance. `better` and `worse` decide an A/B test, and see nothing
+    elsewhere.
     """
 
     errors: BinaryEProcess = field(default_factory=BinaryEProcess)
@@ -37,6 +44,8 @@ class Evidence(Struct, frozen=True, kw_only=True):
     no_worse: BinaryEProcess = field(default_factory=BinaryEProcess)
     low_rate: MeanEProcess = field(default_factory=MeanEProcess)
     high_rate: MeanEProcess = field(default_factory=MeanEProcess)
+    better: BinaryEProcess = field(default_factory=BinaryEProcess)
+    worse: BinaryEProcess = field(default_factory=BinaryEProcess)
 
 
 class Judgement(Struct, frozen=True, kw_only=True):
@@ -51,6 +60,35 @@ class Judgement(Struct, frozen=True, kw_only=True):
     contributions: dict[str, float] = {}
 
 
+class Winner(StrEnum):
+    """Who fared better in an A/B test. Nobody: what was seen is what equal versions do as well."""
+
+    CANDIDATE = "candidate"
+    STABLE = "stable"
+    NOBODY = "nobody"
+
+
+class WinnerReport(Struct, frozen=True, kw_only=True):
+    """What an A/B test came to.
+
+    Each direction is shown under half of alpha, so that between equal versions somebody is named a winner
+    with probability at most alpha, however often one looks before the end. `p_value` is for both directions
+    together and valid at any time; `confidence` is what is left of it. `candidate_rate` and `stable_rate` are
+    the shares of callers with trouble, of those who were counted on each side: what was seen, not what is
+    shown.
+    """
+
+    winner: Winner
+    goal: Goal
+    p_value: float
+    confidence: float
+    candidate_rate: float | None
+    stable_rate: float | None
+    candidate_callers: int
+    stable_callers: int
+    why: str
+
+
 class Specs(Struct, frozen=True, kw_only=True):
     """The specifications of a plan's tests: what they look for, without what they have seen."""
 
@@ -60,6 +98,7 @@ class Specs(Struct, frozen=True, kw_only=True):
     no_worse: sequential.EProcessSpec
     low_rate: sequential.RateSpec
     high_rate: sequential.RateSpec
+    tested: Goal | None = None
 
     @staticmethod
     def of(plan: Plan) -> "Specs":
@@ -71,6 +110,7 @@ class Specs(Struct, frozen=True, kw_only=True):
             no_worse=sequential.pass_spec(bound=plan.pass_odds),
             low_rate=sequential.rate_pass_spec(bound=plan.pass_rate),
             high_rate=sequential.rate_fail_spec(bound=plan.fail_rate),
+            tested=plan.goal if plan.strategy is Strategy.AB_TEST else None,
         )
 
     def update(self, evidence: Evidence, tick: Tick) -> Evidence:
@@ -81,7 +121,14 @@ class Specs(Struct, frozen=True, kw_only=True):
         arrived = CallerTick(x=c.callers_arrived, y=s.callers_arrived, weight_ppm=weight)
         trials = TrialTick(n=c.new_callers, k=c.new_callers_failed)
         alone = trials if weight == WHOLE_PPM else TrialTick(n=0, k=0)
+        better, worse = evidence.better, evidence.worse
+        if self.tested is not None:
+            goal = failing if self.tested is Goal.ERRORS else slow
+            better = sequential.update(better, BETTER, goal)
+            worse = sequential.update(worse, WORSE, goal)
         return Evidence(
+            better=better,
+            worse=worse,
             errors=sequential.update(evidence.errors, self.errors, failing),
             slow=sequential.update(evidence.slow, self.slow, slow),
             shares=sequential.update(evidence.shares, self.shares, arrived),
@@ -158,6 +205,41 @@ def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCou
         verdict=Verdict.HOLD, why=why, p_value=against.p_value, contributions=against.contributions
     )
 
+
+def report(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCounts) -> WinnerReport:
+    """What an A/B test has come to by now."""
+    half = plan.alpha / 2
+    better, worse = evidence.better, evidence.worse
+    winner = Winner.NOBODY
+    if better.ever_reached(half) or worse.ever_reached(half):
+        winner = Winner.CANDIDATE if better.max_log_v > worse.max_log_v else Winner.STABLE
+    errors = plan.goal is Goal.ERRORS
+    x = candidate.callers_first_error if errors else candidate.callers_first_slow
+    y = stable.callers_first_error if errors else stable.callers_first_slow
+    n, m = candidate.new_callers, stable.new_callers
+    p_value = min(1.0, 2 * min(better.p_value, worse.p_value))
+    seen = (
+        f"{x} of {n} callers of the candidate and {y} of {m} of stable's "
+        f"{'failed' if errors else 'were answered slowly'}"
+    )
+    return WinnerReport(
+        winner=winner,
+        goal=plan.goal,
+        p_value=p_value,
+        confidence=1 - p_value,
+        candidate_rate=x / n if n else None,
+        stable_rate=y / m if m else None,
+        candidate_callers=n,
+        stable_callers=m,
+        why=f"{_SAID[winner]}: {seen}; p = {p_value:.2g}, limit {plan.alpha:g}",
+    )
+
+
+_SAID = {
+    Winner.CANDIDATE: "the candidate's callers fare better",
+    Winner.STABLE: "stable's callers fare better",
+    Winner.NOBODY: "nobody is shown to be better",
+}
 
 _BLAME = {
     "errors": "more callers fail than on stable",

@@ -10,7 +10,7 @@ from enum import StrEnum
 from msgspec import Struct, field
 
 from modelkeep.core import errors
-from modelkeep.core.judgement import Evidence, Judgement
+from modelkeep.core.judgement import Evidence, Judgement, WinnerReport
 from modelkeep.core.observation import SideCounts, Tick, VersionPhase
 from modelkeep.core.plan import CANARY, Plan, Step
 from modelkeep.core.routing import Epoch
@@ -77,6 +77,7 @@ class RolloutState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     SUPERSEDED = "superseded"
+    CONCLUDED = "concluded"
 
     @property
     def finished(self) -> bool:
@@ -84,7 +85,13 @@ class RolloutState(StrEnum):
 
 
 WITHOUT_SUCCESS = frozenset(
-    {RolloutState.ROLLED_BACK, RolloutState.FAILED, RolloutState.CANCELLED, RolloutState.SUPERSEDED}
+    {
+        RolloutState.ROLLED_BACK,
+        RolloutState.FAILED,
+        RolloutState.CANCELLED,
+        RolloutState.SUPERSEDED,
+        RolloutState.CONCLUDED,
+    }
 )
 """How a rollout ends whose candidate does not enter the stage."""
 
@@ -95,8 +102,8 @@ class Rollout(Struct, frozen=True, kw_only=True):
 
     `table` is the number of the first routing table that carries it. `step_since` is when the clock of the
     present state began to run: for a step, when the gateways had confirmed its weight. `requests_before` are
-    the candidate's requests before the present step. `ticks` were taken in, the last of which arrived at
-    `ticks_until`.
+    the candidate's requests before the present step. `report` is what an A/B test came to. `ticks` were taken
+    in, the last of which arrived at `ticks_until`.
     """
 
     id: str
@@ -133,6 +140,7 @@ class Rollout(Struct, frozen=True, kw_only=True):
     ticks_until: datetime | None = None
     notes: tuple[str, ...] = ()
     judgement: Judgement | None = None
+    report: WinnerReport | None = None
 
     @property
     def current(self) -> Step:
@@ -172,6 +180,7 @@ class Change(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     SUPERSEDED = "superseded"
+    CONCLUDED = "concluded"
 
 
 class Advanced(Struct, frozen=True, kw_only=True):

@@ -5,12 +5,13 @@ plan never changes a movement under way. What a plan leads to is decided in `rol
 """
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from modelkeep.core import codec, errors, values
 from modelkeep.core.routing import WHOLE_PPM
@@ -31,13 +32,15 @@ class Strategy(StrEnum):
     `canary` moves traffic in steps, each of which has to be proven. `rolling` moves it in batches that need a
     candidate that is ready and no guard, and no statistics. `blue_green` loads the candidate beside stable
     under a preview address, then gives it everything at once and keeps the former version loaded for a way
-    back. `immediate` gives it everything as soon as it is loaded.
+    back. `immediate` gives it everything as soon as it is loaded. `ab_test` gives it a fixed share until a
+    day that was said before, and ends with a report of who fared better.
     """
 
     CANARY = "canary"
     BLUE_GREEN = "blue_green"
     ROLLING = "rolling"
     IMMEDIATE = "immediate"
+    AB_TEST = "ab_test"
 
     @property
     def proven(self) -> bool:
@@ -48,6 +51,13 @@ class Strategy(StrEnum):
     def at_once(self) -> bool:
         """Whether the candidate gets all of the traffic in its one step."""
         return self in (Strategy.BLUE_GREEN, Strategy.IMMEDIATE)
+
+
+class Goal(StrEnum):
+    """What a test of two versions is decided by: callers who fail, or callers who are answered slowly."""
+
+    ERRORS = "errors"
+    LATENCY = "latency"
 
 
 class OnInconclusive(StrEnum):
@@ -96,8 +106,11 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     being slow that are tolerated. With all of the traffic, where nobody is left to compare with, a candidate
     is taken back when its first requests are shown (again at `alpha`) to fail at `fail_rate` or more.
     `metrics` are the metrics' shares of `alpha`. `preview_s` is how long a blue-green candidate stands under
-    its preview address before the switch. `automatic` false leaves each next step, and the switch, to a
-    person. `prepare_s` is how long gateways have to load the candidate, counted from when one answers.
+    its preview address before the switch. `ends_at` is when an A/B test ends (without it, after the `min_s`
+    of its step), `goal` what it is decided by, and `promote_winner` whether the candidate takes over when it
+    has won; otherwise stable goes on and the report is all that follows. `automatic` false leaves each next
+    step, and the switch, to a person. `prepare_s` is how long gateways have to load the candidate, counted
+    from when one answers.
     """
 
     schema: str = SCHEMA
@@ -118,6 +131,9 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on_inconclusive: OnInconclusive = OnInconclusive.HOLD
     automatic: bool = True
     preview_s: float = 0.0
+    ends_at: datetime | None = None
+    goal: Goal = Goal.ERRORS
+    promote_winner: bool = False
     prepare_s: float = 600.0
     guards: Guards = field(default_factory=Guards)
 
@@ -142,10 +158,14 @@ PRESETS: Mapping[Strategy, Plan] = MappingProxyType(
         Strategy.IMMEDIATE: Plan(
             strategy=Strategy.IMMEDIATE, steps=(Step(weight_ppm=WHOLE_PPM, min_s=60.0),)
         ),
+        Strategy.AB_TEST: Plan(
+            strategy=Strategy.AB_TEST,
+            steps=(Step(weight_ppm=WHOLE_PPM // 2, min_s=7 * 86_400.0, max_s=7 * 86_400.0),),
+        ),
     }
 )
 """What a strategy means where nothing else is said: a preview of five minutes and a bake of ten, a quarter
-every half minute, or everything now."""
+every half minute, everything now, or half of the callers for a week."""
 
 
 def check_plan(plan: Plan) -> Plan:
@@ -186,7 +206,12 @@ def _check_steps(plan: Plan) -> None:
     weights = [step.weight_ppm for step in plan.steps]
     if any(b <= a for a, b in pairwise(weights)) or weights[0] <= 0:
         raise errors.InvalidPlan("The steps' weights must rise, beginning above 0 ppm.")
-    if weights[-1] != WHOLE_PPM:
+    if plan.strategy is Strategy.AB_TEST:
+        if len(weights) != 1 or weights[0] >= WHOLE_PPM:
+            raise errors.InvalidPlan(
+                f"An ab_test has exactly one step, of less than {WHOLE_PPM} ppm: stable has the rest."
+            )
+    elif weights[-1] != WHOLE_PPM:
         raise errors.InvalidPlan(f"The last step must give the candidate everything ({WHOLE_PPM} ppm).")
     for step in plan.steps:
         if not 0 <= step.min_s <= step.max_s <= STEP_S_MAX:
@@ -210,11 +235,38 @@ def _check_strategy(plan: Plan) -> None:
             f"Only a blue_green plan has a preview; leave 'preview_s' out of a plan of {strategy}, or choose "
             "blue_green."
         )
+    if strategy is not Strategy.AB_TEST:
+        if plan.ends_at is not None or plan.promote_winner or plan.goal is not Goal.ERRORS:
+            raise errors.InvalidPlan(
+                f"'ends_at', 'goal' and 'promote_winner' belong to an ab_test; leave them out of a plan of "
+                f"{strategy}."
+            )
+    elif not plan.automatic:
+        raise errors.InvalidPlan("An ab_test ends by itself; leave 'automatic' out.")
+    if plan.ends_at is not None and plan.ends_at.tzinfo is None:
+        raise errors.InvalidPlan("'ends_at' needs a zone: write 2026-12-01T00:00:00Z.")
     if not strategy.proven and plan.on_inconclusive is not OnInconclusive.HOLD:
         raise errors.InvalidPlan(
             f"The strategy {strategy} asks for no proof, so nothing is inconclusive; leave 'on_inconclusive' "
             "out, or choose canary."
         )
+
+
+def dated(plan: Plan, now: datetime) -> Plan:
+    """A plan as it begins now: an A/B test gets its end.
+
+    Raises:
+        InvalidPlan: the test would have ended already, or would last too long.
+    """
+    if plan.strategy is not Strategy.AB_TEST:
+        return plan
+    ends_at = plan.ends_at or now + timedelta(seconds=plan.steps[0].min_s)
+    if not 0 < (ends_at - now).total_seconds() <= STEP_S_MAX:
+        raise errors.InvalidPlan(
+            f"An ab_test ends within {STEP_S_MAX / 86_400:.0f} days from now, and not before it begins; "
+            f"'ends_at' says {codec.format_time(ends_at)}."
+        )
+    return structs.replace(plan, ends_at=ends_at)
 
 
 def read_plan(text: str | bytes) -> Plan:

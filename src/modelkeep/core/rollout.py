@@ -22,7 +22,7 @@ from typing import assert_never
 from msgspec import structs
 
 from modelkeep.core import errors, judgement
-from modelkeep.core.judgement import Evidence, Judgement, Verdict, evidence_of
+from modelkeep.core.judgement import Evidence, Judgement, Verdict, Winner, WinnerReport, evidence_of
 from modelkeep.core.movement import (
     WITHOUT_SUCCESS,
     Advanced,
@@ -77,6 +77,7 @@ __all__ = [
     "pause",
     "read_plan",
     "replay",
+    "report",
     "resume",
     "route_of",
     "step_on",
@@ -117,6 +118,7 @@ def advance(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
             | RolloutState.FAILED
             | RolloutState.CANCELLED
             | RolloutState.SUPERSEDED
+            | RolloutState.CONCLUDED
         ):
             return Advanced(rollout=rollout)
         case _:
@@ -271,6 +273,10 @@ def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
     lasted = (now - since).total_seconds()
     if rollout.paused is not None:
         return _hold(rollout, _paused(rollout.paused))
+    if rollout.plan.strategy is Strategy.AB_TEST:
+        if rollout.plan.ends_at is None or now < rollout.plan.ends_at or not lasted:
+            return Advanced(rollout=structs.replace(rollout, held=None))
+        return _conclude(rollout, "the test has ended", now)
     if lasted < rollout.current.min_s:
         return Advanced(rollout=structs.replace(rollout, held=None))
     if found.verdict is Verdict.ADVANCE or rollout.plan.strategy.at_once:
@@ -285,6 +291,18 @@ def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
             case _:
                 pass
     return _hold(rollout, found.why)
+
+
+def _conclude(rollout: Rollout, why: str, now: datetime) -> Advanced:
+    """End an A/B test with its report. The candidate takes over where it has won and the plan says so;
+    otherwise stable has its callers back, and nothing is held against the candidate."""
+    told = report(rollout)
+    rollout = structs.replace(rollout, report=told)
+    why = f"{why}: {told.why}"
+    if told.winner is Winner.CANDIDATE and rollout.plan.promote_winner:
+        return _finish(rollout, RolloutState.SUCCEEDED, why, now)
+    rollout = structs.replace(rollout, epoch=Epoch(rollout.epoch.term + 1, 0))
+    return _finish(rollout, RolloutState.CONCLUDED, why, now)
 
 
 def _onward(rollout: Rollout, why: str, now: datetime) -> Advanced:
@@ -325,6 +343,7 @@ _CHANGE_OF = {
     RolloutState.FAILED: Change.FAILED,
     RolloutState.CANCELLED: Change.CANCELLED,
     RolloutState.SUPERSEDED: Change.SUPERSEDED,
+    RolloutState.CONCLUDED: Change.CONCLUDED,
 }
 
 
@@ -350,7 +369,8 @@ def _finish(rollout: Rollout, state: RolloutState, why: str, now: datetime) -> A
 
 
 def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Advanced:
-    """Go to the next step on a person's word, without waiting for time or proof. A pause stays a pause.
+    """Go to the next step on a person's word, without waiting for time or proof. A pause stays a pause. An
+    A/B test ends then, with its report as of now.
 
     A person can do without a proof, not against one: what speaks against the candidate stands.
 
@@ -382,6 +402,8 @@ def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Ad
     if rollout.state is RolloutState.PREVIEWING:
         return _enter(rollout, 0, why)
     rollout = structs.replace(rollout, judgement=found)
+    if rollout.plan.strategy is Strategy.AB_TEST:
+        return _conclude(rollout, why, now)
     if rollout.last:
         return _finish(rollout, RolloutState.SUCCEEDED, why, now)
     return _enter(rollout, rollout.step + 1, why)
@@ -464,6 +486,11 @@ def judge(rollout: Rollout) -> Judgement:
         why = "a rolling update goes by readiness and guards, and asks for no statistics"
         return Judgement(verdict=Verdict.HOLD, why=why)
     return judgement.judge(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
+
+
+def report(rollout: Rollout) -> WinnerReport:
+    """What an A/B test has come to by now; meaningless for any other rollout."""
+    return judgement.report(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
 
 
 def _found(rollout: Rollout, observed: Observed) -> Judgement:

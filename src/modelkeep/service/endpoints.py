@@ -14,6 +14,7 @@ from modelkeep.core import rollout as core
 from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
+from modelkeep.core.plan import dated
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
 from modelkeep.core.routing import Epoch
 from modelkeep.core.values import ModelName
@@ -234,7 +235,7 @@ class Endpoints:
             Tombstoned: the version was taken back, and nobody has cleared it.
             InvalidPlan: the plan cannot be carried out.
         """
-        plan = core.check_plan(plan or endpoint.plan)
+        plan = dated(core.check_plan(plan or endpoint.plan), act.now)
         running = self._traffic.active(act, endpoint)
         if running is not None and not supersede:
             raise self._busy(endpoint)

@@ -30,6 +30,7 @@ _EVENT_OF: dict[Change, EventKind] = {
     Change.FAILED: EventKind.ROLLOUT_FAILED,
     Change.CANCELLED: EventKind.ROLLOUT_CANCELLED,
     Change.SUPERSEDED: EventKind.ROLLOUT_SUPERSEDED,
+    Change.CONCLUDED: EventKind.ROLLOUT_CONCLUDED,
 }
 
 
@@ -125,6 +126,7 @@ class Traffic:
             judgement=current.judgement,
             candidate=current.candidate_counts,
             stable=current.stable_counts,
+            report=current.report,
         )
         settled = _settled(endpoint, current)
         if settled != endpoint:
