@@ -2,17 +2,25 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+from msgspec import structs
 
 from modelkeep.cli import report_views
 from modelkeep.cli.report_commands import moment_of
-from modelkeep.core.delivery import DeliveryReport, report, share, times
+from modelkeep.core import codec, errors
+from modelkeep.core.delivery import DeliveryReport, LastDrill, report, share, times
+from modelkeep.core.drill import Drill, DrillPlan, Measured
+from modelkeep.serving import control
 from tests.cli.test_views import _drawn
+from tests.client.fake_server import FakeServer
 
 pytestmark = pytest.mark.req("S10", "U1")
 
+Run = Callable[..., Any]
 T0 = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
 
 
@@ -36,6 +44,10 @@ def test_figures_read_well(golden: Callable[[str, str], None]) -> None:
         rollback=times([0.8]),
         recovery=times([62.0]),
         lead=times([5_400.0, 86_400.0, 400_000.0]),
+        drills=2,
+        last_drill=LastDrill(
+            sequence=41, at=T0 + timedelta(days=9), endpoint="churn", gateway="g1", took_ms=0.4, live=True
+        ),
     )
     many = DeliveryReport(
         since=T0,
@@ -64,6 +76,59 @@ def test_figures_read_well(golden: Callable[[str, str], None]) -> None:
         ("report delivery -q", lambda screen: [screen.line(f"{k}={v}") for k, v in report_views.plain(few)]),
     )
     golden("cli_report.txt", text)
+
+
+MEASURED = Measured(
+    gateway="g1", took_ms=0.41, confirmed_ms=0.93, back_ms=0.8, hold_s=0.5, live=True, fronts=2
+)
+DONE = Drill(
+    sequence=41,
+    endpoint="churn",
+    model="churn",
+    stands="1.1.0",
+    former="1.0.0",
+    at=T0,
+    by="ada",
+    reason="monthly",
+    measured=MEASURED,
+)
+
+
+@pytest.mark.req("S8")
+def test_a_drill_reads_well(golden: Callable[[str, str], None]) -> None:
+    """With traffic, and with the warning without."""
+    idle = structs.replace(DONE, measured=structs.replace(MEASURED, live=False, took_ms=0.0))
+    text = _drawn(("drill", report_views.drill(DONE)), ("drill, no traffic", report_views.drill(idle)))
+    golden("cli_drill.txt", text)
+
+
+@pytest.mark.req("S8")
+@pytest.mark.network
+def test_a_drill_asks_the_server_then_the_gateway_then_keeps_it(
+    server: FakeServer, modelkeep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In that order, once agreed to; a refusal of either ends it, and nothing is kept."""
+    orders: list[tuple[str, dict[str, Any]]] = []
+
+    def gateway(folder: Path, command: str, **arguments: Any) -> dict[str, Any]:
+        orders.append((command, arguments))
+        return {**codec.builtins(MEASURED), "stood": "k2", "former": "k1", "endpoint": "churn"}
+
+    monkeypatch.setattr(control, "call", gateway)
+    plan = DrillPlan(endpoint="churn", model="churn", stands="1.1.0", former="1.0.0", gateways=("g1",))
+    server.on("GET", "/api/v1/endpoints/churn/drill", plan)
+    server.on("POST", "/api/v1/endpoints/churn/drills", DONE)
+    assert modelkeep("drill", "churn", "-m", "monthly").code == 2, "nobody can be asked"
+    assert orders == []
+    ran = modelkeep("drill", "churn", "-m", "monthly", "--yes", "--hold", "0.1", "-q")
+    assert (ran.code, ran.out) == (0, "0.410\n")
+    assert orders == [("drill", {"endpoint": "churn", "hold_s": 0.1})]
+    sent = codec.decode(server.asked[-1].body, dict)
+    assert sent == {"measured": codec.builtins(MEASURED), "reason": "monthly"}
+
+    server.on("GET", "/api/v1/endpoints/churn/drill", errors.RolloutActive("A rollout is under way."))
+    assert modelkeep("drill", "churn", "-m", "monthly", "--yes").code == 6
+    assert len(orders) == 1
 
 
 def test_a_span_is_said_as_people_say_it() -> None:

@@ -319,6 +319,7 @@ FOLDS: dict[EventKind, Fold] = {
     EventKind.ROLLOUT_ROLLED_BACK: _rollout_moved,
     EventKind.ROLLOUT_FAILED: _rollout_moved,
     EventKind.ROLLOUT_CANCELLED: _rollout_moved,
+    EventKind.ROLLOUT_SUPERSEDED: _rollout_moved,
     EventKind.PRINCIPAL_CREATED: _principal_created,
     EventKind.PRINCIPAL_DISABLED: _principal_disabled,
     EventKind.TOKEN_CREATED: _token_created,
@@ -331,6 +332,7 @@ FOLDS: dict[EventKind, Fold] = {
 CHANGES_NOTHING: dict[EventKind, str] = {
     EventKind.PROMOTION_GRANTED: "the rollout that carries it out has an event of its own",
     EventKind.PROMOTION_DENIED: "what was refused did not happen",
+    EventKind.ENDPOINT_DRILLED: "the gateway put everything back; the registry moved nothing",
     EventKind.ACCESS_REFUSED: "what was refused did not happen",
     EventKind.INTEGRITY_FAILED: "the record stays what it is; its bytes are to be sent again",
 }

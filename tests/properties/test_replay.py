@@ -17,10 +17,11 @@ from msgspec import structs
 from modelkeep.core import errors
 from modelkeep.core.access import Effect, PrincipalKind, Role, Verb
 from modelkeep.core.catalog import DEFAULT_STAGES, ModelChange, StageSpec
+from modelkeep.core.drill import Measured
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.promotion import Vote
 from modelkeep.core.values import PAGE_MAX, ModelName
-from modelkeep.service import renaming
+from modelkeep.service import drills, renaming
 from modelkeep.service.projections import find_altered
 from modelkeep.store import events as event_store
 from tests.properties.registry_world import AT_ONCE, RegistryWorld, database_in_a_folder, numbered
@@ -220,6 +221,21 @@ def _of_traffic(world: RegistryWorld) -> Iterator[str]:
     for _ in range(3):
         world.turn(gateway)
         yield "until the gateway has confirmed"
+    world.made(plan=AT_ONCE)
+    promote(world, 3)
+    yield "another version begins"
+    world.do("owner", world.promotions.clear, numbered(CHURN, 2), "mended")
+    yield "the one that was taken back is cleared"
+    promote(world, 2, supersede=True)
+    yield "and takes its place"
+    for _ in range(4):
+        world.turn(gateway)
+        yield "until it serves"
+    measured = Measured(
+        gateway=gateway.name, took_ms=0.4, confirmed_ms=0.9, back_ms=0.8, hold_s=0.0, live=True
+    )
+    world.do("owner", drills.record, rollouts, "churn", measured, "monthly")
+    yield "its rollback is rehearsed"
     world.do("owner", rollouts.delete_endpoint, "churn")
     yield "the endpoint is deleted"
 

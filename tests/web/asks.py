@@ -152,6 +152,8 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "endpoint_verdict": lambda a: Ask("GET", f"{a.endpoint}/rollout/verdict"),
     "ask_verdict": lambda a: Ask("POST", f"{a.endpoint}/rollout/verdict", {"name": "churn"}),
     "judge_counts": lambda a: Ask("POST", f"{V1}/verdicts", {"ticks": []}),
+    "prepare_drill": lambda a: Ask("GET", f"{a.endpoint}/drill"),
+    "record_drill": lambda a: Ask("POST", f"{a.endpoint}/drills", {"measured": MEASURED, **WHY}),
     "report_delivery": lambda a: Ask("GET", f"{V1}/reports/delivery", query={"model": a.name}),
     "gateway_table": lambda a: Ask("GET", f"{V1}/gateway/table"),
     "gateway_report": lambda a: Ask("POST", f"{V1}/gateway/reports", REPORT),
@@ -198,6 +200,9 @@ HOOK = {"name": "hook", "url": "https://8.8.8.8/", "events": ["stage.*"]}
 FILE = {"path": "model.bin", "size_bytes": 3, "digest": digest_of(b"abc")}
 BYTES = {"digest": FILE["digest"], "size_bytes": 3}
 BATCH = {"source": "elsewhere", "experiments": [{"id": "7", "name": "moved", "creation_time": 0}]}
+MEASURED = {
+    "gateway": "gw-1", "took_ms": 0.4, "confirmed_ms": 0.9, "back_ms": 0.8, "hold_s": 0.5, "live": True
+}  # fmt: skip
 STAGES = {
     "stages": [
         {"name": "none"},

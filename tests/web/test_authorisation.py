@@ -90,6 +90,8 @@ TABLE: dict[str, str] = {
     "endpoint_verdict": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
     "ask_verdict": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
     "judge_counts": "yyyyyyyyyyx yyyyyyyyyyx yyyyyyyyyyx",
+    "prepare_drill": "ffcfcfhhcfx hhhhhhhhcfx hhhhhhhhhhx",
+    "record_drill": "ffcfcfhhcfx hhhhhhhhcfx hhhhhhhhhhx",
     "report_delivery": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
     "gateway_table": "ffffffyfffx ffffffyfffx ffffffyfffx",
     "gateway_report": "ffffffyfffx ffffffyfffx ffffffyfffx",

@@ -82,6 +82,7 @@ COMMANDS: dict[str, Entry] = {
     "stages": Entry(_PROMOTION, "stages", GOVERN, "Show and set a model's stages."),
     "endpoint": Entry(_ROLLOUT, "endpoint", TRAFFIC, "Create, list and remove endpoints."),
     "rollout": Entry(_VERDICT, "rollout", TRAFFIC, "Watch and steer how traffic moves."),
+    "drill": Entry(_REPORT, "drill", TRAFFIC, "Rehearse a rollback, and measure it."),
     "predict": Entry(_ROLLOUT, "predict", TRAFFIC, "Ask an endpoint for predictions."),
     "report": Entry(_REPORT, "report", TRAFFIC, "Figures: how well versions get into production."),
     "whoami": Entry(_ACCESS, "whoami", PEOPLE, "Who the server takes you for."),

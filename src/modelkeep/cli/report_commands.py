@@ -1,12 +1,18 @@
-"""Commands of figures: what the events say of how versions get into production."""
+"""Commands of figures: what the events say of how versions get into production, and a rehearsal of the way
+back."""
 
 import re
+import sys
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 
 from modelkeep.cli import report_views as views
-from modelkeep.cli.session import Session, verb
+from modelkeep.cli.session import Session, reason, verb
+
+if TYPE_CHECKING:
+    from modelkeep.core.drill import DrillPlan
 
 _SPAN = re.compile(r"([0-9]{1,6}) ?(w|d|h|min)")
 _UNIT_S = {"w": 7 * 86_400, "d": 86_400, "h": 3_600, "min": 60}
@@ -63,3 +69,54 @@ def moment_of(text: str, now: datetime, option: str) -> datetime:
         raise click.BadParameter(
             f"write 30d, 12h, 2026-01-25 or 2026-01-25T14:03Z, not {text!r}", param_hint=option
         ) from None
+
+
+@verb()
+@click.argument("endpoint")
+@reason
+@click.option(
+    "--hold",
+    "hold_s",
+    type=float,
+    default=0.5,
+    show_default=True,
+    metavar="S",
+    help="How long the former version answers, up to 10 seconds.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--data", metavar="DIR", help="The data folder of the gateway [MODELKEEP_GATEWAY_DATA].")
+def drill(session: Session, endpoint: str, reason: str, hold_s: float, yes: bool, data: str | None) -> None:
+    """Rehearse a rollback of ENDPOINT at the gateway on this machine, and measure it.
+
+    For a moment the former version answers in earnest, then everything is put back. The time is kept in the
+    audit log.
+    """
+    from modelkeep.cli.processes import gateway_folder
+    from modelkeep.core import codec
+    from modelkeep.core.drill import Measured
+    from modelkeep.serving.control import call
+
+    plan = session.client.prepare_drill(endpoint)
+    _confirm(plan, hold_s, yes)
+    folder = gateway_folder(session.settings, data)
+    told = call(folder, "drill", endpoint=endpoint, hold_s=hold_s)
+    measured = codec.convert({name: told.get(name) for name in Measured.__struct_fields__}, Measured)
+    done = session.client.record_drill(endpoint, measured, reason)
+    session.answer(done, [f"{measured.took_ms:.3f}"], views.drill(done))
+
+
+def _confirm(plan: "DrillPlan", hold_s: float, yes: bool) -> None:
+    """Have a person agree; a program says --yes.
+
+    Raises:
+        click.UsageError: nobody can be asked.
+        click.Abort: the answer was no.
+    """
+    if yes:
+        return
+    what = (
+        f"For {hold_s:g} s {plan.former} answers the callers of {plan.endpoint} in the place of {plan.stands}"
+    )
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{what}; say --yes to do so without being asked.")
+    click.confirm(f"{what}. Go on?", abort=True, err=True)

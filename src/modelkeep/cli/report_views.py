@@ -7,6 +7,7 @@ from modelkeep.cli.show import Screen, Text, duration, moment
 
 if TYPE_CHECKING:
     from modelkeep.core.delivery import DeliveryReport, Share, Times
+    from modelkeep.core.drill import Drill
 
 FEW = 20
 """Below so many, a rate is mostly chance, and that is said."""
@@ -28,6 +29,7 @@ def delivery(found: "DeliveryReport") -> View:
                 ("frequency", f"{_often(found.per_day)} that succeeded" if found.succeeded else None),
                 ("success rate", _share(found.success)),
                 ("change failure rate", _share(found.change_failure)),
+                ("last drill", _drill(found)),
             )
         )
         rows = (
@@ -63,6 +65,17 @@ def _counts(found: "DeliveryReport") -> str:
     ]
     waiting = f"; {found.under_way:,} under way" if found.under_way else ""
     return f"{found.deployments:,}: {', '.join(parts)}{waiting}"
+
+
+def _drill(found: "DeliveryReport") -> str | None:
+    last = found.last_drill
+    if last is None:
+        return None
+    idle = "" if last.live else ", without traffic"
+    return (
+        f"{moment(last.at)}: {last.took_ms:.2f} ms from the command to the last request{idle} "
+        f"({last.endpoint} at {last.gateway}; {found.drills:,} in this span)"
+    )
 
 
 def _often(per_day: float) -> str:
@@ -103,3 +116,26 @@ def plain(found: "DeliveryReport") -> list[tuple[str, str]]:
         ("recovery_median_s", text(found.recovery.median_s)),
         ("lead_median_s", text(found.lead.median_s)),
     ]
+
+
+def drill(done: "Drill") -> View:
+    """What a drill measured, and that everything is as it was."""
+
+    def draw(screen: Screen) -> None:
+        m = done.measured
+        screen.line(
+            Text(f"{m.took_ms:.2f} ms", "strong"),
+            f"from the command to the last request sent to {done.stands}; {done.former} answered for",
+            f"{duration(m.hold_s)}.",
+        )
+        screen.facts(
+            (
+                ("endpoint", f"{done.endpoint} ({done.model}) at {m.gateway}"),
+                ("all fronts", f"{m.fronts} in {m.confirmed_ms:.2f} ms"),
+                ("put back", f"{done.stands} in {m.back_ms:.2f} ms"),
+                ("traffic", "live" if m.live else Text("none: the time says little", "warn")),
+                ("kept", f"event {done.sequence} by {done.by}: {done.reason}"),
+            )
+        )
+
+    return draw

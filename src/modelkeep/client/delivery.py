@@ -1,14 +1,29 @@
-"""The client's verb of figures: how well versions get into production."""
+"""The client's verbs of figures and drills: how well versions get into production, and how fast out again."""
 
 from datetime import datetime
 
-from modelkeep.client.transport import V1, Wire
+from modelkeep.client.transport import V1, Wire, segment
 from modelkeep.core import codec
 from modelkeep.core.delivery import DeliveryReport
+from modelkeep.core.drill import Drill, DrillPlan, Measured
 
 
 class DeliveryVerbs(Wire):
-    """What the events say of deployments."""
+    """What the events say of deployments, and rehearsals of a rollback."""
+
+    def prepare_drill(self, endpoint: str) -> DrillPlan:
+        """What a drill of an endpoint would do now; changes nothing.
+
+        Raises:
+            EndpointNotFound, NotAllowed.
+            RolloutActive, NoRollbackTarget, GatewayUnavailable: it is not fit for one now.
+        """
+        return self.get(DrillPlan, f"{V1}/endpoints/{segment(endpoint)}/drill")
+
+    def record_drill(self, endpoint: str, measured: Measured, reason: str) -> Drill:
+        """Keep what a gateway measured. Raises as `prepare_drill`; Invalid for what cannot be."""
+        body = {"measured": measured, "reason": reason}
+        return self.send(Drill, "POST", f"{V1}/endpoints/{segment(endpoint)}/drills", body)
 
     def report_delivery(
         self,

@@ -44,6 +44,7 @@ KINDS = (
     EventKind.ROLLOUT_CANCELLED,
     EventKind.ROLLOUT_SUPERSEDED,
     EventKind.ROLLOUT_CONCLUDED,
+    EventKind.ENDPOINT_DRILLED,
 )
 """The kinds that the figures are made of."""
 READ_WHOLE = tuple(kind for kind in KINDS if kind is not EventKind.VERSION_REGISTERED)
@@ -122,6 +123,18 @@ class Times(Struct, frozen=True, kw_only=True):
     longest_s: float | None = None
 
 
+class LastDrill(Struct, frozen=True, kw_only=True):
+    """The last rehearsed rollback of a span: when, where, and how long it took from the command to the last
+    request sent to the version taken away. Without live traffic that time says little."""
+
+    sequence: int
+    at: datetime
+    endpoint: str
+    gateway: str
+    took_ms: float
+    live: bool
+
+
 class DeliveryReport(Struct, frozen=True, kw_only=True):
     """Deployment figures of a span. Each rate stands beside its counts, each time beside how many it is of.
 
@@ -156,6 +169,8 @@ class DeliveryReport(Struct, frozen=True, kw_only=True):
     rollback: Times
     recovery: Times
     lead: Times
+    drills: int = 0
+    last_drill: LastDrill | None = None
 
 
 # ------------------------------------------------------------------------------------------- names of the day
@@ -206,6 +221,7 @@ class Folded(Struct, frozen=True):
     deployments: tuple[Deployment, ...]
     registered_at: dict[tuple[str, int], datetime]
     entered_at: dict[tuple[str, int], datetime]
+    drills: tuple[LastDrill, ...] = ()
 
 
 def fold(events: Sequence[Named], stage: str) -> Folded:
@@ -219,7 +235,7 @@ def fold(events: Sequence[Named], stage: str) -> Folded:
         if one.model is not None and one.event.number is not None:
             folding.take(one.event, one.model, one.event.number)
     of_stage = [one for one in folding.found if one.stage == stage]
-    return Folded(tuple(of_stage), folding.registered_at, folding.entered_at)
+    return Folded(tuple(of_stage), folding.registered_at, folding.entered_at, tuple(folding.drills))
 
 
 class _Folding:
@@ -230,6 +246,7 @@ class _Folding:
         self.found: list[Deployment] = []
         self.registered_at: dict[tuple[str, int], datetime] = {}
         self.entered_at: dict[tuple[str, int], datetime] = {}
+        self.drills: list[LastDrill] = []
         self._place: dict[str, int] = {}
         self._serving: dict[tuple[str, int], int] = {}
 
@@ -241,6 +258,8 @@ class _Folding:
                 self._moved(event, model, number)
             case EventKind.ROLLOUT_STARTED | EventKind.ROLLOUT_STEPPED | EventKind.ROLLOUT_ROLLING_BACK:
                 self._moving(event, model, number)
+            case EventKind.ENDPOINT_DRILLED:
+                self.drills.append(_drill(event))
             case _ if event.kind in _OUTCOMES:
                 self._moving(event, model, number)
             case _:
@@ -314,6 +333,18 @@ class _Folding:
         self.found[place] = known
 
 
+def _drill(event: Event) -> LastDrill:
+    measured = event.body["measured"]
+    return LastDrill(
+        sequence=event.sequence,
+        at=event.at,
+        endpoint=event.subject.removeprefix("endpoint/"),
+        gateway=str(measured["gateway"]),
+        took_ms=float(measured["took_ms"]),
+        live=bool(measured["live"]),
+    )
+
+
 # --------------------------------------------------------------------------------------------------- figures
 
 
@@ -341,6 +372,7 @@ def report(
     ended = [one for one in found.deployments if within(one.ended_at)]
     tally = {outcome: sum(one.outcome is outcome for one in ended) for outcome in Outcome}
     judged = len(ended) - tally[Outcome.CANCELLED]
+    drills = [one for one in found.drills if within(one.at)]
     met = [one for one in ended if one.outcome in (Outcome.SUCCEEDED, Outcome.ROLLED_BACK)]
     days = (until - since).total_seconds() / DAY_S
     return DeliveryReport(
@@ -374,6 +406,8 @@ def report(
         lead=_between(
             (found.registered_at.get(key), at) for key, at in found.entered_at.items() if within(at)
         ),
+        drills=len(drills),
+        last_drill=drills[-1] if drills else None,
     )
 
 
@@ -448,6 +482,6 @@ def wanted(events: Sequence[Named], stage: str) -> Wanted:
                 versions.add((one.model, str(displaced["semver"])))
         elif event.kind is EventKind.ROLLOUT_STARTED:
             begun.add(str(event.body.get("rollout")))
-        elif event.subject.startswith("endpoint/") and str(event.body.get("rollout")) not in begun:
+        elif event.subject.startswith("endpoint/") and str(event.body.get("rollout", "")) not in {"", *begun}:
             endpoints.add(event.subject)
     return Wanted(endpoints=tuple(sorted(endpoints)), versions=tuple(sorted(versions)))

@@ -32,6 +32,7 @@ from modelkeep.serving.cache import Cache
 from modelkeep.serving.contact import Contact
 from modelkeep.serving.control import ControlServer, RunFolder
 from modelkeep.serving.counting import Ledger
+from modelkeep.serving.drills import drill
 from modelkeep.serving.environments import LOCKED, Environments
 from modelkeep.serving.fronts import Fronts, swap
 from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
@@ -53,6 +54,14 @@ REMOVAL_GRACE_S = 0.5
 """Between a version's last route and the word to stop, for pinned requests under way."""
 
 log = telemetry.Log("gateway.supervisor")
+
+
+def _hold_s(arguments: dict[str, Any]) -> float:
+    """How long a drill holds. Raises Invalid."""
+    try:
+        return float(arguments.get("hold_s", 0.0))
+    except (TypeError, ValueError):
+        raise errors.Invalid("'hold_s' is a number of seconds.", field="hold_s") from None
 
 
 def _now() -> datetime:
@@ -274,6 +283,22 @@ class Supervisor:
             log.info(
                 "A new routing table is obeyed.", table=after.number, serial=serial, changed=len(changed)
             )
+
+    @property
+    def live(self) -> RoutingTable:
+        """The table that is obeyed."""
+        return self._live
+
+    def phase(self, key: VersionKey) -> VersionPhase | None:
+        """How far a version is here; None for one that is not."""
+        unit = self._units.get(key)
+        return unit.phase if unit is not None else None
+
+    def obey(self, table: RoutingTable) -> int:
+        """Have a table obeyed from now on, with nothing in the journal: for a drill. Returns its serial."""
+        self._serial += 1
+        self._live = table
+        return self._serial
 
     def _ready(self, among: Collection[VersionKey]) -> set[VersionKey]:
         ready = {key for key, unit in self._units.items() if unit.phase is VersionPhase.READY}
@@ -541,6 +566,11 @@ class Supervisor:
                 return await self.rollback(
                     endpoint, reason, values.check_text(actor, "actor", maximum=200), received
                 )
+            case "drill":
+                done = await drill(
+                    self, self._fronts, str(arguments.get("endpoint", "")), _hold_s(arguments), received
+                )
+                return {"gateway": self.name, **done}
             case "drain":
                 self._drain()
                 return {"draining": True}

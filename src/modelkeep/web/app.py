@@ -20,6 +20,7 @@ from modelkeep.core.catalog import (
     StageGraph,
 )
 from modelkeep.core.delivery import DeliveryReport
+from modelkeep.core.drill import Drill, DrillPlan
 from modelkeep.core.imports import ImportAnswer, ImportBatch, ImportedFiles, ImportSummary, MissingFiles
 from modelkeep.core.observation import GatewayReply, GatewayReport
 from modelkeep.core.promotion import PromotionRequest
@@ -34,6 +35,7 @@ from modelkeep.web import (
     api,
     bytes_io,
     delivery,
+    drills,
     imports,
     openapi,
     requests,
@@ -214,6 +216,11 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("judge_counts", "POST", V1 + "/verdicts", SLOW, verdicts.judge_counts,
          "A verdict on counts of another router; nothing of it is kept",
          CountsVerdict, query=verdicts.VerdictQuery, body=Question),
+    _row("prepare_drill", "GET", ENDPOINT + "/drill", READ, drills.prepare_drill,
+         "Whether a rollback of an endpoint can be rehearsed now", DrillPlan),
+    _row("record_drill", "POST", ENDPOINT + "/drills", WRITE, drills.record_drill,
+         "Keep what a gateway measured in a rehearsed rollback",
+         Drill, body=drills.DoneDrill, status=201),
     _row("report_delivery", "GET", V1 + "/reports/delivery", SLOW, delivery.report_delivery,
          "Deployment figures of a span, from the events",
          DeliveryReport, query=delivery.DeliveryQuery),
