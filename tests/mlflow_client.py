@@ -84,8 +84,11 @@ def mlflow_client() -> MlflowClient:
 
 
 @contextlib.contextmanager
-def run_mlflow_server(folder: Path) -> Iterator[str]:
+def run_mlflow_server(folder: Path, database: str | None = None) -> Iterator[str]:
     """MLflow's own server over a folder, for as long as the block lasts; its address.
+
+    Args:
+        database: the address of its database; a SQLite file of the folder unless another is named.
 
     Raises:
         ServerFailed: when it does not come up.
@@ -94,26 +97,50 @@ def run_mlflow_server(folder: Path) -> Iterator[str]:
     port = free_port()
     command = [
         str(VENV / "bin" / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+        "--backend-store-uri", database or f"sqlite:///{folder / 'mlflow.db'}",
         "--artifacts-destination", str(folder / "artifacts"),
     ]  # fmt: skip
     environment = clean_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     process = ServerProcess(command, folder / "log", folder, environment, family=True)
     url = f"http://127.0.0.1:{port}"
 
-    def ready() -> bool:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(f"{url}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
     try:
-        process.wait_until(ready)
+        process.wait_until(lambda: answers(f"{url}/health"))
         yield url
     finally:
         process.end(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def run_mlflow_model_server(tracking: str, model: str, folder: Path) -> Iterator[str]:
+    """`mlflow models serve` of a model's address, for as long as the block lasts; where it is asked.
+
+    Raises:
+        ServerFailed: when it does not come up.
+    """
+    port = free_port()
+    command = [
+        str(VENV / "bin" / "mlflow"), "models", "serve", "--model-uri", model,
+        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    environment = clean_environment(MLFLOW_TRACKING_URI=tracking)
+    process = ServerProcess(command, folder / "log", folder, environment, family=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        process.wait_until(lambda: answers(f"{url}/ping"))
+        yield f"{url}/invocations"
+    finally:
+        process.end(signal.SIGTERM)
+
+
+def answers(url: str) -> bool:
+    """Whether an address of this machine is there."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="session")

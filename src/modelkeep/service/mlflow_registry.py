@@ -159,14 +159,14 @@ def by_alias(act: Act, model: ModelName, alias: str) -> Seen:
     """The version that an alias points to; `latest` is the one registered last, as MLflow has it.
 
     Raises:
-        ModelNotFound, VersionNotFound: there is no such model, or nothing in it.
+        ModelNotFound: there is no such model. VersionNotFound: `latest` of a model without versions.
         InvalidParameter: there is no such alias, which MLflow calls an invalid parameter.
     """
     if alias.lower() == "latest":
         return last_registered(act, model)
     try:
         return get_version(act, Ref(model=model, selector=Aliased(alias)))
-    except errors.AliasNotFound as missing:
+    except (errors.AliasNotFound, errors.VersionNotFound) as missing:
         raise errors.InvalidParameter(
             f"Registered model alias {values.printable(alias)[:60]} not found. {missing}", field="alias"
         ) from missing
