@@ -62,22 +62,25 @@ class FilledRegistry:
     """Where it can be read."""
 
     url: str
-    database: Path
+    database: str
     artifacts: Path
 
     def source(self, kind: str) -> MlflowSource:
         """A source of this kind: `server` or `database`."""
         if kind == "server":
             return open_source(self.url)
-        return open_source(f"sqlite:///{self.database}", artifacts=self.artifacts)
+        return open_source(self.database, artifacts=self.artifacts)
 
 
 @contextmanager
-def filled_registry(client: MlflowClient, folder: Path) -> Iterator[FilledRegistry]:
-    """The registry, for as long as the block lasts."""
-    with run_mlflow_server(folder) as url:
+def filled_registry(
+    client: MlflowClient, folder: Path, database: str | None = None
+) -> Iterator[FilledRegistry]:
+    """The registry, for as long as the block lasts, in a SQLite file or in the Postgres database named."""
+    driven = database and database.replace("postgresql:", "postgresql+psycopg:", 1)
+    with run_mlflow_server(folder, driven) as url:
         client.run(FILL, url, folder=folder)
-        yield FilledRegistry(url, folder / "mlflow.db", folder / "artifacts")
+        yield FilledRegistry(url, database or f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
 
 
 Sources = Callable[[str], MlflowSource]

@@ -12,6 +12,7 @@ from modelkeep.core import errors
 from modelkeep.core.tracking import LoggedModelStatus, RunStatus
 from tests.contracts.mlflow_registry import FilledRegistry, filled_registry
 from tests.mlflow_client import MlflowClient
+from tests.servers import PostgresServer
 
 pytestmark = [pytest.mark.req("T5"), pytest.mark.external]
 
@@ -25,10 +26,22 @@ def registry(
         yield filled
 
 
-@pytest.fixture(params=["server", "database"])
-def source(registry: FilledRegistry, request: pytest.FixtureRequest) -> Iterator[MlflowSource]:
-    """The registry through one of the adapters."""
-    opened = registry.source(request.param)
+@pytest.fixture(scope="module")
+def on_postgres(
+    mlflow_client: MlflowClient, tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer
+) -> Iterator[FilledRegistry]:
+    """The same in a Postgres database."""
+    database = postgres_server.new_database()
+    with filled_registry(mlflow_client, tmp_path_factory.mktemp("mlflow"), database) as filled:
+        yield filled
+
+
+@pytest.fixture(params=["server", "database", pytest.param("postgres", marks=pytest.mark.long)])
+def source(request: pytest.FixtureRequest) -> Iterator[MlflowSource]:
+    """The registry through one of the adapters: its server, its SQLite file, its Postgres database."""
+    where = "on_postgres" if request.param == "postgres" else "registry"
+    registry: FilledRegistry = request.getfixturevalue(where)
+    opened = registry.source("server" if request.param == "server" else "database")
     yield opened
     opened.close()
 

@@ -5,7 +5,6 @@ Everything that MLflow does is done by its own commands, with nothing set but wh
 
 import json
 import shutil
-import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -16,8 +15,7 @@ import pytest
 
 from tests.journeys.apart import until
 from tests.journeys.houses import House, running_house
-from tests.mlflow_client import VENV, MlflowClient, clean_environment
-from tests.servers import ServerProcess, free_port
+from tests.mlflow_client import VENV, MlflowClient, run_mlflow_model_server
 
 pytestmark = pytest.mark.journey
 
@@ -106,23 +104,10 @@ def test_a_gateway_serves_what_mlflow_logged(trained: Trained) -> None:
 
 @pytest.mark.long
 @pytest.mark.req("T3")
-def test_mlflow_serves_a_registered_version(
-    mlflow_client: MlflowClient, trained: Trained, tmp_path: Path
-) -> None:
+def test_mlflow_serves_a_registered_version(trained: Trained, tmp_path: Path) -> None:
     """`mlflow models serve` takes an alias of ours for a model's address, and answers from its files."""
-    port = free_port()
-    command = [
-        str(MLFLOW), "models", "serve", "--model-uri", f"models:/{MODEL}@champion",
-        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
-    environment = clean_environment(MLFLOW_TRACKING_URI=trained.house.url)
-    process = ServerProcess(command, tmp_path / "log", tmp_path, environment, family=True)
-    url = f"http://127.0.0.1:{port}/invocations"
-    try:
-        process.wait_until(lambda: scored(url) is not None)
+    with run_mlflow_model_server(trained.house.url, f"models:/{MODEL}@champion", tmp_path) as url:
         assert scored(url) == [0, 1]
-    finally:
-        process.end(signal.SIGTERM)
 
 
 def scored(url: str) -> list[int] | None:
