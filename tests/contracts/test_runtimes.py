@@ -1,16 +1,26 @@
-"""The one suite of runtimes, run on each library that is installed, and on a class of somebody's own."""
+"""The one suite of runtimes, run on each library: in this Python, in MLflow's, and (with `-m long`) in an
+environment that is built for PyTorch."""
 
 import io
-import warnings
+import shutil
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from modelkeep.core import errors
+from modelkeep.core.signature import Signature
+from modelkeep.serving.environments import Environments, Lock
+from modelkeep.serving.runtimes import Runtime
 from modelkeep.serving.validation import Array
 from tests.contracts.runtimes import Backend, RuntimeContract, training_rows
+from tests.mlflow_client import MlflowClient
 from tests.serving import models
+from tests.serving.elsewhere import Elsewhere, python_at
+from tests.serving.wheels import as_pip_is_set
 
 
 def target() -> Array:
@@ -158,66 +168,6 @@ class LightgbmBackend(Backend):
         return np.asarray(lightgbm_model().predict(rows, num_threads=1))
 
 
-@cache
-def torch_module() -> Any:
-    """A small net."""
-    import torch
-
-    torch.manual_seed(1)
-    return torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).eval()
-
-
-class TestTorchScript(RuntimeContract):
-    """PyTorch, as TorchScript."""
-
-    @pytest.fixture
-    def backend(self) -> Backend:
-        pytest.importorskip("torch")
-        return TorchScriptBackend()
-
-
-class TorchScriptBackend(Backend):
-    kind = "torch"
-    knows_width = False
-
-    def files(self) -> dict[str, bytes]:
-        import torch
-
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.jit.save(torch.jit.trace(torch_module(), torch.zeros(3, 2)), buffer)
-        return {"model.pt": buffer.getvalue()}
-
-    def expected(self, rows: Array) -> Array:
-        import torch
-
-        with torch.inference_mode():
-            return np.asarray(torch_module()(torch.from_numpy(rows.astype("float32"))).numpy()[:, 0])
-
-
-class TestTorchExport(RuntimeContract):
-    """PyTorch, as an exported program."""
-
-    @pytest.fixture
-    def backend(self) -> Backend:
-        pytest.importorskip("torch")
-        return TorchExportBackend()
-
-
-class TorchExportBackend(TorchScriptBackend):
-    def files(self) -> dict[str, bytes]:
-        import torch
-
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            rows = {0: torch.export.Dim("rows")}
-            program = torch.export.export(torch_module(), (torch.zeros(3, 2),), dynamic_shapes=(rows,))
-            torch.export.save(program, buffer)
-        return {"model.pt2": buffer.getvalue()}
-
-
 class TestPredictor(RuntimeContract):
     """A class of somebody's own, with a file beside it."""
 
@@ -258,3 +208,157 @@ class PredictorBackend(Backend):
 
     def expected(self, rows: Array) -> Array:
         return np.asarray(rows[:, 0] * 2 + rows[:, 1])
+
+
+@pytest.fixture(scope="module")
+def mlflow_python(mlflow_client: MlflowClient) -> Iterator[Elsewhere]:
+    """The Python that has MLflow."""
+    with python_at(mlflow_client.python) as made:
+        yield made
+
+
+class TestPyfunc(RuntimeContract):
+    """A folder of MLflow's with a class of somebody's own."""
+
+    @pytest.fixture
+    def backend(self, mlflow_python: Elsewhere) -> Backend:
+        return PyfuncBackend(mlflow_python)
+
+
+SAVED = """
+import pathlib, tempfile
+import mlflow, numpy
+
+class Slope(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        values = numpy.asarray(model_input, dtype="float64")
+        if values.shape[1] != 2:
+            raise mlflow.MlflowException.invalid_parameter_value("two values a row")
+        return values[:, 0] * 2 + values[:, 1]
+
+with tempfile.TemporaryDirectory() as there:
+    mlflow.pyfunc.save_model(f"{there}/m", python_model=Slope(), pip_requirements=[])
+    root = pathlib.Path(there, "m")
+    answer = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+"""
+
+
+class ElsewhereBackend(Backend):
+    """What is loaded in another Python."""
+
+    def __init__(self, elsewhere: Elsewhere) -> None:
+        self.elsewhere = elsewhere
+
+    def load(self, files: dict[str, bytes], signature: Signature | None, folder: Path) -> Runtime:
+        for path, data in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+        return self.elsewhere.load(files, signature, folder)
+
+    def threads(self) -> int:
+        return int(self.elsewhere.run("import os; answer = len(os.listdir('/proc/self/task'))"))
+
+
+class PyfuncBackend(ElsewhereBackend):
+    kind = "pyfunc"
+
+    def files(self) -> dict[str, bytes]:
+        saved: dict[str, bytes] = self.elsewhere.run(SAVED)
+        return {"python_model.pkl": saved.pop("python_model.pkl"), **saved}
+
+    def expected(self, rows: Array) -> Array:
+        return np.asarray(rows[:, 0] * 2 + rows[:, 1])
+
+
+TORCH = "torch==2.13.0"
+NET = """
+import io, warnings
+import numpy, torch
+warnings.simplefilter("ignore")
+torch.manual_seed(1)
+net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).eval()
+buffer = io.BytesIO()
+"""
+
+
+@pytest.fixture(scope="module")
+def torch_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
+    """A Python with PyTorch, in an environment that is built as a gateway builds one, from the index that
+    pip is set to."""
+    folder = tmp_path_factory.mktemp("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        as_pip_is_set(patch)
+        entries = (TORCH, f"numpy=={np.__version__}")
+        lock = Lock(key="0" * 64, entries=entries, hashed=False)
+        python = Environments(folder, build_timeout_s=900).python(lock)
+    with python_at(python) as made:
+        yield made
+    shutil.rmtree(folder)
+
+
+class TorchScriptBackend(ElsewhereBackend):
+    """A traced net."""
+
+    kind = "torch"
+    knows_width = False
+    path = "model.pt"
+    save = "torch.jit.save(torch.jit.trace(net, torch.zeros(3, 2)), buffer)"
+
+    def files(self) -> dict[str, bytes]:
+        return {self.path: self.elsewhere.run(f"{NET}\n{self.save}\nanswer = buffer.getvalue()")}
+
+    def expected(self, rows: Array) -> Array:
+        asked = f"rows = numpy.array({rows.tolist()}, dtype='float32')"
+        answer = "answer = net(torch.from_numpy(rows)).detach().numpy()[:, 0]"
+        return np.asarray(self.elsewhere.run(f"{NET}\n{asked}\n{answer}"))
+
+
+class TorchExportBackend(TorchScriptBackend):
+    """An exported net."""
+
+    path = "model.pt2"
+    save = (
+        "shapes = ({0: torch.export.Dim('rows')},)\n"
+        "torch.export.save(torch.export.export(net, (torch.zeros(3, 2),), dynamic_shapes=shapes), buffer)"
+    )
+
+
+@pytest.mark.long
+class TestTorchScript(RuntimeContract):
+    """PyTorch, as TorchScript."""
+
+    @pytest.fixture
+    def backend(self, torch_python: Elsewhere) -> Backend:
+        return TorchScriptBackend(torch_python)
+
+
+@pytest.mark.long
+class TestTorchExport(RuntimeContract):
+    """PyTorch, as an exported program."""
+
+    @pytest.fixture
+    def backend(self, torch_python: Elsewhere) -> Backend:
+        return TorchExportBackend(torch_python)
+
+
+WEIGHTS = "torch.save(net.state_dict(), buffer)"
+ONE_ROW = "torch.export.save(torch.export.export(net, (torch.zeros(3, 2),)), buffer)"
+
+
+@pytest.mark.long
+@pytest.mark.req("S1")
+@pytest.mark.parametrize(
+    ("path", "save", "kind", "text"),
+    [
+        ("model.pt", WEIGHTS, errors.NotAllowed, "pickle of weights"),
+        ("model.pt2", ONE_ROW, errors.Invalid, "3 rows at a time"),
+    ],
+)
+def test_weights_alone_and_fixed_batches_are_refused(
+    torch_python: Elsewhere, tmp_path: Path, path: str, save: str, kind: type[Exception], text: str
+) -> None:
+    """A pickle is not read, and a program for one number of rows says how to export it."""
+    backend = TorchScriptBackend(torch_python)
+    backend.path, backend.save = path, save
+    with pytest.raises(kind, match=text):
+        backend.load(backend.files(), None, tmp_path)

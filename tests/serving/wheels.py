@@ -1,6 +1,8 @@
 """Wheels that tests make for themselves, so that environments are built of something without any index."""
 
 import hashlib
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -29,3 +31,15 @@ def only_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_FIND_LINKS", str(folder))
     monkeypatch.setenv("UV_NO_INDEX", "1")
     monkeypatch.setenv("UV_OFFLINE", "1")
+
+
+def as_pip_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have uv ask the index that pip is set to: it does not read pip's settings itself."""
+    settings = {"index-url": "UV_DEFAULT_INDEX", "find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE"}
+    for setting, variable in settings.items():
+        for place in (f":env:.{setting}", f"global.{setting}"):
+            words = [sys.executable, "-m", "pip", "config", "get", place]
+            said = subprocess.run(words, capture_output=True, text=True, check=False)
+            if said.returncode == 0 and said.stdout.strip():
+                monkeypatch.setenv(variable, said.stdout.strip())
+                break
