@@ -7,6 +7,7 @@ from modelkeep.core import errors
 from modelkeep.core.access import Role
 from modelkeep.core.events import EventKind
 from modelkeep.core.observation import VersionPhase
+from modelkeep.core.recording import Privacy, Treatment
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import WHOLE_PPM, Epoch, check_table
 from modelkeep.core.signature import DataType, Field, Signature
@@ -105,6 +106,26 @@ def test_who_a_caller_is_cannot_change_while_traffic_moves(world: RolloutWorld) 
     assert [route.workers for route in table.routes] == [2]
     with pytest.raises(errors.Invalid, match="workers"):
         world.made(workers=0)
+
+
+@pytest.mark.req("S11")
+def test_what_is_logged_goes_to_the_gateways_and_may_change_at_any_time(world: RolloutWorld) -> None:
+    """Share and filter stand in the route, also of a rollout under way; what makes no sense is refused."""
+    world.serving()
+    world.promote("1.1.0", by="owner")
+    privacy = Privacy(fields={"age": Treatment.HASH}, others=Treatment.DROP)
+    world.made(log_ppm=100_000, privacy=privacy)
+    assert (world.endpoint().log_ppm, world.endpoint().privacy) == (100_000, privacy)
+    table = world.read("gate", world.rollouts.table_if_newer, -1)
+    assert table is not None
+    assert [(route.log_ppm, route.privacy) for route in table.routes] == [(100_000, privacy)]
+    for wrong in (
+        {"log_ppm": -1},
+        {"log_ppm": 1_000_001},
+        {"privacy": Privacy(fields={" ": Treatment.DROP})},
+    ):
+        with pytest.raises(errors.Invalid):
+            world.made(**wrong)
 
 
 def test_one_stage_has_one_endpoint_and_a_name_one_stage(world: RolloutWorld) -> None:

@@ -36,12 +36,13 @@ LOOK, MAKE, GOVERN, TRAFFIC, PEOPLE, RUN = (
     "People and records",
     "Run and care",
 )
-_CATALOG, _PROMOTION, _ROLLOUT, _VERDICT, _REPORT, _ACCESS, _WEBHOOKS, _MOVING, _SERVER = (
+_CATALOG, _PROMOTION, _ROLLOUT, _PREDICTION, _VERDICT, _REPORT, _ACCESS, _WEBHOOKS, _MOVING, _SERVER = (
     f"modelkeep.cli.{name}_commands"
     for name in (
         "catalog",
         "promotion",
         "rollout",
+        "prediction",
         "verdict",
         "report",
         "access",
@@ -84,6 +85,8 @@ COMMANDS: dict[str, Entry] = {
     "rollout": Entry(_VERDICT, "rollout", TRAFFIC, "Watch and steer how traffic moves."),
     "drill": Entry(_REPORT, "drill", TRAFFIC, "Rehearse a rollback, and measure it."),
     "predict": Entry(_ROLLOUT, "predict", TRAFFIC, "Ask an endpoint for predictions."),
+    "predictions": Entry(_PREDICTION, "predictions", TRAFFIC, "Read the prediction log of a gateway here."),
+    "feedback": Entry(_PREDICTION, "feedback", TRAFFIC, "Tell what became known of predictions."),
     "report": Entry(_REPORT, "report", TRAFFIC, "Figures: how well versions get into production."),
     "whoami": Entry(_ACCESS, "whoami", PEOPLE, "Who the server takes you for."),
     "user": Entry(_ACCESS, "user", PEOPLE, "Add, list and shut out people and programs."),

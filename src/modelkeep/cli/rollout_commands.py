@@ -16,6 +16,7 @@ from modelkeep.cli.session import Session, limit, read_text, reason, verb, yes
 
 if TYPE_CHECKING:
     from modelkeep.core.answers import RolloutStatus
+    from modelkeep.core.recording import Privacy
 
 WATCH_S = 0.5
 """Between two looks while watching."""
@@ -55,6 +56,17 @@ def endpoint() -> None:
 @click.option(
     "--workers", type=int, metavar="N", help="Processes of each version on a gateway; 1 unless told."
 )
+@click.option("--log", metavar="SHARE", help="Log this share of the answers at the gateway, such as 10%.")
+@click.option(
+    "--log-field",
+    "fields",
+    multiple=True,
+    metavar="NAME=HOW",
+    help="What becomes of a field in the log: keep, hash or drop.",
+)
+@click.option(
+    "--log-others", "others", metavar="HOW", help="What becomes of the other fields; keep unless told."
+)
 @plan_options
 def endpoint_create(
     session: Session,
@@ -65,6 +77,9 @@ def endpoint_create(
     slow_ms: float | None,
     lease_s: float | None,
     workers: int | None,
+    log: str | None,
+    fields: tuple[str, ...],
+    others: str | None,
     plan_file: str | None,
     strategy: str | None,
     steps: tuple[str, ...],
@@ -78,9 +93,39 @@ def endpoint_create(
         slow_ms=slow_ms,
         lease_s=lease_s,
         workers=workers,
+        log_ppm=_log_share(log) if log is not None else None,
+        privacy=_privacy(fields, others),
         plan=stated(plan_file, strategy, steps),
     )
     session.answer(made, [made.name], views.endpoint(made))
+
+
+def _log_share(text: str) -> int:
+    """`10%` in ppm."""
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = -1.0
+    if not 0 <= percent <= 100:
+        raise click.BadParameter(f"write a share such as 10%, not {text!r}", param_hint="--log")
+    return round(percent * 10_000)
+
+
+def _privacy(fields: tuple[str, ...], others: str | None) -> "Privacy | None":
+    """The filter of the command line; None where it says nothing."""
+    from modelkeep.cli.session import pairs
+    from modelkeep.core.recording import Privacy, Treatment
+
+    if not fields and others is None:
+        return None
+    named = pairs(fields, "log-field", at_last=True)
+    for how in (*named.values(), others or "keep"):
+        if how not in list(Treatment):
+            raise click.BadParameter(
+                f"a field is kept, hashed or dropped: {', '.join(Treatment)}, not {how!r}"
+            )
+    treated = {name: Treatment(how) for name, how in named.items()}
+    return Privacy(fields=treated, others=Treatment(others or "keep"))
 
 
 @verb(endpoint, "show")

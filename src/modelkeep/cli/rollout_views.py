@@ -69,11 +69,21 @@ def endpoint(found: "Endpoint") -> View:
                 ("slow", f"above {found.slow_ms:g} ms"),
                 ("lease", duration(found.lease_s) if found.lease_s else None),
                 ("workers", str(found.workers) if found.workers > 1 else None),
+                ("logged", _logged(found) if found.log_ppm else None),
                 ("created", f"{moment(found.created_at)} by {found.created_by}"),
             )
         )
 
     return draw
+
+
+def _logged(found: "Endpoint") -> str:
+    """What share is logged, and what becomes of its fields."""
+    privacy = found.privacy
+    treated = [f"{name} {how}" for name, how in sorted(privacy.fields.items())]
+    if privacy.others != "keep":
+        treated.append(f"others {privacy.others}")
+    return ", ".join([share(found.log_ppm), *treated])
 
 
 def rollouts(items: Sequence["Rollout"]) -> View:

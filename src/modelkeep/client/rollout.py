@@ -10,6 +10,7 @@ from modelkeep.client.answers import Listing, Page
 from modelkeep.client.transport import V1, Wire, given, segment
 from modelkeep.core import codec
 from modelkeep.core.answers import Done, Explanation, RolloutForecast, RolloutStatus
+from modelkeep.core.recording import Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
 
 
@@ -34,6 +35,8 @@ class RolloutVerbs(Wire):
         slow_ms: float | None = None,
         lease_s: float | None = None,
         workers: int | None = None,
+        log_ppm: int | None = None,
+        privacy: Privacy | None = None,
         plan: Plan | None = None,
     ) -> Endpoint:
         """Create an endpoint that follows a stage of a model, or change its settings; what is left out is the
@@ -45,6 +48,7 @@ class RolloutVerbs(Wire):
         """
         body: dict[str, Any] = {"model": model, "stage": stage}
         body |= given(key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, workers=workers, plan=plan)
+        body |= given(log_ppm=log_ppm, privacy=privacy)
         return self.send(Endpoint, "PUT", _endpoint(name), body)
 
     def delete_endpoint(self, name: str) -> Done:

@@ -13,7 +13,8 @@ from modelkeep.core import errors
 from modelkeep.core.judgement import Evidence, Judgement, WinnerReport
 from modelkeep.core.observation import SideCounts, Tick, VersionPhase
 from modelkeep.core.plan import CANARY, Plan, Step
-from modelkeep.core.routing import Epoch
+from modelkeep.core.recording import KEEP_ALL, Privacy, check_privacy
+from modelkeep.core.routing import WHOLE_PPM, Epoch
 from modelkeep.core.values import Actor, Digest, ModelName
 
 SLOW_MS_MAX = 3_600_000.0
@@ -40,6 +41,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     slow_ms: float = 250.0
     lease_s: float = 0.0
     workers: int = 1
+    log_ppm: int = 0
+    """Share of the answers that gateways keep in their prediction logs, as `privacy` lets them."""
+    privacy: Privacy = KEEP_ALL
     plan: Plan = CANARY
     stable: int | None = None
     previous: int | None = None
@@ -49,7 +53,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     created_by: str
 
 
-def check_endpoint(slow_ms: float, lease_s: float, workers: int = 1) -> None:
+def check_endpoint(
+    slow_ms: float, lease_s: float, workers: int = 1, log_ppm: int = 0, privacy: Privacy = KEEP_ALL
+) -> None:
     """Refuse settings of an endpoint that mean nothing.
 
     Raises:
@@ -61,6 +67,11 @@ def check_endpoint(slow_ms: float, lease_s: float, workers: int = 1) -> None:
         raise errors.Invalid(
             f"'lease_s' is 0 (never) or from {LEASE_S_MIN:.0f} to {LEASE_S_MAX:.0f} seconds.", field="lease_s"
         )
+    if not 0 <= log_ppm <= WHOLE_PPM:
+        raise errors.Invalid(
+            f"'log_ppm' is the share of answers to log, from 0 to {WHOLE_PPM:,} ppm.", field="log_ppm"
+        )
+    check_privacy(privacy)
     if not 1 <= workers <= WORKERS_MAX:
         raise errors.Invalid(f"'workers' is a number of processes from 1 to {WORKERS_MAX}.", field="workers")
 

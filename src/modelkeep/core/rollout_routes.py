@@ -39,6 +39,8 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
             slow_ms=endpoint.slow_ms,
             lease_s=endpoint.lease_s,
             workers=endpoint.workers,
+            log_ppm=endpoint.log_ppm,
+            privacy=endpoint.privacy,
         )
 
     if rollout is None or rollout.state is RolloutState.ROLLING_BACK or rollout.state.finished:

@@ -15,6 +15,7 @@ from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.plan import dated
+from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
 from modelkeep.core.routing import Epoch
 from modelkeep.core.values import ModelName
@@ -50,14 +51,16 @@ class Endpoints:
         slow_ms: float = 250.0,
         lease_s: float = 0.0,
         workers: int = 1,
+        log_ppm: int = 0,
+        privacy: Privacy = KEEP_ALL,
         plan: Plan = core.CANARY,
     ) -> Endpoint:
         """Create an endpoint, or change the settings of one. One whose stage is occupied begins to serve at
         once; one that could not, tries again.
 
-        While traffic is being moved only the plan (of the next rollout), the lease and the number of workers
-        may change: the rest says who a caller is and what slow means, and must be the same for the whole
-        rollout.
+        While traffic is being moved only the plan (of the next rollout), the lease, the number of workers and
+        what is logged may change: the rest says who a caller is and what slow means, and must be the same for
+        the whole rollout.
 
         Raises:
             ModelNotFound: there is no such model.
@@ -68,7 +71,7 @@ class Endpoints:
         """
         values.check_name(name, "endpoint")
         core.check_plan(plan)
-        core.check_endpoint(slow_ms, lease_s, workers)
+        core.check_endpoint(slow_ms, lease_s, workers, log_ppm, privacy)
         act.readable(model)
         act.authorise(Verb.OPERATE, model)
         if key_header is not None:
@@ -91,6 +94,8 @@ class Endpoints:
                 slow_ms=slow_ms,
                 lease_s=lease_s,
                 workers=workers,
+                log_ppm=log_ppm,
+                privacy=privacy,
             ).sequence
             endpoint = Endpoint(
                 id=act.new_id("end"),
@@ -101,6 +106,8 @@ class Endpoints:
                 slow_ms=slow_ms,
                 lease_s=lease_s,
                 workers=workers,
+                log_ppm=log_ppm,
+                privacy=privacy,
                 plan=plan,
                 # Not older than a former endpoint of this name: gateways would ignore its routes.
                 epoch=Epoch(sequence, 0),
@@ -109,7 +116,7 @@ class Endpoints:
             )
             store.add_endpoint(act.tx, endpoint, registered.id)
         else:
-            settings = (key_header, slow_ms, lease_s, workers, plan)
+            settings = (key_header, slow_ms, lease_s, workers, log_ppm, privacy, plan)
             endpoint = self._change(act, endpoint, model, stage, *settings)
         occupant = registered.occupants.get(stage)
         if occupant is not None and endpoint.stable is None and endpoint.rollout is None:
@@ -135,6 +142,8 @@ class Endpoints:
         slow_ms: float,
         lease_s: float,
         workers: int,
+        log_ppm: int,
+        privacy: Privacy,
         plan: Plan,
     ) -> Endpoint:
         if not act.may(Verb.READ, known.model) or known.model != model or known.stage != stage:
@@ -144,7 +153,14 @@ class Endpoints:
                 endpoint=known.name,
             )
         changed = structs.replace(
-            known, key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, workers=workers, plan=plan
+            known,
+            key_header=key_header,
+            slow_ms=slow_ms,
+            lease_s=lease_s,
+            workers=workers,
+            log_ppm=log_ppm,
+            privacy=privacy,
+            plan=plan,
         )
         if changed == known:
             return known
@@ -164,6 +180,8 @@ class Endpoints:
             slow_ms=slow_ms,
             lease_s=lease_s,
             workers=workers,
+            log_ppm=log_ppm,
+            privacy=privacy,
         )
         self._traffic.moved(act, before, self._traffic.route(act, changed, running), sequence)
         return changed

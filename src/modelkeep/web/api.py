@@ -355,6 +355,8 @@ def put_endpoint(act: Act, call: Call) -> Any:
         slow_ms=b.slow_ms,
         lease_s=b.lease_s,
         workers=b.workers,
+        log_ppm=b.log_ppm,
+        privacy=b.privacy,
         plan=b.plan,
     )
 

@@ -14,6 +14,7 @@ from modelkeep.core.catalog import StageGraph
 from modelkeep.core.forecast import RUNS, RUNS_MAX, SEED_MAX
 from modelkeep.core.plan import CANARY, Plan, Strategy
 from modelkeep.core.promotion import RequestState, Vote
+from modelkeep.core.recording import KEEP_ALL, Privacy
 
 Limit = Annotated[int, Meta(ge=1, le=values.PAGE_MAX, description="Rows of a page.")]
 Token = Annotated[
@@ -288,6 +289,8 @@ class NewEndpoint(Shape, frozen=True, kw_only=True):
     slow_ms: Annotated[float, Meta(gt=0, le=3_600_000)] = 250.0
     lease_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    log_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    privacy: Privacy = KEEP_ALL
     plan: Plan = CANARY
 
 
