@@ -342,6 +342,25 @@ class TestTorchExport(RuntimeContract):
 
 
 WEIGHTS = "torch.save(net.state_dict(), buffer)"
+EVIL_SAMPLE = """
+import zipfile
+class Evil:
+    def __reduce__(self):
+        return print, ("it ran",)
+shapes = ({0: torch.export.Dim('rows')},)
+torch.export.save(torch.export.export(net, (torch.zeros(3, 2),), dynamic_shapes=shapes), buffer)
+evil, changed = io.BytesIO(), io.BytesIO()
+torch.save(Evil(), evil)
+with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(changed, "w") as new:
+    for name in old.namelist():
+        part = old.read(name)
+        new.writestr(name, CHANGE)
+buffer = changed
+"""
+PICKLED_INPUT = EVIL_SAMPLE.replace("CHANGE", "evil.getvalue() if 'sample_inputs' in name else part")
+PICKLED_WEIGHT = EVIL_SAMPLE.replace(
+    "CHANGE", "part.replace(b'\"use_pickle\": false', b'\"use_pickle\": true')"
+)
 ONE_ROW = "torch.export.save(torch.export.export(net, (torch.zeros(3, 2),)), buffer)"
 
 
@@ -352,12 +371,14 @@ ONE_ROW = "torch.export.save(torch.export.export(net, (torch.zeros(3, 2),)), buf
     [
         ("model.pt", WEIGHTS, errors.NotAllowed, "pickle of weights"),
         ("model.pt2", ONE_ROW, errors.Invalid, "3 rows at a time"),
+        ("model.pt2", PICKLED_INPUT, errors.NotAllowed, "sample_inputs"),
+        ("model.pt2", PICKLED_WEIGHT, errors.NotAllowed, "weight"),
     ],
 )
-def test_weights_alone_and_fixed_batches_are_refused(
+def test_pickles_and_fixed_batches_are_refused(
     torch_python: Elsewhere, tmp_path: Path, path: str, save: str, kind: type[Exception], text: str
 ) -> None:
-    """A pickle is not read, and a program for one number of rows says how to export it."""
+    """A pickle is not read wherever it hides, and a program for one number of rows says how to export it."""
     backend = TorchScriptBackend(torch_python)
     backend.path, backend.save = path, save
     with pytest.raises(kind, match=text):

@@ -2,7 +2,8 @@
 
 A file that holds a pickled module or a state of weights alone is refused: reading it would run code, and it
 does not say what to compute. TorchScript is read by PyTorch's own reader, which makes tensors and calls
-nothing; weights of an exported program are let in as tensors alone.
+nothing. PyTorch's reader of exported programs unpickles what the archive tells it to unpickle, so the archive
+is looked through first, and anything but plain tensors is refused.
 """
 
 import contextlib
@@ -15,13 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from msgspec import Struct
 
-from modelkeep.core import errors
+from modelkeep.core import codec, errors
 from modelkeep.core.routing import VersionSpec
 from modelkeep.serving.runtimes import Runtime, arrange, matrix
 from modelkeep.serving.validation import Array, Columns
 
 _WHOLE = ("int", "uint", "bool")
+_TENSORS = ("weight_", "tensor_")
+"""How the files of an exported program begin that hold a tensor's bytes and nothing else."""
 
 
 class _Input(NamedTuple):
@@ -29,6 +33,19 @@ class _Input(NamedTuple):
 
     name: str
     dtype: str | None = None
+
+
+class _Payload(Struct):
+    """A tensor of an exported program, and how its bytes are to be read."""
+
+    path_name: str
+    use_pickle: bool
+
+
+class _Payloads(Struct):
+    """All of one kind, by name."""
+
+    config: dict[str, _Payload]
 
 
 class TorchRuntime:
@@ -154,6 +171,12 @@ def _scripted(data: bytes, spec: VersionSpec) -> Runtime:
 
 
 def _exported(data: bytes, path: str, spec: VersionSpec) -> Runtime:
+    found = _what_runs(torch._C.PyTorchFileReader(io.BytesIO(data)))
+    if found is not None:
+        raise errors.NotAllowed(
+            f"{path!r} of {spec.label} is not a graph and plain tensors: reading {found[:100]!r} could run "
+            "code; export it anew with torch.export.save of PyTorch 2.9 or newer."
+        )
     program = torch.export.load(io.BytesIO(data))
     wanted = {name for name in program.graph_signature.user_inputs if isinstance(name, str)}
     inputs = []
@@ -168,3 +191,30 @@ def _exported(data: bytes, path: str, spec: VersionSpec) -> Runtime:
             )
         inputs.append(_Input(node.name, str(example.dtype).removeprefix("torch.")))
     return TorchRuntime(program.module(), inputs, spec)
+
+
+def _what_runs(reader: Any) -> str | None:
+    """The first part of an exported program's archive that is pickled, compiled, or of another format.
+
+    The archive is read by PyTorch's own reader, so that what is looked at is what will be loaded.
+    """
+    names = [name for name in reader.get_all_records() if not name.startswith((".", "byteorder"))]
+    if not any(name.startswith("models/") for name in names):
+        return "an older format"
+    for name in names:
+        folder = name.removeprefix("data/").partition("/")[0]
+        if folder == "aotinductor" or (folder in ("weights", "constants") and name.endswith(".pt")):
+            return name
+        if name.endswith("_config.json") and folder in ("weights", "constants"):
+            config = codec.decode(reader.get_record(name), _Payloads).config
+            bad = (
+                key for key, one in config.items() if one.use_pickle or not one.path_name.startswith(_TENSORS)
+            )
+            if (key := next(bad, None)) is not None:
+                return key
+        if folder == "sample_inputs" and (sample := reader.get_record(name)):
+            try:  # what loads so is loaded so by PyTorch too, which else would unpickle it
+                torch.load(io.BytesIO(sample), weights_only=True)
+            except Exception:  # noqa: BLE001 - whatever is wrong with it, it is refused
+                return name
+    return None
