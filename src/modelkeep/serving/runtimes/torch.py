@@ -198,7 +198,7 @@ def _what_runs(reader: Any) -> str | None:
 
     The archive is read by PyTorch's own reader, so that what is looked at is what will be loaded.
     """
-    names = [name for name in reader.get_all_records() if not name.startswith((".", "byteorder"))]
+    names: list[str] = [name for name in reader.get_all_records() if not name.startswith((".", "byteorder"))]
     if not any(name.startswith("models/") for name in names):
         return "an older format"
     for name in names:
