@@ -115,6 +115,7 @@ def test_the_past_is_asked_by_the_new_name(churn: House) -> None:
     assert resolve(churn, "leavers@latest")[1] == 2
 
 
+@pytest.mark.differs("renamed")
 def test_the_old_name_says_the_new_one_until_somebody_takes_it(churn: House) -> None:
     """And then it is another model's, with a past of its own."""
     rename(churn, OLD, "gone")

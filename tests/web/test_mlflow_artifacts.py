@@ -247,6 +247,7 @@ def test_a_file_is_no_folder(client: InProcess, root: str) -> None:
     assert code(client("GET", f"{FILES}/{root}")) == (400, "INVALID_PARAMETER_VALUE")
 
 
+@pytest.mark.differs("deleted-files")
 def test_a_deleted_run_is_read_and_not_written(client: InProcess, root: str) -> None:
     """As with everything else that is logged: restore it first."""
     put(client, f"{root}/a", b"x")
@@ -356,6 +357,7 @@ def test_a_part_of_a_version_is_not_handed_out_unproved(client: InProcess, versi
 @pytest.mark.req("V3")
 @pytest.mark.parametrize("size", [100, 3_000_000])
 @pytest.mark.hostile("changed-underneath")
+@pytest.mark.differs("damaged")
 def test_damaged_bytes_do_not_look_whole(client: InProcess, house: House, root: str, size: int) -> None:
     """Of a file whose stored bytes have changed nobody gets all."""
     data = os.urandom(size)

@@ -153,6 +153,7 @@ def test_where_a_run_is_to_be_looked_at_is_kept(client: InProcess) -> None:
 
 
 @pytest.mark.parametrize("key", ["modelkeep.semver", "modelkeep.digest", "modelkeep.rollout", "modelkeep.x"])
+@pytest.mark.differs("own-tags")
 def test_what_is_modelkeeps_own_is_refused_on_every_way_in(
     client: InProcess, churn: ModelName, key: str
 ) -> None:
@@ -190,6 +191,7 @@ def test_a_workspace_is_a_project(client: InProcess, house: House) -> None:
 # ---------------------------------------------------------------------------------------------- safer than it
 
 
+@pytest.mark.differs("relied-on", "numbers-stay")
 def test_what_is_relied_on_is_not_deleted(client: InProcess, house: House, churn: ModelName) -> None:
     """A version in a protected stage or behind a protected alias, and its model; then it goes, and its number
     is not given again."""
@@ -219,6 +221,7 @@ def team(tmp_path: Path) -> Iterator[World]:
         yield fill(house)
 
 
+@pytest.mark.differs("by-policy", "approval")
 def test_a_policy_speaks_through_the_client(team: World) -> None:
     """Approval is asked for, with the request's id; whoever may not, may not; the unreadable is not there."""
     headers = {"x-mlflow-workspace": "own"}
@@ -240,6 +243,7 @@ def test_a_policy_speaks_through_the_client(team: World) -> None:
         assert missing[2] == hidden[2].replace("churn", "nope")
 
 
+@pytest.mark.differs("traffic-first")
 def test_a_rollout_is_named_where_an_endpoint_follows(
     client: InProcess, house: House, churn: ModelName
 ) -> None:
@@ -266,6 +270,27 @@ def test_an_event_says_which_client_moved_a_version(
     assert [stored.event.reason for stored in moved] == [
         "transition by MLflow client (mlflow-python-client/3.18.0)"
     ]
+
+
+@pytest.mark.differs("moves-there-are")
+def test_production_is_left_for_where_a_trace_stays(client: InProcess, churn: ModelName) -> None:
+    """From production to no stage leads no way, and the refusal says where one does."""
+    path, sent = "model-versions/transition-stage", {"name": "churn", "version": "1"}
+    done(client, "POST", path, {**sent, "stage": "Production"})
+    status, code, said = refused(client, "POST", path, {**sent, "stage": "None"})
+    assert (status, code) == (400, "INVALID_PARAMETER_VALUE")
+    assert "archived" in said
+    assert "staging" in said
+    done(client, "POST", path, {**sent, "stage": "Archived"})
+    done(client, "POST", path, {**sent, "stage": "None"})
+
+
+@pytest.mark.differs("newest-first")
+def test_versions_come_as_they_were_registered(client: InProcess, churn: ModelName) -> None:
+    """Without an order the last registered stands first, whatever has changed since."""
+    done(client, "PATCH", "model-versions/update", {"name": "churn", "version": "1", "description": "d"})
+    found = done(client, "GET", "model-versions/search", {"filter": "name='churn'"})
+    assert [each["version"] for each in found["model_versions"]] == ["2", "1"]
 
 
 # ---------------------------------------------------------------------------------------------- hostile input
@@ -300,6 +325,7 @@ BAD_SOURCES = (
 @pytest.mark.req("G10")
 @pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.hostile("look-alikes")
+@pytest.mark.differs("names-of-models")
 def test_names_that_are_none(client: InProcess, name: str) -> None:
     """Refused at every place a name is given, never with a 500, and nothing is made."""
     for method, path, sent in (
@@ -330,6 +356,7 @@ def test_versions_that_are_none(client: InProcess, churn: ModelName, version: st
 @pytest.mark.req("G10")
 @pytest.mark.parametrize("source", BAD_SOURCES)
 @pytest.mark.hostile("other-places")
+@pytest.mark.differs("files-first", "sources-of-this-server")
 def test_sources_that_lead_elsewhere(client: InProcess, source: str) -> None:
     """Local files, other hosts, metadata addresses, paths with tricks: refused, and no number is used up."""
     run = new_run(client)
