@@ -12,9 +12,11 @@ from modelkeep.cli import rollout_commands, verdict_views
 from modelkeep.core import codec
 from modelkeep.core.observation import SideCounts
 from modelkeep.core.rollout import RolloutState
+from modelkeep.core.simulation import Simulation, simulate
 from modelkeep.core.verdicts import ArmTick, CountedTick, Question, judge_counts, verdict_of
 from tests.cli.test_views import _drawn, _rollout, _status
 from tests.client.fake_server import FakeServer
+from tests.core.test_simulation import PLAN, side, tick
 
 pytestmark = [pytest.mark.req("S7", "U1"), pytest.mark.network]
 
@@ -88,6 +90,23 @@ def test_counts_of_a_file_are_judged(
     assert sent == asked
 
 
+def test_a_simulation_is_asked_with_the_plan(server: FakeServer, modelkeep: Run) -> None:
+    """Steps of the command line go out as a plan; without any, the rollout's own holds."""
+    server.on("POST", "/api/v1/rollouts/churn/simulation", _simulated())
+    ran = modelkeep("rollout", "simulate", "churn", "--step", "25%:60", "--step", "100%:60")
+    assert ran.code == 0
+    assert "It would be rolled back after 10 s" in ran.out
+    sent = codec.decode(server.asked[-1].body, dict)
+    assert [step["weight_ppm"] for step in sent["plan"]["steps"]] == [250_000, 1_000_000]
+    assert modelkeep("rollout", "simulate", "churn", "-q").out == "rolled_back\n"
+    assert codec.decode(server.asked[-1].body, dict) == {}
+
+
+def _simulated() -> Simulation:
+    ticks = [tick(n, side(200, 20), side(1_800, 18), 50_000) for n in range(3)]
+    return simulate(_rollout(state=RolloutState.SUCCEEDED, outcome="few fail"), PLAN, ticks)
+
+
 def test_verdicts_read_well(golden: Callable[[str, str], None]) -> None:
     """Of a rollout under way and one that ended, and of counts from elsewhere."""
     done = structs.replace(
@@ -102,6 +121,7 @@ def test_verdicts_read_well(golden: Callable[[str, str], None]) -> None:
         ("rollout verdict", verdict_views.of_rollout(verdict_of(_rollout()))),
         ("rollout verdict, ended", verdict_views.of_rollout(verdict_of(done))),
         ("rollout judge", verdict_views.of_counts(judge_counts(Question(ticks=(tick,) * 5)))),
+        ("rollout simulate", verdict_views.simulation(_simulated())),
         ("rollout judge, nothing", verdict_views.of_counts(judge_counts(Question(ticks=())))),
     )
     golden("cli_verdict.txt", text)

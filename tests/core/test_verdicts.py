@@ -69,6 +69,9 @@ def rollout(**more: Any) -> Rollout:
         (RolloutState.ROLLED_BACK, Verdict.ROLLBACK),
         (RolloutState.FAILED, Verdict.ROLLBACK),
         (RolloutState.CANCELLED, Verdict.ROLLBACK),
+        (RolloutState.SUPERSEDED, Verdict.ROLLBACK),
+        (RolloutState.PREVIEWING, Verdict.HOLD),
+        (RolloutState.CONCLUDED, Verdict.HOLD),
         (RolloutState.SUCCEEDED, Verdict.ADVANCE),
     ],
 )
@@ -117,7 +120,7 @@ def arms(most: int = 60) -> st.SearchStrategy[ArmTick]:
 
 
 WEIGHTED = st.lists(
-    st.builds(CountedTick, candidate=arms(), stable=arms(), candidate_ppm=st.integers(0, WHOLE_PPM)),
+    st.builds(CountedTick, candidate=arms(), stable=arms(), candidate_ppm=st.integers(1, WHOLE_PPM)),
     max_size=12,
 )
 

@@ -152,6 +152,7 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "endpoint_verdict": lambda a: Ask("GET", f"{a.endpoint}/rollout/verdict"),
     "ask_verdict": lambda a: Ask("POST", f"{a.endpoint}/rollout/verdict", {"name": "churn"}),
     "judge_counts": lambda a: Ask("POST", f"{V1}/verdicts", {"ticks": []}),
+    "simulate_rollout": lambda a: Ask("POST", f"{a.rollout}/simulation", {}),
     "prepare_drill": lambda a: Ask("GET", f"{a.endpoint}/drill"),
     "record_drill": lambda a: Ask("POST", f"{a.endpoint}/drills", {"measured": MEASURED, **WHY}),
     "report_delivery": lambda a: Ask("GET", f"{V1}/reports/delivery", query={"model": a.name}),

@@ -90,6 +90,7 @@ TABLE: dict[str, str] = {
     "endpoint_verdict": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
     "ask_verdict": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
     "judge_counts": "yyyyyyyyyyx yyyyyyyyyyx yyyyyyyyyyx",
+    "simulate_rollout": "cccccchhccx hhhhhhhhccx hhhhhhhhhhx",
     "prepare_drill": "ffcfcfhhcfx hhhhhhhhcfx hhhhhhhhhhx",
     "record_drill": "ffcfcfhhcfx hhhhhhhhcfx hhhhhhhhhhx",
     "report_delivery": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",

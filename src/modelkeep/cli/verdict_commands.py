@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelkeep.cli import rollout_views, verdict_views
+from modelkeep.cli.plans import plan_options, stated
 from modelkeep.cli.rollout_commands import EITHER, _next_status, rollout
 from modelkeep.cli.session import Session, read_text, verb
 
@@ -85,6 +86,17 @@ def rollout_verdict(session: Session, endpoint: str) -> int:
     found = session.client.get_verdict(endpoint)
     session.answer(found, [found.verdict.value], verdict_views.of_rollout(found))
     return _code(found.verdict)
+
+
+@verb(rollout, "simulate")
+@click.argument("endpoint", metavar=EITHER)
+@plan_options
+def rollout_simulate(
+    session: Session, endpoint: str, plan_file: str | None, strategy: str | None, steps: tuple[str, ...]
+) -> None:
+    """Lead the recorded counts of a former rollout through a plan: what would have happened when."""
+    told = session.client.simulate_rollout(endpoint, stated(plan_file, strategy, steps))
+    session.answer(told, [told.ended.value if told.ended is not None else ""], verdict_views.simulation(told))
 
 
 @verb(rollout, "judge")

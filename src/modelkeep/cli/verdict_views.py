@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING
 
 from modelkeep.cli.catalog_views import View
-from modelkeep.cli.show import Screen, Text, number, share
+from modelkeep.cli.plans import summary
+from modelkeep.cli.show import Screen, Text, duration, number, share
 
 if TYPE_CHECKING:
+    from modelkeep.core.simulation import Simulation
     from modelkeep.core.verdicts import CountsVerdict, RolloutVerdict, Seen
 
 _STYLES = {"advance": "good", "hold": "warn", "rollback": "bad"}
@@ -40,6 +42,52 @@ def of_counts(found: "CountsVerdict") -> View:
             ("test", "p-value"), ((name, number(p)) for name, p in found.p_values.items()), right=(1,)
         )
         screen.line(Text(found.caution, "dim"))
+
+    return draw
+
+
+_ENDS = {"succeeded": "good", "rolled_back": "bad", "failed": "bad"}
+
+
+def simulation(told: "Simulation") -> View:
+    """What would have happened when, beside what did."""
+
+    def draw(screen: Screen) -> None:
+        ended = told.ended.value.replace("_", " ") if told.ended is not None else "still under way"
+        style = _ENDS.get(told.ended.value, "warn") if told.ended is not None else "warn"
+        after = f"after {duration(told.after_s)}" if told.after_s is not None else "when the counts end"
+        screen.line("It would be", Text(ended, style), f"{after}: {told.why}")
+        was = told.was.value.replace("_", " ")
+        off = f"{told.off_plan:,} of {told.ticks:,} ticks were counted under another share than the plan's"
+        screen.facts(
+            (
+                ("rollout", f"{told.rollout} of {told.endpoint}"),
+                ("plan", summary(told.plan)),
+                ("counts", f"{told.ticks:,} ticks over {duration(told.span_s)}"),
+                ("candidate", f"answered {told.callers:,} callers, {told.callers_failed:,} of them failed"),
+                ("really", f"{was}: {told.was_outcome}" if told.was_outcome else was),
+                ("cut", Text("there are more counts than are gone through", "warn") if told.cut else None),
+                ("mind", Text(off, "warn") if told.off_plan else None),
+            )
+        )
+        screen.blank()
+        screen.table(
+            ("after", "what", "share", "counted at", "callers", "failing", "p", "why"),
+            (
+                (
+                    duration(m.after_s),
+                    m.change.value.replace("_", " "),
+                    share(m.weight_ppm),
+                    share(m.recorded_ppm),
+                    f"{m.callers:,}",
+                    f"{m.callers_failed:,}",
+                    f"{m.p_value:.2g}",
+                    m.why,
+                )
+                for m in told.moments
+            ),
+            right=(0, 2, 3, 4, 5, 6),
+        )
 
     return draw
 

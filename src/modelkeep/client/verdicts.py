@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from modelkeep.client.transport import V1, Wire, given, segment
 from modelkeep.core.plan import Plan
 from modelkeep.core.sequential import Unit
+from modelkeep.core.simulation import Simulation
 from modelkeep.core.verdicts import CountedTick, CountsVerdict, RolloutVerdict
 
 
@@ -18,6 +19,18 @@ class VerdictVerbs(Wire):
     def endpoint_verdict(self, endpoint: str) -> RolloutVerdict:
         """The same of an endpoint's rollout under way, or its last one. Raises RolloutNotFound."""
         return self.get(RolloutVerdict, f"{V1}/endpoints/{segment(endpoint)}/rollout/verdict")
+
+    def simulate_rollout(self, rollout: str, plan: Plan | None = None) -> Simulation:
+        """What would have come of a rollout under another plan, by the counts that were recorded; named by
+        its id or by its endpoint. Changes nothing.
+
+        Raises:
+            RolloutNotFound.
+            InvalidPlan: the plan cannot be carried out.
+            Conflict: nothing was counted in the rollout.
+        """
+        path = f"{V1}/rollouts/{segment(rollout)}/simulation"
+        return self.send(Simulation, "POST", path, given(plan=plan), patient=True)
 
     def judge_counts(
         self, ticks: Iterable[CountedTick], *, plan: Plan | None = None, unit: Unit = Unit.REQUEST

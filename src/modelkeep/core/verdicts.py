@@ -64,9 +64,9 @@ class Seen(Struct, frozen=True, kw_only=True):
 class RolloutVerdict(Struct, frozen=True, kw_only=True):
     """What the evidence of a rollout says now: flat, so that a path of one name finds each part.
 
-    `verdict` of one that is finished is how it ended: advance for one that succeeded, else rollback.
-    `p_value` is valid at any time, `alpha` the risk that the whole rollout takes. `step` counts from 1; it is 0 before
-    the first.
+    `verdict` of one that is finished is how it ended: advance for one that succeeded, hold for an A/B test
+    that left stable in its place, else rollback. `p_value` is valid at any time, `alpha` the
+    risk that the whole rollout takes. `step` counts from 1; it is 0 before the first.
     """
 
     verdict: Verdict
@@ -126,6 +126,8 @@ def _found(rollout: Rollout) -> Judgement:
         p_value = last.p_value if last is not None else 1.0
         passed = last.passed if last is not None else None
         return Judgement(verdict=Verdict.ADVANCE, why=why, p_value=p_value, passed=passed)
+    if rollout.state is RolloutState.CONCLUDED:
+        return Judgement(verdict=Verdict.HOLD, why=rollout.outcome or "the test has ended; stable goes on")
     if rollout.state.finished or rollout.state is RolloutState.ROLLING_BACK:
         why = rollout.outcome or f"the rollout is {rollout.state}"
         p_value = last.p_value if last is not None else 1.0
@@ -271,6 +273,8 @@ def _specs(plan: Plan, unit: Unit) -> Specs:
 
 
 def _update(specs: Specs, evidence: Evidence, tick: CountedTick, unit: Unit) -> Evidence:
+    if tick.candidate_ppm == 0:
+        return evidence  # nobody was given to the candidate; who came to it was sent on purpose
     c, s = tick.candidate, tick.stable
     failing: CallerTick | RequestTick
     slow: CallerTick | RequestTick

@@ -26,6 +26,7 @@ from modelkeep.core.observation import GatewayReply, GatewayReport
 from modelkeep.core.promotion import PromotionRequest
 from modelkeep.core.rollout import Endpoint, Rollout
 from modelkeep.core.routing import RoutingTable
+from modelkeep.core.simulation import Simulation
 from modelkeep.core.verdicts import CountsVerdict, Question, RolloutVerdict
 from modelkeep.core.webhooks import MadeWebhook, NewWebhook, Replayed, Trial, Webhook, WebhookChange
 from modelkeep.service import access, catalog, promotion, rollout
@@ -216,6 +217,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("judge_counts", "POST", V1 + "/verdicts", SLOW, verdicts.judge_counts,
          "A verdict on counts of another router; nothing of it is kept",
          CountsVerdict, query=verdicts.VerdictQuery, body=Question),
+    _row("simulate_rollout", "POST", V1 + "/rollouts/{id}/simulation", SLOW, verdicts.simulate_rollout,
+         "What would have come of a rollout under another plan; nothing is changed",
+         Simulation, body=verdicts.Trial),
     _row("prepare_drill", "GET", ENDPOINT + "/drill", READ, drills.prepare_drill,
          "Whether a rollback of an endpoint can be rehearsed now", DrillPlan),
     _row("record_drill", "POST", ENDPOINT + "/drills", WRITE, drills.record_drill,
