@@ -65,7 +65,7 @@ def test_the_log_reads_as_lines_of_json_with_labels(data: Path, modelkeep: Run) 
     rows = [json.loads(line) for line in ran.out.splitlines()]
     assert [(row["request_id"], row["version"], row["label"]) for row in rows] == [
         ("r1", "churn:1.0.0", None),
-        ("r2", "churn:1.0.0", "true"),
+        ("r2", "churn:1.0.0", True),
         ("r3", "churn:1.1.0", None),
     ]
     assert (rows[0]["input.age"], rows[0]["output.score"]) == (40.0, 7.5)

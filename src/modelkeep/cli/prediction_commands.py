@@ -94,10 +94,16 @@ def _table(screen: "Screen", rows: "Iterator[dict[str, Any]]") -> None:
         shown.append(
             (
                 moment(row["at"]), row["request_id"], row["version"], row["side"], str(row["status"]),
-                f"{number(row['latency_ms'])} ms", inputs, outputs, row.get("label"),
+                f"{number(row['latency_ms'])} ms", inputs, outputs, _label(row),
             )
         )  # fmt: skip
     screen.table(("at", "request", "version", "side", "status", "took", "inputs", "outputs", "label"), shown)
+
+
+def _label(row: dict[str, Any]) -> str | None:
+    from modelkeep.core import codec
+
+    return codec.encode(row["label"]).decode() if row.get("label") is not None else None
 
 
 def _short(value: Any) -> str:

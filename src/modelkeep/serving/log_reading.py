@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelkeep.core import errors
+from modelkeep.core import codec, errors
 from modelkeep.serving import tables
 from modelkeep.serving.labels import read_labels
 from modelkeep.serving.prediction_log import read, require_library
@@ -47,7 +47,7 @@ def rows(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Rows as plain values, in the order of the files; of a `limit` the newest.
+    """Rows as plain values, labels as they were told, in the order of the files; of a `limit` the newest.
 
     Raises:
         as `read`.
@@ -56,9 +56,16 @@ def rows(
         row
         for table in read_labelled(data, endpoint, with_labels=with_labels, since=since, until=until)
         for batch in table.to_batches(max_chunksize=BATCH_ROWS)
-        for row in batch.to_pylist()
+        for row in map(_plain, batch.to_pylist())
     )
     return found if limit is None else iter(heapq.nlargest(limit, found, key=lambda row: row["at"])[::-1])
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its label as a value."""
+    if row.get("label") is not None:
+        row["label"] = codec.decode(row["label"], object)
+    return row
 
 
 def write(
