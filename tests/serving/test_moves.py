@@ -167,3 +167,19 @@ def test_only_newer_routes_ask_for_their_versions_anew() -> None:
     assert anew(msgspec.structs.replace(old, epoch=Epoch(1, 9))) == set()
     assert anew(msgspec.structs.replace(old, epoch=Epoch(2, 4), candidate=c)) == {a, c}
     assert anew(old, Route(endpoint="two", epoch=Epoch(1, 0), stable=d)) == {d}
+
+
+@pytest.mark.req("S2")
+def test_a_version_has_the_workers_of_its_most_demanding_route() -> None:
+    """Every version of a route has as many as it says; of two routes the greater counts; what is live and no
+    longer wanted by its endpoint counts no more."""
+
+    def route(endpoint: str, workers: int, *keys: VersionKey) -> Route:
+        candidate = keys[1] if len(keys) > 1 else None
+        return Route(
+            endpoint=endpoint, epoch=Epoch(1, 0), stable=keys[0], candidate=candidate, workers=workers
+        )
+
+    live = RoutingTable(number=1, routes=(route("one", 5, KEYS[0]), route("gone", 4, KEYS[3])))
+    desired = RoutingTable(number=2, routes=(route("one", 2, KEYS[0], KEYS[1]), route("two", 3, KEYS[1])))
+    assert moves.workers(live, desired) == {KEYS[0]: 2, KEYS[1]: 3, KEYS[3]: 4}
