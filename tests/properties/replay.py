@@ -320,6 +320,7 @@ FOLDS: dict[EventKind, Fold] = {
     EventKind.ROLLOUT_FAILED: _rollout_moved,
     EventKind.ROLLOUT_CANCELLED: _rollout_moved,
     EventKind.ROLLOUT_SUPERSEDED: _rollout_moved,
+    EventKind.ROLLOUT_CONCLUDED: _rollout_moved,
     EventKind.PRINCIPAL_CREATED: _principal_created,
     EventKind.PRINCIPAL_DISABLED: _principal_disabled,
     EventKind.TOKEN_CREATED: _token_created,

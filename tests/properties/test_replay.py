@@ -19,6 +19,7 @@ from modelkeep.core.access import Effect, PrincipalKind, Role, Verb
 from modelkeep.core.catalog import DEFAULT_STAGES, ModelChange, StageSpec
 from modelkeep.core.drill import Measured
 from modelkeep.core.events import Event, EventKind
+from modelkeep.core.plan import Plan, Step, Strategy
 from modelkeep.core.promotion import Vote
 from modelkeep.core.values import PAGE_MAX, ModelName
 from modelkeep.service import drills, renaming
@@ -187,6 +188,10 @@ def ask(world: RegistryWorld, number: int, model: ModelName = CHURN, by: str = "
     return str(opened.id)
 
 
+A_TEST = Plan(strategy=Strategy.AB_TEST, steps=(Step(weight_ppm=500_000, min_s=2.0, max_s=600.0),))
+"""Two versions beside each other for two seconds."""
+
+
 def _of_traffic(world: RegistryWorld) -> Iterator[str]:
     rollouts, gateway = world.rollouts, world.gateway
     alone = b"name: alone\nstages: {}"
@@ -236,6 +241,12 @@ def _of_traffic(world: RegistryWorld) -> Iterator[str]:
     )
     world.do("owner", drills.record, rollouts, "churn", measured, "monthly")
     yield "its rollback is rehearsed"
+    world.made(plan=A_TEST)
+    promote(world, 3)
+    yield "a test of two versions begins"
+    for _ in range(5):
+        world.turn(gateway)
+        yield "until its time is over"
     world.do("owner", rollouts.delete_endpoint, "churn")
     yield "the endpoint is deleted"
 
