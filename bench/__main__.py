@@ -130,6 +130,7 @@ BENCHES: tuple[Bench, ...] = (
     Bench("mlflow_side_by_side", QUICK, table_itself),
     Bench("transfer", QUICK, table_itself),
     Bench("gateway_cost", QUICK, table_itself),
+    Bench("batching", QUICK, table_itself),
     Bench("store_speed", ("--seconds", "0.2"), of_store_speed),
     Bench("blob_throughput", ("--size-mib", "16", "--rounds", "1"), of_blob_throughput),
     Bench("rollout_statistics", QUICK, of_rollout_statistics),

@@ -3,6 +3,7 @@ anything, and their number changes under load."""
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ def pids(gateway: Gateway, label: str = "churn:1.0.0") -> list[int]:
     return [worker["pid"] for worker in workers if worker["phase"] == "ready"]
 
 
+def replaced(gateway: Gateway, gone_pid: int, kept: int) -> bool:
+    """Whether there is another worker in the place of one, beside the one that stayed."""
+    found = pids(gateway)
+    return len(found) == 2 and gone_pid not in found and kept in found
+
+
 def answered_by(answers: list[Answer]) -> set[int]:
     """The processes that answered."""
     return {int(answer.json()["outputs"][0]) for answer in answers if answer.status == 200}
@@ -60,14 +67,9 @@ def test_one_of_two_workers_killed_costs_no_request(tmp_path: Path, plane: FakeC
             for _ in range(2):
                 first, second = pids(gateway)
                 kill(first)
-                until(lambda first=first: gone(first), "the worker is gone")
+                until(partial(gone, first), "the worker is gone")
                 load.settled()
-                until(
-                    lambda first=first, second=second: (
-                        len(pids(gateway)) == 2 and first not in pids(gateway) and second in pids(gateway)
-                    ),
-                    "another worker in its place",
-                )
+                until(partial(replaced, gateway, first, second), "another worker in its place")
                 load.settled(answers=20)
         assert load.statuses.keys() == {200}, load.statuses
         assert not load.broken

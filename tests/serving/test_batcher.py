@@ -3,6 +3,8 @@ limit is passed, and one request's fault is nobody else's."""
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import partial
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -97,7 +99,7 @@ def test_everybody_gets_their_own_rows_once(
                     made.content = (rows, shape, POISON)
                 queue.put(made)
             case ("cancel", number):
-                for made in queue.remove(lambda ticket, number=number: ticket == number):
+                for made in queue.remove(partial(eq, number)):
                     assert made.ticket not in ends
                     ends[made.ticket] = "cancelled"
             case _:

@@ -74,7 +74,7 @@ ROWS = st.lists(
 
 def allowed(schema: dict[str, Any], value: Any) -> bool:
     """Whether a schema takes a document."""
-    return jsonschema.Draft202012Validator(schema).is_valid(value)
+    return bool(jsonschema.Draft202012Validator(schema).is_valid(value))
 
 
 def taken(door: Door, value: Any) -> bool:
