@@ -37,6 +37,12 @@ strategy: ab_test
 steps:
   - {weight_ppm: 500000, min_s: 4, max_s: 4}
 """
+SHADOW = """\
+schema: modelkeep.rollout/v1
+strategy: shadow
+shadow_ppm: 1000000
+shadow_s: 1
+"""
 ROWS = {"inputs": [{"age": 30.0, "income": 10.0}]}
 
 
@@ -173,6 +179,33 @@ def test_an_a_b_test_reports_at_its_end(world: World) -> None:
     assert "winner nobody" in status.stdout, status
     until(lambda: {world.asks(key=f"k{n}") for n in range(20)} == {f"churn:{stable}"}, "stable has everybody")
     assert house.run("rollout", "explain", "churn").returncode == 0
+
+
+def test_a_shadow_is_compared_and_answers_nobody(world: World) -> None:
+    """It gets copies of every request; callers hear stable alone; its end says how the answers differ."""
+    house = world.house
+    stable = f"churn:{world.client.get_version('churn#production').semver}"
+    plan = world.plan(SHADOW)
+    begun = house.run("promote", "churn:1.0.0", "--to", "production", "--plan", plan, "-m", "is it the same")
+    assert "shadow: copies of 100 % for 1 s" in begun.stdout, begun
+    world.reaches(State.SHADOWING)
+
+    def concluded() -> bool:
+        assert {world.asks(key=f"k{n}") for n in range(10)} == {stable}
+        status = world.client.rollout_status("churn").rollout
+        return status is not None and status.state is State.CONCLUDED
+
+    until(concluded, "copies were compared, and its time is over")
+    found = world.client.rollout_status("churn").rollout
+    assert found is not None
+    assert found.pairs is not None
+    assert found.pairs.pairs > 0
+    assert found.pairs.disagreements == found.pairs.compared > 0, "another slope gives other scores"
+    status = house.run("rollout", "status", "churn")
+    assert "answers differ" in status.stdout, status
+    assert house.run("rollout", "explain", "churn").returncode == 0
+    forecast = house.run("rollout", "forecast", "churn:1.0.0", "--traffic", "9/s", "--strategy", "shadow")
+    assert "no traffic" in forecast.stderr, forecast
 
 
 def test_a_plan_that_cannot_be_is_refused_before_anything_moves(world: World) -> None:

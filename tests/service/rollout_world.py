@@ -18,6 +18,7 @@ from modelkeep.core.observation import (
     GatewayReply,
     GatewayReport,
     LocalRollback,
+    PairCounts,
     RouteState,
     SideCounts,
     Tick,
@@ -232,6 +233,20 @@ class FakeGateway:
             candidate_ppm=share,
             stable=self._side(route.stable, self.callers - on_candidate),
             candidate=self._side(route.candidate, on_candidate),
+            pairs=self._pairs(route),
+        )
+
+    def _pairs(self, route: Route) -> PairCounts | None:
+        """What copies for a shadow came to: where only one of the two failed, and how many were compared."""
+        if route.shadow is None:
+            return None
+        count = self.callers * route.shadow_ppm // WHOLE_PPM
+        return PairCounts(
+            version=route.shadow,
+            pairs=count,
+            only_shadow_failed=count * self.failing.get(route.shadow, 0) // 100,
+            only_stable_failed=count * self.failing.get(route.stable, 0) // 100,
+            compared=count,
         )
 
     def _side(self, key: VersionKey, callers: int) -> SideCounts:

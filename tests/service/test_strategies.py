@@ -20,6 +20,7 @@ BLUE_GREEN = Plan(strategy=Strategy.BLUE_GREEN, steps=ONE_STEP, preview_s=STEP_S
 AB_TEST = Plan(
     strategy=Strategy.AB_TEST, steps=(Step(weight_ppm=400_000, min_s=3 * STEP_S, max_s=3 * STEP_S),)
 )
+SHADOW = Plan(strategy=Strategy.SHADOW, steps=(), shadow_ppm=500_000, shadow_s=STEP_S)
 ROLLING = structs.replace(PLAN, strategy=Strategy.ROLLING)
 POLICY = """
 name: strict
@@ -222,6 +223,40 @@ def test_a_worse_candidate_of_an_a_b_test_is_taken_back(world: RolloutWorld) -> 
     world.promote("1.1.0", by="owner", plan=AB_TEST)
     world.until(RolloutState.ROLLED_BACK, gateway)
     assert world.get("1.1.0").tombstone is not None
+
+
+# --------------------------------------------------------------------------------------------------- shadows
+
+
+@pytest.mark.req("S5")
+def test_a_shadow_gets_copies_and_ends_with_what_they_showed(world: RolloutWorld) -> None:
+    """No caller meets it; its pairs are counted, stored and recomputed; then it is gone without a mark."""
+    gateway = world.serving()
+    world.promote("1.1.0", by="owner", plan=SHADOW)
+    world.until(RolloutState.SHADOWING, gateway)
+    world.turn(gateway)
+    route = gateway.route()
+    assert (route.shadow, route.shadow_ppm, route.candidate_ppm) == (world.key("1.1.0"), 500_000, 0)
+    done = world.until(RolloutState.CONCLUDED, gateway)
+    assert done.pairs is not None
+    assert done.pairs.pairs >= 2_000
+    assert world.read("owner", world.rollouts.explain, done.id).equal
+    world.turn(gateway)
+    assert (gateway.route().shadow, gateway.serves()) == (None, world.key("1.0.0"))
+    assert world.get("1.1.0").tombstone is None
+    assert world.in_production() == "1.0.0"
+
+
+@pytest.mark.req("S5", "S7")
+def test_a_shadow_that_fails_where_stable_does_not_has_failed(world: RolloutWorld) -> None:
+    """Shown by pairs, before a single caller was answered by it."""
+    gateway = world.serving()
+    gateway.failing[world.key("1.1.0")] = 10
+    world.promote("1.1.0", by="owner", plan=SHADOW)
+    done = world.until(RolloutState.FAILED, gateway)
+    assert "fails where stable does not" in (done.outcome or "")
+    assert done.judgement is not None
+    assert done.judgement.blamed == "errors"
 
 
 # ------------------------------------------------------------------------------------------------ superseding

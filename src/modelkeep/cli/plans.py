@@ -24,7 +24,9 @@ def plan_options(function: F) -> F:
         click.option(
             "--step", "steps", multiple=True, metavar="SHARE:SECONDS", help="A step, such as 10%:60."
         ),
-        click.option("--strategy", metavar="NAME", help="canary, blue-green, rolling, immediate or ab-test."),
+        click.option(
+            "--strategy", metavar="NAME", help="canary, blue-green, rolling, immediate, ab-test or shadow."
+        ),
         click.option(
             "--plan", "plan_file", metavar="FILE", help="The rollout plan in YAML; - is standard input."
         ),
@@ -83,6 +85,8 @@ def summary(plan: "Plan") -> str:
             return steps + by_hand
         case "immediate":
             return "immediate"
+        case "shadow":
+            return f"shadow: copies of {share(plan.shadow_ppm)} for {duration(plan.shadow_s)}"
         case "ab_test":
             step = plan.steps[0]
             until = f"until {moment(plan.ends_at)}" if plan.ends_at else f"for {duration(step.min_s)}"

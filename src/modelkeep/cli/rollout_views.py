@@ -10,6 +10,7 @@ from modelkeep.cli.show import Screen, Text, duration, moment, number, share
 
 if TYPE_CHECKING:
     from modelkeep.core.answers import Explanation, RolloutForecast, RolloutStatus
+    from modelkeep.core.observation import PairCounts
     from modelkeep.core.rollout import Endpoint, Rollout
 
 _STATES = {
@@ -17,6 +18,7 @@ _STATES = {
     "stepping": "warn",
     "preparing": "warn",
     "previewing": "warn",
+    "shadowing": "warn",
     "concluded": "good",
     "rolling_back": "bad",
     "rolled_back": "bad",
@@ -116,7 +118,8 @@ def rollout(found: "Rollout") -> View:
     """One rollout with its counts and its verdict."""
 
     def draw(screen: Screen) -> None:
-        step = f"step {found.step + 1} of {len(found.plan.steps)}, " if not found.state.finished else ""
+        steps = len(found.plan.steps)
+        step = f"step {found.step + 1} of {steps}, " if steps and not found.state.finished else ""
         screen.facts(
             (
                 ("rollout", Text(found.id, "strong")),
@@ -163,10 +166,45 @@ def rollout(found: "Rollout") -> View:
             )
         if found.plan.strategy.value == "ab_test":
             _report(screen, found)
+        if found.pairs is not None:
+            _pairs(screen, found.pairs)
         for note in found.notes:
             screen.line(Text(f"  the candidate said: {note}", "bad"))
 
     return draw
+
+
+def _pairs(screen: Screen, pairs: "PairCounts") -> None:
+    """How a shadow's answers to copies compare with stable's."""
+    count = pairs.pairs
+    screen.blank()
+    screen.table(
+        ("of pairs", "alone failed", "alone slow", "mean ms"),
+        [
+            (
+                "candidate",
+                pairs.only_shadow_failed,
+                pairs.only_shadow_slow,
+                _mean(pairs.shadow_ms_sum, pairs.pairs),
+            ),
+            (
+                "stable",
+                pairs.only_stable_failed,
+                pairs.only_stable_slow,
+                _mean(pairs.stable_ms_sum, pairs.pairs),
+            ),
+        ],
+        right=range(1, 4),
+    )
+    widest = f", the widest by {pairs.difference_max:.3g}" if pairs.disagreements else ""
+    screen.line(
+        f"{count} pairs, {pairs.disagreements} of {pairs.compared} answers differ{widest}; "
+        f"{pairs.dropped} copies dropped"
+    )
+
+
+def _mean(total: float, count: int) -> str:
+    return f"{total / count:.2f}" if count else ""
 
 
 def _report(screen: Screen, found: "Rollout") -> None:

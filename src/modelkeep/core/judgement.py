@@ -8,10 +8,10 @@ theory and the simulations. What follows from a verdict is decided in `rollout`,
 from collections.abc import Iterable
 from enum import StrEnum
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from modelkeep.core import sequential
-from modelkeep.core.observation import SideCounts, Tick
+from modelkeep.core.observation import PairCounts, SideCounts, Tick
 from modelkeep.core.plan import Goal, Plan, Strategy
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick, Combined, MeanEProcess, TrialTick
@@ -34,8 +34,8 @@ class Verdict(StrEnum):
 class Evidence(Struct, frozen=True, kw_only=True):
     """The state of every test of a rollout. `errors`, `slow` and `shares` compare with stable and can take
     the candidate back, as can `high_rate` with all of the traffic, where nobody is left to compare with;
-    `no_worse` and `low_rate` can let it advance. `better` and `worse` decide an A/B test, and see nothing
-    elsewhere.
+    `no_worse` and `low_rate` can let it advance. `better` and `worse` decide an A/B test, `pair_errors` and
+    `pair_slow` a shadow; they see nothing elsewhere.
     """
 
     errors: BinaryEProcess = field(default_factory=BinaryEProcess)
@@ -46,6 +46,8 @@ class Evidence(Struct, frozen=True, kw_only=True):
     high_rate: MeanEProcess = field(default_factory=MeanEProcess)
     better: BinaryEProcess = field(default_factory=BinaryEProcess)
     worse: BinaryEProcess = field(default_factory=BinaryEProcess)
+    pair_errors: BinaryEProcess = field(default_factory=BinaryEProcess)
+    pair_slow: BinaryEProcess = field(default_factory=BinaryEProcess)
 
 
 class Judgement(Struct, frozen=True, kw_only=True):
@@ -99,6 +101,7 @@ class Specs(Struct, frozen=True, kw_only=True):
     low_rate: sequential.RateSpec
     high_rate: sequential.RateSpec
     tested: Goal | None = None
+    shadowed: bool = False
 
     @staticmethod
     def of(plan: Plan) -> "Specs":
@@ -111,10 +114,15 @@ class Specs(Struct, frozen=True, kw_only=True):
             low_rate=sequential.rate_pass_spec(bound=plan.pass_rate),
             high_rate=sequential.rate_fail_spec(bound=plan.fail_rate),
             tested=plan.goal if plan.strategy is Strategy.AB_TEST else None,
+            shadowed=plan.strategy is Strategy.SHADOW,
         )
 
     def update(self, evidence: Evidence, tick: Tick) -> Evidence:
         """The evidence after one more tick, judged by the tick's own weight, however late it comes."""
+        if self.shadowed and tick.pairs is not None:
+            return self._paired(evidence, tick.pairs)
+        if not tick.candidate_ppm:
+            return evidence
         c, s, weight = tick.candidate, tick.stable, tick.candidate_ppm
         failing = CallerTick(x=c.callers_first_error, y=s.callers_first_error, weight_ppm=weight)
         slow = CallerTick(x=c.callers_first_slow, y=s.callers_first_slow, weight_ppm=weight)
@@ -135,6 +143,17 @@ class Specs(Struct, frozen=True, kw_only=True):
             no_worse=sequential.update(evidence.no_worse, self.no_worse, failing),
             low_rate=sequential.update_rate(evidence.low_rate, self.low_rate, trials),
             high_rate=sequential.update_rate(evidence.high_rate, self.high_rate, alone),
+        )
+
+    def _paired(self, evidence: Evidence, pairs: PairCounts) -> Evidence:
+        """McNemar's test, sequentially: of the pairs in which only one of the two did badly, each lies on
+        either side with the same chance when the versions are alike."""
+        failed = CallerTick(x=pairs.only_shadow_failed, y=pairs.only_stable_failed, weight_ppm=WHOLE_PPM // 2)
+        slow = CallerTick(x=pairs.only_shadow_slow, y=pairs.only_stable_slow, weight_ppm=WHOLE_PPM // 2)
+        return structs.replace(
+            evidence,
+            pair_errors=sequential.update(evidence.pair_errors, self.errors, failed),
+            pair_slow=sequential.update(evidence.pair_slow, self.slow, slow),
         )
 
 
@@ -203,6 +222,34 @@ def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCou
     why = f"not enough evidence yet from {c.new_callers} new callers of the candidate: {seen}"
     return Judgement(
         verdict=Verdict.HOLD, why=why, p_value=against.p_value, contributions=against.contributions
+    )
+
+
+def judge_pairs(plan: Plan, evidence: Evidence, pairs: PairCounts | None) -> Judgement:
+    """What a shadow's answers to copies say now: rollback, or hold until its time is over."""
+    if pairs is None or pairs.pairs == 0:
+        return Judgement(verdict=Verdict.HOLD, why="no copy has been compared yet")
+    states = {"errors": evidence.pair_errors, "latency": evidence.pair_slow}
+    shares = {name: share for name, share in omega(plan).items() if name in states}
+    judged = {name: state for name, state in states.items() if name in shares}
+    against = sequential.combine(judged, shares, alpha=plan.alpha)
+    seen = (
+        f"of {pairs.pairs} pairs the candidate alone failed in {pairs.only_shadow_failed}, stable alone in "
+        f"{pairs.only_stable_failed}; alone slow {pairs.only_shadow_slow} and {pairs.only_stable_slow}; "
+        f"{pairs.disagreements} of {pairs.compared} answers differ"
+    )
+    if against.rollback:
+        limit = f"p = {against.p_value:.2g}, limit {plan.alpha:g}"
+        what = "fails where stable does not" if against.blamed == "errors" else "is slow where stable is not"
+        return Judgement(
+            verdict=Verdict.ROLLBACK,
+            why=f"the candidate {what}: {seen}; {limit}",
+            p_value=against.p_value,
+            blamed=against.blamed,
+            contributions=against.contributions,
+        )
+    return Judgement(
+        verdict=Verdict.HOLD, why=seen, p_value=against.p_value, contributions=against.contributions
     )
 
 

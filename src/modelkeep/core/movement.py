@@ -11,7 +11,7 @@ from msgspec import Struct, field
 
 from modelkeep.core import errors
 from modelkeep.core.judgement import Evidence, Judgement, WinnerReport
-from modelkeep.core.observation import SideCounts, Tick, VersionPhase
+from modelkeep.core.observation import PairCounts, SideCounts, Tick, VersionPhase
 from modelkeep.core.plan import CANARY, Plan, Step
 from modelkeep.core.recording import KEEP_ALL, Privacy, check_privacy
 from modelkeep.core.routing import WHOLE_PPM, Epoch
@@ -80,6 +80,7 @@ class RolloutState(StrEnum):
     """Where a rollout stands."""
 
     PREPARING = "preparing"
+    SHADOWING = "shadowing"
     PREVIEWING = "previewing"
     STEPPING = "stepping"
     ROLLING_BACK = "rolling_back"
@@ -113,8 +114,9 @@ class Rollout(Struct, frozen=True, kw_only=True):
 
     `table` is the number of the first routing table that carries it. `step_since` is when the clock of the
     present state began to run: for a step, when the gateways had confirmed its weight. `requests_before` are
-    the candidate's requests before the present step. `report` is what an A/B test came to. `ticks` were taken
-    in, the last of which arrived at `ticks_until`.
+    the candidate's requests before the present step. `report` is what an A/B test came to, `pairs` what a
+    shadow's answers to copies were, beside stable's. `ticks` were taken in, the last of which arrived at
+    `ticks_until`.
     """
 
     id: str
@@ -152,6 +154,7 @@ class Rollout(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     judgement: Judgement | None = None
     report: WinnerReport | None = None
+    pairs: PairCounts | None = None
 
     @property
     def current(self) -> Step:

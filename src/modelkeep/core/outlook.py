@@ -69,6 +69,8 @@ def outlook(plan: Plan, flow: Flow, *, seed: int, runs: int = RUNS) -> Outlook:
         InvalidPlan: a rate, the seed or the number of runs is out of range.
     """
     _check(flow, seed, runs)
+    if not plan.steps:
+        raise errors.InvalidPlan("A shadow moves no traffic, so there is nothing to forecast of it.")
     horizon_s = _horizon_s(plan)
     healthy = simulate(plan, flow, odds=1.0, seed=seed, runs=runs)
     return Outlook(

@@ -33,7 +33,8 @@ class Strategy(StrEnum):
     candidate that is ready and no guard, and no statistics. `blue_green` loads the candidate beside stable
     under a preview address, then gives it everything at once and keeps the former version loaded for a way
     back. `immediate` gives it everything as soon as it is loaded. `ab_test` gives it a fixed share until a
-    day that was said before, and ends with a report of who fared better.
+    day that was said before, and ends with a report of who fared better. `shadow` gives it copies of requests
+    and no caller, compares its answers with stable's, and ends with what that showed.
     """
 
     CANARY = "canary"
@@ -41,6 +42,7 @@ class Strategy(StrEnum):
     ROLLING = "rolling"
     IMMEDIATE = "immediate"
     AB_TEST = "ab_test"
+    SHADOW = "shadow"
 
     @property
     def proven(self) -> bool:
@@ -108,7 +110,8 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `metrics` are the metrics' shares of `alpha`. `preview_s` is how long a blue-green candidate stands under
     its preview address before the switch. `ends_at` is when an A/B test ends (without it, after the `min_s`
     of its step), `goal` what it is decided by, and `promote_winner` whether the candidate takes over when it
-    has won; otherwise stable goes on and the report is all that follows. `automatic` false leaves each next
+    has won; otherwise stable goes on and the report is all that follows. A shadow gets copies of the share
+    `shadow_ppm` of the requests for `shadow_s`. `automatic` false leaves each next
     step, and the switch, to a person. `prepare_s` is how long gateways have to load the candidate, counted
     from when one answers.
     """
@@ -132,6 +135,8 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     automatic: bool = True
     preview_s: float = 0.0
     ends_at: datetime | None = None
+    shadow_ppm: int = 0
+    shadow_s: float = 0.0
     goal: Goal = Goal.ERRORS
     promote_winner: bool = False
     prepare_s: float = 600.0
@@ -162,10 +167,12 @@ PRESETS: Mapping[Strategy, Plan] = MappingProxyType(
             strategy=Strategy.AB_TEST,
             steps=(Step(weight_ppm=WHOLE_PPM // 2, min_s=7 * 86_400.0, max_s=7 * 86_400.0),),
         ),
+        Strategy.SHADOW: Plan(strategy=Strategy.SHADOW, steps=(), shadow_ppm=WHOLE_PPM, shadow_s=3_600.0),
     }
 )
 """What a strategy means where nothing else is said: a preview of five minutes and a bake of ten, a quarter
-every half minute, everything now, or half of the callers for a week."""
+every half minute, everything now, half of the callers for a week, or copies of everything
+for an hour."""
 
 
 def check_plan(plan: Plan) -> Plan:
@@ -201,6 +208,10 @@ def check_plan(plan: Plan) -> Plan:
 
 
 def _check_steps(plan: Plan) -> None:
+    if plan.strategy is Strategy.SHADOW:
+        if plan.steps:
+            raise errors.InvalidPlan("A shadow moves no traffic: its 'steps' are an empty list, or left out.")
+        return
     if not 1 <= len(plan.steps) <= STEPS_MAX:
         raise errors.InvalidPlan(f"A plan has 1 to {STEPS_MAX} steps.")
     weights = [step.weight_ppm for step in plan.steps]
@@ -227,6 +238,16 @@ def _check_strategy(plan: Plan) -> None:
         raise errors.InvalidPlan(
             f"The strategy {strategy} gives the candidate everything at once: it has exactly one step, of "
             f"{WHOLE_PPM} ppm."
+        )
+    if strategy is Strategy.SHADOW:
+        if not 0 < plan.shadow_ppm <= WHOLE_PPM or not 0 < plan.shadow_s <= STEP_S_MAX or not plan.automatic:
+            raise errors.InvalidPlan(
+                f"A shadow gets 'shadow_ppm' of the requests, above 0 and up to {WHOLE_PPM}, for 'shadow_s' "
+                "seconds, and ends by itself."
+            )
+    elif plan.shadow_ppm or plan.shadow_s:
+        raise errors.InvalidPlan(
+            f"'shadow_ppm' and 'shadow_s' belong to a shadow; leave them out of a plan of {strategy}."
         )
     if not 0 <= plan.preview_s <= STEP_S_MAX:
         raise errors.InvalidPlan(f"'preview_s' lies within 0 and {STEP_S_MAX:.0f} seconds.")
@@ -315,6 +336,7 @@ def completed(document: Any) -> Any:
         return document
     preset = PRESETS[Strategy(document["strategy"])]
     own = {"steps": codec.builtins(preset.steps)}
-    if preset.preview_s:
-        own["preview_s"] = preset.preview_s
+    for name in ("preview_s", "shadow_ppm", "shadow_s"):
+        if getattr(preset, name):
+            own[name] = getattr(preset, name)
     return own | document

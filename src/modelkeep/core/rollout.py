@@ -106,6 +106,8 @@ def advance(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
     match rollout.state:
         case RolloutState.PREPARING:
             return _prepare(rollout, observed, now)
+        case RolloutState.SHADOWING:
+            return _shadow(rollout, observed, now)
         case RolloutState.PREVIEWING:
             return _preview(rollout, observed, now)
         case RolloutState.STEPPING:
@@ -195,8 +197,15 @@ def _prepare(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         if rollout.stable is None:
             why = "the first version of the endpoint is loaded and ready"
             return _finish(rollout, RolloutState.SUCCEEDED, why, now)
-        if rollout.plan.strategy is Strategy.BLUE_GREEN:
-            return _show(rollout)
+        match rollout.plan.strategy:
+            case Strategy.BLUE_GREEN:
+                why = "the candidate is loaded and ready, and answers under its preview address"
+                return _show(rollout, RolloutState.PREVIEWING, why)
+            case Strategy.SHADOW:
+                why = "the candidate is loaded and ready, and gets copies of requests"
+                return _show(rollout, RolloutState.SHADOWING, why)
+            case _:
+                pass
         return _enter(rollout, 0, "the candidate is loaded and ready")
     if (now - since).total_seconds() > rollout.plan.prepare_s:
         why = (
@@ -207,17 +216,38 @@ def _prepare(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
     return Advanced(rollout=structs.replace(rollout, held=None))
 
 
-def _show(rollout: Rollout) -> Advanced:
-    """Put the candidate under its preview address: whoever asks there is answered by it, nobody else is."""
+def _show(rollout: Rollout, state: RolloutState, why: str) -> Advanced:
+    """Have the candidate take part without a share: under its preview address, or by copies."""
     shown_now = structs.replace(
         rollout,
-        state=RolloutState.PREVIEWING,
+        state=state,
         epoch=Epoch(rollout.epoch.term, rollout.epoch.seq + 1),
         step_since=None,
         held=None,
     )
-    why = "no traffic: the candidate is loaded and ready, and answers under its preview address"
-    return Advanced(rollout=shown_now, change=Change.STEPPED, why=why)
+    return Advanced(rollout=shown_now, change=Change.STEPPED, why=f"no traffic: {why}")
+
+
+def _shadow(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
+    """Compare answers to copies until the time is over. Nobody was answered by the candidate, so one that is
+    worse has failed and need not be taken back."""
+    found = _found(rollout, observed)
+    rollout = structs.replace(rollout, judgement=found)
+    if found.verdict is Verdict.ROLLBACK:
+        return _finish(rollout, RolloutState.FAILED, found.why, now)
+    if observed.applied is None:
+        return _hold(rollout, "no gateway answers; nothing is compared")
+    if observed.applied < rollout.epoch or observed.phase is not VersionPhase.READY:
+        return Advanced(rollout=structs.replace(rollout, step_since=None, held=None))
+    since = rollout.step_since or now
+    rollout = structs.replace(rollout, step_since=since)
+    if rollout.paused is not None:
+        return _hold(rollout, _paused(rollout.paused))
+    if (now - since).total_seconds() < rollout.plan.shadow_s:
+        return Advanced(rollout=structs.replace(rollout, held=None))
+    if rollout.pairs is None or rollout.pairs.pairs == 0:
+        return _hold(rollout, found.why)
+    return _conclude(rollout, "the shadow's time is over", now)
 
 
 def _preview(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
@@ -294,13 +324,17 @@ def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
 
 
 def _conclude(rollout: Rollout, why: str, now: datetime) -> Advanced:
-    """End an A/B test with its report. The candidate takes over where it has won and the plan says so;
-    otherwise stable has its callers back, and nothing is held against the candidate."""
-    told = report(rollout)
-    rollout = structs.replace(rollout, report=told)
-    why = f"{why}: {told.why}"
-    if told.winner is Winner.CANDIDATE and rollout.plan.promote_winner:
-        return _finish(rollout, RolloutState.SUCCEEDED, why, now)
+    """End a shadow with what it showed, an A/B test with its report. The candidate takes over where it has
+    won and the plan says so; otherwise stable has its callers back, and nothing is held against the
+    candidate."""
+    if rollout.plan.strategy is Strategy.AB_TEST:
+        told = report(rollout)
+        rollout = structs.replace(rollout, report=told)
+        why = f"{why}: {told.why}"
+        if told.winner is Winner.CANDIDATE and rollout.plan.promote_winner:
+            return _finish(rollout, RolloutState.SUCCEEDED, why, now)
+    else:
+        why = f"{why}: {judge(rollout).why}"
     rollout = structs.replace(rollout, epoch=Epoch(rollout.epoch.term + 1, 0))
     return _finish(rollout, RolloutState.CONCLUDED, why, now)
 
@@ -382,7 +416,7 @@ def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Ad
         GateFailed: the evidence, or a guard, says rollback.
         Conflict: the gateways have not applied the present step yet.
     """
-    if rollout.state not in (RolloutState.PREVIEWING, RolloutState.STEPPING):
+    if rollout.state not in (RolloutState.SHADOWING, RolloutState.PREVIEWING, RolloutState.STEPPING):
         raise errors.RolloutFinished(
             f"The rollout {rollout.id} is {rollout.state}; there is no next step.", rollout=rollout.id
         )
@@ -402,7 +436,7 @@ def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Ad
     if rollout.state is RolloutState.PREVIEWING:
         return _enter(rollout, 0, why)
     rollout = structs.replace(rollout, judgement=found)
-    if rollout.plan.strategy is Strategy.AB_TEST:
+    if rollout.plan.strategy in (Strategy.AB_TEST, Strategy.SHADOW):
         return _conclude(rollout, why, now)
     if rollout.last:
         return _finish(rollout, RolloutState.SUCCEEDED, why, now)
@@ -441,20 +475,23 @@ def _paused(why: str) -> str:
 
 
 def counts_for(rollout: Rollout, tick: Tick) -> bool:
-    """Whether a tick is evidence of this rollout: of its own, and with a share for the candidate."""
-    return tick.rollout == rollout.id and tick.candidate_ppm > 0
+    """Whether a tick is evidence of this rollout: of its own, with a share or copies for the candidate."""
+    return tick.rollout == rollout.id and (tick.candidate_ppm > 0 or tick.pairs is not None)
 
 
 def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
     """Feed the tests with ticks of this rollout, in the order of their arrival. What comes after the decision
     to take the candidate back, or before it has traffic, is no evidence."""
-    if rollout.state is not RolloutState.STEPPING:
+    if rollout.state not in (RolloutState.SHADOWING, RolloutState.STEPPING):
         return rollout
     own = [tick for tick in ticks if counts_for(rollout, tick)]
     if not own:
         return rollout
     candidate, stable, notes = rollout.candidate_counts, rollout.stable_counts, rollout.notes
+    pairs = rollout.pairs
     for tick in own:
+        if tick.pairs is not None:
+            pairs = pairs.plus(tick.pairs) if pairs is not None else tick.pairs
         candidate = candidate.plus(tick.candidate)
         stable = stable.plus(tick.stable)
         for text in map(shown, tick.errors_seen):
@@ -465,6 +502,7 @@ def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
         evidence=evidence_of(rollout.plan, own, rollout.evidence),
         candidate_counts=candidate,
         stable_counts=stable,
+        pairs=pairs,
         notes=notes,
         ticks=rollout.ticks + len(own),
     )
@@ -485,6 +523,8 @@ def judge(rollout: Rollout) -> Judgement:
     if rollout.plan.strategy is Strategy.ROLLING:
         why = "a rolling update goes by readiness and guards, and asks for no statistics"
         return Judgement(verdict=Verdict.HOLD, why=why)
+    if rollout.plan.strategy is Strategy.SHADOW:
+        return judgement.judge_pairs(rollout.plan, rollout.evidence, rollout.pairs)
     return judgement.judge(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
 
 

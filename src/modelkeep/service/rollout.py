@@ -356,8 +356,8 @@ class Rollouts(Endpoints):
 
     def _seen(self, act: Act, current: Rollout) -> tuple[Rollout, core.Observed]:
         """The rollout with its place in the order of arrival moved on, and what was seen up to there."""
-        stepping = current.state is RolloutState.STEPPING
-        arrived = store.new_ticks(act.tx, current) if stepping else []
+        counted = current.state in (RolloutState.SHADOWING, RolloutState.STEPPING)
+        arrived = store.new_ticks(act.tx, current) if counted else []
         if arrived:
             current = structs.replace(current, ticks_until=arrived[-1].at)
         ticks = [one.tick for one in arrived]
