@@ -4,6 +4,7 @@ References are tested in test_references.py.
 """
 
 import re
+import shlex
 import unicodedata
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -394,3 +395,13 @@ def test_no_message_escapes_what_is_escaped_already() -> None:
     twice = re.compile(r"printable\([^\n]*!r\}|repr\((values\.)?printable\(")
     found = [str(path) for path in source.rglob("*.py") if twice.search(path.read_text(encoding="utf-8"))]
     assert not found
+
+
+@pytest.mark.hostile("steering-text")
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=40))
+def test_a_command_that_is_copied_names_what_it_says(text: str) -> None:
+    """Whatever a model is called, a shell reads its name in a message's command as one word."""
+    assert shlex.split(f"modelkeep show {values.in_shell(text)} -m WHY") == [
+        "modelkeep", "show", text, "-m", "WHY",
+    ]  # fmt: skip
+    assert values.in_shell("risk/churn:1.0.0-rc.1") == "risk/churn:1.0.0-rc.1"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, field, structs
 
-from modelkeep.core import codec, errors, policy
+from modelkeep.core import codec, errors, policy, values
 from modelkeep.core.catalog import ModelVersion, StageGraph
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.policy import Facts, GateResult, Outcome, Policy
@@ -236,7 +236,7 @@ def check_open(request: PromotionRequest, now: datetime) -> None:
     if state is not RequestState.OPEN:
         raise errors.RequestClosed(
             f"The request {request.id} is {state}; open a new one with "
-            f"'modelkeep request {request.reference} --to {request.to} -m WHY'.",
+            f"'modelkeep request {values.in_shell(request.reference)} --to {request.to} -m WHY'.",
             request=request.id,
             state=state,
         )
@@ -278,13 +278,14 @@ def check_transition(graph: StageGraph, version: ModelVersion, to: str) -> None:
     if version.tombstone is not None and graph.stage(to).protected:
         raise errors.Tombstoned(
             f"{version.reference} was taken back ({version.tombstone}) and must not return by itself; when "
-            f"the cause is mended, run 'modelkeep clear {version.reference} -m WHY'.",
+            f"the cause is mended, run 'modelkeep clear {values.in_shell(version.reference)} -m WHY'.",
             version=version.reference,
         )
     if version.yanked is not None and graph.stage(to).protected:
         raise errors.Yanked(
             f"{version.reference} was yanked ({version.yanked}), so nobody is to put it to work; run "
-            f"'modelkeep unyank {version.reference} -m WHY' first if it may be used after all.",
+            f"'modelkeep unyank {values.in_shell(version.reference)} -m WHY' first if it may be used after "
+            "all.",
             version=version.reference,
         )
 

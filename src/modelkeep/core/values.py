@@ -18,6 +18,7 @@ things.
 """
 
 import re
+import shlex
 import unicodedata
 from datetime import datetime
 from enum import StrEnum
@@ -187,6 +188,12 @@ def quoted(text: str, maximum: int = 80) -> str:
     """Somebody's text within a sentence: in quotes, printable, and no longer than that. It is the one way to
     put it there: `repr` on top of `printable` would escape what is escaped already."""
     return f"'{printable(text)[:maximum]}'"
+
+
+def in_shell(name: object) -> str:
+    """A name or a reference as it is typed into a shell: the commands that messages give are copied from
+    there, and a name may have blanks and marks that would mean something."""
+    return shlex.quote(str(name))
 
 
 def new_id(prefix: str, now: datetime, entropy: bytes) -> str:

@@ -268,7 +268,7 @@ class Endpoints:
         if version.tombstone is not None:
             raise errors.Tombstoned(
                 f"{version.reference} was taken back ({version.tombstone}); when the cause is mended, run "
-                f"'modelkeep clear {version.reference} -m WHY' first.",
+                f"'modelkeep clear {values.in_shell(version.reference)} -m WHY' first.",
                 version=version.reference,
             )
         if running is not None:

@@ -213,7 +213,7 @@ class Promotions:
             raise errors.Protected(
                 f"The endpoint {endpoint.name} serves what is in {version.stage}, so {version.reference} "
                 f"cannot go to {to} and leave nothing; promote another version instead, or run "
-                f"'modelkeep rollback {version.model} -m WHY'.",
+                f"'modelkeep rollback {values.in_shell(version.model)} -m WHY'.",
                 endpoint=endpoint.name,
             )
 
@@ -238,7 +238,7 @@ class Promotions:
         how = f" {first.fix[0].upper()}{first.fix[1:]};" if first.fix else ""
         error = errors.PolicyDenied(
             f"{version.reference} may not enter {case.to}: {first.why}{more}.{how} see "
-            f"'modelkeep gate {version.reference} --to {case.to} --explain'.",
+            f"'modelkeep gate {values.in_shell(version.reference)} --to {case.to} --explain'.",
             version=version.reference,
             stage=case.to,
             gates=list(codec.builtins(gates)),

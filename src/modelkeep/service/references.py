@@ -148,7 +148,7 @@ def _missing(act: Act, ref: Ref, moment: Moment | None) -> errors.NotFound:
     then = f" at {codec.format_time(ref.at)}" if ref.at is not None else ""
     known = store.list_semvers(act.tx, ref.model, limit=LOOKED_AT, moment=moment)
     if not known:
-        advice = "" if then else f"; run 'modelkeep register FILE --name {ref.model}'"
+        advice = "" if then else f"; run 'modelkeep register FILE --name {values.in_shell(ref.model)}'"
         return errors.VersionNotFound(f"{ref.model} has no version{then}{advice}.", model=str(ref.model))
     match ref.selector:
         case Aliased(alias=alias) if alias not in VIRTUAL_ALIASES:

@@ -144,7 +144,8 @@ class Rollbacks:
             if stays is None or (wanted.model, wanted.number) != (stays.model, stays.number):
                 raise errors.RolloutActive(
                     f"A rollout of {endpoint.name} is under way; end it first with "
-                    f"'modelkeep rollback {endpoint.model} -m WHY', then go back to {wanted.semver}.",
+                    f"'modelkeep rollback {values.in_shell(endpoint.model)} -m WHY', then go back to "
+                    f"{wanted.semver}.",
                     endpoint=endpoint.name,
                     rollout=endpoint.rollout,
                 )
@@ -187,13 +188,13 @@ class Rollbacks:
         if wanted.tombstone is not None:
             raise errors.Tombstoned(
                 f"{wanted.reference} was itself taken back ({wanted.tombstone}); when the cause is mended, "
-                f"run 'modelkeep clear {wanted.reference} -m WHY' first.",
+                f"run 'modelkeep clear {values.in_shell(wanted.reference)} -m WHY' first.",
                 version=wanted.reference,
             )
         if not store.was_in(act.tx, row.id, stage, wanted.number):
             former = store.former(act.tx, row.id, stage, CHOICES_MAX)
             choices = [stay.semver for stay in reversed(former) if stay.number != current]
-            promote = f"'modelkeep promote {wanted.reference} --to {stage} -m WHY'"
+            promote = f"'modelkeep promote {values.in_shell(wanted.reference)} --to {stage} -m WHY'"
             instead = (
                 f"go back to {', '.join(choices)}, or run {promote}"
                 if choices

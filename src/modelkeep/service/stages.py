@@ -106,7 +106,7 @@ def move(act: Act, model: ModelRow, version: ModelVersion, to: str, because: Bec
     except ConstraintFailed as problem:
         raise errors.StageMoved(
             f"Somebody else moved {model.full_name}#{to} at the same moment; look at it with "
-            f"'modelkeep history {model.full_name}' and try again.",
+            f"'modelkeep history {values.in_shell(model.full_name)}' and try again.",
             stage=to,
         ) from problem
     moved = (version.number, displaced.number) if displaced is not None else (version.number,)
@@ -216,7 +216,8 @@ def whatwas(act: Act, model: ModelRow, ref: Ref, at: datetime) -> WhatWas:
             pass
         case _:
             raise errors.InvalidReference(
-                f"Ask what was in a stage: 'modelkeep whatwas {model.full_name}#{PRODUCTION} --at TIME'."
+                "Ask what was in a stage: "
+                f"'modelkeep whatwas {values.in_shell(model.full_name)}#{PRODUCTION} --at TIME'."
             )
     if stage == model.stages.initial:
         raise errors.Invalid(f"Every version begins in {stage}; ask what was in another stage.")
@@ -227,14 +228,14 @@ def whatwas(act: Act, model: ModelRow, ref: Ref, at: datetime) -> WhatWas:
             model.stages.stage(stage)
         raise errors.StageEmpty(
             f"Nothing was in {model.full_name}#{stage} at {codec.format_time(at)}; "
-            f"'modelkeep history {model.full_name} --stage {stage}' shows when something was.",
+            f"'modelkeep history {values.in_shell(model.full_name)} --stage {stage}' shows when one was.",
             stage=stage,
             sequence=sequence,
         )
     if len(found) > 1:
         raise errors.Invalid(
             f"Several versions were in {model.full_name}#{stage} at {codec.format_time(at)}; "
-            f"'modelkeep history {model.full_name} --stage {stage}' lists them."
+            f"'modelkeep history {values.in_shell(model.full_name)} --stage {stage}' lists them."
         )
     interval = found[0]
     event = act.tx.events.get(interval.from_sequence).event
