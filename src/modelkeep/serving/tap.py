@@ -20,6 +20,10 @@ from modelkeep.serving.answers import Answered, Answers
 
 BUFFER_MAX_BYTES = 8 * 1024 * 1024
 """Records that wait for the recorder, in memory of each front: seconds of full load."""
+GATHER_S = 0.02
+"""Records leave together after this time: one write for many costs a request next to nothing."""
+GATHER_MAX_BYTES = 256 * 1024
+"""Or when they have come to this much."""
 FEEDBACK_MAX = 256
 """Senders of feedback that wait for an answer at a time."""
 FEEDBACK_S = 5.0
@@ -40,6 +44,8 @@ class Tap:
         self._transport: asyncio.Transport | None = None
         self._path: str | None = None
         self._connecting = False
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
         self.there = False
         """Whether there is a recorder, be it one that is just being started again."""
         self._waiting: dict[int, tuple[Answered, bytes, float]] = {}
@@ -71,6 +77,8 @@ class Tap:
 
     def _lost(self) -> None:
         self._transport = None
+        self._gathered.clear()
+        self._gathered_bytes = 0
         waiting, self._waiting = self._waiting, {}
         for connection, request_id, _ in waiting.values():
             self._unconfirmed(connection, request_id)
@@ -79,20 +87,34 @@ class Tap:
     @property
     def empty(self) -> bool:
         """Whether everything has left for the recorder."""
-        return self._transport is None or self._transport.get_write_buffer_size() == 0
+        transport = self._transport
+        return transport is None or not (self._gathered_bytes or transport.get_write_buffer_size())
 
     def put(self, endpoint: str, record: records.ToRecorder) -> bool:
         """Send a record if there is room. Returns whether there was."""
         transport = self._transport
         if transport is not None and transport.get_write_buffer_size() < BUFFER_MAX_BYTES:
             try:
-                transport.write(records.pack(record))
+                frame = records.pack(record)
             except ModelkeepError:  # a body and an answer that do not fit one frame together
                 pass
             else:
+                if not self._gathered:
+                    asyncio.get_running_loop().call_later(GATHER_S, self._flush)
+                self._gathered.append(frame)
+                self._gathered_bytes += len(frame)
+                if self._gathered_bytes >= GATHER_MAX_BYTES:
+                    self._flush()
                 return True
         self.lost[endpoint] = self.lost.get(endpoint, 0) + 1
         return False
+
+    def _flush(self) -> None:
+        """Send what was gathered."""
+        if self._transport is not None and self._gathered:
+            self._transport.write(b"".join(self._gathered))
+        self._gathered.clear()
+        self._gathered_bytes = 0
 
     def feedback(self, connection: Answered, endpoint: str, body: bytes, request_id: bytes) -> None:
         """Hand feedback to the recorder, and answer its sender when it is kept."""
