@@ -18,16 +18,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec import structs
 
-from modelkeep.core import errors
+from modelkeep.core import codec, errors
 from modelkeep.core.observation import GatewayReport
+from modelkeep.core.plan import Plan, Step, Strategy
 from modelkeep.core.rollout import RolloutState
-from modelkeep.core.routing import Epoch, Route, check_table
+from modelkeep.core.routing import WHOLE_PPM, Epoch, Route, check_table
 from modelkeep.core.values import parse_ref
 from modelkeep.service.gateways import SILENT_S
 from modelkeep.store import events as event_store
 from modelkeep.store.database import Database
 from modelkeep.store.rollout import active_rollouts
-from tests.service.rollout_world import NAME, STEP_S, FakeGateway, RolloutWorld, epoch_of
+from tests.service.rollout_world import NAME, PLAN, STEP_S, FakeGateway, RolloutWorld, epoch_of
 
 SEMVERS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
 WHICH = st.sampled_from([0, 1])
@@ -53,6 +54,14 @@ ACTIONS = (
     "silence",
     "take back",
 )
+ONE_STEP = (Step(weight_ppm=WHOLE_PPM, min_s=STEP_S),)
+PLANS = (
+    Plan(strategy=Strategy.BLUE_GREEN, steps=ONE_STEP, preview_s=STEP_S),
+    Plan(strategy=Strategy.IMMEDIATE, steps=ONE_STEP),
+    structs.replace(PLAN, strategy=Strategy.ROLLING),
+    Plan(strategy=Strategy.SHADOW, steps=(), shadow_ppm=500_000, shadow_s=STEP_S),
+    Plan(strategy=Strategy.AB_TEST, steps=(Step(weight_ppm=300_000, min_s=STEP_S),), promote_winner=True),
+)
 DELAYED_MAX = 4
 SETTLING_TURNS = 200
 
@@ -71,7 +80,8 @@ class RolloutMachine(RuleBasedStateMachine):
         self.world.made()
         self.gateways = [FakeGateway(self.world, "g1"), FakeGateway(self.world, "g2")]
         self.delayed: list[tuple[FakeGateway, GatewayReport]] = []
-        self.allowed: set[Route] = set()
+        self.allowed: set[bytes] = set()
+        """Routes, as they are written."""
         self.ages: dict[str, Epoch] = {}
         self.number = 0
         self.age = Epoch(0, 0)
@@ -95,16 +105,25 @@ class RolloutMachine(RuleBasedStateMachine):
 
     # --------------------------------------------------------------------------------------------- people
 
-    @rule(place=st.integers(0, len(SEMVERS) - 1), percent=st.sampled_from([0, 0, 1, 40]))
-    def promote(self, place: int, percent: int) -> None:
-        """A version, the next one that could be promoted, which may turn out to be a bad one."""
+    @rule(
+        place=st.integers(0, len(SEMVERS) - 1),
+        percent=st.sampled_from([0, 0, 1, 40]),
+        plan=st.sampled_from([None, *PLANS]),
+        supersede=st.booleans(),
+    )
+    def promote(self, place: int, percent: int, plan: Plan | None, supersede: bool) -> None:
+        """A version, the next one that could be promoted, which may turn out to be bad: by any strategy,
+        and in the place of one that is under way."""
         serving = self.world.status().stable
         order = [*SEMVERS[place:], *SEMVERS[:place]]
         fit = [one for one in order if one != serving and self.world.get(one).tombstone is None]
         semver = fit[0] if fit else order[0]
         for gateway in self.gateways:
             gateway.failing[self.world.key(semver)] = percent
-        self.attempt("promote", lambda: self.world.promote(semver, by="owner"))
+        event(f"promoted by {plan.strategy if plan is not None else 'the plan of the endpoint'}")
+        self.attempt(
+            "promote", lambda: self.world.promote(semver, by="owner", plan=plan, supersede=supersede)
+        )
 
     @rule(word=st.sampled_from(["abort", "pause", "resume", "step", "step", "rollback", "clear"]))
     def say(self, word: str) -> None:
@@ -161,7 +180,11 @@ class RolloutMachine(RuleBasedStateMachine):
             return
         event("taken back by a gateway")
         route = gateway.route()
-        self.allowed |= {route, structs.replace(route, candidate_ppm=0)}
+        self.allow(route)
+
+    def allow(self, route: Route) -> None:
+        """A gateway may obey a route that was wanted, also without the candidate's share."""
+        self.allowed |= {codec.encode(one) for one in (route, structs.replace(route, candidate_ppm=0))}
 
     # ------------------------------------------------------------------------------------ time and control
 
@@ -190,7 +213,7 @@ class RolloutMachine(RuleBasedStateMachine):
         assert table.number >= self.number
         self.number = table.number
         for route in table.routes:
-            self.allowed |= {route, structs.replace(route, candidate_ppm=0)}
+            self.allow(route)
 
     @invariant()
     def epochs_rise(self) -> None:
@@ -206,7 +229,7 @@ class RolloutMachine(RuleBasedStateMachine):
     def gateways_serve_what_they_were_given(self) -> None:
         for gateway in self.gateways:
             for table in gateway.applied:
-                assert set(table.routes) <= self.allowed
+                assert {codec.encode(route) for route in table.routes} <= self.allowed
             gateway.applied.clear()
 
     @invariant()
