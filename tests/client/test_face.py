@@ -13,7 +13,6 @@ from modelkeep.client import Client
 from modelkeep.client import answers as wire
 from modelkeep.core import errors
 
-IMPORT_MAX_US = 100_000
 OTHER_FACES = {"gateway_table", "gateway_report", "gateway_blob", "ask_verdict", "metrics", "openapi"}
 """Operations of gateways, Flagger, Prometheus and OpenAPI tools; the SDK has no use for them."""
 UNWRAPPED = {"imported_files", "missing_files", "send_file"}
@@ -36,23 +35,10 @@ def test_the_face_is_what_it_says() -> None:
 
 @pytest.mark.req("U2")
 def test_importing_costs_little() -> None:
-    """`import modelkeep` takes below 100 ms, at its best of five, and draws in neither client nor server."""
-    best = min(_import_us() for _ in range(5))
-    assert best < IMPORT_MAX_US
+    """`import modelkeep` draws in neither client nor server; `bench/start_times` measures it."""
     script = "import sys, modelkeep; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"msgspec", "http", "modelkeep.client", "numpy", "sqlalchemy"} & set(done.stdout.split())
-
-
-def _import_us() -> int:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "import modelkeep"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    line = next(line for line in done.stderr.splitlines() if line.rstrip().endswith("| modelkeep"))
-    return int(line.split("|")[1])
 
 
 @pytest.mark.req("U2")

@@ -15,7 +15,10 @@ from tests.client.fake_server import Asked, BreakOff, FakeServer
 pytestmark = [pytest.mark.req("U2", "G3"), pytest.mark.network]
 
 V1 = "/api/v1"
-WITHOUT_KEY = {"upload_file", "send_file", "verify_version", "fsck", "missing_files", "test_webhook"}
+WITHOUT_KEY = {
+    "upload_file", "send_file", "verify_version", "fsck", "missing_files", "test_webhook", "ask_verdict",
+    "judge_counts", "simulate_rollout",
+}  # fmt: skip
 """What is sent under no key that the server keeps: bytes, which have an offset or a digest, questions, which
 change nothing, and a test message."""
 WRITES: dict[str, tuple[str, str, Callable[[Client], object]]] = {
