@@ -23,7 +23,7 @@ def test_help_loads_little(words: list[str], spared: set[str]) -> None:
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "modelkeep.cli.main" in loaded
     assert not SERVER & loaded
-    assert not (spared | {"modelkeep.cli.catalog_commands"}) & loaded
+    assert not (spared | {"modelkeep.cli.access_commands"}) & loaded
 
 
 @pytest.mark.req("U1")
