@@ -21,7 +21,7 @@ from typing import assert_never
 
 from msgspec import structs
 
-from modelkeep.core import errors, judgement
+from modelkeep.core import errors, judgement, values
 from modelkeep.core.judgement import Evidence, Judgement, Verdict, Winner, WinnerReport, evidence_of
 from modelkeep.core.movement import (
     WITHOUT_SUCCESS,
@@ -136,7 +136,7 @@ def take_back(rollout: Rollout, why: str, now: datetime) -> Advanced:
     if rollout.state.finished:
         raise errors.RolloutFinished(
             f"The rollout {rollout.id} is {rollout.state}; to return to a former version run "
-            f"'modelkeep rollback {rollout.model} -m WHY'.",
+            f"'modelkeep rollback {values.in_shell(rollout.model)} -m WHY'.",
             rollout=rollout.id,
         )
     if rollout.state is RolloutState.ROLLING_BACK:

@@ -150,7 +150,7 @@ class Rollouts(Endpoints):
         if current is None:
             raise errors.RolloutNotFound(
                 f"No rollout of {endpoint.name} is under way; to return to a former version run "
-                f"'modelkeep rollback {endpoint.model} -m WHY'.",
+                f"'modelkeep rollback {values.in_shell(endpoint.model)} -m WHY'.",
                 endpoint=endpoint.name,
             )
         return endpoint, current
@@ -271,7 +271,8 @@ class Rollouts(Endpoints):
         if endpoint is None:
             raise errors.EndpointNotFound(
                 f"No endpoint follows {version.model}#{stage}, so a promotion moves no traffic; "
-                f"'modelkeep endpoint create NAME --model {version.model} --follows {stage}' makes one."
+                f"'modelkeep endpoint create NAME --model {values.in_shell(version.model)} "
+                f"--follows {stage}' makes one."
             )
         if asked.plan is None:
             plan = self._traffic.promotions.plan_for(act, version.model, stage)
