@@ -1167,6 +1167,9 @@ IMPOSSIBLE: dict[str, dict[str, Any]] = {
     "number": {"number": -1},
     "epoch": {"epoch": Epoch(-1, 0)},
     "text": {"errors_seen": ("x" * 10_000,)},
+    "pairs": {"pairs": PairCounts(version=VersionKey("version:2"), pairs=-1)},
+    "differences": {"pairs": PairCounts(version=VersionKey("version:2"), difference_sum=float("nan"))},
+    "infinite": {"pairs": PairCounts(version=VersionKey("version:2"), stable_ms_sum=float("inf"))},
 }
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelkeep.core import errors, routing
+from modelkeep.core.recording import Privacy, Treatment
 from modelkeep.core.routing import (
     WHOLE_PPM,
     Arm,
@@ -27,6 +28,7 @@ from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Digest
 
 STABLE, CANDIDATE, PREVIOUS = (VersionKey(f"version:{letter * 64}") for letter in "abc")
+SHADOW = VersionKey(f"version:{'d' * 64}")
 CONTENT = Digest(f"sha256:{'e' * 64}")
 KEYS = st.binary(min_size=0, max_size=64)
 SALTS = st.text(max_size=80)
@@ -143,6 +145,21 @@ def test_a_rollback_without_a_candidate_goes_to_the_former_version_once() -> Non
         routing.rolled_back(after)
 
 
+@pytest.mark.req("S5", "S8", "S11")
+def test_a_rollback_ends_the_shadow_and_keeps_what_is_logged() -> None:
+    """What belongs to a movement goes with it; what an endpoint is set to stays, whichever way back."""
+    privacy = Privacy(fields={"age": Treatment.HASH}, others=Treatment.DROP)
+    moving = route(shadow=SHADOW, shadow_ppm=10, log_ppm=20, privacy=privacy)
+    assert moving.keys == {STABLE, CANDIDATE, PREVIOUS, SHADOW}
+    for before in (moving, msgspec.structs.replace(moving, candidate=None, candidate_ppm=0)):
+        after = routing.rolled_back(before)
+        assert (after.shadow, after.shadow_ppm) == (None, 0)
+        assert (after.log_ppm, after.privacy) == (20, privacy)
+        assert (after.key_header, after.slow_ms, after.lease_s) == ("X-User", 80.0, 30.0)
+    assert privacy.of("age") == "hash"
+    assert privacy.of("name") == "drop"
+
+
 def test_a_table_that_cannot_be_obeyed_is_refused() -> None:
     """Shares out of range or without a candidate, endpoints twice, and undescribed versions are refused."""
     versions = (spec(STABLE), spec(CANDIDATE), spec(PREVIOUS))
@@ -154,6 +171,10 @@ def test_a_table_that_cannot_be_obeyed_is_refused() -> None:
         msgspec.structs.replace(good, routes=(route(candidate=None),)),
         msgspec.structs.replace(good, routes=(route(), route())),
         msgspec.structs.replace(good, versions=versions[:2]),
+        msgspec.structs.replace(good, routes=(route(log_ppm=WHOLE_PPM + 1),)),
+        msgspec.structs.replace(good, routes=(route(shadow_ppm=1),)),
+        msgspec.structs.replace(good, routes=(route(shadow=STABLE, shadow_ppm=-1),)),
+        msgspec.structs.replace(good, routes=(route(shadow=SHADOW),)),
     ]
     for table in bad:
         with pytest.raises(errors.Invalid):

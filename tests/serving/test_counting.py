@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelkeep.core.observation import TICKS_PER_REPORT_MAX, SideCounts, Tick
-from modelkeep.core.routing import Epoch, Role
+from modelkeep.core.observation import TICKS_PER_REPORT_MAX, PairCounts, SideCounts, Tick
+from modelkeep.core.routing import Epoch, Role, VersionKey
 from modelkeep.serving import counting
 from modelkeep.serving.counting import BUCKETS_MS, Callers, Ledger, RouteTally, arrive, count
 
@@ -222,3 +222,27 @@ def test_callers_of_a_past_rollout_are_forgotten() -> None:
     ledger.add(counts)
     ledger.close(NOW)
     assert ledger.to_send()[0].candidate.new_callers == 2
+
+
+@pytest.mark.req("S5")
+def test_pairs_go_with_their_tick_and_are_merged_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was compared belongs to the epoch and weight of its copy, adds up within a tick, and survives the
+    merging of ticks that nobody takes."""
+    monkeypatch.setattr(counting, "TICKS_KEPT_MAX", 2)
+    ledger = Ledger(NOW, 1)
+    one = PairCounts(version=VersionKey("version:2"), pairs=1, compared=1, difference_sum=0.5)
+    for second in range(6):
+        for _ in range(2):
+            ledger.paired("e", None, Epoch(1, 1), 0, one)
+        if second == 0:
+            ledger.paired("e", None, Epoch(1, 2), 0, one)
+        ledger.close(NOW + timedelta(seconds=second))
+    ticks = ledger.to_send()
+    assert len(ticks) < 7
+    by_epoch = {
+        epoch: [tick.pairs for tick in ticks if tick.epoch == epoch and tick.pairs is not None]
+        for epoch in (Epoch(1, 1), Epoch(1, 2))
+    }
+    assert sum(pairs.pairs for pairs in by_epoch[Epoch(1, 1)]) == 12
+    assert sum(pairs.difference_sum for pairs in by_epoch[Epoch(1, 1)]) == 6.0
+    assert sum(pairs.pairs for pairs in by_epoch[Epoch(1, 2)]) == 1
