@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from modelkeep.core import codec, errors, rollout
+from modelkeep.core import movement as rollout_keys
 from modelkeep.core.observation import (
     GatewayReport,
     PairCounts,
@@ -1156,6 +1157,22 @@ def test_settings_of_an_endpoint_that_mean_nothing_are_refused(slow_ms: float, l
     rollout.check_endpoint(0.5, 3.0)
     with pytest.raises(errors.Invalid):
         rollout.check_endpoint(slow_ms, lease_s)
+
+
+def test_names_of_keys_that_cannot_be_are_refused() -> None:
+    """A cookie's name is a token, a field a JSON pointer below the whole body."""
+    rollout_keys.check_keys(None, None)
+    rollout_keys.check_keys("visitor_id", "/customer/a~1b/0")
+    for cookie, field in (
+        ("a b", None),
+        ("", None),
+        ("a=b", None),
+        (None, "customer"),
+        (None, ""),
+        (None, "/~2"),
+    ):
+        with pytest.raises(errors.Invalid):
+            rollout_keys.check_keys(cookie, field)
 
 
 IMPOSSIBLE: dict[str, dict[str, Any]] = {

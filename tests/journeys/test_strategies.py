@@ -66,7 +66,7 @@ class World:
             path.write_bytes(models.linear_onnx(slope))
             stated = {"semver": f"{slope:.0f}.0.0", "signature": models.SIGNATURE}
             self.client.register("churn", path, **stated)
-        self.client.put_endpoint("churn", "churn", key_header="X-User")
+        self.client.put_endpoint("churn", "churn", key_header="X-User", key_cookie="visitor")
         self.client.promote("churn:1.0.0", "production", "the first one")
         self.reaches(State.SUCCEEDED)
         until(lambda: self.asks() == "churn:1.0.0", "the first version answers")
@@ -80,12 +80,12 @@ class World:
 
         return str(until(there, f"the rollout is {state}"))
 
-    def asks(self, door: str = "predict", key: str = "ann") -> str:
+    def asks(self, door: str = "predict", key: str = "ann", cookie: str = "") -> str:
         """Who answers a caller: the version, or the code of the problem."""
         request = urllib.request.Request(
             f"{self.house.gateway}/endpoints/churn/{door}",
             data=json.dumps(ROWS).encode(),
-            headers={"Content-Type": "application/json", "X-User": key},
+            headers={"Content-Type": "application/json", "X-User": key, "Cookie": cookie},
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
@@ -173,6 +173,8 @@ def test_an_a_b_test_reports_at_its_end(world: World) -> None:
     world.reaches(State.STEPPING)
     until(lambda: len({world.asks(key=f"k{n}") for n in range(20)}) == 2, "both versions answer")
     answers = [{world.asks(key=f"k{n}") for _ in range(3)} for n in range(10)]
+    same = [{world.asks(key=f"k{n}"), world.asks(key="", cookie=f"visitor=k{n}")} for n in range(10)]
+    assert all(len(one) == 1 for one in same), "a key in the cookie is the same key"
     assert all(len(one) == 1 for one in answers), "a caller stays with its version"
     world.reaches(State.CONCLUDED)
     status = house.run("rollout", "status", "churn")

@@ -90,13 +90,23 @@ def test_settings_change_and_routes_follow(world: RolloutWorld) -> None:
     again = world.table_number()
     world.made(plan=structs.replace(PLAN, alpha=0.02), key_header="x-customer")
     assert world.table_number() == again, "nothing changed"
+    world.made(key_cookie="visitor", key_field="/customer/id")
+    world.turn(gateway)
+    assert (gateway.route().key_cookie, gateway.route().key_field) == ("visitor", "/customer/id")
+    with pytest.raises(errors.Invalid, match="JSON pointer"):
+        world.made(key_field="customer")
 
 
 def test_who_a_caller_is_cannot_change_while_traffic_moves(world: RolloutWorld) -> None:
     """Another key would put callers on the other side in the middle of a comparison."""
     world.serving()
     world.promote("1.1.0", by="owner")
-    for setting in ({"key_header": "x-customer"}, {"slow_ms": 10.0}):
+    for setting in (
+        {"key_header": "x-customer"},
+        {"key_cookie": "visitor"},
+        {"key_field": "/customer"},
+        {"slow_ms": 10.0},
+    ):
         with pytest.raises(errors.RolloutActive):
             world.made(**setting)
     world.made(lease_s=30.0, workers=2)

@@ -80,6 +80,31 @@ def test_without_its_header_a_caller_is_its_address() -> None:
     assert plain.assign({b"x-user": b"me"}, b"10.0.0.1")[1] == caller_hash(b"10.0.0.1")
 
 
+@pytest.mark.req("S2")
+def test_a_key_is_looked_for_in_header_cookie_body_and_address() -> None:
+    """The first that is there counts; what cannot be read has none; a route that names neither cookie nor
+    field looks for neither."""
+    keyed = route(key_cookie="visitor", key_field="/customer/ids/1")
+    target = router(swap(1, keyed)).targets[b"churn"]
+    cookie = {b"cookie": b"a=1; visitor=v7; b=2"}
+    body = b'{"customer": {"ids": ["x", "y"]}}'
+    for headers, data, key in (
+        ({b"x-user": b"me"} | cookie, body, b"me"),
+        (cookie, body, b"v7"),
+        ({b"cookie": b"visitor="}, body, b"y"),
+        ({}, body, b"y"),
+        ({}, b'{"customer": {"ids": ["x", 7]}}', b"7"),
+        ({}, b'{"customer": {"ids": ["x"]}}', b"10.0.0.1"),
+        ({}, b'{"customer": {"ids": ["x", null]}}', b"10.0.0.1"),
+        ({}, b'{"customer": 3}', b"10.0.0.1"),
+        ({}, b"{", b"10.0.0.1"),
+        ({}, b"", b"10.0.0.1"),
+    ):
+        assert target.assign(headers, b"10.0.0.1", data) == (choose(keyed, key), caller_hash(key)), data
+    plain = router(swap(1, route())).targets[b"churn"]
+    assert plain.assign(cookie, b"10.0.0.1", body)[1] == caller_hash(b"10.0.0.1")
+
+
 def test_without_a_rollout_nobody_is_hashed() -> None:
     """A route without candidate and rollout costs no hash: everybody is on stable, counted as requests
     only."""

@@ -49,6 +49,8 @@ def endpoint() -> None:
 @click.option(
     "--key-header", metavar="HEADER", help="The header with the caller's key; else the connection's address."
 )
+@click.option("--key-cookie", metavar="NAME", help="The cookie with it, where the header is not there.")
+@click.option("--key-field", metavar="POINTER", help="Its place in the body, such as /customer/id.")
 @click.option("--slow-ms", type=float, metavar="MS", help="Answers slower than this count as slow.")
 @click.option(
     "--lease-s", type=float, metavar="S", help="Take the candidate back when the server is silent so long."
@@ -74,6 +76,8 @@ def endpoint_create(
     model: str,
     stage: str,
     key_header: str | None,
+    key_cookie: str | None,
+    key_field: str | None,
     slow_ms: float | None,
     lease_s: float | None,
     workers: int | None,
@@ -90,6 +94,8 @@ def endpoint_create(
         model,
         stage=stage,
         key_header=key_header,
+        key_cookie=key_cookie,
+        key_field=key_field,
         slow_ms=slow_ms,
         lease_s=lease_s,
         workers=workers,

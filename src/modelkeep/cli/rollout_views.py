@@ -67,7 +67,7 @@ def endpoint(found: "Endpoint") -> View:
                 ("rollout", found.rollout),
                 ("plan", summary(plan)),
                 ("risk", f"a version no worse is taken back with a chance of at most {plan.alpha:.2%}"),
-                ("key", found.key_header or "the connection's address"),
+                ("key", _key(found)),
                 ("slow", f"above {found.slow_ms:g} ms"),
                 ("lease", duration(found.lease_s) if found.lease_s else None),
                 ("workers", str(found.workers) if found.workers > 1 else None),
@@ -86,6 +86,14 @@ def _logged(found: "Endpoint") -> str:
     if privacy.others != "keep":
         treated.append(f"others {privacy.others}")
     return ", ".join([share(found.log_ppm), *treated])
+
+
+def _key(found: "Endpoint") -> str:
+    """Where a caller's key is looked for, in order."""
+    cookie = f"the cookie {found.key_cookie}" if found.key_cookie else None
+    field = f"{found.key_field} of the body" if found.key_field else None
+    named = [place for place in (found.key_header, cookie, field) if place]
+    return ", else ".join(named) or "the connection's address"
 
 
 def rollouts(items: Sequence["Rollout"]) -> View:

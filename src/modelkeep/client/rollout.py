@@ -32,6 +32,8 @@ class RolloutVerbs(Wire):
         *,
         stage: str = "production",
         key_header: str | None = None,
+        key_cookie: str | None = None,
+        key_field: str | None = None,
         slow_ms: float | None = None,
         lease_s: float | None = None,
         workers: int | None = None,
@@ -48,7 +50,7 @@ class RolloutVerbs(Wire):
         """
         body: dict[str, Any] = {"model": model, "stage": stage}
         body |= given(key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, workers=workers, plan=plan)
-        body |= given(log_ppm=log_ppm, privacy=privacy)
+        body |= given(log_ppm=log_ppm, privacy=privacy, key_cookie=key_cookie, key_field=key_field)
         return self.send(Endpoint, "PUT", _endpoint(name), body)
 
     def delete_endpoint(self, name: str) -> Done:

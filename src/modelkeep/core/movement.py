@@ -4,12 +4,13 @@ How a rollout gets from one state to the next is decided in `rollout`; what gate
 they say of it is in `rollout_routes`. Nothing is decided here.
 """
 
+import re
 from datetime import datetime
 from enum import StrEnum
 
 from msgspec import Struct, field
 
-from modelkeep.core import errors
+from modelkeep.core import errors, values
 from modelkeep.core.judgement import Evidence, Judgement, WinnerReport
 from modelkeep.core.observation import PairCounts, SideCounts, Tick, VersionPhase
 from modelkeep.core.plan import CANARY, Plan, Step
@@ -17,6 +18,8 @@ from modelkeep.core.recording import KEEP_ALL, Privacy, check_privacy
 from modelkeep.core.routing import WHOLE_PPM, Epoch
 from modelkeep.core.values import Actor, Digest, ModelName
 
+_COOKIE = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_POINTER = re.compile(r"(?=.{1,200}$)(/([^/~\x00-\x1f]|~[01])*)+")
 SLOW_MS_MAX = 3_600_000.0
 """An answer that takes an hour is slow for everybody."""
 WORKERS_MAX = 64
@@ -29,8 +32,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """A stable name that callers use; it follows a stage of one model.
 
     `stable` and `previous` are version numbers; `epoch` is the age of its route. `key_header` names the
-    request header with the caller's key; without it the connection's address is the key. `workers` is how
-    many processes each of its versions has on a gateway.
+    request header with the caller's key, `key_cookie` a cookie, `key_field` (a JSON pointer) a place
+    in the body; the first that is there counts, and without any the connection's address is the key.
+    `workers` is how many processes each of its versions has on a gateway.
     """
 
     id: str
@@ -38,6 +42,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     model: ModelName
     stage: str
     key_header: str | None = None
+    key_cookie: str | None = None
+    key_field: str | None = None
     slow_ms: float = 250.0
     lease_s: float = 0.0
     workers: int = 1
@@ -74,6 +80,21 @@ def check_endpoint(
     check_privacy(privacy)
     if not 1 <= workers <= WORKERS_MAX:
         raise errors.Invalid(f"'workers' is a number of processes from 1 to {WORKERS_MAX}.", field="workers")
+
+
+def check_keys(cookie: str | None, field: str | None) -> None:
+    """Refuse names by which no caller's key could be found.
+
+    Raises:
+        Invalid: names the setting and what it may be.
+    """
+    if cookie is not None and not _COOKIE.fullmatch(cookie):
+        raise errors.Invalid(f"{values.quoted(cookie, 60)} cannot be a cookie's name.", field="key_cookie")
+    if field is not None and not _POINTER.fullmatch(field):
+        raise errors.Invalid(
+            "'key_field' is a JSON pointer into the body, such as /customer/id, of at most 200 characters.",
+            field="key_field",
+        )
 
 
 class RolloutState(StrEnum):

@@ -36,6 +36,8 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
             stable=stable,
             previous=previous,
             key_header=endpoint.key_header,
+            key_cookie=endpoint.key_cookie,
+            key_field=endpoint.key_field,
             slow_ms=endpoint.slow_ms,
             lease_s=endpoint.lease_s,
             workers=endpoint.workers,

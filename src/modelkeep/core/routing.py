@@ -109,11 +109,12 @@ class Route(Struct, frozen=True, kw_only=True):
     """How one endpoint's callers are split.
 
     `stable` answers whatever the candidate does not. `rollout` names the movement under way. `key_header`
-    names the request header that holds the caller's key; without one, or where it is missing, the
-    connection's address is the key. `preview`: the candidate may be asked under the endpoint's preview
-    address, whatever its share. `slow_ms` is the response time above which an answer counts as slow.
-    `lease_s`: when the gateway has not heard from its control plane for this long while the candidate has
-    weight, it takes the candidate back by itself (0: never).
+    names the request header that holds the caller's key, `key_cookie` a cookie, `key_field` (a JSON pointer)
+    a place in the body; the first that is there counts. Without any the connection's address is the key.
+    `preview`: the candidate may be asked under the endpoint's preview address, whatever its share. `slow_ms`
+    is the response time above which an answer counts as slow. `lease_s`: when the gateway has not heard from
+    its control plane for this long while the candidate has weight, it takes the candidate back by itself (0:
+    never).
     """
 
     endpoint: str
@@ -126,6 +127,8 @@ class Route(Struct, frozen=True, kw_only=True):
     rollout: str | None = None
     preview: bool = False
     key_header: str | None = None
+    key_cookie: str | None = None
+    key_field: str | None = None
     slow_ms: float = 250.0
     lease_s: float = 0.0
     workers: int = 1

@@ -6,6 +6,7 @@ report is in `gateways`.
 """
 
 import secrets
+from typing import Any
 
 from msgspec import Struct, structs
 
@@ -14,6 +15,7 @@ from modelkeep.core import rollout as core
 from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
+from modelkeep.core.movement import check_keys
 from modelkeep.core.plan import dated
 from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
@@ -25,6 +27,9 @@ from modelkeep.store import catalog as catalog_store
 from modelkeep.store import paging
 from modelkeep.store import rollout as store
 from modelkeep.store.visibility import visible_to
+
+_FIXED = ("key_header", "key_cookie", "key_field", "slow_ms")
+"""What must be the same for a whole rollout: who a caller is, and what slow means."""
 
 
 class EndpointPage(Struct, frozen=True, kw_only=True):
@@ -48,6 +53,8 @@ class Endpoints:
         *,
         stage: str = "production",
         key_header: str | None = None,
+        key_cookie: str | None = None,
+        key_field: str | None = None,
         slow_ms: float = 250.0,
         lease_s: float = 0.0,
         workers: int = 1,
@@ -76,6 +83,18 @@ class Endpoints:
         act.authorise(Verb.OPERATE, model)
         if key_header is not None:
             key_header = _header(key_header)
+        check_keys(key_cookie, key_field)
+        settings: dict[str, Any] = {
+            "key_header": key_header,
+            "key_cookie": key_cookie,
+            "key_field": key_field,
+            "slow_ms": slow_ms,
+            "lease_s": lease_s,
+            "workers": workers,
+            "log_ppm": log_ppm,
+            "privacy": privacy,
+            "plan": plan,
+        }
         registered = catalog_store.get_model(act.tx, model)
         if not registered.stages.stage(stage).exclusive:
             raise errors.InvalidTransition(
@@ -89,26 +108,14 @@ class Endpoints:
                 f"endpoint/{name}",
                 model=model,
                 stage=stage,
-                plan=plan,
-                key_header=key_header,
-                slow_ms=slow_ms,
-                lease_s=lease_s,
-                workers=workers,
-                log_ppm=log_ppm,
-                privacy=privacy,
+                **settings,
             ).sequence
             endpoint = Endpoint(
                 id=act.new_id("end"),
                 name=name,
                 model=model,
                 stage=stage,
-                key_header=key_header,
-                slow_ms=slow_ms,
-                lease_s=lease_s,
-                workers=workers,
-                log_ppm=log_ppm,
-                privacy=privacy,
-                plan=plan,
+                **settings,
                 # Not older than a former endpoint of this name: gateways would ignore its routes.
                 epoch=Epoch(sequence, 0),
                 created_at=act.now,
@@ -116,8 +123,7 @@ class Endpoints:
             )
             store.add_endpoint(act.tx, endpoint, registered.id)
         else:
-            settings = (key_header, slow_ms, lease_s, workers, log_ppm, privacy, plan)
-            endpoint = self._change(act, endpoint, model, stage, *settings)
+            endpoint = self._change(act, endpoint, model, stage, settings)
         occupant = registered.occupants.get(stage)
         if occupant is not None and endpoint.stable is None and endpoint.rollout is None:
             version = catalog_store.get_version(act.tx, model, occupant)
@@ -138,13 +144,7 @@ class Endpoints:
         known: Endpoint,
         model: ModelName,
         stage: str,
-        key_header: str | None,
-        slow_ms: float,
-        lease_s: float,
-        workers: int,
-        log_ppm: int,
-        privacy: Privacy,
-        plan: Plan,
+        settings: dict[str, Any],
     ) -> Endpoint:
         if not act.may(Verb.READ, known.model) or known.model != model or known.stage != stage:
             raise errors.EndpointExists(
@@ -152,19 +152,10 @@ class Endpoints:
                 "it first.",
                 endpoint=known.name,
             )
-        changed = structs.replace(
-            known,
-            key_header=key_header,
-            slow_ms=slow_ms,
-            lease_s=lease_s,
-            workers=workers,
-            log_ppm=log_ppm,
-            privacy=privacy,
-            plan=plan,
-        )
+        changed = structs.replace(known, **settings)
         if changed == known:
             return known
-        if known.rollout is not None and (known.key_header, known.slow_ms) != (key_header, slow_ms):
+        if known.rollout is not None and any(getattr(known, name) != settings[name] for name in _FIXED):
             raise self._busy(known)
         running = self._traffic.active(act, known)
         before = self._traffic.route(act, known, running)
@@ -175,13 +166,7 @@ class Endpoints:
             act,
             EventKind.ENDPOINT_CHANGED,
             changed,
-            plan=plan,
-            key_header=key_header,
-            slow_ms=slow_ms,
-            lease_s=lease_s,
-            workers=workers,
-            log_ppm=log_ppm,
-            privacy=privacy,
+            **settings,
         )
         self._traffic.moved(act, before, self._traffic.route(act, changed, running), sequence)
         return changed

@@ -328,7 +328,7 @@ class Front:
             problem(connection, 400, "MALFORMED_BODY", detail, request_id)
             return
         if semver is None:
-            call.role, call.caller = target.assign(headers, connection.peer_key)
+            call.role, call.caller = target.assign(headers, connection.peer_key, call.body)
             tally = target.tally
             tally.open += 1
             if target.callers is not None:

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from modelkeep.core.routing import Role, Route, VersionKey, VersionSpec, choose
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving.counting import Callers, RouteTally, caller_hash
+from modelkeep.serving.keys import Finder
 from modelkeep.serving.messages import Swap, TensorInfo, VersionName
 from modelkeep.serving.options import KEY_MAX_BYTES
 
@@ -32,8 +33,8 @@ class Target(Generic[V]):
     """One endpoint under one epoch, with everything a request needs at hand."""
 
     __slots__ = (
-        "_assigned", "callers", "candidate", "key_header", "name", "previous", "rollout_header", "route",
-        "shadow", "stable", "tally", "watched",
+        "_assigned", "_finder", "callers", "candidate", "key_header", "name", "previous", "rollout_header",
+        "route", "shadow", "stable", "tally", "watched",
     )  # fmt: skip
 
     def __init__(self, route: Route, versions: dict[VersionKey, V], callers: Callers | None) -> None:
@@ -45,6 +46,8 @@ class Target(Generic[V]):
         self.shadow = versions[route.shadow] if route.shadow is not None else None
         self.watched = route.log_ppm > 0 or (self.shadow is not None and route.shadow_ppm > 0)
         """Whether anything has to be done with an answer but to give it."""
+        beyond = route.key_cookie is not None or route.key_field is not None
+        self._finder = Finder(route.key_cookie, route.key_field) if beyond else None
         self.key_header = route.key_header.lower().encode() if route.key_header else None
         self.callers = callers if route.candidate_ppm else None
         """None while the candidate has no share: nobody is evidence then, and nobody's first time is used up.
@@ -58,13 +61,15 @@ class Target(Generic[V]):
             name = "".join(c for c in route.rollout if c.isascii() and c.isprintable())
             self.rollout_header = b"X-Modelkeep-Rollout: %b\r\n" % name.encode()
 
-    def assign(self, headers: dict[bytes, bytes], peer_key: bytes) -> tuple[Role, int]:
+    def assign(self, headers: dict[bytes, bytes], peer_key: bytes, body: bytes = b"") -> tuple[Role, int]:
         """The side a caller is on, and the 64 bits that stand for the caller (0 where callers are not
         counted)."""
         route = self.route
         if route.candidate_ppm == 0:
             return Role.STABLE, 0
         key = headers.get(self.key_header) if self.key_header is not None else None
+        if not key and self._finder is not None:
+            key = self._finder.find(headers, body)
         key = key[:KEY_MAX_BYTES] if key else peer_key
         known = self._assigned.get(key)
         if known is None:

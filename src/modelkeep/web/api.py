@@ -352,6 +352,8 @@ def put_endpoint(act: Act, call: Call) -> Any:
         parse_model_name(b.model),
         stage=b.stage,
         key_header=b.key_header,
+        key_cookie=b.key_cookie,
+        key_field=b.key_field,
         slow_ms=b.slow_ms,
         lease_s=b.lease_s,
         workers=b.workers,

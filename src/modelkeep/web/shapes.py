@@ -286,6 +286,8 @@ class NewEndpoint(Shape, frozen=True, kw_only=True):
     model: ModelText
     stage: NameText = "production"
     key_header: Annotated[str, Meta(max_length=100)] | None = None
+    key_cookie: Annotated[str, Meta(max_length=100)] | None = None
+    key_field: Annotated[str, Meta(max_length=200, description="A JSON pointer.")] | None = None
     slow_ms: Annotated[float, Meta(gt=0, le=3_600_000)] = 250.0
     lease_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
