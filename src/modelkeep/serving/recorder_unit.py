@@ -18,6 +18,11 @@ from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.prediction_log import FOLDER
 from modelkeep.serving.processes import BackOff, Child
 
+SILENT_S = 60.0
+"""A recorder says how it stands every second; one silent for so long hangs on its disk, and nothing is
+logged.
+"""
+
 log = telemetry.Log("gateway.recorder")
 
 
@@ -116,6 +121,9 @@ class RecorderUnit:
                         await self._ended.wait()
                 if child.exited():
                     child.end()
+                elif time.monotonic() - child.heard > SILENT_S:
+                    log.error("The recorder hangs and is ended.", silent_s=SILENT_S)
+                    child.kill()
             self._lost()
             if self._stop.is_set():
                 return
