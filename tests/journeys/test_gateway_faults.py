@@ -383,7 +383,7 @@ def test_a_silent_controller_loses_its_lease(tmp_path: Path, plane: FakeControlP
         assert live(gateway)[0][3] == 500_000
         plane.stop()
         gateway.wait_route("churn", candidate=None)
-        assert gateway.status()["rollbacks_waiting"] == 1
+        until(lambda: gateway.status()["rollbacks_waiting"] == 1, "the rollback waits to be told")
         plane.start()
         until(lambda: bool(plane.rollbacks), "the rollback is reported")
         assert plane.rollbacks[0].cause == "lease lost"
