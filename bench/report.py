@@ -136,6 +136,32 @@ def rewrite(page: str, pieces: dict[str, str]) -> str:
     return page
 
 
+def promised(page: str) -> str:
+    """Every line with a goal of all tables of a page, as one table: what was promised, and what was seen."""
+    rows = []
+    for name, text in re.findall(r"<!-- bench:(\w+) -->\n(.*?)<!-- /bench:\1 -->", page, re.DOTALL):
+        lines = [_cells(line) for line in text.splitlines() if line.startswith("| ")]
+        if name == "promises" or not lines:
+            continue
+        for cells in lines[2:]:
+            line = dict(zip(lines[0], cells, strict=True))
+            if line["goal"]:
+                kept = {"yes": True, "NO": False}.get(line["kept"])
+                rows.append(
+                    Row(what=f"{name}: {line['']}", figure=line["figure"], goal=line["goal"], kept=kept)
+                )
+    broken = sum(row.kept is False for row in rows)
+    summary = f"{len(rows)} promises, {broken} broken. The tables below say what each was compared with."
+    table = Table(
+        name="promises", title="What is promised, and what was seen", rows=tuple(rows), remarks=(summary,)
+    )
+    return markdown(table)
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
 # ----------------------------------------------------------------------------------------------- one program
 
 
