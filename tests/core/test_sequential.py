@@ -15,7 +15,7 @@ from fractions import Fraction
 import msgspec
 import pytest
 
-from modelkeep.core import errors, forecast, sequential
+from modelkeep.core import errors, forecast, mixing, sequential
 from modelkeep.core.hypergeometric import Margins
 from modelkeep.core.sequential import (
     BinaryEProcess,
@@ -242,9 +242,9 @@ def test_the_prior_over_the_beginning_of_an_effect_sums_to_one() -> None:
     """
     given = 0.0
     for tick in range(1, 5_000):
-        given += sequential._start_prior(tick, 0.5)
-        assert given + sequential._unused_prior(tick, 0.5) == pytest.approx(1, abs=1e-12)
-    assert sequential._start_prior(2, 1.0) == 0
+        given += mixing.start_prior(tick, 0.5)
+        assert given + mixing.unused_prior(tick, 0.5) == pytest.approx(1, abs=1e-12)
+    assert mixing.start_prior(2, 1.0) == 0
 
 
 @pytest.mark.req("S7")

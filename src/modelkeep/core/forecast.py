@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from modelkeep.core import errors
+from modelkeep.core.mixing import log_threshold
 from modelkeep.core.sequential import (
     COUNT_MAX,
     ODDS_MAX,
@@ -22,7 +23,6 @@ from modelkeep.core.sequential import (
     MeanEProcess,
     RateSpec,
     TrialTick,
-    log_threshold,
     scaled_rate,
     update_rate,
 )

@@ -33,8 +33,9 @@ from modelkeep.core.forecast import (
     forecast,
 )
 from modelkeep.core.judgement import Specs, omega
+from modelkeep.core.mixing import log_threshold
 from modelkeep.core.plan import OnInconclusive, Plan, Strategy
-from modelkeep.core.sequential import ODDS_MAX, WHOLE_PPM, log_threshold, scaled_rate
+from modelkeep.core.sequential import ODDS_MAX, WHOLE_PPM, scaled_rate
 from modelkeep.core.sequential_many import Array, Many, log_e_callers, log_e_trials
 
 FINENESS = 60

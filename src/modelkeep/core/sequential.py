@@ -27,12 +27,13 @@ filtrations needs care).
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import TypeVar, assert_never
+from typing import assert_never
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from modelkeep.core import errors
 from modelkeep.core.hypergeometric import Margins
+from modelkeep.core.mixing import EProcess, log_sum, log_threshold, mixed
 
 WHOLE_PPM = 1_000_000
 """All of the traffic, as the routing table counts it."""
@@ -269,35 +270,6 @@ def rate_pass_spec(*, bound: float) -> RateSpec:
     return RateSpec(rates=rates, mass=_even(rates), bound=bound, direction=Direction.PASS)
 
 
-class EProcess(Struct, frozen=True, kw_only=True):
-    """The state of one e-process: all that the past has to say.
-
-    `informative_ticks` counts the ticks whose outcome could have differed; the others leave the evidence
-    untouched, to the bit. `log_r` holds, for each effect of the grid, the evidence with the start of the
-    effect mixed over the past (empty before the first informative tick, because JSON has no minus infinity);
-    `log_v` is the evidence now and `max_log_v` the most there ever was, which Ville's bound covers.
-    """
-
-    ticks: int = 0
-    informative_ticks: int = 0
-    log_r: tuple[float, ...] = ()
-    log_v: float = 0.0
-    max_log_v: float = 0.0
-
-    @property
-    def p_value(self) -> float:
-        """The anytime-valid p-value: min(1, 1 / max V)."""
-        return math.exp(-max(0.0, self.max_log_v))
-
-    def ever_reached(self, alpha: float) -> bool:
-        """Whether V ever was 1/alpha or more. For alarms: once raised, they stay."""
-        return self.max_log_v >= log_threshold(alpha)
-
-    def holds(self, alpha: float) -> bool:
-        """Whether V is 1/alpha or more now. For proofs on which an advance rests: later doubts count too."""
-        return self.log_v >= log_threshold(alpha)
-
-
 class BinaryEProcess(EProcess, frozen=True, kw_only=True):
     """Evidence about the odds ratio of an event between candidate and stable; moved by `update`."""
 
@@ -318,7 +290,7 @@ def update(state: BinaryEProcess, spec: EProcessSpec, tick: CallerTick | Request
     Raises:
         InvalidInput: the tick is of another unit than the spec, or the state belongs to another spec.
     """
-    return _mixed(state, spec.mass, spec.start_mass, log_e_values(spec, tick))
+    return mixed(state, spec.mass, spec.start_mass, log_e_values(spec, tick))
 
 
 def update_rate(state: MeanEProcess, spec: RateSpec, tick: TrialTick) -> MeanEProcess:
@@ -327,7 +299,7 @@ def update_rate(state: MeanEProcess, spec: RateSpec, tick: TrialTick) -> MeanEPr
     Raises:
         InvalidInput: the state belongs to another spec.
     """
-    return _mixed(state, spec.mass, spec.start_mass, log_e_rates(spec, tick))
+    return mixed(state, spec.mass, spec.start_mass, log_e_rates(spec, tick))
 
 
 def replay(spec: EProcessSpec, ticks: Iterable[CallerTick | RequestTick]) -> BinaryEProcess:
@@ -352,19 +324,6 @@ def replay_rate(spec: RateSpec, ticks: Iterable[TrialTick]) -> MeanEProcess:
     for tick in ticks:
         state = update_rate(state, spec, tick)
     return state
-
-
-def log_threshold(alpha: float) -> float:
-    """log(1/alpha), which `log_v` has to reach.
-
-    Raises:
-        InvalidPlan: `alpha` is not strictly between 0 and 1.
-    """
-    if not 0 < alpha < 1:
-        raise errors.InvalidPlan(
-            f"An error rate of {alpha} is impossible; give one above 0 and below 1, like 0.01."
-        )
-    return -math.log(alpha)
 
 
 # --------------------------------------------------------------------------- one tick's likelihood ratios
@@ -425,60 +384,6 @@ def _log_e_caller(tick: CallerTick, odds: float, null: float) -> float:
     return tick.x * math.log(odds / null) + (tick.x + tick.y) * math.log1p(
         w * (null - odds) / (1 - w + w * odds)
     )
-
-
-# --------------------------------------------------------------------------- mixing
-
-
-State = TypeVar("State", bound=EProcess)
-
-
-def _mixed(state: State, mass: Sequence[float], start_mass: float, log_e: tuple[float, ...] | None) -> State:
-    """One step of the recursion that `update` states, in logarithms."""
-    if log_e is None:
-        return structs.replace(state, ticks=state.ticks + 1)
-    if state.log_r and len(state.log_r) != len(mass):
-        raise errors.InvalidInput(
-            "The evidence belongs to another specification; replay its ticks with this one."
-        )
-    tick = state.informative_ticks + 1
-    begins = _start_prior(tick, start_mass)
-    if not state.log_r:
-        log_r = tuple(math.log(begins) + le for le in log_e)
-    elif begins == 0.0:
-        log_r = tuple(r + le for r, le in zip(state.log_r, log_e, strict=True))
-    else:
-        log_r = tuple(_log_sum((r, math.log(begins))) + le for r, le in zip(state.log_r, log_e, strict=True))
-    terms = [math.log(m) + r for m, r in zip(mass, log_r, strict=True)]
-    if start_mass < 1:
-        terms.append(math.log(_unused_prior(tick, start_mass)))
-    log_v = _log_sum(terms)
-    return structs.replace(
-        state,
-        ticks=state.ticks + 1,
-        informative_ticks=tick,
-        log_r=log_r,
-        log_v=log_v,
-        max_log_v=max(state.max_log_v, log_v),
-    )
-
-
-def _unused_prior(tick: int, start_mass: float) -> float:
-    """Prior mass on effects that begin after `tick`: (1 - s) log 2 / log(tick + 1)."""
-    return (1 - start_mass) * math.log(2) / math.log(tick + 1)
-
-
-def _start_prior(tick: int, start_mass: float) -> float:
-    """Prior mass on an effect that begins at `tick`: s at first, then the fall of `_unused_prior`."""
-    if tick == 1:
-        return start_mass
-    return (1 - start_mass) * math.log(2) * math.log1p(1 / tick) / (math.log(tick) * math.log(tick + 1))
-
-
-def _log_sum(logs: Sequence[float]) -> float:
-    """log of the sum of exponentials, the same in whatever order they come."""
-    top = max(logs)
-    return top + math.log(math.fsum(math.exp(value - top) for value in logs))
 
 
 def _even(grid: Sequence[float]) -> tuple[float, ...]:
@@ -569,7 +474,7 @@ def combine(
             log_v, max_log_v = max(now.values()), peaks[blamed]
         case Rule.MEAN:
             blamed = max(now, key=lambda name: now[name])
-            log_v = max_log_v = _log_sum(list(now.values()))
+            log_v = max_log_v = log_sum(list(now.values()))
             if before is not None and before.max_log_v >= log_v:
                 blamed, max_log_v = before.blamed, before.max_log_v
         case _:
