@@ -10,19 +10,17 @@
 missing data: no data is no evidence, no evidence is no advance. A rollback is possible wherever the candidate
 has weight, and an alarm is looked for before anything else, so that neither a pause nor a silent gateway
 hides it. The stage follows only when the rollout has succeeded. This file moves nothing; it says what the
-weights should be. What a rollout is, as data, is in `movement`; what evidence says is `judgement`'s part, how
-a rollout is to go is `plan`'s, and what the gateways hear and say is in `rollout_routes`.
+weights should be. What a rollout is, as data, is in `movement`; what it was shown in `rollout_evidence`; how
+a rollout is to go is `plan`'s part, and what the gateways hear and say is in `rollout_routes`.
 """
 
-from collections.abc import Iterable, Sequence
 from datetime import datetime
-from itertools import islice
 from typing import assert_never
 
 from msgspec import structs
 
-from modelkeep.core import errors, judgement, values
-from modelkeep.core.judgement import Evidence, Judgement, Verdict, Winner, WinnerReport, evidence_of
+from modelkeep.core import errors, values
+from modelkeep.core.judgement import Evidence, Judgement, Verdict, Winner
 from modelkeep.core.movement import (
     WITHOUT_SUCCESS,
     Advanced,
@@ -35,7 +33,7 @@ from modelkeep.core.movement import (
     attempt_of,
     check_endpoint,
 )
-from modelkeep.core.observation import Tick, VersionPhase
+from modelkeep.core.observation import VersionPhase
 from modelkeep.core.plan import (
     CANARY,
     Guards,
@@ -46,7 +44,8 @@ from modelkeep.core.plan import (
     check_plan,
     read_plan,
 )
-from modelkeep.core.rollout_routes import observe, route_of, shown
+from modelkeep.core.rollout_evidence import counts_for, found_of, judge, replay, report, take_in
+from modelkeep.core.rollout_routes import observe, route_of
 from modelkeep.core.routing import WHOLE_PPM, Epoch
 
 __all__ = [
@@ -86,8 +85,6 @@ __all__ = [
     "take_in",
 ]
 
-NOTES_MAX = 3
-"""Error texts of the candidate that a rollout keeps for people to read."""
 CONFIRM_S = 60.0
 """While no gateway answers at all, a rollback is waited for so long; whoever comes back later is fenced by
 its epoch."""
@@ -231,7 +228,7 @@ def _show(rollout: Rollout, state: RolloutState, why: str) -> Advanced:
 def _shadow(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
     """Compare answers to copies until the time is over. Nobody was answered by the candidate, so one that is
     worse has failed and need not be taken back."""
-    found = _found(rollout, observed)
+    found = found_of(rollout, observed)
     rollout = structs.replace(rollout, judgement=found)
     if found.verdict is Verdict.ROLLBACK:
         return _finish(rollout, RolloutState.FAILED, found.why, now)
@@ -290,7 +287,7 @@ def _enter(rollout: Rollout, step: int, why: str) -> Advanced:
 
 
 def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
-    found = _found(rollout, observed)
+    found = found_of(rollout, observed)
     rollout = structs.replace(rollout, judgement=found)
     if found.verdict is Verdict.ROLLBACK:
         return take_back(rollout, found.why, now)
@@ -420,7 +417,7 @@ def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Ad
         raise errors.RolloutFinished(
             f"The rollout {rollout.id} is {rollout.state}; there is no next step.", rollout=rollout.id
         )
-    found = _found(rollout, observed)
+    found = found_of(rollout, observed)
     if found.verdict is Verdict.ROLLBACK:
         raise errors.GateFailed(
             f"The candidate is about to be taken back: {found.why}. Nobody can step on past that; register a "
@@ -469,92 +466,3 @@ def resume(rollout: Rollout) -> Rollout:
 
 def _paused(why: str) -> str:
     return f"paused: {why}"
-
-
-# -------------------------------------------------------------------------------------------------- evidence
-
-
-def counts_for(rollout: Rollout, tick: Tick) -> bool:
-    """Whether a tick is evidence of this rollout: of its own, with a share or copies for the candidate."""
-    return tick.rollout == rollout.id and (tick.candidate_ppm > 0 or tick.pairs is not None)
-
-
-def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
-    """Feed the tests with ticks of this rollout, in the order of their arrival. What comes after the decision
-    to take the candidate back, or before it has traffic, is no evidence."""
-    if rollout.state not in (RolloutState.SHADOWING, RolloutState.STEPPING):
-        return rollout
-    own = [tick for tick in ticks if counts_for(rollout, tick)]
-    if not own:
-        return rollout
-    candidate, stable, notes = rollout.candidate_counts, rollout.stable_counts, rollout.notes
-    pairs = rollout.pairs
-    for tick in own:
-        if tick.pairs is not None:
-            pairs = pairs.plus(tick.pairs) if pairs is not None else tick.pairs
-        candidate = candidate.plus(tick.candidate)
-        stable = stable.plus(tick.stable)
-        for text in map(shown, tick.errors_seen):
-            if len(notes) < NOTES_MAX and text not in notes:
-                notes = (*notes, text)
-    return structs.replace(
-        rollout,
-        evidence=evidence_of(rollout.plan, own, rollout.evidence),
-        candidate_counts=candidate,
-        stable_counts=stable,
-        pairs=pairs,
-        notes=notes,
-        ticks=rollout.ticks + len(own),
-    )
-
-
-def replay(rollout: Rollout, ticks: Iterable[Tick]) -> Evidence:
-    """The evidence that the stored ticks amount to, recomputed from nothing.
-
-    Args:
-        ticks: all ticks of the rollout, in the order of their arrival; as many as were taken in are used.
-    """
-    own = (tick for tick in ticks if counts_for(rollout, tick))
-    return evidence_of(rollout.plan, islice(own, rollout.ticks))
-
-
-def judge(rollout: Rollout) -> Judgement:
-    """What the evidence of a rollout says now; a rolling update asks it nothing."""
-    if rollout.plan.strategy is Strategy.ROLLING:
-        why = "a rolling update goes by readiness and guards, and asks for no statistics"
-        return Judgement(verdict=Verdict.HOLD, why=why)
-    if rollout.plan.strategy is Strategy.SHADOW:
-        return judgement.judge_pairs(rollout.plan, rollout.evidence, rollout.pairs)
-    return judgement.judge(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
-
-
-def report(rollout: Rollout) -> WinnerReport:
-    """What an A/B test has come to by now; meaningless for any other rollout."""
-    return judgement.report(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
-
-
-def _found(rollout: Rollout, observed: Observed) -> Judgement:
-    """What guards, evidence and, for a rolling update, readiness say now."""
-    alarm = _alarm(rollout, observed)
-    if alarm is not None:
-        return alarm
-    if rollout.plan.strategy is Strategy.ROLLING:
-        if observed.phase is VersionPhase.READY:
-            why = "the candidate is ready on every gateway that answers, and no guard was reached"
-            return Judgement(verdict=Verdict.ADVANCE, why=why, passed="ready")
-        return Judgement(
-            verdict=Verdict.HOLD, why=f"the candidate is {observed.phase or 'unknown'} on the gateways"
-        )
-    return judge(rollout)
-
-
-def _alarm(rollout: Rollout, observed: Observed) -> Judgement | None:
-    """The hard guards: facts, outside the statistics."""
-    counts, guards, why = rollout.candidate_counts, rollout.plan.guards, None
-    if observed.phase is VersionPhase.FAILED:
-        why = f"the candidate's process failed for good: {observed.error or 'it crashed again and again'}"
-    elif counts.crashes >= guards.crashes:
-        why = f"the candidate crashed {counts.crashes} times"
-    elif counts.schema_violations >= guards.schema_violations:
-        why = f"the candidate broke its own output schema {counts.schema_violations} times"
-    return Judgement(verdict=Verdict.ROLLBACK, why=why, blamed="guard") if why is not None else None

@@ -1,0 +1,105 @@
+"""What a rollout has been shown: its ticks taken in, and what guards and evidence say of them.
+
+What follows from it is decided in `rollout`; the tests themselves, and their sentences, are `judgement`'s.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from msgspec import structs
+
+from modelkeep.core import judgement
+from modelkeep.core.judgement import Evidence, Judgement, Verdict, WinnerReport, evidence_of
+from modelkeep.core.movement import Observed, Rollout, RolloutState
+from modelkeep.core.observation import Tick, VersionPhase
+from modelkeep.core.plan import Strategy
+from modelkeep.core.rollout_routes import shown
+
+NOTES_MAX = 3
+"""Error texts of the candidate that a rollout keeps for people to read."""
+
+
+def counts_for(rollout: Rollout, tick: Tick) -> bool:
+    """Whether a tick is evidence of this rollout: of its own, with a share or copies for the candidate."""
+    return tick.rollout == rollout.id and (tick.candidate_ppm > 0 or tick.pairs is not None)
+
+
+def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
+    """Feed the tests with ticks of this rollout, in the order of their arrival. What comes after the decision
+    to take the candidate back, or before it has traffic, is no evidence."""
+    if rollout.state not in (RolloutState.SHADOWING, RolloutState.STEPPING):
+        return rollout
+    own = [tick for tick in ticks if counts_for(rollout, tick)]
+    if not own:
+        return rollout
+    candidate, stable, notes = rollout.candidate_counts, rollout.stable_counts, rollout.notes
+    pairs = rollout.pairs
+    for tick in own:
+        if tick.pairs is not None:
+            pairs = pairs.plus(tick.pairs) if pairs is not None else tick.pairs
+        candidate = candidate.plus(tick.candidate)
+        stable = stable.plus(tick.stable)
+        for text in map(shown, tick.errors_seen):
+            if len(notes) < NOTES_MAX and text not in notes:
+                notes = (*notes, text)
+    return structs.replace(
+        rollout,
+        evidence=evidence_of(rollout.plan, own, rollout.evidence),
+        candidate_counts=candidate,
+        stable_counts=stable,
+        pairs=pairs,
+        notes=notes,
+        ticks=rollout.ticks + len(own),
+    )
+
+
+def replay(rollout: Rollout, ticks: Iterable[Tick]) -> Evidence:
+    """The evidence that the stored ticks amount to, recomputed from nothing.
+
+    Args:
+        ticks: all ticks of the rollout, in the order of their arrival; as many as were taken in are used.
+    """
+    own = (tick for tick in ticks if counts_for(rollout, tick))
+    return evidence_of(rollout.plan, islice(own, rollout.ticks))
+
+
+def judge(rollout: Rollout) -> Judgement:
+    """What the evidence of a rollout says now; a rolling update asks it nothing."""
+    if rollout.plan.strategy is Strategy.ROLLING:
+        why = "a rolling update goes by readiness and guards, and asks for no statistics"
+        return Judgement(verdict=Verdict.HOLD, why=why)
+    if rollout.plan.strategy is Strategy.SHADOW:
+        return judgement.judge_pairs(rollout.plan, rollout.evidence, rollout.pairs)
+    return judgement.judge(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
+
+
+def report(rollout: Rollout) -> WinnerReport:
+    """What an A/B test has come to by now; meaningless for any other rollout."""
+    return judgement.report(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
+
+
+def found_of(rollout: Rollout, observed: Observed) -> Judgement:
+    """What guards, evidence and, for a rolling update, readiness say now."""
+    alarm = alarm_of(rollout, observed)
+    if alarm is not None:
+        return alarm
+    if rollout.plan.strategy is Strategy.ROLLING:
+        if observed.phase is VersionPhase.READY:
+            why = "the candidate is ready on every gateway that answers, and no guard was reached"
+            return Judgement(verdict=Verdict.ADVANCE, why=why, passed="ready")
+        return Judgement(
+            verdict=Verdict.HOLD, why=f"the candidate is {observed.phase or 'unknown'} on the gateways"
+        )
+    return judge(rollout)
+
+
+def alarm_of(rollout: Rollout, observed: Observed) -> Judgement | None:
+    """The hard guards: facts, outside the statistics."""
+    counts, guards, why = rollout.candidate_counts, rollout.plan.guards, None
+    if observed.phase is VersionPhase.FAILED:
+        why = f"the candidate's process failed for good: {observed.error or 'it crashed again and again'}"
+    elif counts.crashes >= guards.crashes:
+        why = f"the candidate crashed {counts.crashes} times"
+    elif counts.schema_violations >= guards.schema_violations:
+        why = f"the candidate broke its own output schema {counts.schema_violations} times"
+    return Judgement(verdict=Verdict.ROLLBACK, why=why, blamed="guard") if why is not None else None
