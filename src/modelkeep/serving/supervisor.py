@@ -7,27 +7,23 @@ fronts' business, models are the workers', and judging a rollout is the control 
 """
 
 import asyncio
-import os
 import socket
 import time
-from collections.abc import Collection, Coroutine
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from modelkeep import telemetry
-from modelkeep.core import codec, errors, values
+from modelkeep.core import errors, values
 from modelkeep.core.observation import (
     GatewayReply,
     GatewayReport,
     LocalRollback,
-    RouteState,
     VersionPhase,
 )
-from modelkeep.core.routing import Role, Route, RoutingTable, VersionKey, VersionSpec, rolled_back
-from modelkeep.serving import messages, moves, openapi
+from modelkeep.core.routing import Role, Route, RoutingTable, VersionKey, rolled_back
+from modelkeep.serving import messages, moves, telling
 from modelkeep.serving.cache import Cache
 from modelkeep.serving.contact import Contact
 from modelkeep.serving.control import ControlServer, RunFolder
@@ -43,15 +39,12 @@ from modelkeep.serving.recorder_unit import RecorderUnit
 from modelkeep.serving.router import changes, named
 from modelkeep.serving.scribe import Scribe
 from modelkeep.serving.units import FrontUnit, VersionUnit
+from modelkeep.serving.versions import Versions
 from modelkeep.serving.workers import WorkerUnit
 
 LEASE_CHECK_S = 0.1
 CONNECT_WAIT_S = 2.0
 """For all fronts to reach a worker that is ready, before its version may get weight."""
-LOADS_AT_ONCE = 2
-"""Loading is arithmetic: more at once only make each later."""
-REMOVAL_GRACE_S = 0.5
-"""Between a version's last route and the word to stop, for pinned requests under way."""
 
 log = telemetry.Log("gateway.supervisor")
 
@@ -76,48 +69,45 @@ class Supervisor:
         self.options = options
         self.name = name
         self.url = url
-        self._cache = Cache(options.data / "cache")
-        self._environments: Environments | None = None
+        environments: Environments | None = None
         if options.environments == LOCKED:
             folder = options.data / "environments"
-            self._environments = Environments(folder, build_timeout_s=options.build_timeout_s)
+            environments = Environments(folder, build_timeout_s=options.build_timeout_s)
         journal = Journal(DiskFile(options.data / "journal.jsonl"), str(options.data / "journal.jsonl"))
         replayed = journal.open()
-        self._live = replayed.table
-        self._serial = replayed.serial
-        self._pending: tuple[LocalRollback, ...] = replayed.pending
+        self.live = replayed.table
+        self.serial = replayed.serial
+        self.pending: tuple[LocalRollback, ...] = replayed.pending
         self._known = replayed.known
         self.unclean = not replayed.clean
         if self.unclean:
-            self._live = moves.stable_only(self._live)
-            if self._live != replayed.table:
-                self._serial += 1
-        self._desired = self._live
+            self.live = moves.stable_only(self.live)
+            if self.live != replayed.table:
+                self.serial += 1
+        self._desired = self.live
         opened = Record(kind=RecordKind.OPENED, at=_now())
         journal.append(*([opened, self._snapshot("start")] if self._known else [opened]))
-        self._scribe = Scribe(journal, self._snapshot)
-        self._contact = Contact(options, self)
-        self._units: dict[VersionKey, VersionUnit] = {}
-        self._leaving: set[VersionKey] = set()
-        self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
-        self._unit_number = 0
-        self._fronts = Fronts(self, listeners)
+        self.scribe = Scribe(journal, self._snapshot)
+        self.contact = Contact(options, self)
+        self.fronts = Fronts(self, listeners)
         now = _now()
-        under_way = [(route.endpoint, route.rollout) for route in self._live.routes if route.rollout]
+        under_way = [(route.endpoint, route.rollout) for route in self.live.routes if route.rollout]
         memory = Memory(options.data / "callers")
-        self._ledger = Ledger(now, int(now.timestamp() * 1000), memory=memory, resumed=under_way)
-        self._metrics = Metrics()
-        self._labels: dict[VersionKey, str] = {spec.key: spec.label for spec in self._live.versions}
+        self.ledger = Ledger(now, int(now.timestamp() * 1000), memory=memory, resumed=under_way)
+        self.metrics = Metrics()
         self._sides: dict[tuple[str, int, int], tuple[str, str]] = {}
         self._dirty = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self.stopped = asyncio.Event()
         self._stopping = False
-        self._draining = False
+        self.draining = False
         self._run_folder = RunFolder(options.data)
+        self.versions = Versions(
+            self, Cache(options.data / "cache"), self.contact.fetch, self._run_folder.path, environments
+        )
         self._control = ControlServer(self._run_folder.control, self._command)
-        self._recorder = RecorderUnit(self, self._run_folder.path)
+        self.recorder = RecorderUnit(self, self._run_folder.path)
 
     # ----------------------------------------------------------------------------------------- start and stop
 
@@ -127,25 +117,26 @@ class Supervisor:
             log.warning(
                 "The last run did not end cleanly; candidates have no weight until the control plane says so."
             )
-        for endpoint in self._ledger.lost:
+        for endpoint in self.ledger.lost:
             log.warning(
                 "Whom the rollout has counted was lost: nobody counts as new in it any more. Abort it and "
                 "promote again, or step on by hand.",
                 endpoint=endpoint,
             )
-        self._remember(self._live)
-        self._recorder.watch(self._live)
-        self._fronts.start()
+        self._remember(self.live)
+        self.recorder.watch(self.live)
+        self.fronts.start()
         self._require()
         await self._control.start()
-        self._spawn(self._advance())
-        self._spawn(self._tick())
-        self._spawn(self._watch_lease())
-        self._spawn(self._contact.poll())
-        self._spawn(self._contact.report())
-        log.info("The gateway runs.", url=self.url, data=str(self.options.data), table=self._live.number)
+        self.spawn(self._advance())
+        self.spawn(self._tick())
+        self.spawn(self._watch_lease())
+        self.spawn(self.contact.poll())
+        self.spawn(self.contact.report())
+        log.info("The gateway runs.", url=self.url, data=str(self.options.data), table=self.live.number)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done; the gateway ends when it fails."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
@@ -162,147 +153,97 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
-        if self._environments is not None:
-            self._environments.close()
+        self.versions.close()
         options = self.options
         self._drain()
         if options.shutdown_delay_s:
             await asyncio.sleep(options.shutdown_delay_s)
-        await self._fronts.stop()
+        await self.fronts.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._recorder.stop(grace_s=options.drain_s)
-        self._ledger.close(_now())
-        await self._contact.last_report()
-        self._contact.close()
-        await asyncio.gather(*(unit.stop(grace_s=options.drain_s) for unit in self._units.values()))
+        await self.recorder.stop(grace_s=options.drain_s)
+        self.ledger.close(_now())
+        await self.contact.last_report()
+        self.contact.close()
+        await self.versions.stop(grace_s=options.drain_s)
         await self._control.stop()
-        await self._scribe.write(Record(kind=RecordKind.CLOSED, at=_now()))
-        self._scribe.close()
+        await self.scribe.write(Record(kind=RecordKind.CLOSED, at=_now()))
+        self.scribe.close()
         self._run_folder.remove()
         log.info("The gateway has stopped.")
 
     def _drain(self) -> None:
-        self._draining = True
-        self._fronts.say(messages.Drain(close=False))
+        self.draining = True
+        self.fronts.say(messages.Drain(close=False))
 
     # ------------------------------------------------------------------------------------------------- moves
 
     def accept(self, table: RoutingTable) -> None:
         """Take a table from the control plane as what is wanted. A version that failed is tried again; where
         it is asked for anew, its failure is not told any more, for it belongs to what was asked before."""
-        anew = moves.named_anew(self._live, self._desired, table)
+        anew = moves.named_anew(self.live, self._desired, table)
         self._desired = table
         self._known = True
         self._require()
-        for key, unit in self._units.items():
-            unit.retry(afresh=key in anew)
+        self.versions.retry(anew)
         self._dirty.set()
 
     def _require(self) -> None:
-        """Have a unit for every version that is needed, and let go of the others."""
-        wanted = moves.needed(self._live, self._desired)
-        stable = {route.stable for route in (*self._live.routes, *self._desired.routes)}
-        workers = moves.workers(self._live, self._desired)
-        for key, spec in wanted.items():
-            if key in self._units:
-                self._units[key].have(workers.get(key, 1))
-            elif key not in self._leaving and not self._stopping:
-                self._add_unit(spec, workers.get(key, 1))
-        for key, unit in list(self._units.items()):
-            unit.is_stable = key in stable
-            if key not in wanted:
-                del self._units[key]
-                self._leaving.add(key)
-                self._spawn(self._let_go(unit))
-
-    def _add_unit(self, spec: VersionSpec, workers: int) -> None:
-        self._unit_number += 1
-        path = self._run_folder.path / f"w-{self._unit_number}"
-        self._labels[spec.key] = spec.label
-        unit = VersionUnit(
-            self, spec, self._cache, self._contact.fetch, path, self._loads, self._environments
-        )
-        self._units[spec.key] = unit
-        unit.start(workers)
-
-    async def _let_go(self, unit: VersionUnit) -> None:
-        await asyncio.sleep(REMOVAL_GRACE_S)
-        await unit.stop(grace_s=self.options.drain_s)
-        key = unit.spec.key
-        self._fronts.worker_down(key, failed=True)
-        self._leaving.discard(key)
-        self._require()
-        if key not in self._units:
-            label = self._labels.pop(key, "")
-            self._metrics.forget(other for other in self._labels.values() if other != label)
-        await asyncio.to_thread(self._cache.sweep, list(self._units))
-        if self._environments is not None:
-            used = {unit.environment for unit in self._units.values()}
-            await asyncio.to_thread(self._environments.sweep, {key for key in used if key is not None})
+        self.versions.require(self.live, self._desired)
 
     async def _advance(self) -> None:
         """Move towards what is wanted: INTENT durable, then swap everywhere, then APPLIED."""
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            before = self._live
-            after = moves.next_table(before, self._desired, self._ready(self._units))
+            before = self.live
+            after = moves.next_table(before, self._desired, self.versions.ready())
             if after == before:
                 continue
             used = {
                 key for route in after.routes for key in (route.stable, route.candidate) if key is not None
             }
-            await self._fronts.reach(partial(self._ready, used), within_s=CONNECT_WAIT_S)
+            await self.fronts.reach(partial(self.versions.ready, used), within_s=CONNECT_WAIT_S)
             for route in after.routes:
                 if route.rollout is not None:
-                    self._ledger.begin(route.endpoint, route.rollout)
-            serial = self._serial + 1
+                    self.ledger.begin(route.endpoint, route.rollout)
+            serial = self.serial + 1
             intent = Record(
                 kind=RecordKind.INTENT, at=_now(), serial=serial, table=after, cause="control plane"
             )
-            if not await self._scribe.write(intent):
+            if not await self.scribe.write(intent):
                 await asyncio.sleep(1.0)  # a full disk stops forward moves, and only those
                 self._dirty.set()
                 continue
-            if self._live is not before:  # a rollback came first
+            if self.live is not before:  # a rollback came first
                 self._dirty.set()
                 continue
             changed, removed = changes(before.routes, after.routes)
-            self._live, self._serial = after, serial
+            self.live, self.serial = after, serial
             self._remember(after)
-            self._recorder.watch(after)
-            self._fronts.say(swap(serial, after, changed, removed))
-            await self._fronts.confirmed(serial)
-            await self._scribe.write(Record(kind=RecordKind.APPLIED, at=_now(), serial=serial))
-            await self._scribe.compact()
-            self._ledger.close(_now())
+            self.recorder.watch(after)
+            self.fronts.say(swap(serial, after, changed, removed))
+            await self.fronts.confirmed(serial)
+            await self.scribe.write(Record(kind=RecordKind.APPLIED, at=_now(), serial=serial))
+            await self.scribe.compact()
+            self.ledger.close(_now())
             self._require()
-            self._contact.hurry()
+            self.contact.hurry()
             log.info(
                 "A new routing table is obeyed.", table=after.number, serial=serial, changed=len(changed)
             )
 
-    @property
-    def live(self) -> RoutingTable:
-        """The table that is obeyed."""
-        return self._live
-
     def phase(self, key: VersionKey) -> VersionPhase | None:
         """How far a version is here; None for one that is not."""
-        unit = self._units.get(key)
+        unit = self.versions.get(key)
         return unit.phase if unit is not None else None
 
     def obey(self, table: RoutingTable) -> int:
         """Have a table obeyed from now on, with nothing in the journal: for a drill. Returns its serial."""
-        self._serial += 1
-        self._live = table
-        return self._serial
-
-    def _ready(self, among: Collection[VersionKey]) -> set[VersionKey]:
-        ready = {key for key, unit in self._units.items() if unit.phase is VersionPhase.READY}
-        return ready.intersection(among)
+        self.serial += 1
+        self.live = table
+        return self.serial
 
     async def rollback(self, endpoint: str, cause: str, actor: str, received: float) -> dict[str, Any]:
         """Take an endpoint back: fronts first, journal after. Needs nothing but this machine's memory.
@@ -313,27 +254,27 @@ class Supervisor:
         Raises:
             RouteNotFound, NoRollbackTarget.
         """
-        route = self._live.route(endpoint)
+        route = self.live.route(endpoint)
         if route is None:
             name = values.printable(endpoint)[:80]
             raise errors.RouteNotFound(
                 f"This gateway serves no endpoint {name!r}; see: modelkeep gateway status."
             )
         after = rolled_back(route)
-        unit = self._units.get(after.stable)
+        unit = self.versions.get(after.stable)
         if after.stable != route.stable and (unit is None or unit.phase is not VersionPhase.READY):
             raise errors.NoRollbackTarget(
                 "The former version is not loaded here any more; roll back in the registry."
             )
-        self._serial += 1
-        serial = self._serial
-        self._fronts.say(swap(serial, self._live, (after,)))
-        self._live, _, removed = moves.taken_back(self._live, endpoint)
-        table = self._live
+        self.serial += 1
+        serial = self.serial
+        self.fronts.say(swap(serial, self.live, (after,)))
+        self.live, _, removed = moves.taken_back(self.live, endpoint)
+        table = self.live
         self._remember(table)
-        await self._fronts.confirmed(serial)
+        await self.fronts.confirmed(serial)
         swapped_ms = (time.monotonic() - received) * 1000
-        last_sent_ms = max(0.0, (self._fronts.last_sent(removed) - received) * 1000)
+        last_sent_ms = max(0.0, (self.fronts.last_sent(removed) - received) * 1000)
         record = LocalRollback(
             endpoint=endpoint,
             epoch=after.epoch,
@@ -345,20 +286,20 @@ class Supervisor:
             stable=after.stable,
             removed=removed,
         )
-        self._pending = (*self._pending, record)
-        self._recorder.watch(table)
-        self._contact.hurry()
-        self._metrics.rollbacks[endpoint] = self._metrics.rollbacks.get(endpoint, 0) + 1
+        self.pending = (*self.pending, record)
+        self.recorder.watch(table)
+        self.contact.hurry()
+        self.metrics.rollbacks[endpoint] = self.metrics.rollbacks.get(endpoint, 0) + 1
         entry = Record(
             kind=RecordKind.ROLLBACK, at=_now(), serial=serial, table=table, cause=cause, rollback=record
         )
-        journaled = await self._scribe.write(entry)
+        journaled = await self.scribe.write(entry)
         if not journaled:
             log.error("A ROLLBACK WAS MADE BUT COULD NOT BE WRITTEN DOWN; free the disk.", endpoint=endpoint)
-        self._ledger.close(_now())
+        self.ledger.close(_now())
         self._require()
         self._dirty.set()
-        answers, gone = self._labels.get(after.stable, after.stable), self._labels.get(removed, removed)
+        answers, gone = self.versions.label(after.stable), self.versions.label(removed)
         log.warning(
             "An endpoint was taken back.", endpoint=endpoint, cause=cause, actor=actor, took_ms=swapped_ms
         )
@@ -370,13 +311,13 @@ class Supervisor:
             "removed_version": gone,
             "took_ms": swapped_ms,
             "last_sent_ms": last_sent_ms,
-            "fronts": len(self._fronts),
+            "fronts": len(self.fronts),
             "journaled": journaled,
             "epoch": {"term": after.epoch.term, "seq": after.epoch.seq},
         }
 
     async def _automatic(self, route: Route, cause: str) -> None:
-        if self._live.route(route.endpoint) is route and route.candidate is not None:
+        if self.live.route(route.endpoint) is route and route.candidate is not None:
             await self.rollback(route.endpoint, cause, "gateway", time.monotonic())
 
     # ------------------------------------------------------------------------------------------------ journal
@@ -385,10 +326,10 @@ class Supervisor:
         return Record(
             kind=RecordKind.SNAPSHOT,
             at=_now(),
-            serial=self._serial,
-            table=self._live,
+            serial=self.serial,
+            table=self.live,
             cause=cause,
-            pending=self._pending,
+            pending=self.pending,
         )
 
     # ------------------------------------------------------------------------------- what units call back for
@@ -397,57 +338,63 @@ class Supervisor:
         """A version became ready (its fronts connect), or it did not and never will."""
         key = unit.spec.key
         if unit.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
-            self._fronts.worker_down(key, failed=unit.phase is VersionPhase.FAILED)
+            self.fronts.worker_down(key, failed=unit.phase is VersionPhase.FAILED)
         if unit.phase is VersionPhase.FAILED:
             cause = "candidate crashed" if unit.report().crashes else "candidate could not be loaded"
-            for route in self._live.routes:
+            for route in self.live.routes:
                 if route.candidate == key and route.candidate_ppm > 0:
-                    self._spawn(self._automatic(route, cause))
+                    self.spawn(self._automatic(route, cause))
         self._dirty.set()
-        self._contact.hurry()
+        self.contact.hurry()
 
     def worker_changed(self, unit: VersionUnit, worker: WorkerUnit) -> None:
         """One of a version's workers became ready (fronts connect to it), or went."""
         if worker.phase is VersionPhase.READY:
-            self._fronts.say(messages.WorkerUp(version=named(unit.spec), path=str(worker.path)))
+            self.fronts.say(messages.WorkerUp(version=named(unit.spec), path=str(worker.path)))
         elif worker.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
             down = messages.WorkerDown(key=unit.spec.key, failed=False, path=str(worker.path))
-            self._fronts.say(down)
+            self.fronts.say(down)
 
     def worker_leaves(self, unit: VersionUnit, worker: WorkerUnit) -> None:
         """A version needs fewer workers: this one finishes what it has."""
         down = messages.WorkerDown(key=unit.spec.key, failed=False, path=str(worker.path), gently=True)
-        self._fronts.say(down)
+        self.fronts.say(down)
 
     def version_crashed(self, unit: VersionUnit) -> None:
         """Count the crash on every side that the version serves."""
         key = unit.spec.key
-        for route in self._live.routes:
+        for route in self.live.routes:
             for role, other in ((Role.STABLE, route.stable), (Role.CANDIDATE, route.candidate)):
                 if other == key:
-                    self._ledger.crashed(
-                        route.endpoint, route.rollout, route.epoch, route.candidate_ppm, role
-                    )
+                    self.ledger.crashed(route.endpoint, route.rollout, route.epoch, route.candidate_ppm, role)
+
+    def version_gone(self, key: VersionKey) -> None:
+        """The last process of a version that no table needed has ended."""
+        self.fronts.worker_down(key, failed=True)
+
+    def version_forgotten(self, label: str) -> None:
+        """A version is here no more: its figures go with it."""
+        self.metrics.forget(other for other in self.versions.labels.values() if other != label)
 
     def version_worked(self, unit: VersionUnit, worked: messages.Worked) -> None:
         """Add up what the workers did."""
-        self._metrics.worked(unit.spec.label, worked)
+        self.metrics.worked(unit.spec.label, worked)
 
     def front_hello(self, unit: FrontUnit) -> list[messages.ToFront]:
         """The whole table and all workers, for a front that was just started."""
-        table = self._live
-        first = swap(max(self._serial, 1), table, table.routes)
+        table = self.live
+        first = swap(max(self.serial, 1), table, table.routes)
         hello = messages.Hello(options=self.options, index=unit.index, swap=first, known=self._known)
         said: list[messages.ToFront] = [hello]
-        for key, version in self._units.items():
+        for version in self.versions:
             if version.phase is VersionPhase.READY:
                 name = named(version.spec)
                 said += [messages.WorkerUp(version=name, path=str(each.path)) for each in version.ready]
             elif version.phase is VersionPhase.FAILED:
-                said.append(messages.WorkerDown(key=key, failed=True))
-        if self._recorder.path is not None:
-            said.append(messages.RecorderAt(path=self._recorder.path))
-        if self._draining:
+                said.append(messages.WorkerDown(key=version.spec.key, failed=True))
+        if self.recorder.path is not None:
+            said.append(messages.RecorderAt(path=self.recorder.path))
+        if self.draining:
             said.append(messages.Drain(close=False))
         return said
 
@@ -455,26 +402,26 @@ class Supervisor:
         """Counts, confirmations and wishes of a front."""
         match message:
             case messages.Swapped(serial=serial, last_sent=last_sent):
-                self._fronts.confirms(unit, serial, last_sent)
+                self.fronts.confirms(unit, serial, last_sent)
             case messages.FrontCounts():
                 self._counted(unit, message)
             case messages.Connected(key=key):
                 unit.connected.add(key)
             case messages.WantPage(number=number, endpoint=endpoint):
-                text = self._described(endpoint) if endpoint else self._page()
+                text = telling.described(self, endpoint) if endpoint else telling.metrics_page(self)
                 unit.send(messages.Page(number=number, text=text))
             case messages.Drained():
                 unit.drained.set()
 
     def recorder_at(self, path: str | None) -> None:
         """The recorder came or went: fronts connect, or drop what they would have told it."""
-        self._fronts.say(messages.RecorderAt(path=path))
+        self.fronts.say(messages.RecorderAt(path=path))
 
     def recorder_said(self, noted: messages.Noted) -> None:
         """Pairs go with the ticks; how the log stands is for the metrics."""
         for pairs in noted.pairs:
-            self._ledger.paired(pairs.endpoint, pairs.rollout, pairs.epoch, pairs.candidate_ppm, pairs.counts)
-        self._metrics.log = noted
+            self.ledger.paired(pairs.endpoint, pairs.rollout, pairs.epoch, pairs.candidate_ppm, pairs.counts)
+        self.metrics.log = noted
 
     def _remember(self, table: RoutingTable) -> None:
         """Keep the versions' names by endpoint and epoch, for counts that come in late."""
@@ -492,10 +439,10 @@ class Supervisor:
         unit.collected.set()
         labels: dict[tuple[str, str], str] = {}
         for route in counts.routes:
-            self._ledger.add(route)
+            self.ledger.add(route)
             stable, candidate = self._sides.get((route.endpoint, route.epoch.term, route.epoch.seq), ("", ""))
             labels[route.endpoint, "stable"], labels[route.endpoint, "candidate"] = stable, candidate
-        self._metrics.add(unit.index, counts, labels)
+        self.metrics.add(unit.index, counts, labels)
 
     # --------------------------------------------------------------------------------------------- the clocks
 
@@ -503,55 +450,36 @@ class Supervisor:
         """Close a tick about once a second, with what all fronts have counted until then."""
         while True:
             await asyncio.sleep(self.options.tick_s)
-            await self._fronts.collect(within_s=self.options.tick_s / 4)
-            for route in self._live.routes:
+            await self.fronts.collect(within_s=self.options.tick_s / 4)
+            for route in self.live.routes:
                 if route.rollout is not None:
-                    self._ledger.touch(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
-            self._ledger.close(_now())
-            self._ledger.forget(
-                (route.endpoint, route.rollout) for route in (*self._live.routes, *self._desired.routes)
+                    self.ledger.touch(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
+            self.ledger.close(_now())
+            self.ledger.forget(
+                (route.endpoint, route.rollout) for route in (*self.live.routes, *self._desired.routes)
             )
-            await self._scribe.make_up()
+            await self.scribe.make_up()
 
     async def _watch_lease(self) -> None:
         """Take candidates back whose controller has been silent for longer than their lease."""
         while True:
             await asyncio.sleep(LEASE_CHECK_S)
-            silent_s = self._contact.silent_s
-            for route in self._live.routes:
+            silent_s = self.contact.silent_s
+            for route in self.live.routes:
                 if 0 < route.lease_s < silent_s and route.candidate_ppm > 0:
                     await self._automatic(route, "lease lost")
 
     async def taken(self, report: GatewayReport, reply: GatewayReply) -> None:
         """The control plane has this much of a report: it need not be sent again."""
-        self._ledger.taken(reply.taken)
+        self.ledger.taken(reply.taken)
         rollbacks = min(reply.rollbacks_taken, len(report.rollbacks))
         if rollbacks:
-            self._pending = self._pending[rollbacks:]
-            await self._scribe.write(Record(kind=RecordKind.TAKEN, at=_now(), taken=rollbacks))
+            self.pending = self.pending[rollbacks:]
+            await self.scribe.write(Record(kind=RecordKind.TAKEN, at=_now(), taken=rollbacks))
 
     def make_report(self) -> GatewayReport:
         """What there is to tell the control plane."""
-        return GatewayReport(
-            gateway=self.name,
-            table=self._contact.after or self._live.number,
-            url=self.url,
-            sent_at=_now(),
-            routes=tuple(
-                RouteState(
-                    endpoint=route.endpoint,
-                    epoch=route.epoch,
-                    stable=route.stable,
-                    candidate=route.candidate,
-                    candidate_ppm=route.candidate_ppm,
-                    previous=route.previous,
-                )
-                for route in self._live.routes
-            ),
-            versions=tuple(unit.report() for unit in self._units.values()),
-            ticks=self._ledger.to_send(),
-            rollbacks=self._pending,
-        )
+        return telling.report(self)
 
     # ----------------------------------------------------------------------------------------- the local door
 
@@ -559,7 +487,7 @@ class Supervisor:
         received = time.monotonic()
         match command:
             case "status":
-                return self.status()
+                return telling.status(self)
             case "rollback":
                 endpoint, actor = str(arguments.get("endpoint", "")), str(arguments.get("actor") or "local")
                 reason = values.check_text(str(arguments.get("reason") or "local command"), "reason")
@@ -568,83 +496,13 @@ class Supervisor:
                 )
             case "drill":
                 done = await drill(
-                    self, self._fronts, str(arguments.get("endpoint", "")), _hold_s(arguments), received
+                    self, self.fronts, str(arguments.get("endpoint", "")), _hold_s(arguments), received
                 )
                 return {"gateway": self.name, **done}
             case "drain":
                 self._drain()
                 return {"draining": True}
             case "reload":
-                return {"reloading": self._contact.reload()}
+                return {"reloading": self.contact.reload()}
             case _:
                 raise errors.Invalid(f"{values.quoted(command, 40)} is no command of a gateway.")
-
-    def status(self) -> dict[str, Any]:
-        """How the gateway stands, for a person."""
-        labels = self._labels
-        use = telemetry.process_use()
-        routes = [
-            {
-                "endpoint": route.endpoint,
-                "epoch": {"term": route.epoch.term, "seq": route.epoch.seq},
-                "stable": labels.get(route.stable, route.stable),
-                "candidate": labels.get(route.candidate, route.candidate) if route.candidate else None,
-                "candidate_ppm": route.candidate_ppm,
-                "previous": labels.get(route.previous, route.previous) if route.previous else None,
-                "rollout": route.rollout,
-            }
-            for route in self._live.routes
-        ]
-        versions = [
-            {
-                **msgspec.to_builtins(unit.report()),
-                "digest": unit.spec.digest,
-                "version": unit.spec.label,
-                "pid": unit.pid,
-                "workers": [{"pid": each.pid, "phase": each.phase} for each in unit.workers],
-            }
-            for unit in self._units.values()
-        ]
-        return {
-            "gateway": self.name,
-            "url": self.url,
-            "pid": os.getpid(),
-            "table": self._live.number,
-            "serial": self._serial,
-            "draining": self._draining,
-            "uptime_s": time.monotonic() - self._started,
-            "memory_bytes": use.memory_bytes,
-            "contact_age_s": self._contact.age_s,
-            "journal_ok": self._scribe.ok,
-            "recorder": self._recorder.status(self._metrics.log),
-            "rollbacks_waiting": len(self._pending),
-            "ticks_waiting": self._ledger.waiting,
-            "callers_lost": self._ledger.lost,
-            "fronts": [
-                {"pid": front.pid, "starts": front.starts, "alive": front.alive} for front in self._fronts
-            ],
-            "routes": routes,
-            "versions": versions,
-        }
-
-    def _described(self, endpoint: str) -> str:
-        """An endpoint in OpenAPI, by the version that answers there; empty when there is none."""
-        route = self._live.route(endpoint)
-        if route is None:
-            return ""
-        closed = self.options.callers_token_file is not None
-        found = openapi.document(route, self._live.version(route.stable), self.url, closed=closed)
-        return codec.encode(found).decode()
-
-    def _page(self) -> str:
-        use = telemetry.process_use()
-        return self._metrics.render(
-            self._live,
-            [unit.report() for unit in self._units.values()],
-            self._labels,
-            contact_age_s=self._contact.age_s,
-            ticks_waiting=self._ledger.waiting,
-            journal_ok=self._scribe.ok,
-            cpu_s=use.cpu_s,
-            memory_bytes=use.memory_bytes,
-        )
