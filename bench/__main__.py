@@ -131,6 +131,7 @@ BENCHES: tuple[Bench, ...] = (
     Bench("transfer", QUICK, table_itself),
     Bench("gateway_cost", QUICK, table_itself),
     Bench("batching", QUICK, table_itself),
+    Bench("serving_side_by_side", QUICK, table_itself),
     Bench("store_speed", ("--seconds", "0.2"), of_store_speed),
     Bench("blob_throughput", ("--size-mib", "16", "--rounds", "1"), of_blob_throughput),
     Bench("rollout_statistics", QUICK, of_rollout_statistics),

@@ -39,7 +39,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 # ------------------------------------------------------------------------------------------------- benchmarks
 
-ALONE = dict.fromkeys(("control_plane", "mlflow_side_by_side", "start_times"), ("--alone",))
+ALONE = dict.fromkeys(
+    ("control_plane", "mlflow_side_by_side", "serving_side_by_side", "start_times"), ("--alone",)
+)
 """MLflow, where a developer has installed it, is left out: it takes ten seconds to start."""
 
 
