@@ -26,7 +26,7 @@ from modelkeep.core.observation import (
     VersionReport,
     check_report,
 )
-from modelkeep.core.plan import PRESETS, Metrics, chosen, dated, read_strategy
+from modelkeep.core.plan import PRESETS, Metrics, apart, chosen, dated, read_strategy
 from modelkeep.core.rollout import (
     CANARY,
     CONFIRM_S,
@@ -66,6 +66,7 @@ AB_TEST = structs.replace(
     PLAN, strategy=Strategy.AB_TEST, steps=STEPS[:1], ends_at=NOW + timedelta(seconds=3 * MIN_S)
 )
 SHADOW = structs.replace(PLAN, strategy=Strategy.SHADOW, steps=(), shadow_ppm=500_000, shadow_s=MIN_S)
+COPIES_FIRST = structs.replace(PLAN, steps=STEPS[1:], shadow_ppm=500_000, shadow_s=MIN_S, shadow_pairs=1_001)
 TICK_NUMBERS = itertools.count(1)
 
 
@@ -221,6 +222,7 @@ PLANS = {
     ),
     "rolling": structs.replace(PLAN, strategy=Strategy.ROLLING),
     "shadow": SHADOW,
+    "copies before steps": COPIES_FIRST,
     "a/b test": AB_TEST,
     "a/b test, winner promoted": structs.replace(AB_TEST, promote_winner=True),
 }
@@ -247,7 +249,8 @@ def key(of: Rollout, age_s: float, at: datetime) -> tuple[Any, ...]:
         won = rollout.report(of).winner
         waited = f"{waited}, {'over' if at >= AB_TEST.ends_at else 'under way'}, {won}"
     if of.state is RolloutState.SHADOWING:
-        waited = f"{waited}, {rollout.judge(of).verdict}, {of.pairs is not None}"
+        enough_pairs = of.pairs is not None and of.pairs.pairs >= of.plan.shadow_pairs
+        waited = f"{waited}, {rollout.judge(of).verdict}, {of.pairs is not None}, {enough_pairs}"
     return (of.state, of.step, of.paused is not None, of.held is not None, waited, verdict, enough, some)
 
 
@@ -255,7 +258,9 @@ def events(of: Rollout) -> Iterator[tuple[Observed, float]]:
     """Every kind of observation, after every kind of wait."""
     applied = (None, Epoch(0, 0), of.epoch, Epoch(of.epoch.term + 1, 0))
     phases = (None, VersionPhase.STARTING, VersionPhase.READY, VersionPhase.FAILED)
-    kinds = PAIRED if of.plan.strategy is Strategy.SHADOW else KINDS
+    kinds = PAIRED if of.state is RolloutState.SHADOWING else KINDS
+    if of.plan.strategy is Strategy.SHADOW:
+        kinds = PAIRED
     for epoch, phase, kind, wait_s in itertools.product(applied, phases, kinds, (0.0, MIN_S, MAX_S + 1)):
         if epoch is None and phase is not None:
             continue  # who does not answer says nothing of a phase
@@ -319,6 +324,17 @@ def check_transition(of: Rollout, observed: Observed, now: datetime, done: Advan
             assert observed.phase is VersionPhase.READY
             assert new.step == 0
             assert of.plan.strategy is not Strategy.BLUE_GREEN, "seen before it has traffic"
+            assert not of.plan.shadow_ppm, "compared before it has traffic"
+        elif of.state is RolloutState.SHADOWING:
+            assert observed.phase is VersionPhase.READY
+            assert of.plan.automatic
+            assert of.step_since is not None
+            assert (now - of.step_since).total_seconds() >= of.plan.shadow_s
+            assert new.pairs is not None
+            assert new.pairs.pairs >= of.plan.shadow_pairs
+            assert new.judgement is not None
+            assert new.judgement.verdict is not Verdict.ROLLBACK
+            assert (new.state, new.step) == (RolloutState.STEPPING, 0)
         elif of.state is RolloutState.PREVIEWING:
             assert observed.phase is VersionPhase.READY
             assert of.plan.automatic
@@ -382,6 +398,8 @@ def test_every_observation_in_every_state_keeps_the_promises(name: str) -> None:
                 assert done.rollout.state is RolloutState.ROLLING_BACK, "an alarm wins over everything"
     shown = {RolloutState.PREVIEWING} if "blue" in name else set()
     ends = {RolloutState.CONCLUDED} if "a/b" in name else set()
+    if name == "copies before steps":
+        shown = {RolloutState.SHADOWING}
     missing = {RolloutState.PREVIEWING, RolloutState.SHADOWING, RolloutState.CONCLUDED}
     if name == "a/b test":
         missing |= {RolloutState.SUCCEEDED}
@@ -426,7 +444,7 @@ def test_without_further_faults_every_rollout_ends(name: str) -> None:
             if current.paused is not None:
                 current = resume(current)
             now += timedelta(seconds=MIN_S)
-            kind = "alike" if current.plan.strategy is Strategy.SHADOW else "good"
+            kind = "alike" if current.state is RolloutState.SHADOWING else "good"
             current = advance(current, seen(current, kind), now).rollout
             by_hand = current.state is RolloutState.PREVIEWING or (
                 current.state is RolloutState.STEPPING and not current.last
@@ -1072,6 +1090,30 @@ def test_a_shadow_is_compared_and_ends_without_a_caller() -> None:
     stored = [paired(only_shadow_failed=3, only_stable_slow=2), paired(only_shadow_slow=4)]
     taken = rollout.take_in(of, stored)
     assert replay(taken, stored) == taken.evidence
+
+
+@pytest.mark.req("S3", "S5", "S7")
+def test_copies_come_before_the_steps_and_share_their_alpha() -> None:
+    """A canary that begins with copies waits for its time and its pairs, goes on to the first step with the
+    candidate it compared, and judges both under half of alpha; too few pairs hold, worse ones end it."""
+    of = advance(begun(plan=COPIES_FIRST), seen(begun()), NOW).rollout
+    assert (of.state, of.weight_ppm) == (RolloutState.SHADOWING, 0)
+    of = advance(of, seen(of, "alike"), NOW).rollout
+    later = NOW + timedelta(seconds=MIN_S)
+    waits = advance(of, seen(of), later)
+    assert (waits.change, waits.rollout.state) == (Change.HELD, RolloutState.SHADOWING)
+    assert "waits for 1001 pairs" in waits.why
+    assert advance(of, seen(of, "worse"), NOW).rollout.state is RolloutState.FAILED
+    by_hand = structs.replace(of, plan=structs.replace(COPIES_FIRST, automatic=False))
+    assert "rollout advance" in advance(by_hand, seen(of, "alike"), later).why
+    assert step_on(by_hand, seen(of), "it will do", later).rollout.weight_ppm == 500_000
+    done = advance(of, seen(of, "alike"), later).rollout
+    assert (done.state, done.step, done.weight_ppm) == (RolloutState.STEPPING, 0, 500_000)
+    half = structs.replace(COPIES_FIRST, alpha=COPIES_FIRST.alpha / 2)
+    assert (apart(COPIES_FIRST), apart(PLAN), apart(SHADOW)) == (half, PLAN, SHADOW)
+    failing = advance(done, seen(done, "bad"), later)
+    assert failing.change is Change.ROLLING_BACK
+    assert f"limit {half.alpha:g}" in failing.why
 
 
 @pytest.mark.req("S3")

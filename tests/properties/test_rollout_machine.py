@@ -60,6 +60,7 @@ PLANS = (
     Plan(strategy=Strategy.IMMEDIATE, steps=ONE_STEP),
     structs.replace(PLAN, strategy=Strategy.ROLLING),
     Plan(strategy=Strategy.SHADOW, steps=(), shadow_ppm=500_000, shadow_s=STEP_S),
+    structs.replace(PLAN, shadow_ppm=500_000, shadow_s=STEP_S, shadow_pairs=100),
     Plan(strategy=Strategy.AB_TEST, steps=(Step(weight_ppm=300_000, min_s=STEP_S),), promote_winner=True),
 )
 DELAYED_MAX = 4

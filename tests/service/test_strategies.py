@@ -259,6 +259,23 @@ def test_a_shadow_that_fails_where_stable_does_not_has_failed(world: RolloutWorl
     assert done.judgement.blamed == "errors"
 
 
+@pytest.mark.req("S3", "S5")
+def test_a_canary_may_begin_with_copies_and_goes_on_with_the_same_processes(world: RolloutWorld) -> None:
+    """What was compared stays loaded from the first copy to the last step, and takes the stage."""
+    gateway = world.serving()
+    world.promote("1.1.0", by="owner", plan=structs.replace(PLAN, shadow_ppm=500_000, shadow_s=STEP_S))
+    world.until(RolloutState.SHADOWING, gateway)
+    seen: list[tuple[int, int]] = []
+    while not world.latest().state.finished:
+        world.turn(gateway, seconds=STEP_S / 4)
+        assert world.key("1.1.0") in gateway.ready
+        split = (gateway.route().shadow_ppm, gateway.route().candidate_ppm)
+        seen += [split] if split not in seen else []
+    assert seen[:4] == [(500_000, 0), (0, 100_000), (0, 500_000), (0, WHOLE_PPM)]
+    assert world.in_production() == "1.1.0"
+    assert world.read("owner", world.rollouts.explain, NAME).equal
+
+
 # ------------------------------------------------------------------------------------------------ superseding
 
 

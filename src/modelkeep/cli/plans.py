@@ -82,11 +82,11 @@ def summary(plan: "Plan") -> str:
     by_hand = "" if plan.automatic else ", each by hand"
     match plan.strategy.value:
         case "canary":
-            return steps + by_hand
+            return (f"{_copies(plan)}, then " if plan.shadow_ppm else "") + steps + by_hand
         case "immediate":
             return "immediate"
         case "shadow":
-            return f"shadow: copies of {share(plan.shadow_ppm)} for {duration(plan.shadow_s)}"
+            return f"shadow: {_copies(plan)}"
         case "ab_test":
             step = plan.steps[0]
             until = f"until {moment(plan.ends_at)}" if plan.ends_at else f"for {duration(step.min_s)}"
@@ -96,3 +96,9 @@ def summary(plan: "Plan") -> str:
             return f"blue-green: {switch}then {steps}{by_hand}"
         case strategy:
             return f"{strategy.replace('_', ' ')}: {steps}{by_hand}"
+
+
+def _copies(plan: "Plan") -> str:
+    """What a shadow gets."""
+    pairs = f" and {plan.shadow_pairs:,} pairs" if plan.shadow_pairs > 1 else ""
+    return f"copies of {share(plan.shadow_ppm)} for {duration(plan.shadow_s)}{pairs}"

@@ -114,13 +114,13 @@ class Specs(Struct, frozen=True, kw_only=True):
             low_rate=sequential.rate_pass_spec(bound=plan.pass_rate),
             high_rate=sequential.rate_fail_spec(bound=plan.fail_rate),
             tested=plan.goal if plan.strategy is Strategy.AB_TEST else None,
-            shadowed=plan.strategy is Strategy.SHADOW,
+            shadowed=plan.shadow_ppm > 0,
         )
 
     def update(self, evidence: Evidence, tick: Tick) -> Evidence:
         """The evidence after one more tick, judged by the tick's own weight, however late it comes."""
         if self.shadowed and tick.pairs is not None:
-            return self._paired(evidence, tick.pairs)
+            evidence = self._paired(evidence, tick.pairs)
         if not tick.candidate_ppm:
             return evidence
         c, s, weight = tick.candidate, tick.stable, tick.candidate_ppm
@@ -134,7 +134,8 @@ class Specs(Struct, frozen=True, kw_only=True):
             goal = failing if self.tested is Goal.ERRORS else slow
             better = sequential.update(better, BETTER, goal)
             worse = sequential.update(worse, WORSE, goal)
-        return Evidence(
+        return structs.replace(
+            evidence,
             better=better,
             worse=worse,
             errors=sequential.update(evidence.errors, self.errors, failing),

@@ -34,7 +34,7 @@ from modelkeep.core.forecast import (
 )
 from modelkeep.core.judgement import Specs, omega
 from modelkeep.core.mixing import log_threshold
-from modelkeep.core.plan import OnInconclusive, Plan, Strategy
+from modelkeep.core.plan import OnInconclusive, Plan, Strategy, apart
 from modelkeep.core.sequential import ODDS_MAX, WHOLE_PPM, scaled_rate
 from modelkeep.core.sequential_many import Array, Many, log_e_callers, log_e_trials
 
@@ -98,17 +98,23 @@ def simulate(plan: Plan, flow: Flow, *, odds: float, seed: int, runs: int) -> Ru
     if not 1 / ODDS_MAX <= odds <= ODDS_MAX:
         raise errors.InvalidPlan(f"The odds ratio {odds} is out of range; give one like 2.")
     world = _World(plan, flow, odds, runs, np.random.default_rng([seed, *str(odds).encode()]))
-    horizon_s, now = _horizon_s(plan), plan.preview_s
+    horizon_s, now = _horizon_s(plan), _before_steps_s(plan)
     while now < horizon_s and world.open.any():
-        lasts = max(1.0, (now - plan.preview_s) / FINENESS)
+        lasts = max(1.0, (now - _before_steps_s(plan)) / FINENESS)
         now += lasts
         world.turn(now, lasts)
     return Runs(world.ends, world.ended_s, world.full_s, world.callers, world.failed)
 
 
+def _before_steps_s(plan: Plan) -> float:
+    """How long the candidate has no share: under its preview address, or while copies are compared (which are
+    taken to be enough by then)."""
+    return plan.preview_s + (plan.shadow_s if plan.steps else 0.0)
+
+
 def _horizon_s(plan: Plan) -> float:
     """How long is simulated: the preview, then the sum of the longest times."""
-    return plan.preview_s + math.fsum(step.max_s for step in plan.steps)
+    return _before_steps_s(plan) + math.fsum(step.max_s for step in plan.steps)
 
 
 class _World:
@@ -121,10 +127,10 @@ class _World:
         self.least_s = np.array([step.min_s for step in plan.steps])
         self.most_s = np.array([step.max_s for step in plan.steps])
         self.step = np.zeros(runs, dtype=np.int64)
-        self.since_s = np.full(runs, plan.preview_s)
+        self.since_s = np.full(runs, _before_steps_s(plan))
         self.ends = np.full(runs, End.OPEN, dtype=np.int64)
         self.ended_s = np.full(runs, np.inf)
-        self.full_s = np.where(self.weights[self.step] == WHOLE_PPM, plan.preview_s, np.inf)
+        self.full_s = np.where(self.weights[self.step] == WHOLE_PPM, _before_steps_s(plan), np.inf)
         self.callers = np.zeros(runs, dtype=np.int64)
         self.callers_before = np.zeros(runs, dtype=np.int64)
         self.failed = np.zeros(runs, dtype=np.int64)
@@ -145,7 +151,7 @@ class _World:
         """One tick: callers come, the evidence grows, and each rollout does what its plan says."""
         self._count(lasts)
         plan = self.plan
-        alarm = log_threshold(plan.alpha)
+        alarm = log_threshold(apart(plan).alpha)
         proof = log_threshold(plan.beta / 2)
         states = {"errors": self.errors, "latency": self.slow, "traffic shares": self.shares}
         against = np.max(
@@ -224,7 +230,7 @@ def _regression(plan: Plan, flow: Flow, odds: float, found: Runs) -> Regression:
         base_rate=flow.failing,
         traffic_per_s=flow.callers_per_s,
         steps=_steps(plan, found),
-        alpha=plan.alpha,
+        alpha=apart(plan).alpha,
         omega=plan.metrics.errors,
     )
     return Regression(

@@ -22,6 +22,8 @@ STEPS_MAX = 50
 """Steps of one plan."""
 STEP_S_MAX = 90 * 86_400.0
 """The longest that a step may be asked to last: labels may be late by weeks, not by years."""
+PAIRS_MAX = 1_000_000_000
+"""Pairs that a plan may wait for: more than anybody compares."""
 MASS_SLACK = 1e-9
 """By how much shares of alpha may miss their sum: decimal fractions are not exact."""
 
@@ -53,6 +55,11 @@ class Strategy(StrEnum):
     def at_once(self) -> bool:
         """Whether the candidate gets all of the traffic in its one step."""
         return self in (Strategy.BLUE_GREEN, Strategy.IMMEDIATE)
+
+    @property
+    def shadows(self) -> bool:
+        """Whether copies of requests may come before anything else, or are all there is."""
+        return self in (Strategy.CANARY, Strategy.SHADOW)
 
 
 class Goal(StrEnum):
@@ -111,7 +118,8 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     its preview address before the switch. `ends_at` is when an A/B test ends (without it, after the `min_s`
     of its step), `goal` what it is decided by, and `promote_winner` whether the candidate takes over when it
     has won; otherwise stable goes on and the report is all that follows. A shadow gets copies of the share
-    `shadow_ppm` of the requests for `shadow_s`. `automatic` false leaves each next
+    `shadow_ppm` of the requests for `shadow_s`, and until `shadow_pairs` were compared; a canary with a
+    `shadow_ppm` begins with that and goes on with its steps. `automatic` false leaves each next
     step, and the switch, to a person. `prepare_s` is how long gateways have to load the candidate, counted
     from when one answers.
     """
@@ -137,6 +145,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ends_at: datetime | None = None
     shadow_ppm: int = 0
     shadow_s: float = 0.0
+    shadow_pairs: int = 1
     goal: Goal = Goal.ERRORS
     promote_winner: bool = False
     prepare_s: float = 600.0
@@ -239,16 +248,7 @@ def _check_strategy(plan: Plan) -> None:
             f"The strategy {strategy} gives the candidate everything at once: it has exactly one step, of "
             f"{WHOLE_PPM} ppm."
         )
-    if strategy is Strategy.SHADOW:
-        if not 0 < plan.shadow_ppm <= WHOLE_PPM or not 0 < plan.shadow_s <= STEP_S_MAX or not plan.automatic:
-            raise errors.InvalidPlan(
-                f"A shadow gets 'shadow_ppm' of the requests, above 0 and up to {WHOLE_PPM}, for 'shadow_s' "
-                "seconds, and ends by itself."
-            )
-    elif plan.shadow_ppm or plan.shadow_s:
-        raise errors.InvalidPlan(
-            f"'shadow_ppm' and 'shadow_s' belong to a shadow; leave them out of a plan of {strategy}."
-        )
+    _check_shadow(plan)
     if not 0 <= plan.preview_s <= STEP_S_MAX:
         raise errors.InvalidPlan(f"'preview_s' lies within 0 and {STEP_S_MAX:.0f} seconds.")
     if plan.preview_s and strategy is not Strategy.BLUE_GREEN:
@@ -271,6 +271,38 @@ def _check_strategy(plan: Plan) -> None:
             f"The strategy {strategy} asks for no proof, so nothing is inconclusive; leave 'on_inconclusive' "
             "out, or choose canary."
         )
+
+
+def _check_shadow(plan: Plan) -> None:
+    """Refuse copies that nobody compares, or that would never be enough."""
+    said = plan.shadow_ppm or plan.shadow_s or plan.shadow_pairs != 1
+    if not plan.strategy.shadows:
+        if said:
+            raise errors.InvalidPlan(
+                "'shadow_ppm', 'shadow_s' and 'shadow_pairs' belong to a shadow, or to a canary that begins "
+                f"with one; leave them out of a plan of {plan.strategy}."
+            )
+        return
+    if plan.strategy is Strategy.SHADOW and not plan.automatic:
+        raise errors.InvalidPlan("A shadow ends by itself; leave 'automatic' out.")
+    if plan.strategy is Strategy.CANARY and not said:
+        return
+    if not 0 < plan.shadow_ppm <= WHOLE_PPM or not 0 < plan.shadow_s <= STEP_S_MAX:
+        raise errors.InvalidPlan(
+            f"A shadow gets 'shadow_ppm' of the requests, above 0 and up to {WHOLE_PPM}, for 'shadow_s' "
+            "seconds."
+        )
+    if not 1 <= plan.shadow_pairs <= PAIRS_MAX:
+        raise errors.InvalidPlan(f"'shadow_pairs' lies within 1 and {PAIRS_MAX:,}.")
+
+
+def apart(plan: Plan) -> Plan:
+    """The plan by which each part of a rollout is judged: where there are several, each has its share of
+    alpha, so that all of them together keep to it (Boole's inequality). The copies before a canary and its
+    steps are two parts.
+    """
+    parts = 2 if plan.strategy is Strategy.CANARY and plan.shadow_ppm else 1
+    return structs.replace(plan, alpha=plan.alpha / parts) if parts > 1 else plan
 
 
 def dated(plan: Plan, now: datetime) -> Plan:

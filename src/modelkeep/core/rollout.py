@@ -2,7 +2,8 @@
 
     preparing --ready--> step 1 --advance--> ... --advance--> last step (all traffic) --advance--> succeeded
         |   |             ^ |                                     |
-        |   +-previewing--+ | rollback verdict, hard guard, abort, the gateway's own rollback
+        |   +-previewing--+ |                                     |
+        |   +-shadowing --+ | rollback verdict, hard guard, abort, the gateway's own rollback
         v cannot load       v                                     v
       failed              rolling_back --confirmed by the gateways--> rolled_back
 
@@ -198,7 +199,7 @@ def _prepare(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
             case Strategy.BLUE_GREEN:
                 why = "the candidate is loaded and ready, and answers under its preview address"
                 return _show(rollout, RolloutState.PREVIEWING, why)
-            case Strategy.SHADOW:
+            case Strategy.SHADOW | Strategy.CANARY if rollout.plan.shadow_ppm:
                 why = "the candidate is loaded and ready, and gets copies of requests"
                 return _show(rollout, RolloutState.SHADOWING, why)
             case _:
@@ -242,9 +243,15 @@ def _shadow(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         return _hold(rollout, _paused(rollout.paused))
     if (now - since).total_seconds() < rollout.plan.shadow_s:
         return Advanced(rollout=structs.replace(rollout, held=None))
-    if rollout.pairs is None or rollout.pairs.pairs == 0:
-        return _hold(rollout, found.why)
-    return _conclude(rollout, "the shadow's time is over", now)
+    compared = rollout.pairs.pairs if rollout.pairs is not None else 0
+    if compared < rollout.plan.shadow_pairs:
+        wanted = f" (the plan waits for {rollout.plan.shadow_pairs} pairs)" if compared else ""
+        return _hold(rollout, found.why + wanted)
+    if rollout.plan.strategy is Strategy.SHADOW:
+        return _conclude(rollout, "the shadow's time is over", now)
+    if not rollout.plan.automatic:
+        return _hold(rollout, _waits(rollout))
+    return _enter(rollout, 0, f"the copies spoke not against it: {found.why}")
 
 
 def _preview(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
@@ -430,7 +437,8 @@ def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Ad
             f"'modelkeep rollout status {rollout.endpoint} --watch' and try again.",
             rollout=rollout.id,
         )
-    if rollout.state is RolloutState.PREVIEWING:
+    before_steps = rollout.state in (RolloutState.PREVIEWING, RolloutState.SHADOWING)
+    if before_steps and rollout.plan.strategy is not Strategy.SHADOW:
         return _enter(rollout, 0, why)
     rollout = structs.replace(rollout, judgement=found)
     if rollout.plan.strategy in (Strategy.AB_TEST, Strategy.SHADOW):

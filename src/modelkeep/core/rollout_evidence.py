@@ -12,7 +12,7 @@ from modelkeep.core import judgement
 from modelkeep.core.judgement import Evidence, Judgement, Verdict, WinnerReport, evidence_of
 from modelkeep.core.movement import Observed, Rollout, RolloutState
 from modelkeep.core.observation import Tick, VersionPhase
-from modelkeep.core.plan import Strategy
+from modelkeep.core.plan import Strategy, apart
 from modelkeep.core.rollout_routes import shown
 
 NOTES_MAX = 3
@@ -68,9 +68,11 @@ def judge(rollout: Rollout) -> Judgement:
     if rollout.plan.strategy is Strategy.ROLLING:
         why = "a rolling update goes by readiness and guards, and asks for no statistics"
         return Judgement(verdict=Verdict.HOLD, why=why)
-    if rollout.plan.strategy is Strategy.SHADOW:
-        return judgement.judge_pairs(rollout.plan, rollout.evidence, rollout.pairs)
-    return judgement.judge(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
+    plan = apart(rollout.plan)
+    copies_only = rollout.pairs is not None and not rollout.candidate_counts.requests
+    if plan.strategy is Strategy.SHADOW or rollout.state is RolloutState.SHADOWING or copies_only:
+        return judgement.judge_pairs(plan, rollout.evidence, rollout.pairs)
+    return judgement.judge(plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
 
 
 def report(rollout: Rollout) -> WinnerReport:

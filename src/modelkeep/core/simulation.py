@@ -120,6 +120,7 @@ class _Led:
             notes=(),
             judgement=None,
             report=None,
+            pairs=None,
         )
         self.from_at: datetime | None = None
         self.now: datetime | None = None
