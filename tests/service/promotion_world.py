@@ -47,7 +47,7 @@ def digest_of(text: str) -> Digest:
 
 def version_of(model: ModelName, number: int, text: str, **more: Any) -> ModelVersion:
     """A version as registration would leave it."""
-    content = digest_of(f"{model}:{text}")
+    content = more.pop("content", digest_of(f"{model}:{text}"))
     fields: dict[str, Any] = {
         "id": f"ver_{model.project}_{model.name}_{number}",
         "model": model,

@@ -7,7 +7,7 @@ from msgspec import structs
 from modelkeep.core import errors
 from modelkeep.core.access import Role
 from modelkeep.core.events import EventKind
-from modelkeep.core.plan import PRESETS, Plan, Step, Strategy
+from modelkeep.core.plan import AT_ONCE, PRESETS, Plan, Step, Strategy
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.values import parse_ref
@@ -274,6 +274,30 @@ def test_a_canary_may_begin_with_copies_and_goes_on_with_the_same_processes(worl
     assert seen[:4] == [(500_000, 0), (0, 100_000), (0, 500_000), (0, WHOLE_PPM)]
     assert world.in_production() == "1.1.0"
     assert world.read("owner", world.rollouts.explain, NAME).equal
+
+
+# ------------------------------------------------------------------------------------------------ equal bytes
+
+
+@pytest.mark.req("S3")
+def test_a_version_with_stable_s_bytes_takes_over_at_once_and_says_why(world: RolloutWorld) -> None:
+    """There is nothing to prove between a model and itself: it moves as soon as it is loaded, whatever the
+    plan, and to test it against stable, or shadow it, is refused."""
+    gateway = world.serving()
+    same = world.version("1.0.1", content=world.get("1.0.0").digest)
+    for plan in (AB_TEST, SHADOW):
+        with pytest.raises(errors.Conflict, match=r"churn:1.0.1 has the very bytes of churn:1.0.0"):
+            world.promote("1.0.1", by="owner", plan=plan)
+    promoted = world.promote("1.0.1", by="owner")
+    note = "churn:1.0.1 has the very bytes of churn:1.0.0"
+    assert (promoted.plan, promoted.note) == (AT_ONCE, note)
+    for _ in range(3):
+        world.turn(gateway, seconds=0.5)
+    assert (world.state(), world.in_production()) == (RolloutState.SUCCEEDED, "1.0.1")
+    assert world.latest().note == note
+    assert world.status().stable == same.semver
+    (*_, event) = world.events(EventKind.ROLLOUT_STARTED)
+    assert (event.body["plan_from"], event.body["note"]) == ("equal bytes", note)
 
 
 # ------------------------------------------------------------------------------------------------ superseding

@@ -81,7 +81,8 @@ def promoted(done: "Promotion") -> View:
         if done.kind.value == "rollout":
             screen.line(f"The rollout {done.rollout} of", name, f"to {done.stage} has begun.")
             if done.plan is not None:
-                screen.line(f"  {summary(done.plan)}")
+                because = f" ({done.note})" if done.note is not None else ""
+                screen.line(f"  {summary(done.plan)}{because}")
             screen.line(Text(f"  next: modelkeep rollout status {done.endpoint} --watch", "dim"))
         else:
             displaced = f"; #{done.displaced} left it" if done.displaced is not None else ""

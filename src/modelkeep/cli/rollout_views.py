@@ -133,7 +133,7 @@ def rollout(found: "Rollout") -> View:
                 ("rollout", Text(found.id, "strong")),
                 ("of", f"{found.model}:{found.candidate_semver} over {found.stable_semver or 'nothing'}"),
                 ("state", _state(found.state.value)),
-                ("plan", summary(found.plan)),
+                ("plan", summary(found.plan) + (f" ({found.note})" if found.note else "")),
                 ("preview", _preview(found)),
                 ("traffic", f"{_bar(found.weight_ppm)} {step}{share(found.weight_ppm)} to the candidate"),
                 ("paused", found.paused),

@@ -210,6 +210,7 @@ class Promotion(Struct, frozen=True, kw_only=True):
     gates: tuple[GateResult, ...] = ()
     interval: Interval | None = None
     plan: Plan | None = None
+    note: str | None = None
 
 
 class Rollback(Struct, frozen=True, kw_only=True):

@@ -176,6 +176,8 @@ class Rollout(Struct, frozen=True, kw_only=True):
     judgement: Judgement | None = None
     report: WinnerReport | None = None
     pairs: PairCounts | None = None
+    note: str | None = None
+    """Why it goes another way than was asked for, where it does."""
 
     @property
     def current(self) -> Step:

@@ -57,6 +57,11 @@ class Strategy(StrEnum):
         return self in (Strategy.BLUE_GREEN, Strategy.IMMEDIATE)
 
     @property
+    def moves(self) -> bool:
+        """Whether it is for putting a candidate in stable's place, and not for learning something of it."""
+        return self not in (Strategy.AB_TEST, Strategy.SHADOW)
+
+    @property
     def shadows(self) -> bool:
         """Whether copies of requests may come before anything else, or are all there is."""
         return self in (Strategy.CANARY, Strategy.SHADOW)
@@ -154,6 +159,8 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 CANARY = Plan()
 """10 % -> 50 % -> 100 %, five minutes each at least."""
+AT_ONCE = Plan(strategy=Strategy.IMMEDIATE, steps=(Step(weight_ppm=WHOLE_PPM, min_s=0.0),))
+"""Everything as soon as it is loaded: for a candidate that answers what stable answers, bit for bit."""
 
 PRESETS: Mapping[Strategy, Plan] = MappingProxyType(
     {

@@ -16,10 +16,10 @@ from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.movement import check_keys
-from modelkeep.core.plan import dated
+from modelkeep.core.plan import AT_ONCE, dated
 from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
-from modelkeep.core.routing import Epoch
+from modelkeep.core.routing import Epoch, VersionKey
 from modelkeep.core.values import ModelName
 from modelkeep.service.act import Act
 from modelkeep.service.traffic import Traffic
@@ -234,7 +234,8 @@ class Endpoints:
 
         Raises:
             RolloutActive: another rollout of the endpoint is not finished.
-            Conflict: the version is what the endpoint serves.
+            Conflict: the version is what the endpoint serves, or has its bytes and was to be tested against
+                it.
             Tombstoned: the version was taken back, and nobody has cleared it.
             InvalidPlan: the plan cannot be carried out.
         """
@@ -265,6 +266,11 @@ class Endpoints:
             if endpoint.stable is not None
             else None
         )
+        note = self._same(act, stable, version)
+        if note is not None:
+            if not plan.strategy.moves:
+                raise errors.Conflict(f"{note}: they cannot be compared; promote it by another strategy.")
+            plan, plan_from = AT_ONCE, "equal bytes"
         rollout_id = act.new_id("rol")
         sequence = self._traffic.record(
             act,
@@ -278,9 +284,11 @@ class Endpoints:
             stage=endpoint.stage,
             plan=plan,
             plan_from=plan_from,
+            note=note,
             supersedes=running.id if running is not None else None,
         )
         started = Rollout(
+            note=note,
             id=rollout_id,
             endpoint=endpoint.name,
             model=endpoint.model,
@@ -308,6 +316,15 @@ class Endpoints:
         before = self._traffic.route(act, endpoint, None)
         self._traffic.moved(act, before, self._traffic.route(act, carrying, started), sequence)
         return started
+
+    def _same(self, act: Act, stable: ModelVersion | None, version: ModelVersion) -> str | None:
+        """What to say of a version that answers just what the stable one does: there is nothing to prove."""
+        if stable is None or stable.digest != version.digest:
+            return None
+        served = (self._traffic.spec(act, each.model, each.number) for each in (stable, version))
+        names = {"key": VersionKey(""), "number": 0, "semver": ""}
+        one, other = (structs.replace(spec, **names) for spec in served)
+        return f"{version.reference} has the very bytes of {stable.reference}" if one == other else None
 
     def _busy(self, endpoint: Endpoint) -> errors.RolloutActive:
         return errors.RolloutActive(

@@ -356,7 +356,8 @@ class Promotions:
             endpoint=endpoint.name,
             request=because.request,
             gates=because.gates,
-            plan=chosen,
+            plan=rollout.plan,
+            note=rollout.note,
         )
 
     def _plan(self, case: Case, endpoint: Endpoint, said: Plan | None) -> tuple[Plan, str]:
