@@ -14,6 +14,8 @@ ARGS ?=
 KEEP ?=
 VENV_MLFLOW ?= .venv-mlflow
 export VENV VENV_MLFLOW
+# The tests start hundreds of processes; where this is set, each of them would compile the whole package again.
+export PYTHONDONTWRITEBYTECODE =
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

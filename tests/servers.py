@@ -448,9 +448,13 @@ class S3Server:
             self._process = None
 
     def close(self) -> None:
-        """Kill, and remove the folder. May be called again."""
+        """Kill, and remove its folder and the sockets it puts beside it. May be called again."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+        for port in self._ports.values():
+            for twin in (port, port + GRPC_OFFSET):
+                for left in Path("/tmp").glob(f"seaweedfs-*-{twin}.sock"):
+                    left.unlink(missing_ok=True)
 
     def _start_on_ports(self) -> None:
         who = {
@@ -465,7 +469,14 @@ class S3Server:
         ports = self._ports
         command = [
             *_bound_to_our_life("KILL"),
-            *(str(self._program), "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(
+                str(self._program),
+                "-logtostderr",
+                "mini",
+                f"-dir={data}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+            ),
             *(f"-s3.port={ports['s3']}", f"-s3.config={config}", f"-bucket={self.bucket}"),
             *(f"-s3.port.iceberg={ports['iceberg']}", f"-s3.port.lance={ports['lance']}"),
             *(
