@@ -11,7 +11,7 @@ from enum import StrEnum
 from msgspec import Struct, field, structs
 
 from modelkeep.core import sequential
-from modelkeep.core.observation import PairCounts, SideCounts, Tick
+from modelkeep.core.observation import Labelled, PairCounts, SideCounts, Tick
 from modelkeep.core.plan import Goal, Plan, Strategy
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick, Combined, MeanEProcess, TrialTick
@@ -34,8 +34,9 @@ class Verdict(StrEnum):
 class Evidence(Struct, frozen=True, kw_only=True):
     """The state of every test of a rollout. `errors`, `slow` and `shares` compare with stable and can take
     the candidate back, as can `high_rate` with all of the traffic, where nobody is left to compare with;
-    `no_worse` and `low_rate` can let it advance. `better` and `worse` decide an A/B test, `pair_errors` and
-    `pair_slow` a shadow; they see nothing elsewhere.
+    `no_worse` and `low_rate` can let it advance. `wrong` and `right` are the same of predictions and their
+    labels: the one can take it back, and without the other it does not advance. `better` and `worse` decide
+    an A/B test, `pair_errors` and `pair_slow` a shadow; they see nothing elsewhere.
     """
 
     errors: BinaryEProcess = field(default_factory=BinaryEProcess)
@@ -44,21 +45,30 @@ class Evidence(Struct, frozen=True, kw_only=True):
     no_worse: BinaryEProcess = field(default_factory=BinaryEProcess)
     low_rate: MeanEProcess = field(default_factory=MeanEProcess)
     high_rate: MeanEProcess = field(default_factory=MeanEProcess)
+    wrong: BinaryEProcess = field(default_factory=BinaryEProcess)
+    right: BinaryEProcess = field(default_factory=BinaryEProcess)
     better: BinaryEProcess = field(default_factory=BinaryEProcess)
     worse: BinaryEProcess = field(default_factory=BinaryEProcess)
     pair_errors: BinaryEProcess = field(default_factory=BinaryEProcess)
     pair_slow: BinaryEProcess = field(default_factory=BinaryEProcess)
 
 
+class Missing(StrEnum):
+    """What is waited for, where nothing else holds a candidate up."""
+
+    LABELS = "labels"
+
+
 class Judgement(Struct, frozen=True, kw_only=True):
     """A verdict with its numbers and its sentence. `p_value` is valid at any time; `passed` says which proof
-    allows the advance."""
+    allows the advance, `missing` what is still waited for where all else is shown."""
 
     verdict: Verdict
     why: str
     p_value: float = 1.0
     blamed: str | None = None
     passed: str | None = None
+    missing: Missing | None = None
     contributions: dict[str, float] = {}
 
 
@@ -100,12 +110,15 @@ class Specs(Struct, frozen=True, kw_only=True):
     no_worse: sequential.EProcessSpec
     low_rate: sequential.RateSpec
     high_rate: sequential.RateSpec
+    wrong: sequential.EProcessSpec | None = None
+    right: sequential.EProcessSpec | None = None
     tested: Goal | None = None
     shadowed: bool = False
 
     @staticmethod
     def of(plan: Plan) -> "Specs":
         """The tests that a plan asks for."""
+        quality = plan.quality
         return Specs(
             errors=sequential.fail_spec(margin=plan.margin),
             slow=sequential.fail_spec(margin=plan.slow_margin),
@@ -113,6 +126,8 @@ class Specs(Struct, frozen=True, kw_only=True):
             no_worse=sequential.pass_spec(bound=plan.pass_odds),
             low_rate=sequential.rate_pass_spec(bound=plan.pass_rate),
             high_rate=sequential.rate_fail_spec(bound=plan.fail_rate),
+            wrong=sequential.fail_spec(margin=quality.margin) if quality is not None else None,
+            right=sequential.pass_spec(bound=quality.pass_odds) if quality is not None else None,
             tested=plan.goal if plan.strategy is Strategy.AB_TEST else None,
             shadowed=plan.shadow_ppm > 0,
         )
@@ -123,6 +138,7 @@ class Specs(Struct, frozen=True, kw_only=True):
             evidence = self._paired(evidence, tick.pairs)
         if not tick.candidate_ppm:
             return evidence
+        evidence = self._labelled(evidence, tick)
         c, s, weight = tick.candidate, tick.stable, tick.candidate_ppm
         failing = CallerTick(x=c.callers_first_error, y=s.callers_first_error, weight_ppm=weight)
         slow = CallerTick(x=c.callers_first_slow, y=s.callers_first_slow, weight_ppm=weight)
@@ -144,6 +160,18 @@ class Specs(Struct, frozen=True, kw_only=True):
             no_worse=sequential.update(evidence.no_worse, self.no_worse, failing),
             low_rate=sequential.update_rate(evidence.low_rate, self.low_rate, trials),
             high_rate=sequential.update_rate(evidence.high_rate, self.high_rate, alone),
+        )
+
+    def _labelled(self, evidence: Evidence, tick: Tick) -> Evidence:
+        """Callers with their first wrong prediction count on the side that predicted, at its weight then."""
+        if tick.labels is None or self.wrong is None or self.right is None:
+            return evidence
+        x, y = tick.labels.candidate.callers_first_wrong, tick.labels.stable.callers_first_wrong
+        mistaken = CallerTick(x=x, y=y, weight_ppm=tick.candidate_ppm)
+        return structs.replace(
+            evidence,
+            wrong=sequential.update(evidence.wrong, self.wrong, mistaken),
+            right=sequential.update(evidence.right, self.right, mistaken),
         )
 
     def _paired(self, evidence: Evidence, pairs: PairCounts) -> Evidence:
@@ -171,19 +199,35 @@ def evidence_of(plan: Plan, ticks: Iterable[Tick], before: Evidence | None = Non
 def omega(plan: Plan) -> dict[str, float]:
     """How a plan spends alpha over its metrics, by the names that people read."""
     shares = plan.metrics
-    told = {"errors": shares.errors, "latency": shares.latency, "traffic shares": shares.shares}
+    told = {
+        "errors": shares.errors,
+        "latency": shares.latency,
+        "traffic shares": shares.shares,
+        "quality": shares.quality,
+    }
     return {name: share for name, share in told.items() if share > 0}
 
 
 def combined(plan: Plan, evidence: Evidence) -> Combined:
     """All that speaks against the candidate, under one alpha."""
-    states = {"errors": evidence.errors, "latency": evidence.slow, "traffic shares": evidence.shares}
+    states = {
+        "errors": evidence.errors,
+        "latency": evidence.slow,
+        "traffic shares": evidence.shares,
+        "quality": evidence.wrong,
+    }
     shares = omega(plan)
     judged = {name: state for name, state in states.items() if name in shares}
     return sequential.combine(judged, shares, alpha=plan.alpha)
 
 
-def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCounts) -> Judgement:
+def judge(
+    plan: Plan,
+    evidence: Evidence,
+    candidate: SideCounts,
+    stable: SideCounts,
+    labels: Labelled | None = None,
+) -> Judgement:
     """What the evidence says now: rollback, advance or hold, with the sentence that people read."""
     against = combined(plan, evidence)
     c, s = candidate, stable
@@ -198,6 +242,8 @@ def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCou
                 f"{c.callers_arrived} of {c.callers_arrived + s.callers_arrived} new callers were given to "
                 "the candidate, which is not what the weights ask for"
             )
+        if against.blamed == "quality":
+            seen = labels_seen(labels or Labelled())
         return Judgement(
             verdict=Verdict.ROLLBACK,
             why=f"{_BLAME[against.blamed]}: {seen}; {limit}",
@@ -213,17 +259,57 @@ def judge(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCou
         return Judgement(
             verdict=Verdict.HOLD, why="the candidate has had no request yet", p_value=against.p_value
         )
+    proof = _proof(plan, evidence, seen)
+    if proof is None:
+        why = f"not enough evidence yet from {c.new_callers} new callers of the candidate: {seen}"
+        return Judgement(
+            verdict=Verdict.HOLD, why=why, p_value=against.p_value, contributions=against.contributions
+        )
+    return _with_labels(plan, evidence, labels, proof, against)
+
+
+def _proof(plan: Plan, evidence: Evidence, seen: str) -> tuple[str, str] | None:
+    """Which proof allows an advance, and its sentence; None while there is none."""
     beta = plan.beta / 2  # either proof may let it advance, so each has half of the error
     if evidence.low_rate.holds(beta):
         why = f"fewer than {plan.pass_rate:.2%} of first requests fail, shown at {1 - beta:.1%}: {seen}"
-        return Judgement(verdict=Verdict.ADVANCE, why=why, passed="low_rate", p_value=against.p_value)
+        return "low_rate", why
     if evidence.no_worse.holds(beta):
         why = f"odds of failing below {plan.pass_odds:g} times stable's, shown at {1 - beta:.1%}: {seen}"
-        return Judgement(verdict=Verdict.ADVANCE, why=why, passed="no_worse", p_value=against.p_value)
-    why = f"not enough evidence yet from {c.new_callers} new callers of the candidate: {seen}"
-    return Judgement(
-        verdict=Verdict.HOLD, why=why, p_value=against.p_value, contributions=against.contributions
+        return "no_worse", why
+    return None
+
+
+def _with_labels(
+    plan: Plan, evidence: Evidence, labels: Labelled | None, proof: tuple[str, str], against: Combined
+) -> Judgement:
+    """A candidate that all else lets advance: whether it has to wait for labels."""
+    passed, why = proof
+    if plan.quality is not None:
+        told = labels_seen(labels or Labelled())
+        if not evidence.right.holds(plan.beta):
+            known = labels is not None and labels.candidate.labels > 0
+            return Judgement(
+                verdict=Verdict.HOLD,
+                why=f"not enough labels yet: {told}" if known else "no labels yet: holding",
+                p_value=against.p_value,
+                missing=Missing.LABELS,
+                contributions=against.contributions,
+            )
+        limit = f"below {plan.quality.pass_odds:g} times stable's, shown at {1 - plan.beta:.1%}"
+        why = f"{why}; odds of a wrong prediction {limit}: {told}"
+    return Judgement(verdict=Verdict.ADVANCE, why=why, passed=passed, p_value=against.p_value)
+
+
+def labels_seen(labels: Labelled) -> str:
+    """What labels said, in words."""
+    c, s = labels.candidate, labels.stable
+    seen = (
+        f"{c.callers_first_wrong} of {c.callers_labelled} labelled callers of the candidate and "
+        f"{s.callers_first_wrong} of {s.callers_labelled} of stable's had a wrong prediction"
     )
+    odd = c.odd + s.odd
+    return f"{seen} ({odd} labels cannot be compared with what was predicted)" if odd else seen
 
 
 def judge_pairs(plan: Plan, evidence: Evidence, pairs: PairCounts | None) -> Judgement:
@@ -292,5 +378,6 @@ _SAID = {
 _BLAME = {
     "errors": "more callers fail than on stable",
     "latency": "more callers are answered slowly than on stable",
+    "quality": "more callers have wrong predictions than on stable",
     "traffic shares": "the versions do not get the shares of callers they were given",
 }

@@ -1,4 +1,4 @@
-"""The state of an e-process and the one recursion that moves it: mixed over effects, and over when they begin.
+"""The state of an e-process and the recursion that moves it: mixed over effects, and over when they begin.
 
 What an effect is, and how likely a tick is under it, is said elsewhere: `core.sequential` for events on two
 sides, `core.shift` for what is predicted. Nothing is counted or decided here.

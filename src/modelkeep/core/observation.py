@@ -120,6 +120,42 @@ class PairCounts(Struct, frozen=True, kw_only=True):
         )
 
 
+class LabelCounts(Struct, frozen=True, kw_only=True):
+    """Labels that came during one tick for predictions of one side, whenever those were made.
+
+    `labels` are rows, each counted once; `wrong` of them were predicted wrongly, and `odd` could not be
+    compared. `callers_labelled` had a label for the first time in this rollout, `callers_first_wrong` a wrong
+    prediction for the first time.
+    """
+
+    labels: int = 0
+    wrong: int = 0
+    odd: int = 0
+    callers_labelled: int = 0
+    callers_first_wrong: int = 0
+
+    def plus(self, other: "LabelCounts") -> "LabelCounts":
+        """The counts of two spans together."""
+        return LabelCounts(
+            labels=self.labels + other.labels,
+            wrong=self.wrong + other.wrong,
+            odd=self.odd + other.odd,
+            callers_labelled=self.callers_labelled + other.callers_labelled,
+            callers_first_wrong=self.callers_first_wrong + other.callers_first_wrong,
+        )
+
+
+class Labelled(Struct, frozen=True, kw_only=True):
+    """Labels of both sides. Their tick is that of the epoch and weight under which was predicted."""
+
+    candidate: LabelCounts = LabelCounts()
+    stable: LabelCounts = LabelCounts()
+
+    def plus(self, other: "Labelled") -> "Labelled":
+        """The counts of two spans together."""
+        return Labelled(candidate=self.candidate.plus(other.candidate), stable=self.stable.plus(other.stable))
+
+
 class Tick(Struct, frozen=True, kw_only=True):
     """One closed span of one endpoint under one epoch.
 
@@ -140,6 +176,8 @@ class Tick(Struct, frozen=True, kw_only=True):
     """At most three error texts of the candidate, shortened: what a person wants to read first."""
     pairs: PairCounts | None = None
     """What the shadow version said to copies; None where none was compared."""
+    labels: Labelled | None = None
+    """What became known of predictions; None where nothing did."""
 
 
 class VersionPhase(StrEnum):
@@ -252,6 +290,10 @@ def _check_tick(tick: Tick) -> None:
             number = getattr(tick.pairs, name)
             if not (0 <= number < math.inf) or (isinstance(number, int) and number > COUNT_MAX):
                 raise errors.Invalid(f"A tick's pairs cannot hold {name}={number}.", field=name)
+    for told in (tick.labels.candidate, tick.labels.stable) if tick.labels is not None else ():
+        for name in told.__struct_fields__:
+            if not 0 <= getattr(told, name) <= COUNT_MAX:
+                raise errors.Invalid(f"A tick's labels cannot hold {name}={getattr(told, name)}.", field=name)
     _epoch(tick.epoch)
     _number("tick number", tick.number)
     if not 0 <= tick.candidate_ppm <= WHOLE_PPM:

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct, field, structs
 
 from modelkeep.core import codec, errors, values
+from modelkeep.core.quality import Quality, check_quality
 from modelkeep.core.routing import WHOLE_PPM
 
 SCHEMA = "modelkeep.rollout/v1"
@@ -103,12 +104,18 @@ class Guards(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How alpha is spent over the metrics that can take a candidate back: callers who fail, callers who are
-    answered slowly, and arms that do not get their shares. 0 leaves a metric out.
+    answered slowly, arms that do not get their shares, and callers whose predictions turn out wrong. 0
+    leaves a metric out.
     """
 
     errors: float = 0.5
     latency: float = 0.3
     shares: float = 0.2
+    quality: float = 0.0
+
+
+JUDGED_LATER = Metrics(errors=0.4, latency=0.25, shares=0.15, quality=0.2)
+"""How alpha is spent where a plan judges predictions by their labels and says nothing of it."""
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,9 +129,10 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `metrics` are the metrics' shares of `alpha`. `preview_s` is how long a blue-green candidate stands under
     its preview address before the switch. `ends_at` is when an A/B test ends (without it, after the `min_s`
     of its step), `goal` what it is decided by, and `promote_winner` whether the candidate takes over when it
-    has won; otherwise stable goes on and the report is all that follows. A shadow gets copies of the share
-    `shadow_ppm` of the requests for `shadow_s`, and until `shadow_pairs` were compared; a canary with a
-    `shadow_ppm` begins with that and goes on with its steps. `automatic` false leaves each next
+    has won; otherwise stable goes on and the report is all that follows. `quality` has predictions judged by
+    labels that come later: an advance then needs them too. A shadow gets copies of the share `shadow_ppm` of
+    the requests for `shadow_s`, and until `shadow_pairs` were compared; a canary with a `shadow_ppm` begins
+    with that and goes on with its steps. `automatic` false leaves each next
     step, and the switch, to a person. `prepare_s` is how long gateways have to load the candidate, counted
     from when one answers.
     """
@@ -144,6 +152,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass_rate: float = 0.02
     fail_rate: float = 0.25
     metrics: Metrics = field(default_factory=Metrics)
+    quality: Quality | None = None
     on_inconclusive: OnInconclusive = OnInconclusive.HOLD
     automatic: bool = True
     preview_s: float = 0.0
@@ -215,12 +224,30 @@ def check_plan(plan: Plan) -> Plan:
         raise errors.InvalidPlan("'fail_rate' lies above 'pass_rate' and at most 0.99.")
     if not 1 <= plan.prepare_s <= 86_400 or plan.guards.crashes < 1 or plan.guards.schema_violations < 1:
         raise errors.InvalidPlan("'prepare_s' lies within a second and a day; guards count from 1.")
-    shares = (plan.metrics.errors, plan.metrics.latency, plan.metrics.shares)
-    if not shares[0] > 0 or not all(share >= 0 for share in shares) or not sum(shares) <= 1 + MASS_SLACK:
+    check_metrics(plan)
+    return plan
+
+
+def check_metrics(plan: Plan) -> None:
+    """Refuse shares of alpha that promise nothing, or are not of what the plan has judged."""
+    shares = structs.astuple(plan.metrics)
+    none_for_errors = not plan.metrics.errors > 0
+    if none_for_errors or not all(share >= 0 for share in shares) or not sum(shares) <= 1 + MASS_SLACK:
         raise errors.InvalidPlan(
             "The shares of alpha in 'metrics' sum to at most 1, and that of 'errors' lies above 0."
         )
-    return plan
+    if (plan.quality is None) != (plan.metrics.quality == 0):
+        raise errors.InvalidPlan(
+            "Predictions are judged by their labels where the plan has a 'quality' and 'metrics' gives it a "
+            "share of alpha; write both, or neither."
+        )
+    if plan.quality is None:
+        return
+    if plan.strategy is not Strategy.CANARY:
+        raise errors.InvalidPlan(
+            f"A plan of {plan.strategy} waits for no labels; leave 'quality' out, or choose canary."
+        )
+    check_quality(plan.quality)
 
 
 def _check_steps(plan: Plan) -> None:
@@ -370,7 +397,10 @@ def chosen(plan: Plan | None, strategy: Strategy | None) -> Plan | None:
 
 
 def completed(document: Any) -> Any:
-    """A document with its strategy's own steps and preview, where it says nothing of them."""
+    """A document with its strategy's own steps and preview, and shares of alpha for all that it has judged,
+    where it says nothing of them."""
+    if isinstance(document, dict) and document.get("quality") is not None and "metrics" not in document:
+        document = document | {"metrics": codec.builtins(JUDGED_LATER)}
     if not isinstance(document, dict) or document.get("strategy") not in list(Strategy):
         return document
     preset = PRESETS[Strategy(document["strategy"])]

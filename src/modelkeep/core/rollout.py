@@ -21,7 +21,7 @@ from typing import assert_never
 from msgspec import structs
 
 from modelkeep.core import errors, values
-from modelkeep.core.judgement import Evidence, Judgement, Verdict, Winner
+from modelkeep.core.judgement import Evidence, Judgement, Missing, Verdict, Winner
 from modelkeep.core.movement import (
     WITHOUT_SUCCESS,
     Advanced,
@@ -315,7 +315,7 @@ def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         return Advanced(rollout=structs.replace(rollout, held=None))
     if found.verdict is Verdict.ADVANCE or rollout.plan.strategy.at_once:
         return _onward(rollout, found.why, now)
-    if lasted >= rollout.current.max_s:
+    if lasted >= _longest_s(rollout, found):
         match rollout.plan.on_inconclusive:
             case OnInconclusive.ROLLBACK:
                 return take_back(rollout, f"inconclusive after {lasted:.0f} s: {found.why}", now)
@@ -325,6 +325,14 @@ def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
             case _:
                 pass
     return _hold(rollout, found.why)
+
+
+def _longest_s(rollout: Rollout, found: Judgement) -> float:
+    """How long a step waits: where labels are all that is missing, as long as the plan waits for labels."""
+    quality = rollout.plan.quality
+    if found.missing is Missing.LABELS and quality is not None:
+        return max(rollout.current.max_s, quality.wait_s)
+    return rollout.current.max_s
 
 
 def _conclude(rollout: Rollout, why: str, now: datetime) -> Advanced:

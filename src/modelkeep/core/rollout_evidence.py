@@ -33,8 +33,10 @@ def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
     if not own:
         return rollout
     candidate, stable, notes = rollout.candidate_counts, rollout.stable_counts, rollout.notes
-    pairs = rollout.pairs
+    pairs, labels = rollout.pairs, rollout.labels
     for tick in own:
+        if tick.labels is not None:
+            labels = labels.plus(tick.labels) if labels is not None else tick.labels
         if tick.pairs is not None:
             pairs = pairs.plus(tick.pairs) if pairs is not None else tick.pairs
         candidate = candidate.plus(tick.candidate)
@@ -48,6 +50,7 @@ def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
         candidate_counts=candidate,
         stable_counts=stable,
         pairs=pairs,
+        labels=labels,
         notes=notes,
         ticks=rollout.ticks + len(own),
     )
@@ -72,7 +75,8 @@ def judge(rollout: Rollout) -> Judgement:
     copies_only = rollout.pairs is not None and not rollout.candidate_counts.requests
     if plan.strategy is Strategy.SHADOW or rollout.state is RolloutState.SHADOWING or copies_only:
         return judgement.judge_pairs(plan, rollout.evidence, rollout.pairs)
-    return judgement.judge(plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
+    seen = (rollout.candidate_counts, rollout.stable_counts, rollout.labels)
+    return judgement.judge(plan, rollout.evidence, *seen)
 
 
 def report(rollout: Rollout) -> WinnerReport:

@@ -18,6 +18,7 @@ from msgspec import Struct, structs
 
 from modelkeep.core import codec, errors
 from modelkeep.core.catalog import FileEntry
+from modelkeep.core.quality import Quality
 from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.signature import Signature
 from modelkeep.core.values import Digest
@@ -139,6 +140,8 @@ class Route(Struct, frozen=True, kw_only=True):
     log_ppm: int = 0
     """Share of the requests that go to the gateway's prediction log, as `privacy` lets them."""
     privacy: Privacy = KEEP_ALL
+    quality: Quality | None = None
+    """How predictions under this route are held against labels that come later; None: they are not."""
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -253,6 +256,7 @@ def rolled_back(route: Route) -> Route:
         shadow=None,
         shadow_ppm=0,
         rollout=None,
+        quality=None,
     )
     if route.candidate is not None:
         return settled

@@ -121,6 +121,7 @@ class _Led:
             judgement=None,
             report=None,
             pairs=None,
+            labels=None,
         )
         self.from_at: datetime | None = None
         self.now: datetime | None = None
