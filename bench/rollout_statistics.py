@@ -3,10 +3,11 @@ product does.
 
     python -m bench.rollout_statistics --runs 10000 --seed 1
 
-simulates an hour of ticks of ten seconds, many times over, in each scenario: candidates that are exactly as
-good as stable (false rollbacks, with a 99 % upper bound by Clopper and Pearson), then bad ones (share seen,
-median time). Fixed thresholds, a repeated z-test and Mann and Whitney's test judge the same data. It leaves
-with 1 when a bound that the product promises does not hold. It measures no speed and starts no server.
+simulates an hour of ticks of ten seconds, many times over, in each scenario and for each kind of evidence:
+candidates that are exactly as good as stable (false rollbacks, with a 99 % upper bound by Clopper and
+Pearson), then bad ones (share seen, median time, and whom it cost). Fixed limits, repeated z-tests and Mann
+and Whitney's test judge the same data. It leaves with 1 when a bound that the product promises does not
+hold. It measures no speed and starts no server.
 
 The judge is `core.sequential`. Because ten thousand hours are a lot of ticks, `bench.sequential_twin` repeats
 its recursion for many runs at once; each table replays a sample of its runs, and those that were taken back,
@@ -18,102 +19,57 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy.stats import beta as beta_law
 
+from bench import rollout_rivals as rivals
+from bench.rollout_rows import PROOF_RUNS, Row, show_nulls, show_power
 from bench.rollout_worlds import (
     BETA,
     NULLS,
+    PAIR_NULLS,
+    PAIR_REPEATS,
     TICK_S,
     TICKS,
+    Pairs,
+    PairScenario,
     Scenario,
     World,
-    callers_world,
-    first_step,
-    mann_whitney_fires,
-    requests_world,
-    threshold_fires,
-    z_test_fires,
+    pairs_world,
+    world,
 )
 from bench.sequential_twin import Array, judge, replayed
 from modelkeep.core import forecast, sequential
+from modelkeep.core.mixing import log_threshold
 from modelkeep.core.sequential import EProcessSpec, RateSpec, Unit
 
 ALPHA = 0.01
-OMEGA = {"errors": 0.5, "slow": 0.4, "share": 0.1}
-"""How a rollout of the three metrics shares its alpha."""
+OMEGA = {"errors": 0.4, "slow": 0.3, "quality": 0.2, "share": 0.1}
+"""How a whole rollout shares its alpha; one without labels leaves the share of quality unspent."""
 CHUNK = 500
 """Runs simulated together: the arrays of one chunk fit the processor's cache."""
 AGREE = 1e-9
 """How far the vectorised twin may be from the real code in log V."""
-REPLAYED = 12
-"""Runs of each chunk taken back that the real code judges again, beside two others."""
-QUICK_RUNS = 1_000
-PROOF_RUNS = 10_000
-"""From here on the upper bound is sharp enough to hold against alpha; below, only a clear breach counts."""
-SUBSET = ("requests alike", "20 bad callers of 2000", "callers, ramp 10-50-100")
-"""The null scenarios of the long test."""
-
-
-# --------------------------------------------------------------------------- the tables
-
-
-@dataclass(kw_only=True)
-class Row:
-    """One line of a table: how often something fired, and when."""
-
-    scenario: str
-    judge: str
-    limit: float | None
-    """The promise that is held against the upper bound; None for tests that promise nothing here."""
-    fired: int = 0
-    runs: int = 0
-    seconds: list[float] = field(default_factory=list)
-    forecast_s: float | None = None
-
-    @property
-    def upper(self) -> float:
-        return (
-            1.0
-            if self.fired == self.runs
-            else float(beta_law.ppf(0.99, self.fired + 1, self.runs - self.fired))
-        )
-
-    @property
-    def broken(self) -> bool:
-        """Whether the promise fails: by the upper bound, or with too few runs for that, by the lower one."""
-        if self.limit is None:
-            return False
-        if self.runs >= PROOF_RUNS:
-            return self.upper > self.limit
-        return (
-            self.fired > 0 and float(beta_law.ppf(0.01, self.fired, self.runs - self.fired + 1)) > self.limit
-        )
-
-    def add(self, at: Array, second_per_step: float) -> None:
-        """Take the step at which each run fired, -1 for never."""
-        hits = at[at >= 0]
-        self.fired += len(hits)
-        self.runs += len(at)
-        self.seconds += [(float(step) + 1) * second_per_step for step in hits]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "scenario": self.scenario,
-            "judge": self.judge,
-            "limit": self.limit,
-            "runs": self.runs,
-            "fired": self.fired,
-            "rate": self.fired / self.runs,
-            "upper_99": self.upper,
-            "broken": self.broken,
-            "median_s": float(np.median(self.seconds)) if self.seconds else None,
-            "forecast_s": self.forecast_s,
-        }
+REPLAYED = 6
+"""Runs of each chunk taken back that the real code judges again, beside one other."""
+QUICK_RUNS = 300
+SUBSET = (
+    "requests alike",
+    "all of it: 20 bad, day and night, ramp",
+    "shadow, all of it: 20 odd callers, day and night",
+)
+"""The tables of healthy candidates of the long test."""
+EFFECTS = (1.5, 2.0, 4.0, 10.0)
+MCNEMAR_PPM = sequential.WHOLE_PPM // 2
+"""An odd pair lies on either side with this chance where the versions are alike."""
+SLOW_ODD = {"odd_rate": 0.02, "both_rate": 0.03}
+"""Of pairs: 5 % slow on either version, three fifths of them on both."""
+Z_NAME = "z-test each minute, 1 %"
+WRONG_NAME = "errors, by request (wrong unit)"
+WRONG_UNIT_RUNS = 2_000
+"""Nothing is promised of it, and it is slow."""
+RANKS_NAME = "Mann-Whitney on p95 each minute, 1 %"
 
 
 class Disagreement(Exception):
@@ -125,58 +81,141 @@ def _chunks(runs: int) -> Iterable[int]:
         yield min(CHUNK, runs - start)
 
 
-def _world(scenario: Scenario, runs: int, rng: np.random.Generator) -> World:
-    return callers_world(scenario, runs, rng) if scenario.callers else requests_world(scenario, runs, rng)
+def _rng(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, *name.encode()])
 
 
-def _judged(spec: EProcessSpec | RateSpec, columns: Sequence[Array], threshold: float) -> tuple[Array, Array]:
-    """Log V of each tick, and the tick at which each run crossed (or -1); a sample is judged again by the
-    real code.
-    """
+def _path(spec: EProcessSpec | RateSpec, columns: Sequence[Array], threshold: float) -> Array:
+    """Log V of each run by tick; a sample is judged again by the real code."""
     path, final, peak = judge(spec, columns)
     crossed = np.nonzero(peak >= threshold)[0]
-    for run in {*range(min(2, path.shape[1])), *crossed[:REPLAYED].tolist()}:
+    for run in {0, *crossed[:REPLAYED].tolist()}:
         log_v, max_log_v = replayed(spec, columns, run)
         if abs(log_v - final[run]) > AGREE or abs(max_log_v - peak[run]) > AGREE:
             raise Disagreement(f"run {run}: {log_v} is not {final[run]}, or {max_log_v} is not {peak[run]}")
-    over = path >= threshold
-    return path, np.where(over.any(axis=0), over.argmax(axis=0), -1)
+    parts = len(path) // TICKS
+    return path.reshape(TICKS, parts, -1).max(axis=1) if parts > 1 else path
+
+
+def _crossed(spec: EProcessSpec | RateSpec, columns: Sequence[Array], alpha: float = ALPHA) -> Array:
+    """The tick at which each run crossed 1/alpha, or -1."""
+    threshold = log_threshold(alpha)
+    return rivals.first_step(_path(spec, columns, threshold) >= threshold)
+
+
+def _specs(unit: Unit, *, labels: bool) -> dict[str, EProcessSpec]:
+    """The tests of a rollout at the edge of their hypothesis: no margin, no tolerance."""
+    guard = sequential.fail_spec(unit=unit)
+    specs = {"errors": guard, "slow": guard, "share": sequential.mismatch_spec(tolerance=1.0)}
+    return specs | {"quality": guard} if labels else specs
+
+
+def _judge_names(unit: Unit) -> dict[str, str]:
+    return {
+        "errors": f"errors, by {unit}",
+        "slow": f"slow, by {unit}",
+        "quality": "wrong labels, by caller",
+        "share": "share of the arms",
+    }
+
+
+# --------------------------------------------------------------------------- healthy candidates
 
 
 def null_rows(scenario: Scenario, runs: int, seed: int) -> list[Row]:
-    """False rollbacks of one scenario, by metric and for the whole rollout, beside the customary tests."""
+    """False rollbacks of one scenario, by metric and for the whole rollout, beside the customary rules."""
     unit = Unit.CALLER if scenario.callers else Unit.REQUEST
-    rng = np.random.default_rng([seed, *scenario.name.encode()])
-    specs = {
-        "errors": sequential.fail_spec(unit=unit),
-        "slow": sequential.fail_spec(unit=unit),
-        "share": sequential.mismatch_spec(tolerance=1.0),
-    }
-    limit = sequential.log_threshold(ALPHA)
-    rows = {name: Row(scenario=scenario.name, judge=f"{name}, by {unit}", limit=ALPHA) for name in specs}
-    rows["share"].judge = "share of the arms"
-    whole = Row(scenario=scenario.name, judge="whole rollout (all three, one alpha)", limit=ALPHA)
-    wrong = Row(scenario=scenario.name, judge="errors, by request (wrong unit)", limit=None)
-    z_test = Row(scenario=scenario.name, judge="z-test each minute, 1 %", limit=None)
-    fixed = Row(scenario=scenario.name, judge="above 1 % in 4 minutes", limit=None)
-    ranks = Row(scenario=scenario.name, judge="Mann-Whitney on p95 each minute, 1 %", limit=None)
+    rng = _rng(seed, scenario.name)
+    specs = _specs(unit, labels=scenario.labels)
+    limit = log_threshold(ALPHA)
+    rows: dict[tuple[str, str], Row] = {}
+
+    def row(kind: str, judge_name: str, promise: float | None = None) -> Row:
+        known = rows.get((kind, judge_name))
+        if known is None:
+            known = Row(kind=kind, scenario=scenario.name, judge=judge_name, limit=promise)
+            rows[kind, judge_name] = known
+        return known
+
     for size in _chunks(runs):
-        world = _world(scenario, size, rng)
-        combined = np.full((TICKS, size), -np.inf)
+        drawn = world(scenario, size, rng)
+        taken_back = np.zeros((TICKS, size), dtype=bool)
         for name, spec in specs.items():
-            columns = world.columns(name, Unit.CALLER if name == "share" else unit)
-            path, at = _judged(spec, columns, limit)
-            rows[name].add(at, TICK_S)
-            combined = np.maximum(combined, path + math.log(OMEGA[name]))
-        whole.add(first_step(combined >= limit), TICK_S)
-        if unit is Unit.CALLER:
-            per_request = world.columns("errors", Unit.REQUEST)
-            wrong.add(_judged(sequential.fail_spec(unit=Unit.REQUEST), per_request, limit)[1], TICK_S)
-        else:
-            ranks.add(mann_whitney_fires(world, scenario, rng), 60)
-        z_test.add(z_test_fires(world), 60)
-        fixed.add(threshold_fires(world), 60)
-    return [row for row in (*rows.values(), whole, wrong, z_test, fixed, ranks) if row.runs]
+            columns = drawn.columns(name, Unit.CALLER if name == "share" else unit)
+            path = _path(spec, columns, limit)
+            row(name, _judge_names(unit)[name], ALPHA).add(rivals.first_step(path >= limit), TICK_S)
+            taken_back |= path >= limit - math.log(OMEGA[name])
+        row("whole", "whole rollout (all metrics, one alpha)", ALPHA).add(
+            rivals.first_step(taken_back), TICK_S
+        )
+        if unit is Unit.CALLER and row("errors", WRONG_NAME).runs < WRONG_UNIT_RUNS:
+            per_request = sequential.fail_spec(unit=Unit.REQUEST)
+            at = _crossed(per_request, drawn.columns("errors", Unit.REQUEST))
+            row("errors", WRONG_NAME).add(at, TICK_S)
+        for (kind, judge_name), at in _rival_hits(drawn, scenario, rng).items():
+            row(kind, judge_name).add(at, 60)
+    return list(rows.values())
+
+
+def _rival_hits(drawn: World, scenario: Scenario, rng: np.random.Generator) -> dict[tuple[str, str], Array]:
+    """The minute (or -1) at which each of the other rules took each run back."""
+    hits = {}
+    for name in drawn.totals:
+        hits[name, Z_NAME] = rivals.z_fires(drawn, name)
+        if name != "slow":
+            hits[name, rivals.FIXED[name]] = rivals.limit_fires(drawn, name)
+    if "slow" in drawn.totals:
+        ranks, fixed = rivals.p95_fires(drawn, scenario, rng)
+        hits["slow", RANKS_NAME], hits["slow", rivals.FIXED["slow"]] = ranks, fixed
+    hits["share", Z_NAME] = rivals.share_z_fires(drawn)
+    hits["share", rivals.FIXED["share"]] = rivals.share_limit_fires(drawn)
+    return hits
+
+
+def pair_rows(scenario: PairScenario, runs: int, seed: int, *, promised: bool = True) -> list[Row]:
+    """False rollbacks of a shadow, by the pairs of which one failed and those of which one was slow."""
+    rows = []
+    spec = sequential.fail_spec()
+    for kind in ("shadow errors", "shadow latency"):
+        slow = kind == "shadow latency"
+        asked = _slow(scenario) if slow else scenario
+        rng = _rng(seed, kind + scenario.name)
+        ours = Row(
+            kind=kind, scenario=scenario.name, judge=f"{kind}, by pair", limit=ALPHA if promised else None
+        )
+        by_caller = Row(kind=kind, scenario=scenario.name, judge=f"{kind}, by caller", limit=None)
+        theirs: dict[str, Row] = {}
+        for size in _chunks(runs):
+            drawn = pairs_world(asked, size, rng)
+            ours.add(_crossed(spec, _pair_columns(drawn.shadow, drawn.stable)), TICK_S)
+            by_caller.add(_crossed(spec, _pair_columns(*drawn.first)), TICK_S)
+            for name, at in _pair_hits(drawn, kind, rng).items():
+                theirs.setdefault(name, Row(kind=kind, scenario=scenario.name, judge=name, limit=None)).add(
+                    at, 60
+                )
+        rows += [ours, by_caller, *theirs.values()]
+    return rows
+
+
+def _slow(scenario: PairScenario) -> PairScenario:
+    return PairScenario(
+        name=scenario.name, diurnal=scenario.diurnal, odd_callers=scenario.odd_callers,
+        repeats=scenario.repeats, effect=scenario.effect, **SLOW_ODD,
+    )  # fmt: skip
+
+
+def _pair_columns(shadow: Array, stable: Array) -> list[Array]:
+    return [shadow, stable, np.full(shadow.shape, MCNEMAR_PPM)]
+
+
+def _pair_hits(drawn: Pairs, kind: str, rng: np.random.Generator) -> dict[str, Array]:
+    hits = {Z_NAME: rivals.mcnemar_fires(drawn)}
+    if kind == "shadow latency":
+        slow_rate = SLOW_ODD["odd_rate"] + SLOW_ODD["both_rate"]
+        hits[RANKS_NAME], hits[rivals.FIXED[kind]] = rivals.pair_p95_fires(drawn, slow_rate, rng)
+    else:
+        hits[rivals.FIXED[kind]] = rivals.pair_limit_fires(drawn)
+    return hits
 
 
 def bound_rows(runs: int, seed: int) -> list[Row]:
@@ -185,81 +224,101 @@ def bound_rows(runs: int, seed: int) -> list[Row]:
     for bound, trials_per_tick in ((0.01, 20.0), (0.05, 20.0), (0.01, 1.0)):
         rng = np.random.default_rng([seed, int(bound * 1e6), int(trials_per_tick)])
         name = f"fails at the bound {bound:.0%}, {trials_per_tick:g} trials a tick"
-        alarm = Row(scenario=name, judge="false alarm of the bound", limit=ALPHA)
-        proof = Row(scenario=name, judge="false proof of the bound", limit=BETA)
+        alarm = Row(kind="bound", scenario=name, judge="false alarm of the bound", limit=ALPHA)
+        proof = Row(kind="bound", scenario=name, judge="false proof of the bound", limit=BETA)
         for size in _chunks(runs):
             n = rng.poisson(trials_per_tick, (TICKS, size))
             columns = [n, rng.binomial(n, bound)]
-            for row, spec in (
-                (alarm, sequential.rate_fail_spec(bound=bound)),
-                (proof, sequential.rate_pass_spec(bound=bound)),
-            ):
-                row.add(_judged(spec, columns, sequential.log_threshold(row.limit or ALPHA))[1], TICK_S)
+            alarm.add(_crossed(sequential.rate_fail_spec(bound=bound), columns), TICK_S)
+            proof.add(_crossed(sequential.rate_pass_spec(bound=bound), columns, BETA), TICK_S)
         rows += [alarm, proof]
     return rows
 
 
+# --------------------------------------------------------------------------- bad candidates
+
+BAD = (
+    *(Scenario(name=f"requests 0.5 % x{by:g}", effect=by) for by in EFFECTS),
+    *(Scenario(name=f"requests 0.05 % x{by:g}", effect=by, error_rate=0.0005) for by in (4.0, 10.0)),
+    Scenario(name="requests 0.5 %, 1 a second, x4", effect=4.0, requests_per_s=1.0),
+    Scenario(name="requests 0.5 % x4 from 2000 s on", effect=4.0, effect_from=200),
+    *(Scenario(name=f"2000 callers x{by:g}", effect=by, callers=2_000, labels=True) for by in EFFECTS),
+)  # fmt: skip
+"""Candidates that are worse: in the share of requests with an error, slow, and with a wrong prediction."""
+
+
 def power_rows(runs: int, seed: int) -> list[Row]:
-    """Bad candidates: how many are seen within the hour, and when; seconds count from the beginning of the
-    fault.
+    """Bad candidates: how many are seen within the hour, when, and whom they met until then; seconds count
+    from the beginning of the fault.
     """
-    bad = [
-        Scenario(name=f"{kind} x{effect:g}", effect=effect, callers=callers, error_rate=rate)
-        for kind, callers, rate in (("requests 0.5 %", 0, 0.005), ("2000 callers 0.5 %", 2_000, 0.005))
-        for effect in (1.5, 2.0, 4.0, 10.0)
+    return [row for scenario in BAD for row in _scenario_power(scenario, runs, seed)] + [
+        row for effect in EFFECTS for row in _pair_power(effect, runs, seed)
     ]
-    bad += [
-        Scenario(name=f"requests 0.05 % x{effect:g}", effect=effect, error_rate=0.0005)
-        for effect in (4.0, 10.0)
-    ]
-    bad += [Scenario(name="requests 0.5 %, 1 a second, x4", effect=4.0, requests_per_s=1.0)]
-    bad += [Scenario(name="requests 0.5 % x4 from 2000 s on", effect=4.0, effect_from=200)]
-    rows: list[Row] = []
-    for scenario in bad:
-        rng = np.random.default_rng([seed, *scenario.name.encode()])
-        unit = Unit.CALLER if scenario.callers else Unit.REQUEST
-        spec = sequential.fail_spec(unit=unit)
-        ours = Row(
-            scenario=scenario.name,
-            judge=f"errors, by {unit}",
-            limit=None,
-            forecast_s=_expected(scenario, spec),
+
+
+def _scenario_power(scenario: Scenario, runs: int, seed: int) -> list[Row]:
+    rng = _rng(seed, scenario.name)
+    unit = Unit.CALLER if scenario.callers else Unit.REQUEST
+    specs = _specs(unit, labels=scenario.labels)
+    specs.pop("share")
+    if scenario.error_rate < 0.005:
+        specs.pop("slow")
+    rows: dict[tuple[str, str], Row] = {}
+
+    def row(kind: str, judge_name: str) -> Row:
+        return rows.setdefault(
+            (kind, judge_name), Row(kind=kind, scenario=scenario.name, judge=judge_name, limit=None)
         )
-        slow = Row(scenario=scenario.name, judge=f"slow (5 %), by {unit}", limit=None)
-        others = {
-            "z-test each minute, 1 %": z_test_fires,
-            "above 1 % in 4 minutes": threshold_fires,
-        }
-        theirs = {name: Row(scenario=scenario.name, judge=name, limit=None) for name in others}
-        for size in _chunks(runs):
-            world = _world(scenario, size, rng)
-            threshold = sequential.log_threshold(ALPHA)
-            ours.add(
-                _since(_judged(spec, world.columns("errors", unit), threshold)[1], scenario.effect_from),
-                TICK_S,
-            )
-            if unit is Unit.REQUEST and scenario.error_rate == 0.005:
-                slow.add(
-                    _since(_judged(spec, world.columns("slow", unit), threshold)[1], scenario.effect_from),
-                    TICK_S,
-                )
-            for name, fires in others.items():
-                theirs[name].add(_since(fires(world), scenario.effect_from // 6), 60)
-        rows += [row for row in (ours, slow, *theirs.values()) if row.runs]
-    return rows
+
+    for size in _chunks(runs):
+        drawn = world(scenario, size, rng, exposed=True)
+        requests = np.cumsum(drawn.n1, axis=0)
+        callers = np.cumsum(drawn.exposed if drawn.exposed is not None else drawn.n1, axis=0)
+
+        def add(to: Row, at: Array, every: int, requests: Array = requests, callers: Array = callers) -> None:
+            begin = scenario.effect_from // every
+            # One that fired before the fault began did so by mistake and counts as never.
+            hits = np.nonzero(at >= begin)[0]
+            tick = at[hits] * every + every - 1
+            to.add(np.where(at >= begin, at - begin, -1), every * TICK_S)
+            to.requests += requests[tick, hits].tolist()
+            to.callers += callers[tick, hits].tolist()
+
+        for name, spec in specs.items():
+            add(row(name, _judge_names(unit)[name]), _crossed(spec, drawn.columns(name, unit)), 1)
+        for (kind, judge_name), at in _rival_hits(drawn, scenario, rng).items():
+            if kind in specs:
+                add(row(kind, judge_name), at, 6)
+    if unit is Unit.REQUEST:
+        rows["errors", _judge_names(unit)["errors"]].forecast_s = _expected(scenario, specs["errors"])
+    return list(rows.values())
 
 
-def _since(at: Array, start: int) -> Array:
-    """Steps since the fault began; one that fired before it did so by mistake and counts as never."""
-    return np.where(at >= start, at - start, -1)
+def _pair_power(effect: float, runs: int, seed: int) -> list[Row]:
+    scenario = PairScenario(name=f"odd pairs of the shadow x{effect:g}", effect=effect)
+    rng = _rng(seed, scenario.name)
+    ours = Row(kind="shadow errors", scenario=scenario.name, judge="shadow errors, by pair", limit=None)
+    theirs = {
+        name: Row(kind="shadow errors", scenario=scenario.name, judge=name, limit=None)
+        for name in (Z_NAME, rivals.FIXED["shadow errors"])
+    }
+    for size in _chunks(runs):
+        drawn = pairs_world(scenario, size, rng)
+        pairs = np.cumsum(drawn.n, axis=0)
+        at = _crossed(sequential.fail_spec(), _pair_columns(drawn.shadow, drawn.stable))
+        found: list[tuple[Row, Array, int]] = [(ours, at, 1)]
+        found += [(theirs[name], hits, 6) for name, hits in _pair_hits(drawn, "shadow errors", rng).items()]
+        for row, at, every in found:
+            row.add(at, every * TICK_S)
+            runs_hit = np.nonzero(at >= 0)[0]
+            row.requests += pairs[at[runs_hit] * every + every - 1, runs_hit].tolist()
+    return [ours, *theirs.values()]
 
 
 def _expected(scenario: Scenario, spec: EProcessSpec) -> float | None:
     """What the product's own forecast says, from the beginning of the fault on; by callers it would need to
     know how soon callers return.
     """
-    if scenario.callers:
-        return None
     ends = [start for start, _ in scenario.steps[1:]] + [TICKS]
     steps = [
         forecast.Step(weight_ppm=ppm, lasts_s=float(TICK_S * (end - max(start, scenario.effect_from))))
@@ -279,24 +338,15 @@ def _expected(scenario: Scenario, spec: EProcessSpec) -> float | None:
 # --------------------------------------------------------------------------- the command
 
 
-def show(rows: Sequence[Row], *, power: bool) -> None:
-    """Print one table in Markdown."""
-    if power:
-        print("| candidate | judge | seen in the hour | median | forecast |\n|---|---|---:|---:|---:|")
-    else:
-        print("| healthy candidates | judge | false | rate | 99 % upper bound | promise |")
-        print("|---|---|---:|---:|---:|---|")
-    for row in rows:
-        rate = row.fired / row.runs
-        if power:
-            median = f"{np.median(row.seconds):.0f} s" if row.seconds and rate >= 0.5 else "-"
-            expected = "-" if row.forecast_s is None else f"{row.forecast_s:.0f} s"
-            print(f"| {row.scenario} | {row.judge} | {rate:.0%} | {median} | {expected} |")
-        else:
-            kept = "" if row.limit is None else f"{'BROKEN' if row.broken else 'kept'}: {row.limit:.0%}"
-            counted = f"{row.fired} of {row.runs} | {rate:.2%} | {row.upper:.2%}"
-            print(f"| {row.scenario} | {row.judge} | {counted} | {kept} |")
-    print()
+def nulls(runs: int, seed: int, only: Sequence[str] | None = None) -> list[Row]:
+    """All tables of healthy candidates, or the scenarios that are named."""
+    parts: list[tuple[str, Callable[[], list[Row]]]] = [
+        *((each.name, lambda each=each: null_rows(each, runs, seed)) for each in NULLS),
+        *((f"shadow, {each.name}", lambda each=each: pair_rows(each, runs, seed)) for each in PAIR_NULLS),
+        (f"shadow, {PAIR_REPEATS.name}", lambda: pair_rows(PAIR_REPEATS, runs, seed, promised=False)),
+        ("at the bound", lambda: bound_rows(runs, seed)),
+    ]  # fmt: skip
+    return [row for name, rows in parts if only is None or name in only for row in rows()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -305,22 +355,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=PROOF_RUNS, help="null rollouts per scenario")
     parser.add_argument("--power-runs", type=int, default=1_000, help="bad rollouts per scenario")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_RUNS} null rollouts, 200 bad ones")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_RUNS} null rollouts, 100 bad ones")
     parser.add_argument("--only", action="append", help="null scenarios by name; leaves the other tables out")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     options = parser.parse_args(argv)
     runs = QUICK_RUNS if options.quick else options.runs
-    power_runs = 200 if options.quick else options.power_runs
+    power_runs = 100 if options.quick else options.power_runs
     started = time.perf_counter()
-    nulls: list[Row] = []
-    for scenario in NULLS:
-        if options.only is None or scenario.name in options.only:
-            nulls += null_rows(scenario, runs, options.seed)
-    if options.only is None:
-        nulls += bound_rows(runs, options.seed)
+    healthy = nulls(runs, options.seed, options.only)
     power = power_rows(power_runs, options.seed) if options.only is None else []
     took_s = time.perf_counter() - started
-    broken = [row for row in nulls if row.broken]
+    broken = [row for row in healthy if row.broken]
     if options.json:
         document = {
             "seed": options.seed,
@@ -328,14 +373,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "power_runs": power_runs,
             "alpha": ALPHA,
             "took_s": round(took_s, 1),
-            "null": [row.as_json() for row in nulls],
+            "null": [row.as_json() for row in healthy],
             "power": [row.as_json() for row in power],
         }
         print(json.dumps(document, indent=1))
     else:
-        show(nulls, power=False)
-        if power:
-            show(power, power=True)
+        show_nulls(healthy)
+        show_power(power)
         print(f"{runs} null and {power_runs} bad rollouts per line, seed {options.seed}, {took_s:.0f} s; "
               f"{len(broken)} promises broken.")  # fmt: skip
     return 1 if broken else 0

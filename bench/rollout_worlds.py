@@ -1,17 +1,22 @@
-"""Simulated rollouts: the traffic, the callers, and what is counted of them; and the tests that others judge
-it by.
+"""Simulated traffic of rollouts: who asks, on which version, and what is counted of it.
 
 It draws counts and judges nothing by the product's own statistics, with one exception: where a plan advances
 on proof, the weights depend on the product's proof, and so does the data.
+
+Callers stick to an arm by their hash, their activity is log-normal, and each one's requests, errors and
+labels are Poisson streams. So the first event of each caller is one exponential draw, and what comes after
+the first ones is Poisson given when those came: nothing is drawn request by request, and the law is the same.
+A label that comes late is a stream as well, moved in time (the displacement theorem).
 """
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import ndtr
 
 from bench.sequential_twin import Array
 from modelkeep.core import sequential
+from modelkeep.core.mixing import log_threshold
 from modelkeep.core.sequential import Unit
 from modelkeep.core.sequential_many import Many, log_e_callers
 
@@ -20,12 +25,23 @@ TICKS = 360
 """An hour."""
 BETA = 0.05
 """How often an unfit candidate may be shown fit."""
+ACTIVITY_SIGMA = 1.5
+"""Of the logarithm of callers' activity: one in a hundred asks 33 times as often as the one in the middle."""
+LABELLED = 0.2
+"""The share of requests whose truth is ever told."""
+WRONG_AFTER_S = 300.0
+RIGHT_AFTER_S = 1_200.0
+"""Half of the labels of wrong (right) predictions come within: complaints are quicker than confirmations."""
+DELAY_SIGMA = 1.0
+"""Of the logarithm of a label's delay: of the wrong ones one in 40 takes more than 35 minutes."""
+
+RAMP = ((0, 100_000), (120, 500_000), (240, 1_000_000))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """One kind of traffic. `effect` multiplies the candidate's errors (and slow answers) from `effect_from`
-    on.
+    """One kind of traffic. `effect` multiplies the candidate's errors (and slow answers, and wrong
+    predictions) from `effect_from` on.
     """
 
     name: str
@@ -34,20 +50,33 @@ class Scenario:
     requests_per_s: float = 20.0
     error_rate: float = 0.005
     slow_rate: float = 0.05
+    wrong_rate: float = 0.05
     diurnal: bool = False
     callers: int = 0
     """0: requests are routed one by one. Else this many callers stick to an arm."""
     bad_callers: int = 0
-    """0: all callers fail alike. Else these cause all errors."""
+    """0: all callers fail alike. Else these cause all errors, so many others all slow answers, and again so
+    many all wrong predictions, each with every request."""
+    labels: bool = False
+    """Whether the truth of some predictions is told, late."""
     proven: bool = False
     """Weights move on when the candidate is shown not to be twice as bad, instead of by the clock."""
     effect: float = 1.0
     effect_from: int = 0
 
+    def plan(self) -> Array:
+        """The weight of each step in ppm."""
+        return np.array([ppm for _, ppm in self.steps])
+
+    def step_at(self) -> Array:
+        """The step of each tick, where the clock decides."""
+        starts = np.array([start for start, _ in self.steps])
+        step: Array = np.searchsorted(starts, np.arange(TICKS), side="right") - 1
+        return step
+
     def weights(self) -> Array:
         """The candidate's weight in ppm at each tick, where the clock decides."""
-        starts, ppm = (np.array(column) for column in zip(*self.steps, strict=True))
-        weights: Array = ppm[np.searchsorted(starts, np.arange(TICKS), side="right") - 1]
+        weights: Array = self.plan()[self.step_at()]
         return weights
 
     def shape(self) -> Array:
@@ -72,40 +101,52 @@ NULLS = (
     Scenario(name="errors rare (0.05 %)", error_rate=0.0005),
     Scenario(name="1 request a second", requests_per_s=1.0),
     Scenario(name="day and night", diurnal=True),
-    Scenario(name="ramp 10-50-100", steps=((0, 100_000), (120, 500_000), (240, 1_000_000))),
-    Scenario(name="2000 callers, heavy-tailed", callers=2_000),
-    Scenario(name="20 bad callers of 2000", callers=2_000, bad_callers=20),
-    Scenario(name="3 bad callers of 2000", callers=2_000, bad_callers=3),
-    Scenario(name="callers, day and night", callers=2_000, diurnal=True),
-    Scenario(name="callers, ramp 10-50-100", callers=2_000,
-             steps=((0, 100_000), (120, 500_000), (240, 1_000_000))),
+    Scenario(name="ramp 10-50-100", steps=RAMP),
+    Scenario(name="2000 callers, heavy-tailed", callers=2_000, labels=True),
+    Scenario(name="20 bad callers of 2000", callers=2_000, bad_callers=20, labels=True),
+    Scenario(name="3 bad callers of 2000", callers=2_000, bad_callers=3, labels=True),
+    Scenario(name="callers, day and night", callers=2_000, diurnal=True, labels=True),
+    Scenario(name="callers, ramp 10-50-100", callers=2_000, steps=RAMP, labels=True),
     Scenario(name="callers, advance on proof", callers=2_000, error_rate=0.02, proven=True,
              steps=((0, 100_000), (30, 500_000), (60, 1_000_000))),
+    Scenario(name="all of it: 20 bad, day and night, ramp", callers=2_000, bad_callers=20, diurnal=True,
+             steps=RAMP, labels=True),
 )  # fmt: skip
+"""Healthy candidates. Where there are labels, they are late."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What was counted, each of shape (TICKS, runs): requests and errors per arm; first events of callers per
-    arm.
+    """What was counted, each of shape (TICKS, runs), the candidate before stable.
+
+    `totals` are, by metric, events and what they are a part of (requests; for quality the labels of that
+    tick). `first` are, by metric, callers first seen with the event. `labels` are the columns of the quality
+    process: labels are judged by the weight under which they were predicted, so each tick has a row for each
+    step. `exposed` are callers who meet the candidate for the first time.
     """
 
     weight_ppm: Array
     n1: Array
     n0: Array
-    errors1: Array
-    errors0: Array
-    slow1: Array
-    slow0: Array
+    totals: dict[str, tuple[Array, Array, Array, Array]]
     first: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    """By metric, where callers stick: callers first seen with the event, on the candidate and on stable."""
+    labels: list[Array] = field(default_factory=list)
+    exposed: Array | None = None
 
     def columns(self, metric: str, unit: Unit) -> list[Array]:
         """The columns of `judge` for one metric."""
+        if metric == "quality":
+            return self.labels
         if unit is Unit.CALLER:
             return [*self.first[metric], self.weight_ppm]
-        one, zero = (self.errors1, self.errors0) if metric == "errors" else (self.slow1, self.slow0)
-        return [one, zero, self.n1, self.n0]
+        return list(self.totals[metric])
+
+
+def world(scenario: Scenario, runs: int, rng: np.random.Generator, *, exposed: bool = False) -> World:
+    """Draw what is counted in `runs` rollouts; whom the candidate meets as well where that is asked for."""
+    if scenario.callers:
+        return callers_world(scenario, runs, rng, exposed=exposed)
+    return requests_world(scenario, runs, rng)
 
 
 def requests_world(scenario: Scenario, runs: int, rng: np.random.Generator) -> World:
@@ -116,211 +157,312 @@ def requests_world(scenario: Scenario, runs: int, rng: np.random.Generator) -> W
     n1, n0 = rng.poisson(traffic * w), rng.poisson(traffic * (1 - w))
     strain, effects = scenario.strain()[:, None], scenario.effects()[:, None]
     error, slow = scenario.error_rate * strain, scenario.slow_rate * strain
+    errors1 = rng.binomial(n1, np.minimum(1, error * effects))
+    errors0 = rng.binomial(n0, error)
+    slow1 = rng.binomial(n1, np.minimum(1, slow * effects))
+    slow0 = rng.binomial(n0, slow)
     return World(
         weight_ppm=weight_ppm,
         n1=n1,
         n0=n0,
-        errors1=rng.binomial(n1, np.minimum(1, error * effects)),
-        errors0=rng.binomial(n0, error),
-        slow1=rng.binomial(n1, np.minimum(1, slow * effects)),
-        slow0=rng.binomial(n0, slow),
+        totals={"errors": (errors1, errors0, n1, n0), "slow": (slow1, slow0, n1, n0)},
         first={"share": (n1, n0)},
+        exposed=n1,
     )
 
 
-def callers_world(scenario: Scenario, runs: int, rng: np.random.Generator) -> World:
-    """Callers stick to the arm that their hash gives them; their activity is log-normal, so few of them make
-    most of it.
+# --------------------------------------------------------------------------- callers
 
-    Each caller's events of one kind form a Poisson stream. Under an effect the stream runs at the higher rate
-    and stable's surplus is struck out.
-    """
-    count = scenario.callers
-    activity = rng.lognormal(0.0, 1.5, (runs, count))
-    activity *= scenario.requests_per_s / activity.sum(axis=1, keepdims=True)
-    bucket = rng.integers(0, sequential.WHOLE_PPM, (runs, count))
-    fails = np.full((runs, count), scenario.error_rate)
-    if scenario.bad_callers:
-        fails[:] = 0.0
-        fails[:, : scenario.bad_callers] = 1.0
-        # The total stays what it is elsewhere, however idle the few bad callers happen to be.
-        total = (activity * fails).sum(axis=1, keepdims=True)
-        fails *= scenario.error_rate * scenario.requests_per_s / total
-    errors = _events(scenario, activity * fails, bucket, rng, strained=True)
-    slow = _events(scenario, activity * scenario.slow_rate, bucket, rng, strained=True, first_only=True)
-    seen = _events(scenario, activity, bucket, rng, strained=False, first_only=True)
-    first_errors = _first(errors, count)
-    weight_ppm = np.repeat(scenario.weights()[:, None], runs, axis=1)
+
+@dataclass(frozen=True, kw_only=True)
+class _Firsts:
+    """The first event of each caller who has one, in parallel arrays; and, of shape (TICKS, runs, classes),
+    how many there are and how many other events follow them."""
+
+    tick: Array
+    run: Array
+    klass: Array
+    counts: Array
+    later: Array
+
+
+class _Crowd:
+    """The callers of a row of rollouts. A caller's class is the step with which it comes to the candidate."""
+
+    def __init__(self, scenario: Scenario, runs: int, rng: np.random.Generator) -> None:
+        self.rng, self.runs = rng, runs
+        plan = scenario.plan()
+        self.classes = len(plan) + 1
+        shape = (runs, scenario.callers)
+        activity = rng.lognormal(0.0, ACTIVITY_SIGMA, shape)
+        rates = {
+            "errors": scenario.error_rate,
+            "slow": scenario.slow_rate,
+            "quality": scenario.wrong_rate,
+        }
+        # However idle the few bad callers happen to be, together they make the share that is asked for.
+        bad = {
+            name: slice(i * scenario.bad_callers, (i + 1) * scenario.bad_callers)
+            for i, name in enumerate(rates)
+        }
+        share_of_bad = sum(rates.values()) if scenario.bad_callers else 0.0
+        rest = slice(len(rates) * scenario.bad_callers, None)
+        activity[:, rest] *= (1 - share_of_bad) / activity[:, rest].sum(axis=1, keepdims=True)
+        if scenario.bad_callers:
+            for name, those in bad.items():
+                activity[:, those] *= rates[name] / activity[:, those].sum(axis=1, keepdims=True)
+        self.activity = activity * scenario.requests_per_s
+        bucket = rng.integers(0, sequential.WHOLE_PPM, shape, dtype=np.int32)
+        self.klass = sum((bucket >= ppm).astype(np.int8) for ppm in plan)
+        self._rates, self._bad = rates, bad if scenario.bad_callers else None
+
+    def rate(self, metric: str) -> Array:
+        """Each caller's events of a metric a second, of shape (runs, callers)."""
+        if self._bad is None:
+            return self.activity * self._rates[metric]
+        rate = np.zeros_like(self.activity)
+        rate[:, self._bad[metric]] = self.activity[:, self._bad[metric]]
+        return rate
+
+    def by_class(self, rate: Array) -> Array:
+        """Sums of shape (runs, classes)."""
+        return np.stack([(rate * (self.klass == k)).sum(axis=1) for k in range(self.classes)], axis=1)
+
+    def firsts(self, rate: Array, clocks: Array, *, later: bool = True) -> _Firsts:
+        """First events, of callers with these rates."""
+        return _first_events(rate, self.klass, clocks, self.rng, later=later)
+
+
+def _first_events(
+    rate: Array, klass_of: Array, clocks: Array, rng: np.random.Generator, *, later: bool = True
+) -> _Firsts:
+    """First events of callers (runs, callers); without the `later` ones where nobody asks for them.
+    `clocks` (classes, TICKS) are seconds of stream in each tick."""
+    runs, classes = len(rate), len(clocks)
+    ends = np.cumsum(clocks, axis=1)
+    with np.errstate(divide="ignore"):
+        when = rng.standard_exponential(rate.shape) / rate
+    run, caller = np.nonzero(when < ends[:, -1].max())
+    when, rate, klass = when[run, caller], rate[run, caller], klass_of[run, caller]
+    tick = np.empty(len(run), dtype=np.int64)
+    for k, end in enumerate(ends):
+        mine = klass == k
+        tick[mine] = np.searchsorted(end, when[mine], side="right")
+    kept = tick < TICKS
+    tick, run, klass = tick[kept], run[kept], klass[kept]
+    when, rate = when[kept], rate[kept]
+    cell = (tick * runs + run) * classes + klass
+
+    def summed(weights: Array | None = None) -> Array:
+        sums: Array = np.bincount(cell, weights=weights, minlength=TICKS * runs * classes)
+        return sums.reshape(TICKS, runs, classes)
+
+    counts = summed()
+    if not later:
+        return _Firsts(tick=tick, run=run, klass=klass, counts=counts, later=np.zeros_like(counts))
+    begun = summed(rate)
+    before = np.cumsum(begun, axis=0) - begun
+    meant = before * clocks.T[:, None, :] + summed(rate * (ends[klass, tick] - when))
+    follow = rng.poisson(np.maximum(0, meant))
+    return _Firsts(tick=tick, run=run, klass=klass, counts=counts, later=follow)
+
+
+def _arms(counts: Array, step: Array) -> tuple[Array, Array]:
+    """Counts per class as counts per arm: a class is on the candidate from its own step on."""
+    upto = np.cumsum(counts, axis=2)
+    one: Array = np.take_along_axis(upto, step[:, :, None], axis=2)[:, :, 0]
+    return one, upto[:, :, -1] - one
+
+
+def callers_world(scenario: Scenario, runs: int, rng: np.random.Generator, *, exposed: bool = False) -> World:
+    """Callers stick to the arm that their hash gives them; few of them make most of the traffic."""
+    crowd = _Crowd(scenario, runs, rng)
+    shape, strained = scenario.shape(), scenario.shape() * scenario.strain()
+    step_at = scenario.step_at()
+    on = np.arange(crowd.classes)[:, None] <= step_at
+    trouble = strained * np.where(on, scenario.effects(), 1.0)
+    step = np.repeat(step_at[:, None], runs, axis=1)
+    found = {"errors": crowd.firsts(crowd.rate("errors"), trouble)}
     if scenario.proven:
-        weight_ppm = _proven_weights(scenario, first_errors, bucket, runs)
-    errors1, errors0 = _by_arm(errors, bucket, weight_ppm)
-    n1, n0 = _requests(scenario, activity, bucket, weight_ppm, rng)
-    slow1, slow0 = _by_arm(slow, bucket, weight_ppm)
+        step = _proven_steps(scenario, found["errors"].counts, runs)
+    found["slow"] = crowd.firsts(crowd.rate("slow"), trouble)
+    plain = np.repeat(shape[None], crowd.classes, axis=0)
+    seen = crowd.firsts(crowd.activity, plain, later=False)
+    met = crowd.firsts(crowd.activity, plain * on, later=False) if exposed else None
+    n1, n0 = _arms(rng.poisson(crowd.by_class(crowd.activity) * shape[:, None, None]), step)
+    totals = {}
+    for name, firsts in found.items():
+        one, zero = _arms(firsts.counts + firsts.later, step)
+        totals[name] = (one, zero, np.maximum(n1, one), np.maximum(n0, zero))
+    first = {name: _arms(firsts.counts, step) for name, firsts in found.items()}
+    labels: list[Array] = []
+    if scenario.labels:
+        labels, totals["quality"] = _labels(scenario, crowd, on)
     return World(
-        weight_ppm=weight_ppm,
-        n1=np.maximum(n1, errors1),
-        n0=np.maximum(n0, errors0),
-        errors1=errors1,
-        errors0=errors0,
-        slow1=slow1,
-        slow0=slow0,
-        first={
-            "errors": _by_arm(first_errors, bucket, weight_ppm),
-            "slow": (slow1, slow0),
-            "share": _by_arm(seen, bucket, weight_ppm),
-        },
+        weight_ppm=scenario.plan()[step],
+        n1=n1,
+        n0=n0,
+        totals=totals,
+        first=first | {"share": _arms(seen.counts, step)},
+        labels=labels,
+        exposed=met.counts.sum(axis=2) if met is not None else None,
     )
 
 
-Events = tuple[Array, Array, Array]
-"""Parallel arrays: tick, run, caller."""
+def _delays(median_s: float) -> Array:
+    """The chance that a label is late by each number of ticks."""
+    ends = np.arange(1, TICKS + 1) * TICK_S / median_s
+    reached = ndtr(np.log(ends) / DELAY_SIGMA)
+    return np.diff(reached, prepend=0.0)
 
 
-def _events(
-    scenario: Scenario,
-    rate: Array,
-    bucket: Array,
-    rng: np.random.Generator,
-    *,
-    strained: bool,
-    first_only: bool = False,
-) -> Events:
-    """Events of all callers (or the first of each), given each caller's rate (runs, callers) per second."""
-    clock = scenario.shape() * (scenario.strain() if strained else 1.0)
-    effect = scenario.effect if strained else 1.0
-    ends = np.cumsum(clock)
-    if first_only and effect == 1.0:
-        when = rng.exponential(1.0, rate.shape) / rate
-        run, caller = np.nonzero(when < ends[-1])
-        return np.searchsorted(ends, when[run, caller], side="right"), run, caller
-    totals = rng.poisson(rate.sum(axis=1) * ends[-1] * effect)
-    run = np.repeat(np.arange(len(rate)), totals)
-    share = np.cumsum(rate / rate.sum(axis=1, keepdims=True), axis=1) + np.arange(len(rate))[:, None]
-    caller = np.searchsorted(share.ravel(), run + rng.random(len(run)), side="right") - run * rate.shape[1]
-    caller = np.clip(caller, 0, rate.shape[1] - 1)
-    tick = np.minimum(np.searchsorted(ends, rng.random(len(run)) * ends[-1], side="right"), TICKS - 1)
-    if effect != 1.0:
-        struck = bucket[run, caller] >= scenario.weights()[tick]
-        struck |= tick < scenario.effect_from
-        keep = ~struck | (rng.random(len(run)) < 1 / effect)
-        tick, run, caller = tick[keep], run[keep], caller[keep]
-    events = (tick, run, caller)
-    return _first(events, rate.shape[1]) if first_only else events
+def _arrivals(clocks: Array, delays: Array, step_at: Array, steps: int) -> Array:
+    """Seconds of stream whose labels come in each tick, by the step of the prediction: of shape (classes,
+    steps, TICKS)."""
+    predicted = clocks[:, None, :] * (step_at == np.arange(steps)[:, None])
+    late = np.zeros((TICKS, TICKS))
+    for at in range(TICKS):
+        late[at, at:] = delays[: TICKS - at]
+    come: Array = predicted @ late
+    return come
 
 
-def _first(events: Events, callers: int) -> Events:
-    """The first event of each caller of each run."""
-    tick, run, caller = events
-    order = np.lexsort((tick, run * callers + caller))
-    ids = (run * callers + caller)[order]
-    earliest = order[np.concatenate([[True], ids[1:] != ids[:-1]])] if len(ids) else order
-    return tick[earliest], run[earliest], caller[earliest]
+def _labels(
+    scenario: Scenario, crowd: _Crowd, on: Array
+) -> tuple[list[Array], tuple[Array, Array, Array, Array]]:
+    """The columns of the quality process, and wrong labels and all labels by the tick in which they come.
 
-
-def _by_arm(events: Events, bucket: Array, weight_ppm: Array) -> tuple[Array, Array]:
-    """Counts per tick and run on the candidate and on stable; the routing rule is the gateway's: bucket <
-    weight.
+    A caller counts once: with the first wrong label that comes, on the arm and with the weight under which
+    that was predicted.
     """
-    tick, run, caller = events
-    on_candidate = bucket[run, caller] < weight_ppm[tick, run]
-    cell = tick * weight_ppm.shape[1] + run
-    one = np.bincount(cell[on_candidate], minlength=weight_ppm.size).reshape(weight_ppm.shape)
-    zero = np.bincount(cell[~on_candidate], minlength=weight_ppm.size).reshape(weight_ppm.shape)
-    return one, zero
+    rng, steps, step_at = crowd.rng, len(scenario.steps), scenario.step_at()
+    clocks = LABELLED * scenario.shape() * scenario.strain() * np.where(on, scenario.effects(), 1.0)
+    come = _arrivals(clocks, _delays(WRONG_AFTER_S), step_at, steps)
+    wrong = crowd.firsts(crowd.rate("quality"), come.sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        chance = np.nan_to_num(come / come.sum(axis=1, keepdims=True))
+    upto = np.cumsum(chance, axis=1)[wrong.klass, :, wrong.tick]
+    step = np.minimum((rng.random(len(wrong.tick))[:, None] > upto).sum(axis=1), steps - 1)
+    mine = wrong.klass <= step
+    cell = (wrong.tick * steps + step) * crowd.runs + wrong.run
+    size = TICKS * steps * crowd.runs
+    x, y = (
+        np.bincount(cell[those], minlength=size).reshape(TICKS * steps, crowd.runs) for those in (mine, ~mine)
+    )
+    weight_ppm = np.repeat(np.tile(scenario.plan(), TICKS)[:, None], crowd.runs, axis=1)
+
+    def split(counts: Array, chance: Array) -> tuple[Array, Array]:
+        """By arm, given the chance of each step for each class and tick of arrival."""
+        beyond = np.stack([chance[k, k:].sum(axis=0) for k in range(crowd.classes)], axis=1)
+        one = rng.binomial(counts, np.minimum(1, beyond[:, None, :])).sum(axis=2)
+        return one, counts.sum(axis=2) - one
+
+    later1, later0 = split(wrong.later, chance)
+    wrong1 = later1 + x.reshape(TICKS, steps, -1).sum(axis=1)
+    wrong0 = later0 + y.reshape(TICKS, steps, -1).sum(axis=1)
+    plain = np.repeat(LABELLED * scenario.shape()[None], crowd.classes, axis=0)
+    settled = _arrivals(plain, _delays(RIGHT_AFTER_S), step_at, steps)
+    right_rate = crowd.by_class(crowd.activity) * (1 - scenario.wrong_rate)
+    right = rng.poisson(right_rate * settled.sum(axis=1).T[:, None, :])
+    with np.errstate(invalid="ignore"):
+        right1, right0 = split(right, np.nan_to_num(settled / settled.sum(axis=1, keepdims=True)))
+    return [x, y, weight_ppm], (wrong1, wrong0, wrong1 + right1, wrong0 + right0)
 
 
-def _requests(
-    scenario: Scenario, activity: Array, bucket: Array, weight_ppm: Array, rng: np.random.Generator
-) -> tuple[Array, Array]:
-    """Requests per tick and arm: each arm's callers bring their own traffic."""
-    rate1 = np.zeros(weight_ppm.shape)
-    for ppm in np.unique(weight_ppm):
-        at_weight = (activity * (bucket < ppm)).sum(axis=1)
-        rate1 = np.where(weight_ppm == ppm, at_weight, rate1)
-    clock = scenario.shape()[:, None]
-    rest = np.maximum(0.0, activity.sum(axis=1) - rate1)
-    return rng.poisson(rate1 * clock), rng.poisson(rest * clock)
-
-
-def _proven_weights(scenario: Scenario, first_errors: Events, bucket: Array, runs: int) -> Array:
-    """Weights that depend on the data: a step ends when its time is up and the candidate is shown fit."""
+def _proven_steps(scenario: Scenario, first_errors: Array, runs: int) -> Array:
+    """Steps that depend on the data: one ends when its time is up and the candidate is shown fit."""
     spec = sequential.pass_spec(bound=2.0)
     twin = Many(spec, runs)
-    tick, run, caller = first_errors
-    by_tick = np.argsort(tick, kind="stable")
-    bounds = np.searchsorted(tick[by_tick], np.arange(TICKS + 1))
-    plan = np.array([ppm for _, ppm in scenario.steps])
-    dwell = scenario.steps[1][0]
-    step, since = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=np.int64)
-    weight_ppm = np.empty((TICKS, runs), dtype=np.int64)
+    plan, dwell = scenario.plan(), scenario.steps[1][0]
+    upto = np.cumsum(first_errors, axis=2)
+    now, since = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=np.int64)
+    step = np.empty((TICKS, runs), dtype=np.int64)
     for t in range(TICKS):
-        weight_ppm[t] = plan[step]
-        here = by_tick[bounds[t] : bounds[t + 1]]
-        on_candidate = bucket[run[here], caller[here]] < weight_ppm[t, run[here]]
-        x = np.bincount(run[here][on_candidate], minlength=runs)
-        y = np.bincount(run[here][~on_candidate], minlength=runs)
-        twin.update(*log_e_callers(spec, x, y, weight_ppm[t]))
+        step[t] = now
+        x = np.take_along_axis(upto[t], now[:, None], axis=1)[:, 0]
+        twin.update(*log_e_callers(spec, x, upto[t, :, -1] - x, plan[now]))
         since += 1
-        ready = (since >= dwell) & (twin.log_v >= sequential.log_threshold(BETA)) & (step < len(plan) - 1)
-        step, since = step + ready, np.where(ready, 0, since)
-    return weight_ppm
+        ready = (since >= dwell) & (twin.log_v >= log_threshold(BETA)) & (now < len(plan) - 1)
+        now, since = now + ready, np.where(ready, 0, since)
+    return step
 
 
-# --------------------------------------------------------------------------- the tests that others use
+# --------------------------------------------------------------------------- pairs of a shadow
 
 
-def _minutes(column: Array) -> Array:
-    """Sums over the six ticks of each minute."""
-    minutes: Array = column.reshape(TICKS // 6, 6, -1).sum(axis=1)
-    return minutes
+@dataclass(frozen=True, kw_only=True)
+class PairScenario:
+    """A shadow that gets a copy of each request. An odd pair is one in which only one of the two did badly;
+    `effect` multiplies those in which it was the shadow."""
+
+    name: str
+    odd_rate: float = 0.0025
+    """Of odd pairs on either side, where the versions are alike."""
+    both_rate: float = 0.0025
+    """Of pairs in which both did badly."""
+    diurnal: bool = False
+    odd_callers: int = 0
+    """0: all callers have odd pairs alike. Else these have them all, with all of their requests that are
+    not answered alike."""
+    repeats: bool = False
+    """Whether a caller's odd pairs all lie on one side, which a coin has chosen for it."""
+    effect: float = 1.0
+
+    def clock(self) -> Array:
+        """Seconds of average traffic in each tick."""
+        return Scenario(name=self.name, diurnal=self.diurnal).shape()
 
 
-def threshold_fires(world: World) -> Array:
-    """The first minute (or -1) at which the candidate's error rate was above 1 % in a fourth minute."""
-    bad = _minutes(world.errors1) > 0.01 * _minutes(world.n1)
-    return first_step(np.cumsum(bad, axis=0) > 3)
+PAIR_NULLS = (
+    PairScenario(name="all callers alike"),
+    PairScenario(name="day and night", diurnal=True),
+    PairScenario(name="all of it: 20 odd callers, day and night", diurnal=True, odd_callers=20),
+)
+PAIR_REPEATS = PairScenario(name="20 odd callers, each always odd on one side", odd_callers=20, repeats=True)
+"""Not promised: on this very traffic one version does fail more requests."""
+PAIRS_PER_S = 20.0
+PAIR_CALLERS = 2_000
 
 
-def z_test_fires(world: World) -> Array:
-    """The first minute (or -1) at which a one-sided two-proportion z-test of all data so far is below 1 %."""
-    x, y, n1, n0 = (
-        np.cumsum(_minutes(c), axis=0) for c in (world.errors1, world.errors0, world.n1, world.n0)
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Per tick and run: pairs, those odd on the shadow's and on stable's side, those in which both did badly,
+    and callers by the side of their first odd pair."""
+
+    n: Array
+    shadow: Array
+    stable: Array
+    both: Array
+    first: tuple[Array, Array]
+
+
+def pairs_world(scenario: PairScenario, runs: int, rng: np.random.Generator) -> Pairs:
+    """Pairs of answers to the same requests of callers with log-normal activity."""
+    count = scenario.odd_callers or PAIR_CALLERS
+    activity = rng.lognormal(0.0, ACTIVITY_SIGMA, (runs, count))
+    activity *= 2 * scenario.odd_rate * PAIRS_PER_S / activity.sum(axis=1, keepdims=True)
+    clock = scenario.clock()
+    side = (rng.random(activity.shape) < 0.5).astype(np.int8) if scenario.repeats else np.int8(0)
+    classes = 2 if scenario.repeats else 1
+    found = _first_events(
+        activity * (1 + scenario.effect) / 2,
+        np.broadcast_to(side, activity.shape),
+        np.repeat(clock[None], classes, axis=0),
+        rng,
     )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pooled = (x + y) / (n1 + n0)
-        z = (x / n1 - y / n0) / np.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n0))
-    return first_step((z > 2.326) & (x + y >= 5))
 
+    def split(counts: Array) -> tuple[Array, Array]:
+        """On the shadow's side and on stable's."""
+        if scenario.repeats:
+            return counts[:, :, 1], counts[:, :, 0]
+        shadows = rng.binomial(counts[:, :, 0], scenario.effect / (1 + scenario.effect))
+        return shadows, counts[:, :, 0] - shadows
 
-def mann_whitney_fires(world: World, scenario: Scenario, rng: np.random.Generator) -> Array:
-    """The first minute (or -1) at which Mann and Whitney's test on the p95 of each minute is below 1 %,
-    one-sided.
-
-    The p95s are drawn from their exact law given the slow answers that were counted, as ranks of a uniform
-    sample: the test looks at ranks only, so any distribution of latencies gives the same answers.
-    """
-    one = _p95(_minutes(world.n1), _minutes(world.slow1), scenario.slow_rate, rng)
-    zero = _p95(_minutes(world.n0), _minutes(world.slow0), scenario.slow_rate, rng)
-    fires = np.zeros(one.shape, dtype=bool)
-    wins = np.zeros(one.shape[1])
-    for m in range(len(one)):
-        wins += (one[m] > zero[: m + 1]).sum(axis=0) + (one[:m] > zero[m]).sum(axis=0)
-        size = m + 1
-        if size >= 5:
-            z = (wins - size * size / 2) / math.sqrt(size * size * (2 * size + 1) / 12)
-            fires[m] = z > 2.326
-    return first_step(fires)
-
-
-def _p95(n: Array, slow: Array, slow_rate: float, rng: np.random.Generator) -> Array:
-    """The order statistic of rank 0.95 n of n uniform draws of which `slow` lie above 1 - slow_rate."""
-    rank = np.maximum(1, np.ceil(0.95 * n)).astype(np.int64)
-    fast = n - slow
-    below = rng.beta(np.maximum(1, rank), np.maximum(1, fast - rank + 1)) * (1 - slow_rate)
-    above = 1 - slow_rate + rng.beta(np.maximum(1, rank - fast), np.maximum(1, n - rank + 1)) * slow_rate
-    return np.where(rank <= fast, below, above)
-
-
-def first_step(fires: Array) -> Array:
-    """The first step (or -1) at which each run fired, from an array of shape (steps, runs)."""
-    return np.where(fires.any(axis=0), fires.argmax(axis=0), -1)
+    first, later = split(found.counts), split(found.later)
+    return Pairs(
+        n=rng.poisson(PAIRS_PER_S * clock[:, None], (TICKS, runs)),
+        shadow=first[0] + later[0],
+        stable=first[1] + later[1],
+        both=rng.poisson(PAIRS_PER_S * scenario.both_rate * clock[:, None], (TICKS, runs)),
+        first=first,
+    )

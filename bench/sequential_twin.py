@@ -27,7 +27,8 @@ def log_e_requests(spec: EProcessSpec, x: Array, y: Array, n1: Array, n0: Array)
     """`sequential.log_e_values` of request ticks, over runs, summing the whole support upwards."""
     events = x + y
     low, high = np.maximum(0, events - n0), np.minimum(events, n1)
-    odds = np.array([*spec.odds, *(spec.null_odds(d) for d in spec.odds)])
+    nulls = sorted({spec.null_odds(d) for d in spec.odds})
+    odds = np.array([*spec.odds, *nulls])
     term = np.ones((len(x), len(odds)))
     total = term.copy()
     log_scale = np.zeros(total.shape)
@@ -42,8 +43,8 @@ def log_e_requests(spec: EProcessSpec, x: Array, y: Array, n1: Array, n0: Array)
             shrink = np.where(total > HUGE, 1 / HUGE, 1.0)
             term, total, log_scale = term * shrink, total * shrink, log_scale - np.log(shrink)
     log_p = (x - low)[:, None] * np.log(odds) - np.log(total) - log_scale
-    half = len(spec.odds)
-    return log_p[:, :half] - log_p[:, half:], high > low
+    null = [len(spec.odds) + nulls.index(spec.null_odds(d)) for d in spec.odds]
+    return log_p[:, : len(spec.odds)] - log_p[:, null], high > low
 
 
 def judge(spec: EProcessSpec | RateSpec, columns: Sequence[Array]) -> tuple[Array, Array, Array]:

@@ -254,13 +254,13 @@ def test_the_verdict_lies_between_its_largest_part_and_their_sum(
 @pytest.mark.req("S7")
 @pytest.mark.parametrize("unit", list(Unit))
 def test_an_adversary_who_stops_at_the_peak_wins_too_rarely(unit: Unit) -> None:
-    """Of 3,000 healthy rollouts watched at each of 60 ticks, far fewer than one in ten ever shows V of 10 or
+    """Of 600 healthy rollouts watched at each of 60 ticks, far fewer than one in ten ever shows V of 10 or
     more.
     """
     chance = random.Random(20_240_517)
     guard = sequential.fail_spec(unit=unit)
     false = 0
-    for _ in range(3_000):
+    for _ in range(600):
         state = BinaryEProcess()
         for _ in range(60):
             events = chance.choice((0, 0, 1, 1, 2, 3))
@@ -274,7 +274,7 @@ def test_an_adversary_who_stops_at_the_peak_wins_too_rarely(unit: Unit) -> None:
                 tick = RequestTick(x=x, y=events - x, n1=20, n0=40)
             state = sequential.update(state, guard, tick)
         false += state.ever_reached(0.1)
-    assert 0 < false <= 300
+    assert 0 < false <= 30, "and not one in twenty, where one in ten is promised"
 
 
 @pytest.mark.req("S7")
@@ -320,16 +320,56 @@ def test_the_simulation_judges_rates_as_the_product_does(
 @pytest.mark.long
 @pytest.mark.parametrize("name", rollout_statistics.SUBSET)
 def test_ten_thousand_healthy_rollouts_are_taken_back_too_rarely_to_matter(name: str) -> None:
-    """Over 10,000 healthy rollouts the 99 % upper bound of false rollbacks stays below what is promised."""
-    scenario = next(known for known in rollout_worlds.NULLS if known.name == name)
-    rows = rollout_statistics.null_rows(scenario, runs=10_000, seed=20_240_517)
+    """Over 10,000 healthy rollouts the 99 % upper bound of false rollbacks stays below what is promised, by
+    each kind of evidence and for the whole; a repeated z-test takes back many more of the same ones.
+    """
+    rows = rollout_statistics.nulls(10_000, 20_240_517, [name])
     promised = [row for row in rows if row.limit is not None]
-    assert {row.runs for row in rows} == {10_000}
-    assert len(promised) == 4
+    assert {row.runs for row in promised} == {10_000}
+    assert {row.kind for row in promised} == {row.kind for row in rows}
     for row in promised:
         assert row.upper <= rollout_statistics.ALPHA, f"{row.judge}: {row.fired} of {row.runs}"
-    naive = next(row for row in rows if row.judge.startswith("z-test"))
-    assert naive.fired > 5 * max(row.fired for row in promised)
+    for naive in (row for row in rows if row.judge == rollout_statistics.Z_NAME):
+        assert naive.fired > 5 * max(row.fired for row in promised if row.kind == naive.kind)
+
+
+@pytest.mark.req("S7")
+def test_simulated_callers_bring_what_they_are_said_to() -> None:
+    """The simulated world is the one that is described: rates, shares, effects and delays come out of it, and
+    no caller is first twice."""
+    scenario = rollout_worlds.Scenario(name="x", callers=500, labels=True, effect=4.0)
+    drawn = rollout_worlds.world(scenario, 60, np.random.default_rng(1), exposed=True)
+    weight = drawn.weight_ppm / 1e6
+    requests = drawn.n1 + drawn.n0
+    assert requests.sum() == pytest.approx(20.0 * 3_600 * 60, rel=0.01)
+    assert drawn.n1.sum() == pytest.approx((requests * weight).sum(), rel=0.1)
+    for name, rate in (("errors", 0.005), ("slow", 0.05)):
+        bad, good, n1, n0 = (column.sum() for column in drawn.totals[name])
+        assert bad / n1 == pytest.approx(4 * rate, rel=0.05)
+        assert good / n0 == pytest.approx(rate, rel=0.05)
+        first1, first0 = drawn.first[name]
+        assert ((first1 + first0).sum(axis=0) <= 500).all()
+        assert (first1 <= drawn.totals[name][0]).all()
+    wrong1, wrong0, all1, all0 = (column.sum() for column in drawn.totals["quality"])
+    assert wrong1 / all1 > 2.5 * wrong0 / all0
+    x, y, weight_ppm = drawn.labels
+    assert set(np.unique(weight_ppm)) == {100_000, 500_000}
+    assert (x + y)[:2].sum() < (x + y)[120:122].sum(), "labels come late"
+    assert drawn.exposed is not None
+    assert (drawn.exposed.sum(axis=0) <= 500).all()
+
+
+@pytest.mark.req("S7")
+def test_simulated_callers_are_drawn_by_their_hash_alone() -> None:
+    """On a healthy candidate the first events of callers lie on it as often as its weight says, be they
+    errors, slow answers, first requests or wrong labels, even where few callers cause them all."""
+    scenario = next(each for each in rollout_worlds.NULLS if each.name.startswith("all of it"))
+    drawn = rollout_worlds.world(scenario, 400, np.random.default_rng(1))
+    for metric in ("errors", "slow", "share", "quality"):
+        x, y, weight_ppm = drawn.columns(metric, Unit.CALLER)
+        w = weight_ppm / 1e6
+        spread = math.sqrt(((x + y) * w * (1 - w)).sum())
+        assert abs((x - (x + y) * w).sum()) < 4 * spread, metric
 
 
 @pytest.mark.req("S7")
@@ -338,8 +378,8 @@ def test_the_simulation_counts_a_broken_promise_as_one() -> None:
     runs.
     """
     row = rollout_statistics.Row
-    assert row(scenario="", judge="", limit=0.01, fired=90, runs=10_000).broken
-    assert not row(scenario="", judge="", limit=0.01, fired=60, runs=10_000).broken
-    assert row(scenario="", judge="", limit=0.01, fired=30, runs=1_000).broken
-    assert not row(scenario="", judge="", limit=0.01, fired=12, runs=1_000).broken
-    assert not row(scenario="", judge="", limit=None, fired=1_000, runs=1_000).broken
+    assert row(kind="", scenario="", judge="", limit=0.01, fired=90, runs=10_000).broken
+    assert not row(kind="", scenario="", judge="", limit=0.01, fired=60, runs=10_000).broken
+    assert row(kind="", scenario="", judge="", limit=0.01, fired=30, runs=1_000).broken
+    assert not row(kind="", scenario="", judge="", limit=0.01, fired=12, runs=1_000).broken
+    assert not row(kind="", scenario="", judge="", limit=None, fired=1_000, runs=1_000).broken

@@ -24,11 +24,11 @@ class Many:
 
     def __init__(self, spec: EProcessSpec | RateSpec, runs: int) -> None:
         self.spec = spec
-        self.log_r = np.full((runs, len(spec.mass)), -np.inf)
+        self.log_r = np.full((len(spec.mass), runs), -np.inf)
         self.ticks = np.zeros(runs, dtype=np.int64)
         self.log_v = np.zeros(runs)
         self.max_log_v = np.zeros(runs)
-        self.log_mass = np.log(np.array(spec.mass))
+        self.log_mass = np.log(np.array(spec.mass))[:, None]
         steps = np.arange(TICKS_MAX + 2, dtype=float)
         with np.errstate(divide="ignore", invalid="ignore"):
             rest = (1 - spec.start_mass) * math.log(2)
@@ -41,15 +41,18 @@ class Many:
         """Take one tick: log e per run and effect, and which runs were told anything by it."""
         if not told.any():
             return
-        self.ticks[told] += 1
-        tick = self.ticks[told]
-        log_r = np.logaddexp(self.log_r[told], self.log_begins[tick][:, None]) + log_e[told]
-        self.log_r[told] = log_r
-        terms = np.concatenate([log_r + self.log_mass, self.log_unused[tick][:, None]], axis=1)
-        top = terms.max(axis=1)
-        log_v = top + np.log(np.exp(terms - top[:, None]).sum(axis=1))
-        self.log_v[told] = log_v
-        self.max_log_v[told] = np.maximum(self.max_log_v[told], log_v)
+        which = slice(None) if told.all() else told
+        self.ticks[which] += 1
+        tick = self.ticks[which]
+        before, begins = self.log_r[:, which], self.log_begins[tick]
+        # Like np.logaddexp, in half of the time.
+        grown = np.maximum(before, begins) + np.log1p(np.exp(-np.abs(before - begins)))
+        self.log_r[:, which] = log_r = grown + log_e[which].T
+        terms, unused = log_r + self.log_mass, self.log_unused[tick]
+        top = np.maximum(terms.max(axis=0), unused)
+        log_v = top + np.log(np.exp(terms - top).sum(axis=0) + np.exp(unused - top))
+        self.log_v[which] = log_v
+        self.max_log_v[which] = np.maximum(self.max_log_v[which], log_v)
 
 
 def log_e_callers(spec: EProcessSpec, x: Array, y: Array, weight_ppm: Array) -> tuple[Array, Array]:
@@ -58,10 +61,10 @@ def log_e_callers(spec: EProcessSpec, x: Array, y: Array, weight_ppm: Array) -> 
     """
     odds = np.array(spec.odds)
     null = np.array([spec.null_odds(d) for d in spec.odds])
-    w = weight_ppm[:, None] / WHOLE_PPM
-    log_e = x[:, None] * np.log(odds / null) + (x + y)[:, None] * np.log1p(
-        w * (null - odds) / (1 - w + w * odds)
-    )
+    same = (weight_ppm == weight_ppm[:1]).all()  # as where the clock decides; then one row stands for all
+    w = (weight_ppm[:1] if same else weight_ppm)[:, None] / WHOLE_PPM
+    per_event = np.log1p(w * (null - odds) / (1 - w + w * odds))
+    log_e = x[:, None] * np.log(odds / null) + (x + y)[:, None] * per_event
     return log_e, (x + y > 0) & (weight_ppm > 0) & (weight_ppm < WHOLE_PPM)
 
 
