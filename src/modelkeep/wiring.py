@@ -78,6 +78,7 @@ def _assemble(settings: Settings, database: Database, blobs: BlobStore, outbound
         default_policy=policy.ALONE if mode is AuthMode.LOCAL else policy.TEAM,
     )
     rollouts.promotions = promotions
+    catalog.followers = rollouts
     return House(
         desk=desk,
         blobs=blobs,

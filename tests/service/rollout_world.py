@@ -71,6 +71,7 @@ class RolloutWorld(World):
         self.rollouts = Rollouts()
         self.promotions = Promotions(catalog=catalog, rollouts=self.rollouts, default_policy=ALONE)
         self.rollouts.promotions = self.promotions
+        catalog.followers = self.rollouts
         access = Access(self.desk, AuthMode.LOCAL, b"0" * 32, "owner")
         webhooks = Webhooks(access, WebhookSecrets(b"0" * 32, Path("nowhere"), {}.get), FakeReceiver())
         self.house = House(

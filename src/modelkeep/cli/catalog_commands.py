@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelkeep.cli import catalog_views
+from modelkeep.cli.plans import plan_options, stated
 from modelkeep.cli.session import Session, limit, pairs, reason, verb, yes
 from modelkeep.cli.show import Bars
 
@@ -443,8 +444,26 @@ def alias() -> None:
 @click.argument("ref")
 @click.option("--expect", metavar="NUMBER", help="Only if it points to this number now ('none': nowhere).")
 @click.option("--protect/--unprotect", "protected", default=None, help="Keep its version from deletion.")
-def alias_set(session: Session, name: str, ref: str, expect: str | None, protected: bool | None) -> None:
-    """Point an alias at a version: modelkeep alias set churn@champion 2.1.0."""
+@click.option("-m", "--reason", metavar="TEXT", help="Why, for the rollout where an endpoint follows it.")
+@plan_options
+@click.option("--supersede", is_flag=True, help="End the rollout that is under way, and begin this one.")
+def alias_set(
+    session: Session,
+    name: str,
+    ref: str,
+    expect: str | None,
+    protected: bool | None,
+    reason: str | None,
+    plan_file: str | None,
+    strategy: str | None,
+    steps: tuple[str, ...],
+    supersede: bool,
+) -> None:
+    """Point an alias at a version: modelkeep alias set churn@champion 2.1.0.
+
+    Where an endpoint follows the alias, its traffic begins to move, and the alias follows when that has
+    succeeded.
+    """
     from msgspec import UNSET, UnsetType
 
     model, mark, alias_name = name.partition("@")
@@ -456,9 +475,16 @@ def alias_set(session: Session, name: str, ref: str, expect: str | None, protect
             raise click.BadParameter("write a version's number, or none", param_hint="--expect")
         expected = None if expect == "none" else int(expect.lstrip("#"))
     changed = session.client.set_alias(
-        model, alias_name, within(model, ref), expect=expected, protected=protected
+        model,
+        alias_name,
+        within(model, ref),
+        expect=expected,
+        protected=protected,
+        reason=reason,
+        plan=stated(plan_file, strategy, steps),
+        supersede=supersede or None,
     )
-    session.answer(changed, [name], catalog_views.aliases(changed))
+    session.answer(changed, [changed.rollout or name], catalog_views.alias_set(changed, name))
 
 
 @verb(alias, "rm")

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from modelkeep.cli.plans import summary
 from modelkeep.cli.show import Screen, Text, mapping, moment, number, short, size
 
 if TYPE_CHECKING:
     from modelkeep.client.answers import Pulled
-    from modelkeep.core.answers import Preview, Registration, VerifyReport
+    from modelkeep.core.answers import AliasMove, Preview, Registration, VerifyReport
     from modelkeep.core.catalog import FileEntry, Metric, ModelVersion, RegisteredModel
     from modelkeep.core.compare import Best, Comparison, MetricCell, VersionDiff
     from modelkeep.core.signature import Signature
@@ -84,6 +85,22 @@ def aliases(found: "RegisteredModel") -> View:
                 for a in found.aliases
             ),
         )
+
+    return draw
+
+
+def alias_set(done: "AliasMove", name: str) -> View:
+    """What setting an alias came to."""
+
+    def draw(screen: Screen) -> None:
+        aliases(done)(screen)
+        if done.kind.value == "rollout":
+            screen.line(
+                f"The rollout {done.rollout} has begun;", Text(name, "strong"), "moves when it succeeds."
+            )
+            if done.plan is not None:
+                screen.line(f"  {summary(done.plan)}")
+            screen.line(Text(f"  next: modelkeep rollout status {done.endpoint} --watch", "dim"))
 
     return draw
 

@@ -69,23 +69,30 @@ def promote(
 @click.option(
     "--to", metavar="VERSION", help="The version to go back to; the last healthy one when left out."
 )
-@click.option(
-    "--stage", default="production", show_default=True, metavar="STAGE", help="The stage to go back in."
-)
+@click.option("--stage", metavar="STAGE", help="The stage to go back in; production when nothing is said.")
+@click.option("--alias", metavar="ALIAS", help="The alias to go back, which an endpoint follows.")
 @click.option("--incident", metavar="TEXT", help="Where the incident is tracked.")
 @click.option("--dry-run", is_flag=True, help="Show where it would go back to; change nothing.")
 def rollback(
-    session: Session, model: str, reason: str, to: str | None, stage: str, incident: str | None, dry_run: bool
+    session: Session,
+    model: str,
+    reason: str,
+    to: str | None,
+    stage: str | None,
+    alias: str | None,
+    incident: str | None,
+    dry_run: bool,
 ) -> None:
     """Take MODEL back: an unfinished rollout, else to the last version that was healthy."""
     client = session.client
     target = within(model, to) if to is not None else None
     if dry_run:
-        version = client.get_version(target) if target else client.get_version(_target(session, model, stage))
-        session.answer(version, [version.reference], views.would_go_back(version, stage))
+        where = f"@{alias}" if alias is not None else stage or "production"
+        version = client.get_version(target or _target(session, model, where))
+        session.answer(version, [version.reference], views.would_go_back(version, where))
         session.say("Nothing was changed.")
         return
-    done = client.rollback(model, reason, to=target, stage=stage, incident=incident)
+    done = client.rollback(model, reason, to=target, stage=stage, alias=alias, incident=incident)
     session.answer(done, [done.version.reference if done.version else ""], views.rolled_back(done))
 
 
@@ -94,6 +101,8 @@ def _target(session: Session, model: str, stage: str) -> str:
     from modelkeep.core.promotion import rollback_target
 
     client = session.client
+    if stage.startswith("@"):
+        return _before(session, model, stage)
     stays = sorted(client.history(model, stage=stage, limit=1_000).intervals, key=lambda i: i.from_sequence)
     current = client.get_model(model).occupants.get(stage)
     present, tombstoned = set(), set()
@@ -102,6 +111,17 @@ def _target(session: Session, model: str, stage: str) -> str:
         if version.tombstone is not None:
             tombstoned.add(version.number)
     return f"{model}:#{rollback_target(stays, current, tombstoned=tombstoned, present=present)}"
+
+
+def _before(session: Session, model: str, pointer: str) -> str:
+    """What an endpoint that follows an alias served before."""
+    from modelkeep.core import errors, values
+
+    followed = f"{values.parse_model_name(model)}{pointer}"
+    for endpoint in session.client.list_endpoints(limit=10_000):
+        if endpoint.follows == followed and endpoint.previous is not None:
+            return f"{model}:#{endpoint.previous}"
+    raise errors.NoRollbackTarget(f"No endpoint that follows {model}{pointer} served another version before.")
 
 
 @verb()

@@ -103,7 +103,8 @@ def rolled_back(done: "Rollback") -> View:
             screen.line(f"The rollout of {taken} is taken back; its traffic returns to", _now(done))
             screen.line(Text(f"  next: modelkeep rollout status {done.endpoint}", "dim"))
         else:
-            screen.line(_now(done), f"is in {done.stage} again; {taken} was taken back.")
+            where = f"in {done.stage}" if done.alias is None else f"@{done.alias}"
+            screen.line(_now(done), f"is {where} again; {taken} was taken back.")
         if done.tombstoned and done.version is not None:
             clear = f"modelkeep clear {done.version.model}:{done.from_semver} -m WHY"
             screen.line(Text(f"  {taken} cannot return before somebody clears it: {clear}", "dim"))
@@ -243,7 +244,7 @@ def history(found: "History") -> View:
                 (
                     (
                         f"{found.model}:{a.semver}",
-                        stage(a.stage),
+                        stage(a.stage) if a.stage is not None else f"@{a.alias}",
                         moment(a.started_at),
                         moment(a.finished_at),
                         duration((a.finished_at - a.started_at).total_seconds()),

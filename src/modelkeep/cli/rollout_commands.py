@@ -40,11 +40,10 @@ def endpoint() -> None:
 @click.option("--model", required=True, metavar="MODEL", help="The model it serves.")
 @click.option(
     "--follows",
-    "stage",
     default="production",
     show_default=True,
-    metavar="STAGE",
-    help="The stage it follows.",
+    metavar="STAGE|@ALIAS",
+    help="The stage it follows, or an alias, such as @champion.",
 )
 @click.option(
     "--key-header", metavar="HEADER", help="The header with the caller's key; else the connection's address."
@@ -74,7 +73,7 @@ def endpoint_create(
     session: Session,
     name: str,
     model: str,
-    stage: str,
+    follows: str,
     key_header: str | None,
     key_cookie: str | None,
     key_field: str | None,
@@ -88,11 +87,12 @@ def endpoint_create(
     strategy: str | None,
     steps: tuple[str, ...],
 ) -> None:
-    """Create an endpoint that follows a stage, or change its settings."""
+    """Create an endpoint that follows a stage or an alias, or change its settings."""
     made = session.client.put_endpoint(
         name,
         model,
-        stage=stage,
+        stage=None if follows.startswith("@") else follows,
+        alias=follows[1:] if follows.startswith("@") else None,
         key_header=key_header,
         key_cookie=key_cookie,
         key_field=key_field,

@@ -41,7 +41,7 @@ def endpoints(items: Sequence["Endpoint"]) -> View:
             (
                 (
                     e.name,
-                    f"{e.model}#{e.stage}",
+                    e.follows,
                     f"#{e.stable}" if e.stable is not None else Text("nothing yet", "dim"),
                     e.rollout,
                     summary(e.plan),
@@ -61,7 +61,7 @@ def endpoint(found: "Endpoint") -> View:
         screen.facts(
             (
                 ("endpoint", Text(found.name, "strong")),
-                ("follows", f"{found.model}#{found.stage}"),
+                ("follows", found.follows),
                 ("serves", f"#{found.stable}" if found.stable is not None else "nothing yet"),
                 ("before", f"#{found.previous}" if found.previous is not None else None),
                 ("rollout", found.rollout),
@@ -244,7 +244,7 @@ def status(found: "RolloutStatus") -> View:
     def draw(screen: Screen) -> None:
         screen.line(
             Text(found.endpoint.name, "strong"),
-            f"follows {found.endpoint.model}#{found.endpoint.stage}",
+            f"follows {found.endpoint.follows}",
             f"and serves {found.stable or 'nothing yet'}"
             + (f"; before {found.previous}" if found.previous else ""),
         )

@@ -16,6 +16,7 @@ from modelkeep.cli.session import Session, read_text, verb
 if TYPE_CHECKING:
     from modelkeep.core.answers import RolloutStatus
     from modelkeep.core.judgement import Verdict
+    from modelkeep.core.rollout import Endpoint
 
 __all__ = ["rollout"]
 
@@ -42,8 +43,7 @@ def rollout_wait(session: Session, endpoint: str, timeout: str) -> int:
         from modelkeep.core import errors
 
         raise errors.RolloutNotFound(
-            f"No rollout of {endpoint} ever began; 'modelkeep promote REF --to {status.endpoint.stage} "
-            "-m WHY' begins one.",
+            f"No rollout of {endpoint} ever began; {_beginning(status.endpoint)} begins one.",
             endpoint=endpoint,
         )
     if status.active:
@@ -64,6 +64,13 @@ def how_it_ended(status: "RolloutStatus") -> int:
     if not status.active:
         return TAKEN_BACK
     return HELD if found.candidate_counts.requests else NO_TRAFFIC
+
+
+def _beginning(endpoint: "Endpoint") -> str:
+    """What a person types to move the traffic of an endpoint."""
+    if endpoint.alias is not None:
+        return f"'modelkeep alias set {endpoint.follows} VERSION'"
+    return f"'modelkeep promote REF --to {endpoint.stage} -m WHY'"
 
 
 def _span(text: str) -> float:

@@ -13,9 +13,10 @@ from msgspec import UNSET, UnsetType
 from modelkeep.client.answers import Listing, Page
 from modelkeep.client.transport import V1, Wire, given, joined, model_path, segment, time_text
 from modelkeep.core import values
-from modelkeep.core.answers import Done
+from modelkeep.core.answers import AliasMove, Done
 from modelkeep.core.catalog import ModelChange, ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.compare import Best, Comparison, VersionDiff
+from modelkeep.core.plan import Plan
 
 
 class CatalogVerbs(Wire):
@@ -147,19 +148,26 @@ class CatalogVerbs(Wire):
         *,
         expect: int | UnsetType | None = UNSET,
         protected: bool | None = None,
-    ) -> RegisteredModel:
-        """Point an alias at a version.
+        reason: str | None = None,
+        plan: Plan | None = None,
+        supersede: bool | None = None,
+    ) -> AliasMove:
+        """Point an alias at a version; where an endpoint follows the alias, start the rollout that will.
 
         Args:
             expect: the version's number that it must point to now (None: it must not exist); left out, any.
+            plan: how that rollout goes; the endpoint's plan when left out.
+            supersede: end the rollout that is under way, and begin this one.
 
         Raises:
             AliasMoved: it points elsewhere than expected.
+            RolloutActive: the traffic that follows it is already being moved.
         """
-        body: dict[str, Any] = {"ref": ref} | given(protected=protected)
+        body: dict[str, Any] = {"ref": ref} | given(protected=protected, reason=reason, plan=plan)
+        body |= given(supersede=supersede)
         if expect is not UNSET:
             body["expect"] = expect
-        return self.send(RegisteredModel, "PUT", f"{model_path(model)}/aliases/{segment(alias)}", body)
+        return self.send(AliasMove, "PUT", f"{model_path(model)}/aliases/{segment(alias)}", body)
 
     def delete_alias(self, model: str, alias: str) -> Done:
         """Delete an alias. Raises AliasNotFound."""

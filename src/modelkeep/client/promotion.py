@@ -65,15 +65,19 @@ class PromotionVerbs(Wire):
         reason: str,
         *,
         to: str | None = None,
-        stage: str = "production",
+        stage: str | None = None,
         incident: str | None = None,
+        alias: str | None = None,
     ) -> Rollback:
         """Take a model back: an unfinished rollout, else to the last healthy version, or to the one named.
 
+        Args:
+            stage, alias: where; production, when neither is said.
+
         Raises:
-            NoRollbackTarget: there is none; StageEmpty: nothing is in the stage.
+            NoRollbackTarget: there is none. EndpointNotFound: no endpoint follows the alias.
         """
-        body = given(model=model, reason=reason, to=to, stage=stage, incident=incident)
+        body = given(model=model, reason=reason, to=to, stage=stage, incident=incident, alias=alias)
         return self.send(Rollback, "POST", f"{V1}/rollbacks", body)
 
     def clear_version(self, ref: str, reason: str) -> ModelVersion:

@@ -30,7 +30,8 @@ class RolloutVerbs(Wire):
         name: str,
         model: str,
         *,
-        stage: str = "production",
+        stage: str | None = None,
+        alias: str | None = None,
         key_header: str | None = None,
         key_cookie: str | None = None,
         key_field: str | None = None,
@@ -41,14 +42,14 @@ class RolloutVerbs(Wire):
         privacy: Privacy | None = None,
         plan: Plan | None = None,
     ) -> Endpoint:
-        """Create an endpoint that follows a stage of a model, or change its settings; what is left out is the
-        default.
+        """Create an endpoint that follows a stage of a model (production, when nothing is said) or an alias,
+        or change its settings; what is left out is the default.
 
         Raises:
-            EndpointExists: the name belongs to another model or stage.
+            EndpointExists: the name belongs to another model, stage or alias.
             InvalidPlan: a step or a bound does not fit.
         """
-        body: dict[str, Any] = {"model": model, "stage": stage}
+        body: dict[str, Any] = {"model": model} | given(stage=stage, alias=alias)
         body |= given(key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, workers=workers, plan=plan)
         body |= given(log_ppm=log_ppm, privacy=privacy, key_cookie=key_cookie, key_field=key_field)
         return self.send(Endpoint, "PUT", _endpoint(name), body)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from modelkeep.core.access import AuthMode, Grant, TokenInfo, Verb
-from modelkeep.core.catalog import ModelVersion, StoredBlob
+from modelkeep.core.catalog import ModelVersion, RegisteredModel, StoredBlob
 from modelkeep.core.events import ChainedEvent, ChainReport, Event, KnownHead
 from modelkeep.core.forecast import Flow, Outlook
 from modelkeep.core.observation import VersionPhase
@@ -213,15 +213,26 @@ class Promotion(Struct, frozen=True, kw_only=True):
     note: str | None = None
 
 
+class AliasMove(RegisteredModel, frozen=True, kw_only=True):
+    """A model after one of its aliases was set. `moved`: the alias points there. `rollout`: an endpoint
+    follows the alias, its traffic has begun to move, and the alias follows when that has succeeded.
+    """
+
+    kind: PromotionKind = PromotionKind.MOVED
+    rollout: str | None = None
+    endpoint: str | None = None
+    plan: Plan | None = None
+
+
 class Rollback(Struct, frozen=True, kw_only=True):
     """A rollback that was made.
 
-    `moved`: the stage went back from `from_number` to `version`, at once. `rollout`: a rollout was under way
-    and `from_number` is the candidate whose traffic was taken back; `version` is who stayed in the stage.
+    `moved`: the stage (or the alias) went back from `from_number` to `version`, at once. `rollout`: a rollout
+    was under way and `from_number` is the candidate whose traffic was taken back; `version` is who stayed.
     """
 
     kind: PromotionKind
-    stage: str
+    stage: str | None
     version: ModelVersion | None
     from_number: int | None
     from_semver: str | None
@@ -230,6 +241,7 @@ class Rollback(Struct, frozen=True, kw_only=True):
     endpoint: str | None = None
     incident: str | None = None
     interval: Interval | None = None
+    alias: str | None = None
 
 
 class PolicyRecord(Struct, frozen=True, kw_only=True):
@@ -336,13 +348,14 @@ class RolloutForecast(Struct, frozen=True, kw_only=True):
     endpoint: str
     version: str
     stable: str | None
-    stage: str
+    stage: str | None
     plan: Plan
     flow: Flow
     measured: Measured | None
     given: tuple[str, ...]
     assumed: tuple[str, ...]
     outlook: Outlook
+    alias: str | None = None
 
 
 class Explanation(Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ LEASE_S_MIN, LEASE_S_MAX = 3.0, 86_400.0
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
-    """A stable name that callers use; it follows a stage of one model.
+    """A stable name that callers use; it follows a stage of one model, or an alias.
 
     `stable` and `previous` are version numbers; `epoch` is the age of its route. `key_header` names the
     request header with the caller's key, `key_cookie` a cookie, `key_field` (a JSON pointer) a place
@@ -40,7 +40,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     id: str
     name: str
     model: ModelName
-    stage: str
+    stage: str | None = None
+    """The stage that it follows; None where it follows an alias."""
+    alias: str | None = None
     key_header: str | None = None
     key_cookie: str | None = None
     key_field: str | None = None
@@ -57,6 +59,21 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     rollout: str | None = None
     created_at: datetime
     created_by: str
+
+    @property
+    def pointer(self) -> str:
+        """What it follows, as a reference names it behind its model: `#production`, `@champion`."""
+        return pointer(self.stage, self.alias)
+
+    @property
+    def follows(self) -> str:
+        """The same with the model: `churn#production`."""
+        return f"{self.model}{self.pointer}"
+
+
+def pointer(stage: str | None, alias: str | None) -> str:
+    """What an endpoint follows, as a reference names it behind its model."""
+    return f"@{alias}" if alias is not None else f"#{stage}"
 
 
 def check_endpoint(
@@ -131,7 +148,7 @@ WITHOUT_SUCCESS = frozenset(
 
 class Rollout(Struct, frozen=True, kw_only=True):
     """One movement of an endpoint from one version to another, with everything that was counted and
-    concluded.
+    concluded. Once it has succeeded, the stage or the alias that its endpoint follows names the candidate.
 
     `table` is the number of the first routing table that carries it. `labels` are what became known of
     predictions so far. `step_since` is when the clock of the present state began to run: for a step, when
@@ -143,7 +160,10 @@ class Rollout(Struct, frozen=True, kw_only=True):
     id: str
     endpoint: str
     model: ModelName
-    stage: str
+    stage: str | None = None
+    alias: str | None = None
+    shielded: bool = False
+    """Whether the alias shall be protected, where this rollout is the first to set it."""
     stable: int | None
     stable_digest: Digest | None
     stable_semver: str | None
@@ -230,12 +250,13 @@ class Advanced(Struct, frozen=True, kw_only=True):
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
-    """A rollout that ended without its candidate in the stage: taken back, failed, cancelled, or superseded
-    by another."""
+    """A rollout that ended without its candidate in the stage, or behind the alias: taken back, failed,
+    cancelled, or superseded by another."""
 
     id: str
     endpoint: str
-    stage: str
+    stage: str | None = None
+    alias: str | None = None
     number: int
     semver: str
     state: RolloutState
@@ -253,6 +274,7 @@ def attempt_of(rollout: Rollout) -> Attempt | None:
         id=rollout.id,
         endpoint=rollout.endpoint,
         stage=rollout.stage,
+        alias=rollout.alias,
         number=rollout.candidate,
         semver=rollout.candidate_semver,
         state=rollout.state,

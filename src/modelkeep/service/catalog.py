@@ -5,16 +5,13 @@ name that nobody ever used. A version itself is made in `registration` and never
 stands beside it changes, and each change is written together with its event. Stages are moved by `promotion`.
 """
 
-from typing import Any
-
-from msgspec import UNSET, Struct, UnsetType, structs
+from msgspec import Struct, UnsetType, structs
 
 from modelkeep.core import catalog, errors, query, registration, values
 from modelkeep.core import compare as side_by_side
 from modelkeep.core.access import Verb
 from modelkeep.core.catalog import (
     DEFAULT_STAGES,
-    AliasSpec,
     Direction,
     FileEntry,
     Manifest,
@@ -30,14 +27,13 @@ from modelkeep.core.values import ModelName, Ref
 from modelkeep.ports import BlobStore
 from modelkeep.service import labels, numbering, references
 from modelkeep.service.act import Act, Desk
+from modelkeep.service.aliases import Aliases
 from modelkeep.service.integrity import Integrity
 from modelkeep.service.registration import Registrations
 from modelkeep.store import models, search, versions
 from modelkeep.store.schema import model_tags, version_tags
 from modelkeep.store.visibility import Scopes, Visible, visible_to
 
-ALIASES_MAX = 200
-"""Aliases of one model: they are read by people, and shown with it."""
 RANKED_MAX = 10_000
 """Versions among which the best is looked for: they are loaded whole, and that is a second or two of work."""
 
@@ -61,8 +57,8 @@ class VersionPage(Struct, frozen=True, kw_only=True):
     next_page_token: str | None = None
 
 
-class Catalog(Registrations, Integrity):
-    """The catalog's verbs, those of drafts and of stored bytes included."""
+class Catalog(Registrations, Integrity, Aliases):
+    """The catalog's verbs, those of drafts, of aliases and of stored bytes included."""
 
     def __init__(self, blobs: BlobStore, desk: Desk) -> None:
         """Args:
@@ -323,6 +319,7 @@ class Catalog(Registrations, Integrity):
         mine = [a for a in models.list_aliases(act.tx, row.id) if a.number == version.number]
         labels.refuse_protected(act, row, version, mine)
         for alias in mine:
+            labels.refuse_followed(act, row, alias.alias)
             labels.drop_alias(act, row, alias)
         event = act.record(
             EventKind.VERSION_DELETED,
@@ -335,90 +332,6 @@ class Catalog(Registrations, Integrity):
         )
         versions.remove_version(act.tx, row.id, version, event.sequence, act.now)
         models.one_version_less(act.tx, row.id, act.now)
-
-    # ----------------------------------------------------------------------------------------------- aliases
-
-    def set_alias(
-        self,
-        act: Act,
-        model: ModelName,
-        alias: str,
-        ref: Ref,
-        expect: int | UnsetType | None = UNSET,
-        protected: bool | None = None,
-    ) -> RegisteredModel:
-        """Point an alias at a version.
-
-        Args:
-            expect: the number that it must point to now (None: there must be none yet); left out: whatever.
-            protected: whether it keeps its version from deletion and moves only by a maintainer; None: as it
-            is.
-
-        Raises:
-            NotFound (its leaves), NotAllowed: the version, or the right to set (or protect) aliases.
-            AliasMoved: it points elsewhere than `expect`; the details say where.
-            InvalidName: it cannot be an alias. InvalidReference: the version is of another model.
-        """
-        act.readable(model)
-        act.authorise(Verb.SET_ALIAS, model)
-        labels.check_alias(alias)
-        if ref.model != model:
-            raise errors.InvalidReference(f"{ref} is no version of {model}; aliases stay within their model.")
-        version = references.resolve(act, references.present(ref))
-        row = references.row_of(act, model)
-        known = models.get_alias(act.tx, row.id, alias)
-        current = known.number if known is not None else None
-        if expect is not UNSET and expect != current:
-            now_at = f"points to number {current}" if current is not None else "does not exist"
-            raise errors.AliasMoved(
-                f"{model}@{alias} {now_at}, not what you expected; look at it again.", current=current
-            )
-        shielded = protected if protected is not None else known is not None and known.protected
-        if shielded or (known is not None and known.protected):
-            act.authorise(Verb.PROTECT, model)
-        if known is not None and current == version.number and shielded == known.protected:
-            return models.get_model(act.tx, model)
-        if known is None and len(models.list_aliases(act.tx, row.id)) >= ALIASES_MAX:
-            raise errors.LimitExceeded(
-                f"A model has at most {ALIASES_MAX} aliases; delete some.", limit=ALIASES_MAX
-            )
-        spec = AliasSpec(
-            alias=alias, number=version.number, protected=shielded, updated_at=act.now, updated_by=act.by
-        )
-        body: dict[str, Any] = {"alias": alias, "from": current, "to": version.number}
-        act.record(
-            EventKind.ALIAS_SET,
-            references.alias_subject(model, alias),
-            model=model,
-            number=version.number,
-            semver=version.semver,
-            protected=shielded,
-            **body,
-        )
-        models.put_alias(act.tx, row.id, spec)
-        models.touch_model(act.tx, row.id, act.now)
-        return models.get_model(act.tx, model)
-
-    def delete_alias(self, act: Act, model: ModelName, alias: str) -> None:
-        """Remove an alias.
-
-        Raises:
-            ModelNotFound, AliasNotFound, NotAllowed: the model, the alias, or the right to set (or protect)
-            it.
-        """
-        act.readable(model)
-        act.authorise(Verb.SET_ALIAS, model)
-        row = references.row_of(act, model)
-        known = models.get_alias(act.tx, row.id, alias)
-        if known is None:
-            shown = values.printable(alias)[:60]
-            raise errors.AliasNotFound(
-                f"{model} has no alias {shown}; there is nothing to delete.", model=str(model)
-            )
-        if known.protected:
-            act.authorise(Verb.PROTECT, model)
-        labels.drop_alias(act, row, known)
-        models.touch_model(act.tx, row.id, act.now)
 
     # ------------------------------------------------------------------------------------------------- files
 

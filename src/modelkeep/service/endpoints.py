@@ -1,5 +1,5 @@
-"""Endpoints: the names that callers use, which stage each follows, and the beginning of a movement to a
-version.
+"""Endpoints: the names that callers use, which stage or alias each follows, and the beginning of a movement
+to a version.
 
 Each method is one act. What becomes of a movement once it has begun is in `rollout`; what gateways fetch and
 report is in `gateways`.
@@ -21,7 +21,9 @@ from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
 from modelkeep.core.routing import Epoch, VersionKey
 from modelkeep.core.values import ModelName
+from modelkeep.service import labels
 from modelkeep.service.act import Act
+from modelkeep.service.stages import PRODUCTION
 from modelkeep.service.traffic import Traffic
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import paging
@@ -51,7 +53,8 @@ class Endpoints:
         name: str,
         model: ModelName,
         *,
-        stage: str = "production",
+        stage: str | None = None,
+        alias: str | None = None,
         key_header: str | None = None,
         key_cookie: str | None = None,
         key_field: str | None = None,
@@ -62,21 +65,31 @@ class Endpoints:
         privacy: Privacy = KEEP_ALL,
         plan: Plan = core.CANARY,
     ) -> Endpoint:
-        """Create an endpoint, or change the settings of one. One whose stage is occupied begins to serve at
-        once; one that could not, tries again.
+        """Create an endpoint, or change the settings of one. One whose stage is occupied, or whose alias
+        points somewhere, begins to serve at once; one that could not, tries again.
 
         While traffic is being moved only the plan (of the next rollout), the lease, the number of workers and
         what is logged may change: the rest says who a caller is and what slow means, and must be the same for
         the whole rollout.
 
+        Args:
+            stage, alias: what it follows, one of the two; without either the stage production.
+
         Raises:
             ModelNotFound: there is no such model.
-            EndpointExists: the name belongs to another model or stage, or the stage has an endpoint already.
+            EndpointExists: the name belongs to another model, stage or alias, or what it follows has an
+                endpoint already.
             RolloutActive: the setting cannot change now.
             NotAllowed: the caller may not operate the model.
             InvalidPlan, InvalidName, InvalidTransition, Invalid: a setting does not fit.
         """
         values.check_name(name, "endpoint")
+        if alias is None:
+            stage = stage or PRODUCTION
+        elif stage is not None:
+            raise errors.Invalid("An endpoint follows a stage or an alias; leave one out.", field="alias")
+        else:
+            labels.check_alias(alias)
         core.check_plan(plan)
         core.check_endpoint(slow_ms, lease_s, workers, log_ppm, privacy)
         act.readable(model)
@@ -96,18 +109,19 @@ class Endpoints:
             "plan": plan,
         }
         registered = catalog_store.get_model(act.tx, model)
-        if not registered.stages.stage(stage).exclusive:
+        if stage is not None and not registered.stages.stage(stage).exclusive:
             raise errors.InvalidTransition(
                 f"The stage {stage} holds many versions; an endpoint follows a stage that holds one."
             )
         endpoint = store.get_endpoint(act.tx, name)
         if endpoint is None:
-            self._check_free(act, registered.id, model, stage)
+            self._check_free(act, registered.id, model, stage, alias)
             sequence = act.record(
                 EventKind.ENDPOINT_CREATED,
                 f"endpoint/{name}",
                 model=model,
                 stage=stage,
+                **_named(alias),
                 **settings,
             ).sequence
             endpoint = Endpoint(
@@ -115,6 +129,7 @@ class Endpoints:
                 name=name,
                 model=model,
                 stage=stage,
+                alias=alias,
                 **settings,
                 # Not older than a former endpoint of this name: gateways would ignore its routes.
                 epoch=Epoch(sequence, 0),
@@ -123,18 +138,22 @@ class Endpoints:
             )
             store.add_endpoint(act.tx, endpoint, registered.id)
         else:
-            endpoint = self._change(act, endpoint, model, stage, settings)
-        occupant = registered.occupants.get(stage)
-        if occupant is not None and endpoint.stable is None and endpoint.rollout is None:
-            version = catalog_store.get_version(act.tx, model, occupant)
-            self.start(act, endpoint, version, reason="the endpoint is to serve its stage", request=None)
+            endpoint = self._change(act, endpoint, model, (stage, alias), settings)
+        pointed = self._traffic.pointed(act, endpoint)
+        if pointed is not None and endpoint.stable is None and endpoint.rollout is None:
+            version = catalog_store.get_version(act.tx, model, pointed)
+            what = "stage" if alias is None else "alias"
+            self.start(act, endpoint, version, reason=f"the endpoint is to serve its {what}", request=None)
         return self._endpoint(act, name)
 
-    def _check_free(self, act: Act, model_id: str, model: ModelName, stage: str) -> None:
-        others = store.endpoints_of(act.tx, model_id, stage)
+    def _check_free(
+        self, act: Act, model_id: str, model: ModelName, stage: str | None, alias: str | None
+    ) -> None:
+        others = store.endpoints_of(act.tx, model_id, stage, alias)
         if others:
+            what = "a stage" if alias is None else "an alias"
             raise errors.EndpointExists(
-                f"{model}#{stage} has the endpoint {others[0].name} already; a stage moves one traffic.",
+                f"{others[0].follows} has the endpoint {others[0].name} already; {what} moves one traffic.",
                 endpoint=others[0].name,
             )
 
@@ -143,13 +162,14 @@ class Endpoints:
         act: Act,
         known: Endpoint,
         model: ModelName,
-        stage: str,
+        followed: tuple[str | None, str | None],
         settings: dict[str, Any],
     ) -> Endpoint:
-        if not act.may(Verb.READ, known.model) or known.model != model or known.stage != stage:
+        own = (known.stage, known.alias)
+        if not act.may(Verb.READ, known.model) or known.model != model or own != followed:
             raise errors.EndpointExists(
-                f"The endpoint {known.name} belongs to another model or stage; take another name, or delete "
-                "it first.",
+                f"The endpoint {known.name} belongs to another model, stage or alias; take another name, or "
+                "delete it first.",
                 endpoint=known.name,
             )
         changed = structs.replace(known, **settings)
@@ -208,11 +228,17 @@ class Endpoints:
 
     # -------------------------------------------------------------------------------- what promotion asks for
 
-    def following(self, act: Act, model: ModelName, stage: str) -> Endpoint | None:
-        """The endpoint that follows a stage of a model, if there is one."""
+    def following(
+        self, act: Act, model: ModelName, stage: str | None, alias: str | None = None
+    ) -> Endpoint | None:
+        """The endpoint that follows a stage of a model, or an alias, if there is one."""
         model_id = store.model_id(act.tx, model)
-        found = store.endpoints_of(act.tx, model_id, stage) if model_id is not None else []
+        found = store.endpoints_of(act.tx, model_id, stage, alias) if model_id is not None else []
         return found[0] if found else None
+
+    def running(self, act: Act, endpoint: Endpoint) -> Rollout | None:
+        """The rollout of an endpoint that is not finished, if there is one."""
+        return self._traffic.active(act, endpoint)
 
     def start(
         self,
@@ -225,12 +251,14 @@ class Endpoints:
         plan: Plan | None = None,
         plan_from: str = "endpoint",
         supersede: bool = False,
+        shielded: bool = False,
     ) -> Rollout:
         """Begin to move an endpoint's traffic to a version.
 
         Args:
             plan: another one than the endpoint's, and in `plan_from` who says so, for the record.
             supersede: end the rollout under way, if there is one, and begin from the same stable version.
+            shielded: have the alias that it follows be protected, where there is none yet.
 
         Raises:
             RolloutActive: another rollout of the endpoint is not finished.
@@ -282,6 +310,7 @@ class Endpoints:
             request=request,
             **{"from": stable.semver if stable else None, "to": version.semver},
             stage=endpoint.stage,
+            **_named(endpoint.alias),
             plan=plan,
             plan_from=plan_from,
             note=note,
@@ -293,6 +322,8 @@ class Endpoints:
             endpoint=endpoint.name,
             model=endpoint.model,
             stage=endpoint.stage,
+            alias=endpoint.alias,
+            shielded=shielded,
             stable=endpoint.stable,
             stable_digest=stable.digest if stable else None,
             stable_semver=stable.semver if stable else None,
@@ -334,6 +365,11 @@ class Endpoints:
             endpoint=endpoint.name,
             rollout=endpoint.rollout,
         )
+
+
+def _named(alias: str | None) -> dict[str, Any]:
+    """What an event says of the alias that is followed; nothing where a stage is."""
+    return {"alias": alias} if alias is not None else {}
 
 
 def _no_endpoint(name: str) -> errors.EndpointNotFound:

@@ -69,6 +69,7 @@ def foretell(
         version=version.reference,
         stable=stable,
         stage=endpoint.stage,
+        alias=endpoint.alias,
         plan=plan,
         flow=flow,
         measured=measured,

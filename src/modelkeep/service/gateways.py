@@ -135,9 +135,7 @@ class Gateways:
         leaving = catalog_store.get_version(act.tx, endpoint.model, endpoint.stable)
         self._traffic.revert(act, endpoint, target, words, done.epoch)
         self._traffic.promotions.tombstone(act, leaving, words)
-        self._traffic.promotions.enter_stage(
-            act, target, endpoint.stage, cause=MoveCause.ROLLBACK, reason=words, request=None, rollout=None
-        )
+        self._traffic.point(act, endpoint, target, cause=MoveCause.ROLLBACK, reason=words)
 
     def _end(self, act: Act, endpoint: Endpoint, running: Rollout, words: str, epoch: Epoch) -> None:
         seen = Observed(rolled_back=words, rolled_back_epoch=epoch)

@@ -20,6 +20,7 @@ from modelkeep.core.catalog import (
 )
 from modelkeep.core.events import EventKind
 from modelkeep.core.prompts import IS_PROMPT, PROMPT_TEXT, is_prompt
+from modelkeep.core.rollout import Endpoint
 from modelkeep.core.values import ModelName
 from modelkeep.service import references
 from modelkeep.service.act import Act
@@ -147,6 +148,67 @@ def _moved(before: str | None, after: str | None) -> dict[str, str | None]:
 def new_entries(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
     """The tags to write."""
     return {key: value for key, value in after.items() if before.get(key) != value}
+
+
+def point_alias(
+    act: Act,
+    row: ModelRow,
+    alias: str,
+    version: ModelVersion,
+    *,
+    protected: bool,
+    reason: str | None = None,
+    by: str | None = None,
+    **why: Any,
+) -> None:
+    """Have an alias name a version, with the event of it; whether it may was decided before.
+
+    Args:
+        by: who had asked for it, where that is not who acts.
+        why: what else the event says: the rollout that led to it.
+    """
+    known = models.get_alias(act.tx, row.id, alias)
+    body: dict[str, Any] = {
+        "alias": alias,
+        "from": known.number if known is not None else None,
+        "to": version.number,
+    }
+    act.record(
+        EventKind.ALIAS_SET,
+        references.alias_subject(row.full_name, alias),
+        model=row.full_name,
+        number=version.number,
+        reason=reason,
+        semver=version.semver,
+        protected=protected,
+        **body,
+        **why,
+    )
+    spec = AliasSpec(
+        alias=alias,
+        number=version.number,
+        protected=protected,
+        updated_at=act.now,
+        updated_by=by or act.by,
+    )
+    models.put_alias(act.tx, row.id, spec)
+    models.touch_model(act.tx, row.id, act.now)
+
+
+def follower(act: Act, row: ModelRow, alias: str) -> Endpoint | None:
+    """The endpoint that follows an alias, if there is one."""
+    return next((found for found in models.endpoints_of(act.tx, row.id) if found.alias == alias), None)
+
+
+def refuse_followed(act: Act, row: ModelRow, alias: str) -> None:
+    """Raises Protected when an endpoint follows the alias: callers would be served what nothing names."""
+    endpoint = follower(act, row, alias)
+    if endpoint is not None:
+        raise protected(
+            f"{row.full_name}@{alias}",
+            f"the endpoint {endpoint.name} follows it",
+            "point it at another version, or delete the endpoint first",
+        )
 
 
 def drop_alias(act: Act, row: ModelRow, alias: AliasSpec) -> None:

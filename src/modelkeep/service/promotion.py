@@ -429,11 +429,14 @@ class Promotions:
         reason: str,
         *,
         to: Ref | None = None,
-        stage: str = stages.PRODUCTION,
+        stage: str | None = None,
         incident: str | None = None,
+        alias: str | None = None,
     ) -> Rollback:
         """Take a model back; see `Rollbacks.rollback`."""
-        return self._rollbacks.rollback(act, model, reason, to=to, stage=stage, incident=incident)
+        return self._rollbacks.rollback(
+            act, model, reason, to=to, stage=stage, incident=incident, alias=alias
+        )
 
     def clear(self, act: Act, ref: Ref, reason: str) -> ModelVersion:
         """Let a version that was taken back return.

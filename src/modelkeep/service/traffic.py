@@ -1,4 +1,5 @@
-"""What endpoints and rollouts have become, saved as one: the row, its event, the table's number, the stage.
+"""What endpoints and rollouts have become, saved as one: the row, its event, the table's number, and the
+stage or alias that the endpoint follows.
 
 Whatever moves traffic ends here, whether a person, the controller or a gateway began it. A gateway obeys only
 what stands in the table, so everything is saved before anybody obeys it. What is to become of a rollout was
@@ -17,8 +18,11 @@ from modelkeep.core.promotion import MoveCause
 from modelkeep.core.rollout import Advanced, Change, Endpoint, Rollout, RolloutState
 from modelkeep.core.routing import Epoch, Route, VersionSpec
 from modelkeep.core.values import Actor, ModelName
+from modelkeep.service import labels
 from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
+from modelkeep.store import models as models_store
+from modelkeep.store import promotion as promotion_store
 from modelkeep.store import rollout as store
 
 _EVENT_OF: dict[Change, EventKind] = {
@@ -66,6 +70,63 @@ class Traffic:
     def active(self, act: Act, endpoint: Endpoint) -> Rollout | None:
         """The rollout of an endpoint that is not finished."""
         return store.get_rollout(act.tx, endpoint.rollout) if endpoint.rollout is not None else None
+
+    def pointed(self, act: Act, endpoint: Endpoint) -> int | None:
+        """The number of the version that the stage or alias of an endpoint names; None for none."""
+        row = models_store.get_row(act.tx, endpoint.model)
+        if endpoint.alias is not None:
+            known = models_store.get_alias(act.tx, row.id, endpoint.alias)
+            return known.number if known is not None else None
+        occupant = promotion_store.occupant(act.tx, row.id, endpoint.stage or "")
+        return occupant.number if occupant is not None else None
+
+    def point(
+        self,
+        act: Act,
+        endpoint: Endpoint,
+        version: ModelVersion,
+        *,
+        cause: MoveCause,
+        reason: str,
+        rollout: Rollout | None = None,
+    ) -> None:
+        """Have the stage or alias of an endpoint name the version that the endpoint serves.
+
+        Args:
+            rollout: the one that brought the version there, in the name of whoever started it.
+
+        Raises:
+            StageMoved: another process took the stage at the same moment.
+        """
+        if endpoint.stage is not None:
+            self.promotions.enter_stage(
+                act,
+                version,
+                endpoint.stage,
+                cause=cause,
+                reason=reason,
+                request=rollout.request if rollout is not None else None,
+                rollout=rollout.id if rollout is not None else None,
+                asked_by=rollout.started_by if rollout is not None else None,
+            )
+            return
+        assert endpoint.alias is not None, "an endpoint follows one of the two"
+        row = models_store.get_row(act.tx, endpoint.model)
+        known = models_store.get_alias(act.tx, row.id, endpoint.alias)
+        if known is not None and known.number == version.number:
+            return
+        first = known is None and rollout is not None and rollout.shielded
+        labels.point_alias(
+            act,
+            row,
+            endpoint.alias,
+            version,
+            protected=known.protected if known is not None else first,
+            reason=reason,
+            by=rollout.started_by.name if rollout is not None else None,
+            cause=cause,
+            rollout=rollout.id if rollout is not None else None,
+        )
 
     def route(self, act: Act, endpoint: Endpoint, rollout: Rollout | None) -> Route | None:
         """What gateways are to do for an endpoint; None while it has nothing to serve."""
@@ -131,25 +192,23 @@ class Traffic:
         settled = _settled(endpoint, current)
         if settled != endpoint:
             store.save_endpoint(act.tx, settled, act.now)
-        self._fate(act, current, change)
+        self._fate(act, settled, current, change)
         left = None if current.state.finished else current
         self.moved(act, self.route(act, endpoint, before), self.route(act, settled, left), sequence)
         return current
 
-    def _fate(self, act: Act, current: Rollout, change: Change) -> None:
+    def _fate(self, act: Act, endpoint: Endpoint, current: Rollout, change: Change) -> None:
         match change:
             case Change.SUCCEEDED:
                 version = catalog_store.get_version(act.tx, current.model, current.candidate)
-                if version.stage != current.stage:
-                    self.promotions.enter_stage(
+                if current.stage is None or version.stage != current.stage:
+                    self.point(
                         act,
+                        endpoint,
                         version,
-                        current.stage,
                         cause=MoveCause.ROLLOUT,
                         reason=current.reason,
-                        request=current.request,
-                        rollout=current.id,
-                        asked_by=current.started_by,
+                        rollout=current,
                     )
             case Change.ROLLING_BACK:
                 version = catalog_store.get_version(act.tx, current.model, current.candidate)

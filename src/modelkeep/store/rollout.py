@@ -189,9 +189,15 @@ def list_endpoints(tx: Transaction, visible: Visible, after: str, limit: int) ->
     return [codec.decode(row[0], Endpoint) for row in tx.all(statement, after=after, limit=limit, **binds)]
 
 
-def endpoints_of(tx: Transaction, model: str, stage: str) -> list[Endpoint]:
-    """The endpoints that follow a stage of a model (given by its id)."""
-    return [codec.decode(row[0], Endpoint) for row in tx.all(_OF_STAGE, model_id=model, stage=stage)]
+def endpoints_of(tx: Transaction, model: str, stage: str | None, alias: str | None = None) -> list[Endpoint]:
+    """The endpoints that follow a stage of a model (given by its id), or an alias."""
+    followed = _followed(stage, alias)
+    return [codec.decode(row[0], Endpoint) for row in tx.all(_OF_STAGE, model_id=model, stage=followed)]
+
+
+def _followed(stage: str | None, alias: str | None) -> str:
+    """What stands in the column: a stage's name, or an alias behind its mark, which no stage's name has."""
+    return f"@{alias}" if alias is not None else str(stage)
 
 
 def add_endpoint(tx: Transaction, endpoint: Endpoint, model: str) -> None:
@@ -202,7 +208,7 @@ def add_endpoint(tx: Transaction, endpoint: Endpoint, model: str) -> None:
         name=endpoint.name,
         id=endpoint.id,
         model_id=model,
-        stage=endpoint.stage,
+        stage=_followed(endpoint.stage, endpoint.alias),
         document=json_text(endpoint),
         rollout_id=endpoint.rollout,
         row_version=1,

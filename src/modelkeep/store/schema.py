@@ -351,7 +351,7 @@ endpoints = _table(
     _words("name"),
     _words("id"),
     _words("model_id", ForeignKey("models.id")),
-    _words("stage"),  # what it follows
+    _words("stage"),  # what it follows; an alias stands behind an @
     _words("document"),
     _words("rollout_id", null=True),  # the one that runs
     _whole("row_version"),  # rises with each change; an update names the one it read

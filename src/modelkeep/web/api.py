@@ -150,7 +150,15 @@ def unyank_version(act: Act, call: Call) -> Any:
 def set_alias(act: Act, call: Call) -> Any:
     b = call.body
     return call.house.catalog.set_alias(
-        act, call.model, call.path["alias"], parse_ref(b.ref), expect=b.expect, protected=b.protected
+        act,
+        call.model,
+        call.path["alias"],
+        parse_ref(b.ref),
+        expect=b.expect,
+        protected=b.protected,
+        reason=b.reason,
+        plan=chosen(b.plan, b.strategy),
+        supersede=b.supersede,
     )
 
 
@@ -305,7 +313,7 @@ def rollback(act: Act, call: Call) -> Any:
     b = call.body
     to = parse_ref(b.to) if b.to is not None else None
     return call.house.promotions.rollback(
-        act, parse_model_name(b.model), b.reason, to=to, stage=b.stage, incident=b.incident
+        act, parse_model_name(b.model), b.reason, to=to, stage=b.stage, incident=b.incident, alias=b.alias
     )
 
 
@@ -351,6 +359,7 @@ def put_endpoint(act: Act, call: Call) -> Any:
         call.path["name"],
         parse_model_name(b.model),
         stage=b.stage,
+        alias=b.alias,
         key_header=b.key_header,
         key_cookie=b.key_cookie,
         key_field=b.key_field,

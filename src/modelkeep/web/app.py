@@ -109,7 +109,7 @@ OPERATIONS: tuple[Operation, ...] = (
          "Let a yanked version be chosen again",
          ModelVersion, query=shapes.RefQuery, body=shapes.Because),
     _row("set_alias", "PUT", MODEL + "/aliases/{alias}", WRITE, api.set_alias, "Point an alias at a version",
-         RegisteredModel, body=shapes.NewAlias),
+         answers.AliasMove, body=shapes.NewAlias),
     _row("delete_alias", "DELETE", MODEL + "/aliases/{alias}", WRITE, api.delete_alias,
          "Delete an alias", answers.Done),
     _row("compare", "GET", MODEL + "/compare", SLOW, api.compare, "Versions side by side",

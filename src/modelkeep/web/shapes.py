@@ -221,12 +221,17 @@ class NewModel(Shape, frozen=True, kw_only=True):
 
 class NewAlias(Shape, frozen=True, kw_only=True):
     """Where an alias shall point. `expect` is the number it must point to now (null: nowhere), left out:
-    whatever.
+    whatever. Where an endpoint follows the alias, `plan`, or `strategy` with the plan that it has by itself,
+    stands in the place of the endpoint's, and `supersede` ends the rollout that is under way.
     """
 
     ref: RefText
     expect: int | UnsetType | None = UNSET
     protected: bool | None = None
+    reason: Annotated[str, Meta(max_length=values.TEXT_MAX)] = ""
+    plan: Plan | None = None
+    strategy: Strategy | None = None
+    supersede: bool = False
 
 
 class NewPromotion(Shape, frozen=True, kw_only=True):
@@ -256,12 +261,14 @@ class NewRequest(Shape, frozen=True, kw_only=True):
 
 
 class NewRollback(Shape, frozen=True, kw_only=True):
-    """A model to take back, to its last healthy version or to a named one."""
+    """A model to take back, to its last healthy version or to a named one, in a stage (production, when
+    neither is said) or behind an alias that an endpoint follows."""
 
     model: ModelText
     reason: Reason
     to: RefText | None = None
-    stage: NameText = "production"
+    stage: NameText | None = None
+    alias: NameText | None = None
     incident: Annotated[str, Meta(max_length=500)] | None = None
 
 
@@ -281,10 +288,11 @@ class Because(Shape, frozen=True, kw_only=True):
 
 
 class NewEndpoint(Shape, frozen=True, kw_only=True):
-    """An endpoint to create or change."""
+    """An endpoint to create or change. It follows a stage (production, when neither is said) or an alias."""
 
     model: ModelText
-    stage: NameText = "production"
+    stage: NameText | None = None
+    alias: NameText | None = None
     key_header: Annotated[str, Meta(max_length=100)] | None = None
     key_cookie: Annotated[str, Meta(max_length=100)] | None = None
     key_field: Annotated[str, Meta(max_length=200, description="A JSON pointer.")] | None = None

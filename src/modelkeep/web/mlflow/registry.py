@@ -163,7 +163,7 @@ def set_alias(act: Act, call: Call) -> Nothing:
     asked: shapes.SetAlias = call.body
     alias = words.check_alias(required(asked.alias, "alias"))
     ref = _version(call, asked.name, asked.version)
-    call.house.catalog.set_alias(act, ref.model, alias, ref)
+    call.house.catalog.set_alias(act, ref.model, alias, ref, reason="set by an MLflow client")
     return DONE
 
 
