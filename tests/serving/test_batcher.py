@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelkeep.serving import batcher
+from modelkeep.serving import batcher, validation
 from modelkeep.serving.batcher import Ask, Cost, Limits, Queue, Reason
 from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS
 from modelkeep.serving.validation import Columns
@@ -127,6 +127,19 @@ def test_an_idle_worker_waits_for_nobody() -> None:
     assert batcher.merged([table]) is table
     assert batcher.parted(table, [3]) == [table]
     assert take(queue).batch == []
+
+
+def test_tables_that_are_matrices_become_one_matrix() -> None:
+    """Nothing is taken apart to be put together; one that is no matrix shares no call with them."""
+    one, two = (validation.Table(["a", "b"], np.full((rows, 2), float(rows))) for rows in (1, 3))
+    both = batcher.merged([one, two])
+    assert isinstance(both, validation.Table)
+    assert both.matrix.tolist() == [[1, 1], [3, 3], [3, 3], [3, 3]]
+    assert {name: array.tolist() for name, array in both.items()} == {name: [1, 3, 3, 3] for name in "ab"}
+    assert batcher.shape_of(one) == batcher.shape_of(two)
+    assert batcher.shape_of(one) != batcher.shape_of(dict(one))
+    single = validation.Table(["a", "b"], np.zeros((1, 2), dtype="float32"))
+    assert batcher.shape_of(one) != batcher.shape_of(single)
 
 
 def test_a_batch_says_why_it_ended() -> None:

@@ -16,7 +16,7 @@ from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving import binary, protocols
 from modelkeep.serving.messages import JSON_LENGTH, Door
 from modelkeep.serving.protocols import Asked, Decoder
-from modelkeep.serving.validation import Columns
+from modelkeep.serving.validation import Columns, Table
 
 pytestmark = pytest.mark.req("S1")
 
@@ -51,6 +51,43 @@ def invoked(decoder: Decoder, body: Any) -> dict[str, list[Any]]:
 def test_every_form_of_mlflow_is_the_same_table(body: Any) -> None:
     """Frames, records, instances and inputs, with and without names, index and params."""
     assert invoked(PERSON, body) == {"age": [1.0, 2.0], "name": ["a", "b"]}
+
+
+NUMBERS = (
+    Field(name="a", type=DataType.FLOAT64, minimum=0, maximum=100),
+    Field(name="b", type=DataType.FLOAT64, nullable=True),
+    Field(name="c", type=DataType.FLOAT64, nullable=True, required=False),
+)
+TABLE = Decoder(Signature(inputs=NUMBERS))
+
+
+@given(
+    st.permutations(["a", "b", "c"]),
+    st.lists(
+        st.lists(st.one_of(st.none(), st.floats(-10, 200), st.integers(0, 3), st.just("x"), st.booleans())),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_a_frame_of_numbers_is_read_at_once_and_no_otherwise(names: list[str], rows: list[list[Any]]) -> None:
+    """Whatever its columns' order: the same table as from records, and refused where they are."""
+    rows = [[*row, 1.0, 2.0, 3.0][:3] for row in rows]
+    frame = {"dataframe_split": {"columns": names, "data": rows}}
+    records = {"dataframe_records": [dict(zip(names, row, strict=True)) for row in rows]}
+    found: list[Any] = []
+    for body in (frame, records):
+        try:
+            asked = TABLE.decode(Door.INVOCATIONS, json.dumps(body).encode())
+        except errors.InvalidInput as refusal:
+            found.append(refusal.details)
+        else:
+            assert isinstance(asked.columns, Table)
+            assert list(asked.columns) == ["a", "b", "c"]
+            assert all(array.dtype == "float64" for array in asked.columns.values())
+            found.append([(asked.rows, repr(array.tolist())) for array in asked.columns.values()])
+    assert type(found[0]) is type(found[1])
+    if isinstance(found[0], list):
+        assert found[0] == found[1]
 
 
 def test_one_row_and_one_field_need_no_wrapping() -> None:

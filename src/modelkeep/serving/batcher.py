@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import Struct
 
 from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, Worked
-from modelkeep.serving.validation import Array, Columns
+from modelkeep.serving.validation import Array, Columns, Table
 
 LOOK_MAX = 64
 """Requests of another shape that are passed over in the search for more of the first one's."""
@@ -259,7 +259,10 @@ def bisected(
 
 
 def shape_of(columns: Columns) -> Hashable:
-    """What tables must have in common to become one: names, types and the shape of a row."""
+    """What tables must have in common to become one: names, types and the shape of a row. Those of a matrix
+    are of one signature, which has told their names."""
+    if isinstance(columns, Table):
+        return Table, columns.matrix.dtype.str, columns.matrix.shape[1]
     return tuple((name, array.dtype.str, array.shape[1:]) for name, array in columns.items())
 
 
@@ -267,6 +270,9 @@ def merged(tables: Sequence[Columns]) -> Columns:
     """Tables of one shape as one, below each other. A table by itself is handed on untouched."""
     if len(tables) == 1:
         return tables[0]
+    if isinstance(tables[0], Table):
+        names = list(tables[0])
+        return Table(names, np.concatenate([table.matrix for table in tables if isinstance(table, Table)]))
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 

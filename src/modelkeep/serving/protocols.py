@@ -23,8 +23,10 @@ from modelkeep.core import errors
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving import binary, validation
 from modelkeep.serving.messages import Door
+from modelkeep.serving.options import ROWS_MAX
 from modelkeep.serving.validation import Array, Columns, refused
 
+_astuple = msgspec.structs.astuple
 TENSORS_MAX = 5_000
 """Tensors of one request: as many as a signature has fields."""
 
@@ -79,6 +81,20 @@ class _Split(Struct, forbid_unknown_fields=True):
     index: list[Any] = []
 
 
+class _NumbersSplit(Struct, forbid_unknown_fields=True):
+    data: list[list[float | None]]
+    columns: list[str]
+    index: list[Any] = []
+
+
+class _NumbersScoring(Struct, forbid_unknown_fields=True):
+    """The commonest body by far: a frame of numbers, with the names of its columns."""
+
+    dataframe_split: _NumbersSplit
+    params: dict[str, Any] | None = None
+
+
+_NUMBERS_SCORING = msgspec.json.Decoder(_NumbersScoring)
 _FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 TENSOR_TYPES: dict[str, tuple[str, str]] = {  # Open Inference's name to ours, and the kinds that fit
     "BOOL": ("bool", "b"), "BYTES": ("object", "U"),
@@ -113,6 +129,9 @@ class Decoder:
         fields = signature.inputs if signature is not None else ()
         self._signature = signature if fields else None
         self._fields: Sequence[Field] = fields
+        self._numbers = validation.Numbers.of(fields)
+        self._order: tuple[list[str], list[int]] = ([], [])
+        """The names of the columns that were sent last, and where each field stood among them."""
         self._infer = msgspec.json.Decoder(_Infer)
         rows: Any = list[Any]
         columns: Any = dict[str, Any]
@@ -198,6 +217,9 @@ class Decoder:
         if not isinstance(value, list):
             return self._from_columns(value)
         validation.check_rows(len(value))
+        if self._numbers is not None:
+            rows = [row if isinstance(row, tuple) else _astuple(row) for row in value]
+            return Asked(columns=self._numbers.table(rows), rows=len(value))
         columns = {}
         if isinstance(value[0], tuple) and all(isinstance(row, tuple) for row in value):
             for index, field in enumerate(fields):
@@ -223,6 +245,8 @@ class Decoder:
         return Asked(columns=columns, rows=rows, as_columns=True)
 
     def _scoring(self, body: bytes) -> Asked:
+        if self._numbers is not None and (found := self._scored_numbers(body, self._numbers)) is not None:
+            return found
         try:
             asked = self._typed(self._invocations, body, _FORMATS)
         except errors.Invalid:
@@ -237,6 +261,24 @@ class Decoder:
         if not isinstance(value, _Split):
             return msgspec.structs.replace(self._table(value), as_columns=False)
         return self._split(value)
+
+    def _scored_numbers(self, body: bytes, numbers: validation.Numbers) -> Asked | None:
+        """A frame of nothing but numbers, at once. None for anything else, also for what has to be refused:
+        who looks at every value can say which one is wrong."""
+        try:
+            value = _NUMBERS_SCORING.decode(body).dataframe_split
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        names, rows = value.columns, value.data
+        if names != self._order[0]:
+            if sorted(names) != sorted(numbers.names):
+                return None
+            self._order = (names, [names.index(name) for name in numbers.names])
+        width = len(names)
+        if not 0 < len(rows) <= ROWS_MAX or any(len(row) != width for row in rows):
+            return None
+        columns = numbers.checked(rows, self._order[1])
+        return Asked(columns=columns, rows=len(rows)) if columns is not None else None
 
     def _split(self, value: _Split) -> Asked:
         """A frame as pandas writes it; one whose columns have no names but 0, 1, ... is in the model's own

@@ -56,6 +56,19 @@ _CATEGORIES_SHOWN = 5
 _PLAIN_KINDS = "biufUM"
 
 
+class Table(dict[str, Array]):
+    """Columns of one type that lie side by side: each is a view of `matrix`, [rows, columns], in this order.
+
+    Whoever wants the matrix has it without putting columns together again.
+    """
+
+    __slots__ = ("matrix",)
+
+    def __init__(self, names: Sequence[str], matrix: Array) -> None:
+        super().__init__(zip(names, matrix.T, strict=True))
+        self.matrix = matrix
+
+
 def refused(detail: str, *, row: int | None = None, field: str | None = None) -> errors.InvalidInput:
     """A refusal that names the place."""
     details = {key: value for key, value in (("row", row), ("field", field)) if value is not None}
@@ -124,7 +137,7 @@ def tuple_type(fields: Sequence[Field]) -> Any:
 
 def to_array(field: Field, values: Sequence[Any]) -> Array:
     """One column of checked values. Missing numbers become NaN; missing values of other kinds stay None."""
-    missing = any(value is None for value in values)
+    missing = None in values if field.type in _NUMBERS else any(value is None for value in values)
     if field.type is DataType.DATETIME:
         return np.array([_naive(value) for value in values], dtype="datetime64[us]")
     if missing and field.type not in _FLOATS:
@@ -137,6 +150,39 @@ def to_array(field: Field, values: Sequence[Any]) -> Array:
         return np.array(values, dtype=DTYPES[field.type])
     except ValueError as problem:
         raise refused("rows of different shapes cannot be one batch.", field=field.name) from problem
+
+
+class Numbers:
+    """The way of rows that hold nothing but numbers of one type: all at once, instead of column by column."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        limits = [_limits(field) for field in fields]
+        self.names = [field.name for field in fields]
+        self._dtype = DTYPES[fields[0].type]
+        self._low = np.array([-math.inf if low is None else low for low, _ in limits])
+        self._high = np.array([math.inf if high is None else high for _, high in limits])
+        self._needed = np.array([not field.nullable for field in fields])
+
+    @classmethod
+    def of(cls, fields: Sequence[Field]) -> "Numbers | None":
+        """For these fields; None where they are something else."""
+        alike = len(fields) > 1 and len({field.type for field in fields}) == 1
+        plain = all(f.type in _FLOATS and not f.dimensions and f.categories is None for f in fields)
+        return cls(fields) if alike and plain else None
+
+    def table(self, rows: Sequence[Sequence[float | None]]) -> Table:
+        """Rows that were checked, in the order of the fields. What is missing becomes NaN."""
+        return Table(self.names, np.array(rows, dtype=self._dtype))
+
+    def checked(self, rows: Sequence[Sequence[float | None]], order: Sequence[int]) -> Table | None:
+        """Rows of numbers in another order; None where a value is out of range, or missing and needed.
+
+        Args:
+            order: where each field's value stands in a row.
+        """
+        found = np.array(rows, dtype="float64").take(order, axis=1)
+        wrong = (found < self._low) | (found > self._high) | (np.isnan(found) & self._needed)
+        return None if wrong.any() else Table(self.names, found.astype(self._dtype, copy=False))
 
 
 def _objects(values: Sequence[Any]) -> Array:

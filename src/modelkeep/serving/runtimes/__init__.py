@@ -12,7 +12,7 @@ from modelkeep.core.mlmodel import MLMODEL
 from modelkeep.core.routing import VersionSpec
 from modelkeep.core.signature import Field
 from modelkeep.serving.runtimes.mlflow_folder import read_folder
-from modelkeep.serving.validation import Array, Columns
+from modelkeep.serving.validation import Array, Columns, Table
 
 PREDICTOR = "predictor.py"
 """A class of somebody's own, at the top of a version's files."""
@@ -233,6 +233,8 @@ def matrix(columns: Columns, dtype: str) -> Array:
     Raises:
         InvalidInput: a column cannot be of that type.
     """
+    if isinstance(columns, Table):
+        return columns.matrix.astype(dtype, copy=False)
     arrays = list(columns.values())
     try:
         if len(arrays) == 1:

@@ -10,14 +10,15 @@ import importlib
 import io
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from modelkeep.core import errors
 from modelkeep.core.routing import VersionSpec
-from modelkeep.serving.runtimes import Runtime, arrange, asks_for_probability, matrix
-from modelkeep.serving.validation import Array, Columns
+from modelkeep.serving.runtimes import Runtime, arrange, asks_for_probability, matrix, sklearn_direct
+from modelkeep.serving.validation import Array, Columns, Table
 
 _TRUSTED_ROOTS = frozenset({"sklearn", "numpy"})
 
@@ -33,6 +34,9 @@ class SklearnRuntime:
         names = getattr(model, "feature_names_in_", None)
         self._names: list[str] | None = None if names is None else [str(name) for name in names]
         self._width: int | None = getattr(model, "n_features_in_", None)
+        _one_thread(model)
+        self._direct = sklearn_direct.direct(model)
+        self._classifies = hasattr(model, "predict_proba")
         self._frame: Any = None
         if self._names is not None:
             try:
@@ -40,7 +44,7 @@ class SklearnRuntime:
             except ImportError:
                 pass
             else:
-                self._frame = pd.DataFrame
+                self._frame = partial(pd.DataFrame, columns=pd.Index(self._names))
 
     @property
     def model(self) -> Any:
@@ -48,24 +52,56 @@ class SklearnRuntime:
         return self._model
 
     def predict(self, columns: Columns) -> Columns:
+        columns = self._in_order(columns)
+        matrix = self._numbers(columns)
+        if matrix is not None:
+            return arrange(self._outputs(self._direct, matrix), self._fields)
         table = self._table(columns)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return arrange(self._outputs(table), self._fields)
+            return arrange(self._outputs(self._model, table), self._fields)
 
-    def _outputs(self, table: Any) -> Columns:
+    def _numbers(self, columns: Columns) -> Array | None:
+        """The rows for the direct way; None where there is none, or these are not its rows."""
+        if self._direct is None:
+            return None
+        arrays = columns.values()
+        if isinstance(columns, Table):
+            found = columns.matrix
+        elif len(columns) == 1:
+            found = next(iter(arrays))
+        elif all(array.ndim == 1 for array in arrays):
+            found = np.column_stack(list(arrays))
+        else:
+            return None
+        if found.ndim != 2 or found.dtype.kind not in "fi" or found.shape[1] != self._width:
+            return None
+        # What was fitted on a frame takes numbers as they come, anything else takes doubles.
+        if self._names is None or found.dtype.kind == "i":
+            found = found.astype("float64", copy=False)
+        found = np.ascontiguousarray(found)
+        return found if self._direct.suits(found) else None
+
+    def _outputs(self, model: Any, table: Any) -> Columns:
         """`predict` for every output, but `predict_proba` for those that are called a probability or a score:
         the positive class of two, or one value per class where the field has a shape."""
-        model = self._model
         outputs: Columns = {}
         for field in self._fields:
-            if asks_for_probability(field.name) and hasattr(model, "predict_proba"):
+            if asks_for_probability(field.name) and self._classifies:
                 probabilities = np.asarray(model.predict_proba(table))
                 binary = not field.dimensions and probabilities.ndim == 2 and probabilities.shape[1] == 2
                 outputs[field.name] = probabilities[:, 1] if binary else probabilities
             else:
                 outputs[field.name] = _plain(model.predict(table))
         return outputs or {"prediction": _plain(model.predict(table))}
+
+    def _in_order(self, columns: Columns) -> Columns:
+        """The columns by the names that the model was fitted on, in its order, where all of them are
+        there."""
+        names = self._names
+        if names is None or list(columns) == names or not set(names) <= set(columns):
+            return columns
+        return {name: columns[name] for name in names}
 
     def _table(self, columns: Columns) -> Any:
         names = self._names
@@ -76,8 +112,8 @@ class SklearnRuntime:
             and (whole.ndim != 2 or whole.shape[1] != self._width)
         ):
             raise errors.InvalidInput(f"The model takes rows of {self._width} values.")
-        if names is not None and whole is None and set(names) <= set(columns):
-            columns = {name: columns[name] for name in names}
+        if names is not None and whole is None and list(columns) == names:
+            whole = columns.matrix if isinstance(columns, Table) else None
         elif names is not None and whole is None and len(columns) == 1:
             whole = next(iter(columns.values()))
         elif names is not None and whole is None and len(columns) != len(names):
@@ -85,13 +121,21 @@ class SklearnRuntime:
             raise errors.InvalidInput(f"The model needs the field {missing!r}.", field=missing)
         if self._frame is not None and names is not None:
             if whole is not None:
-                return self._frame(whole, columns=names)
+                return self._frame(whole)
             return self._frame(dict(zip(names, columns.values(), strict=True)))
         numeric = all(array.dtype.kind in "biuf" for array in columns.values())
         table = matrix(columns, "float64" if numeric else "object")
         if self._width is not None and table.shape[1] != self._width:
             raise errors.InvalidInput(f"The model takes {self._width} fields, not {table.shape[1]}.")
         return table
+
+
+def _one_thread(model: Any) -> None:
+    """A worker is one of several processes on its machine, and rows come by the handful: a pool of threads
+    for each call costs more than it brings."""
+    if hasattr(model, "get_params") and hasattr(model, "set_params"):
+        pools = [name for name in model.get_params() if name.rpartition("__")[2] == "n_jobs"]
+        model.set_params(**dict.fromkeys(pools, 1))
 
 
 def _plain(result: Any) -> Array:

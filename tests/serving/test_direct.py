@@ -1,0 +1,79 @@
+"""scikit-learn's commonest estimators as plain arithmetic: the library's own answers, or nothing."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.ensemble import ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from modelkeep.serving.runtimes import sklearn_direct
+from modelkeep.serving.validation import Array
+
+RANDOM = np.random.default_rng(3)
+ROWS = RANDOM.normal(size=(120, 4)) * (1.0, 10.0, 100.0, 0.01)
+TARGET = ROWS[:, 0] + ROWS[:, 1] / 10
+CLASSES = np.array(["high", "low", "middle"])[np.digitize(TARGET, (-0.5, 0.5))]
+KNOWN: dict[str, Any] = {
+    "logistic": LogisticRegression().fit(ROWS, TARGET > 0),
+    "scaled logistic of three": make_pipeline(StandardScaler(), LogisticRegression()).fit(ROWS, CLASSES),
+    "forest": RandomForestClassifier(7, random_state=1).fit(ROWS, CLASSES),
+    "scaled forest": make_pipeline(StandardScaler(), RandomForestRegressor(7, random_state=1)).fit(
+        ROWS, TARGET
+    ),
+    "extra trees": ExtraTreesRegressor(7, random_state=1).fit(ROWS, TARGET),
+    "linear": LinearRegression().fit(ROWS, TARGET),
+    "ridge without a mean": make_pipeline(StandardScaler(with_mean=False), Ridge()).fit(ROWS, TARGET),
+}
+
+
+@pytest.mark.req("S1")
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_what_is_known_answers_as_the_library_does_to_the_last_bit(name: str, dtype: str) -> None:
+    """One row, a few and many, in both precisions; and no row is changed by being asked about."""
+    model = KNOWN[name]
+    direct = sklearn_direct.direct(model)
+    assert direct is not None
+    for count in (1, 3, 120):
+        rows = ROWS[:count].astype(dtype)
+        kept = rows.copy()
+        assert direct.suits(rows)
+        wanted = np.asarray(model.predict(rows))
+        assert direct.predict(rows).dtype == wanted.dtype
+        assert np.array_equal(direct.predict(rows), wanted)
+        if hasattr(model, "predict_proba"):
+            assert np.array_equal(direct.predict_proba(rows), model.predict_proba(rows))
+        assert np.array_equal(rows, kept)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 1e40, 2.0**53 + 2])
+def test_numbers_that_the_library_has_to_judge_are_left_to_it(odd: float) -> None:
+    """What is missing, infinite or beyond single precision never goes the direct way."""
+    direct = sklearn_direct.direct(KNOWN["forest"])
+    assert direct is not None
+    rows = ROWS[:3].copy()
+    rows[1, 2] = odd
+    assert not direct.suits(rows)
+    assert not direct.suits(np.zeros((1, 4), dtype="int64"))
+
+
+class Doubled(LogisticRegression):
+    """Looks like one that is known."""
+
+    def decision_function(self, X: Array) -> Array:  # noqa: N803 - the library's name
+        return np.asarray(super().decision_function(X)) * 2
+
+
+def test_what_is_not_known_or_answers_otherwise_has_no_direct_way() -> None:
+    """A subclass, another step, several targets, and a known class that was changed after it was fitted."""
+    assert sklearn_direct.direct(Doubled().fit(ROWS, TARGET > 0)) is None
+    assert sklearn_direct.direct(make_pipeline(MinMaxScaler(), Ridge()).fit(ROWS, TARGET)) is None
+    several = RandomForestRegressor(3, random_state=1).fit(ROWS, ROWS[:, :2])
+    assert sklearn_direct.direct(several) is None
+    changed = LinearRegression().fit(ROWS, TARGET)
+    changed.predict = lambda rows: np.full(len(rows), 7.0)
+    assert sklearn_direct.direct(changed) is None
+    assert sklearn_direct.direct(object()) is None
