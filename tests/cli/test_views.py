@@ -48,9 +48,12 @@ from modelkeep.core.answers import (
 from modelkeep.core.catalog import Metric
 from modelkeep.core.events import GENESIS, Event, EventKind, chain
 from modelkeep.core.forecast import Flow, Healthy, Outlook, Regression
-from modelkeep.core.observation import SideCounts, VersionPhase
+from modelkeep.core.judgement import Missing, labels_seen
+from modelkeep.core.observation import LabelCounts, Labelled, SideCounts, VersionPhase
+from modelkeep.core.plan import JUDGED_LATER
 from modelkeep.core.policy import GateResult, Mode, Outcome
 from modelkeep.core.promotion import Approval, Interval, MoveCause, PromotionRequest, Seen, Vote
+from modelkeep.core.quality import Quality
 from modelkeep.core.rollout import Attempt, Endpoint, Judgement, Rollout, RolloutState, Verdict, attempt_of
 from modelkeep.core.routing import Epoch
 from modelkeep.core.values import Actor
@@ -421,6 +424,20 @@ def _forecast(**more: Any) -> RolloutForecast:
     return RolloutForecast(**{**made, **more})
 
 
+def _labelled() -> Rollout:
+    """A rollout that has shown all but its labels."""
+    judged = structs.replace(
+        _endpoint().plan, quality=Quality(threshold=0.5, wait_s=259_200.0), metrics=JUDGED_LATER
+    )
+    labels = Labelled(
+        candidate=LabelCounts(labels=31, wrong=4, odd=1, callers_labelled=29, callers_first_wrong=4),
+        stable=LabelCounts(labels=270, wrong=25, callers_labelled=244, callers_first_wrong=22),
+    )
+    why = f"not enough labels yet: {labels_seen(labels)}"
+    found = Judgement(verdict=Verdict.HOLD, why=why, p_value=0.7, missing=Missing.LABELS)
+    return _rollout(plan=judged, labels=labels, judgement=found, held=why, step_since=T0)
+
+
 def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:
     """Endpoints, a rollout in a step and after its end, and the lines of a watch in a pipe."""
     done = _rollout(
@@ -434,6 +451,7 @@ def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:
         ("endpoint show", rollout_views.endpoint(_endpoint())),
         ("rollout status", rollout_views.status(_status(_rollout()))),
         ("rollout status, ended", rollout_views.status(_status(done))),
+        ("rollout status, waiting for labels", rollout_views.status(_status(_labelled()))),
         ("rollout status, none", rollout_views.status(_status(None))),
         ("rollout ls", rollout_views.rollouts([done, _rollout()])),
         ("rollout forecast", rollout_views.forecast(_forecast())),

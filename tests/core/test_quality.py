@@ -188,7 +188,7 @@ def test_the_evidence_of_labels_is_recomputed_to_the_bit() -> None:
     assert replay(after, stored) == after.evidence
     assert after.evidence.wrong.informative_ticks == 1
     assert after.judgement is not None
-    assert "3 labels cannot be compared" in after.judgement.why
+    assert "3 of the labels cannot be compared" in after.judgement.why
 
 
 @pytest.mark.req("S7")

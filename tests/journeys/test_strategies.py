@@ -80,12 +80,15 @@ class World:
 
         return str(until(there, f"the rollout is {state}"))
 
-    def asks(self, door: str = "predict", key: str = "ann", cookie: str = "") -> str:
+    def asks(
+        self, door: str = "predict", key: str = "ann", cookie: str = "", request_id: str | None = None
+    ) -> str:
         """Who answers a caller: the version, or the code of the problem."""
+        named = {"X-Request-Id": request_id} if request_id is not None else {}
         request = urllib.request.Request(
             f"{self.house.gateway}/endpoints/churn/{door}",
             data=json.dumps(ROWS).encode(),
-            headers={"Content-Type": "application/json", "X-User": key, "Cookie": cookie},
+            headers={"Content-Type": "application/json", "X-User": key, "Cookie": cookie, **named},
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:

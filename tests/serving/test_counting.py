@@ -2,15 +2,25 @@
 lost."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from modelkeep.core.observation import TICKS_PER_REPORT_MAX, PairCounts, SideCounts, Tick
+from modelkeep.core.observation import (
+    TICKS_PER_REPORT_MAX,
+    LabelCounts,
+    Labelled,
+    PairCounts,
+    SideCounts,
+    Tick,
+)
 from modelkeep.core.routing import Epoch, Role, VersionKey
 from modelkeep.serving import counting
 from modelkeep.serving.counting import BUCKETS_MS, Callers, Ledger, RouteTally, arrive, count
+from modelkeep.serving.memory import Memory
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
 EVENTS = st.lists(
@@ -246,3 +256,37 @@ def test_pairs_go_with_their_tick_and_are_merged_like_it(monkeypatch: pytest.Mon
     assert sum(pairs.pairs for pairs in by_epoch[Epoch(1, 1)]) == 12
     assert sum(pairs.difference_sum for pairs in by_epoch[Epoch(1, 1)]) == 6.0
     assert sum(pairs.pairs for pairs in by_epoch[Epoch(1, 2)]) == 1
+
+
+@pytest.mark.req("S7")
+def test_labels_count_each_caller_once_in_the_tick_of_its_prediction(tmp_path: Path) -> None:
+    """However often and late a caller is labelled, over restarts too; of a rollout that is over nothing
+    counts, and without a memory nobody does."""
+    key, counts = ("e", "ro"), LabelCounts(labels=3, wrong=2)
+    memory = Memory(tmp_path / "callers")
+
+    def tell(ledger: Ledger, seq: int) -> None:
+        nobody: tuple[LabelCounts, list[int], list[int]] = (LabelCounts(), [], [])
+        ledger.labelled(key, Epoch(1, seq), seq * 100_000, (counts, [1, 1, 2], [1, 1]), nobody)
+
+    ledger = Ledger(NOW, 1, memory=memory)
+    tell(ledger, 1)
+    ledger.close(NOW)
+    assert ledger.to_send() == ()
+    ledger.begin(*key)
+    for seq in (1, 2):
+        tell(ledger, seq)
+    ledger.close(NOW)
+    first, second = ledger.to_send()
+    assert first.labels == Labelled(
+        candidate=structs.replace(counts, callers_labelled=2, callers_first_wrong=1)
+    )
+    assert (second.epoch, second.labels) == (Epoch(1, 2), Labelled(candidate=counts))
+    again = Ledger(NOW, 9, memory=memory, resumed=[key])
+    tell(again, 3)
+    again.close(NOW)
+    (late,) = again.to_send()
+    assert late.labels == Labelled(candidate=counts)
+    both = counting.merge(first, second).labels
+    assert both is not None
+    assert (both.candidate.labels, both.candidate.callers_labelled) == (6, 2)

@@ -82,7 +82,8 @@ def summary(plan: "Plan") -> str:
     by_hand = "" if plan.automatic else ", each by hand"
     match plan.strategy.value:
         case "canary":
-            return (f"{_copies(plan)}, then " if plan.shadow_ppm else "") + steps + by_hand
+            before = f"{_copies(plan)}, then " if plan.shadow_ppm else ""
+            return f"{before}{steps}{by_hand}{_labels(plan)}"
         case "immediate":
             return "immediate"
         case "shadow":
@@ -96,6 +97,11 @@ def summary(plan: "Plan") -> str:
             return f"blue-green: {switch}then {steps}{by_hand}"
         case strategy:
             return f"{strategy.replace('_', ' ')}: {steps}{by_hand}"
+
+
+def _labels(plan: "Plan") -> str:
+    """How long labels are waited for, where predictions are judged by them."""
+    return f", labels waited for up to {duration(plan.quality.wait_s)}" if plan.quality is not None else ""
 
 
 def _copies(plan: "Plan") -> str:

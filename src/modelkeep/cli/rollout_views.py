@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from modelkeep.cli.catalog_views import View
@@ -176,6 +177,8 @@ def rollout(found: "Rollout") -> View:
             _report(screen, found)
         if found.pairs is not None:
             _pairs(screen, found.pairs)
+        if found.plan.quality is not None and c.requests:
+            _labels(screen, found)
         for note in found.notes:
             screen.line(Text(f"  the candidate said: {note}", "bad"))
 
@@ -209,6 +212,26 @@ def _pairs(screen: Screen, pairs: "PairCounts") -> None:
         f"{count} pairs, {pairs.disagreements} of {pairs.compared} answers differ{widest}; "
         f"{pairs.dropped} copies dropped"
     )
+
+
+def _labels(screen: Screen, found: "Rollout") -> None:
+    """What became known of predictions, and until when a step waits for more."""
+    from modelkeep.core.observation import Labelled
+
+    labels, quality = found.labels or Labelled(), found.plan.quality
+    assert quality is not None, "asked only where labels are waited for"
+    screen.blank()
+    screen.table(
+        ("labels", "came", "wrong", "callers", "with a wrong one", "cannot compare"),
+        [
+            (name, side.labels, side.wrong, side.callers_labelled, side.callers_first_wrong, side.odd)
+            for name, side in (("candidate", labels.candidate), ("stable", labels.stable))
+        ],
+        right=range(1, 6),
+    )
+    if found.judgement is not None and found.judgement.missing is not None and found.step_since is not None:
+        until = moment(found.step_since + timedelta(seconds=max(quality.wait_s, found.current.max_s)))
+        screen.line(f"Labels are waited for until {until}, then: {found.plan.on_inconclusive.value}.")
 
 
 def _mean(total: float, count: int) -> str:
@@ -337,7 +360,9 @@ def _p_values(evidence: Any) -> list[tuple[str, float]]:
         ("no_worse", "not worse"),
         ("low_rate", "few failures"),
     )
-    return [(text, getattr(evidence, name).p_value) for name, text in names]
+    told = [(text, getattr(evidence, name).p_value) for name, text in names]
+    later = (("wrong", "more wrong predictions"), ("right", "predictions not worse"))
+    return told + [(t, getattr(evidence, n).p_value) for n, t in later if getattr(evidence, n).ticks]
 
 
 _OUTLOOK = (

@@ -309,7 +309,7 @@ def labels_seen(labels: Labelled) -> str:
         f"{s.callers_first_wrong} of {s.callers_labelled} of stable's had a wrong prediction"
     )
     odd = c.odd + s.odd
-    return f"{seen} ({odd} labels cannot be compared with what was predicted)" if odd else seen
+    return f"{seen} ({odd} of the labels cannot be compared with what was predicted)" if odd else seen
 
 
 def judge_pairs(plan: Plan, evidence: Evidence, pairs: PairCounts | None) -> Judgement:

@@ -17,6 +17,8 @@ from msgspec import Struct
 from modelkeep.core.observation import (
     CALLERS_TRACKED_MAX,
     TICKS_PER_REPORT_MAX,
+    LabelCounts,
+    Labelled,
     PairCounts,
     SideCounts,
     Tick,
@@ -83,13 +85,15 @@ class Callers:
     shares and rates would take a whole population that moves for one that arrives.
     """
 
-    __slots__ = ("arrived", "failed", "maximum", "seen", "slow")
+    __slots__ = ("arrived", "failed", "labelled", "maximum", "mistaken", "seen", "slow")
 
     def __init__(self, maximum: int = CALLERS_TRACKED_MAX) -> None:
         self.arrived: set[int] = set()
         self.seen: set[int] = set()
         self.failed: set[int] = set()
         self.slow: set[int] = set()
+        self.labelled: set[int] = set()
+        self.mistaken: set[int] = set()
         self.maximum = maximum
 
     @property
@@ -100,6 +104,8 @@ class Callers:
             First.ANSWERED: self.seen,
             First.FAILED: self.failed,
             First.SLOW: self.slow,
+            First.LABELLED: self.labelled,
+            First.MISTAKEN: self.mistaken,
         }
 
     def arrives(self, caller: int) -> bool:
@@ -109,6 +115,14 @@ class Callers:
     def is_new(self, caller: int) -> bool:
         """Whether the caller is answered for the first time; past the bound nobody is."""
         return self._enters(caller, self.seen)
+
+    def is_labelled(self, caller: int) -> bool:
+        """Whether the caller has a label for the first time; past the bound nobody has."""
+        return self._enters(caller, self.labelled)
+
+    def is_mistaken(self, caller: int) -> bool:
+        """Whether the caller has a wrong prediction for the first time; past the bound nobody has."""
+        return self._enters(caller, self.mistaken)
 
     def _enters(self, caller: int, among: set[int]) -> bool:
         if caller in among or len(among) >= self.maximum:
@@ -239,7 +253,7 @@ class RouteCounts(Struct, frozen=True, kw_only=True):
 
 
 class _OpenTick:
-    __slots__ = ("candidate", "errors_seen", "pairs", "stable", "started_at")
+    __slots__ = ("candidate", "errors_seen", "labels", "pairs", "stable", "started_at")
 
     def __init__(self, started_at: datetime) -> None:
         self.started_at = started_at
@@ -247,6 +261,7 @@ class _OpenTick:
         self.candidate = SideCounts()
         self.errors_seen: tuple[str, ...] = ()
         self.pairs: PairCounts | None = None
+        self.labels: Labelled | None = None
 
 
 _TickKey = tuple[str, str | None, Epoch, int]
@@ -327,6 +342,27 @@ class Ledger:
         tick = self._tick(endpoint, rollout, epoch, ppm)
         tick.pairs = pairs if tick.pairs is None else tick.pairs.plus(pairs)
 
+    def labelled(
+        self,
+        key: tuple[str, str],
+        epoch: Epoch,
+        ppm: int,
+        candidate: tuple[LabelCounts, Iterable[int], Iterable[int]],
+        stable: tuple[LabelCounts, Iterable[int], Iterable[int]],
+    ) -> None:
+        """Take in labels of a rollout under way, by the epoch and weight under which was predicted.
+
+        Args:
+            candidate, stable: the counts of rows, the callers with a label, and those with a wrong
+                prediction.
+        """
+        if key not in self._books:
+            return  # it is over, and nothing is evidence of it any more
+        tick = self._tick(*key, epoch, ppm)
+        book, noted = self._books[key], self._noted.setdefault(key, [])
+        told = Labelled(candidate=_told(*candidate, book, noted), stable=_told(*stable, book, noted))
+        tick.labels = told if tick.labels is None else tick.labels.plus(told)
+
     def crashed(
         self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int, role: Role
     ) -> None:
@@ -373,6 +409,7 @@ class Ledger:
                     candidate=tick.candidate,
                     errors_seen=tick.errors_seen,
                     pairs=tick.pairs,
+                    labels=tick.labels,
                 )
             )
         self._open.clear()
@@ -447,9 +484,28 @@ def _resolve(delta: SideDelta, callers: Callers | None, noted: list[tuple[First,
     )
 
 
+def _told(
+    counts: LabelCounts,
+    labelled: Iterable[int],
+    mistaken: Iterable[int],
+    callers: Callers | None,
+    noted: list[tuple[First, int]],
+) -> LabelCounts:
+    """A side's labels with its callers counted against the book of the whole rollout."""
+    if callers is None:
+        return counts
+    known = [(First.LABELLED, caller) for caller in labelled if callers.is_labelled(caller)]
+    wrong = [(First.MISTAKEN, caller) for caller in mistaken if callers.is_mistaken(caller)]
+    noted += known + wrong
+    return msgspec.structs.replace(counts, callers_labelled=len(known), callers_first_wrong=len(wrong))
+
+
 def merge(first: Tick, second: Tick) -> Tick:
     """Two spans of one endpoint, rollout, epoch and weight as one."""
     pairs = first.pairs.plus(second.pairs) if first.pairs and second.pairs else first.pairs or second.pairs
+    labels = (
+        first.labels.plus(second.labels) if first.labels and second.labels else first.labels or second.labels
+    )
     texts = (*first.errors_seen, *(text for text in second.errors_seen if text not in first.errors_seen))
     return msgspec.structs.replace(
         second,
@@ -459,4 +515,5 @@ def merge(first: Tick, second: Tick) -> Tick:
         candidate=first.candidate.plus(second.candidate),
         errors_seen=texts[:ERRORS_SEEN_MAX],
         pairs=pairs,
+        labels=labels,
     )

@@ -320,6 +320,8 @@ class Dispatch:
                 time.time(), call.door, call.body, records.Reply(key, status, latency_ms, payload),
             )  # fmt: skip
             self._tap.put(route.endpoint, record)
+        if call.target.remembered and status == 200:
+            self._remember(call, payload)
         shadow, stable = call.target.shadow, call.target.stable
         # The caller's own mistakes and haste say nothing about a version.
         told = status == 200 or (status >= 500 and not call.hurried)
@@ -329,6 +331,21 @@ class Dispatch:
             reply = records.Reply(key, status, elapsed_s * 1000, payload)
             copy = Copy(call.target, shadow, call.door, call.body, request_id, reply, log=log)
             self.mirror.send(copy, stable, now)
+
+    def _remember(self, call: Call, payload: bytes) -> None:
+        """Have an answer wait for its label. One that stable gave in the candidate's place is neither's, or
+        the candidate alone would have a second chance to be wrong."""
+        route, target = call.target.route, call.target
+        candidate = call.role is Role.CANDIDATE
+        own = target.candidate if candidate else target.stable
+        if call.role is None or call.version is not own or route.rollout is None:
+            return
+        record = records.Predicted(
+            route.endpoint, route.rollout, call.request_id.decode("latin-1"), call.version.key,
+            route.epoch.term, route.epoch.seq, route.candidate_ppm, candidate, call.caller, time.time(),
+            call.door, payload,
+        )  # fmt: skip
+        self._tap.put(route.endpoint, record)
 
     def sweep(self, version: ServedVersion, now: float) -> None:
         """Give up on a version's requests whose time is over."""

@@ -35,6 +35,8 @@ class First(IntEnum):
     ANSWERED = 1
     FAILED = 2
     SLOW = 3
+    LABELLED = 4
+    MISTAKEN = 5
 
 
 class Memory:

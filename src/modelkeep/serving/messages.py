@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import msgspec
 from msgspec import Struct
 
-from modelkeep.core.observation import PairCounts
+from modelkeep.core.observation import LabelCounts, PairCounts
 from modelkeep.core.routing import Epoch, Route, VersionKey, VersionSpec
 from modelkeep.core.values import Digest
 from modelkeep.serving import frames
@@ -257,11 +257,40 @@ class PairsOf(Struct, frozen=True, kw_only=True):
     counts: PairCounts
 
 
+class ToldSide(Struct, kw_only=True):
+    """Labels of one side since they were last told; `callers` had one that could be compared, those of
+    `mistaken` a wrong prediction."""
+
+    labels: int = 0
+    wrong: int = 0
+    odd: int = 0
+    callers: list[int] = []
+    mistaken: list[int] = []
+
+    @property
+    def told(self) -> tuple[LabelCounts, list[int], list[int]]:
+        """As the ledger takes it."""
+        counts = LabelCounts(labels=self.labels, wrong=self.wrong, odd=self.odd)
+        return counts, self.callers, self.mistaken
+
+
+class LabelsOf(Struct, frozen=True, kw_only=True):
+    """What became known of predictions made under one epoch and weight of a rollout."""
+
+    endpoint: str
+    rollout: str
+    epoch: Epoch
+    candidate_ppm: int
+    candidate: ToldSide
+    stable: ToldSide
+
+
 class Noted(Struct, frozen=True, kw_only=True, tag=True):
-    """What a recorder compared since it last said so, and how the log stands since its start. Its first word
-    means that fronts may connect."""
+    """What a recorder compared and joined since it last said so, and how the log stands since its start. Its
+    first word means that fronts may connect."""
 
     pairs: list[PairsOf] = []
+    labels: list[LabelsOf] = []
     rows: int = 0
     lost: int = 0
     size_bytes: int = 0

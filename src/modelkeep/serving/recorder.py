@@ -25,6 +25,7 @@ from modelkeep.core.observation import PairCounts
 from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.routing import Epoch, VersionKey, VersionSpec
 from modelkeep.serving import frames, labels, messages, pairing, records
+from modelkeep.serving.joining import Joining
 from modelkeep.serving.prediction_log import FOLDER, PredictionLog, require_library
 from modelkeep.serving.processes import die_with_parent, give_up_privileges, new_loop
 from modelkeep.serving.tables import Hasher, Rows
@@ -61,6 +62,7 @@ class Recorder:
         self._rows: dict[tuple[str, VersionKey], Rows] = {}
         self._labels: dict[str, labels.Labels] = {}
         self._pairs: dict[PairKey, PairCounts] = {}
+        self._joining = Joining(data)
         self._hasher: Hasher | None = None
         try:
             require_library()
@@ -79,16 +81,20 @@ class Recorder:
             self._write(which)
             del self._rows[which]
         self._privacy = privacy
+        self._joining.watch(watch.routes)
         named = {spec.key for spec in watch.versions}
         self._specs |= {spec.key: spec for spec in watch.versions}
         for key in [key for key in self._specs if key not in named][: max(0, len(self._specs) - SPECS_MAX)]:
             del self._specs[key]
 
-    def take(self, record: records.Logged | records.Pair) -> None:
+    def take(self, record: records.Logged | records.Pair | records.Predicted) -> None:
         """Take down one record. Never raises for what a caller or a model sent."""
         match record:
             case records.Logged():
                 self._take_logged(record)
+            case records.Predicted():
+                spec, privacy = self._specs.get(record.version), self._privacy.get(record.endpoint)
+                self._joining.predicted(record, spec, privacy)
             case records.Pair():
                 epoch = Epoch(record.term, record.seq)
                 key = (record.endpoint, record.rollout, epoch, record.candidate_ppm)
@@ -167,9 +173,11 @@ class Recorder:
         """Write everything and finish the files."""
         self.flush()
         self._log.close()
+        self._joining.close()
 
     def noted(self) -> messages.Noted:
-        """What there is to tell the supervisor: pairs since the last time, and how the log stands."""
+        """What there is to tell the supervisor: pairs and labels since the last time, and how the log
+        stands."""
         pairs, self._pairs = self._pairs, {}
         state = self._log.state
         return messages.Noted(
@@ -179,6 +187,7 @@ class Recorder:
                 )
                 for (name, rollout, epoch, ppm), counts in pairs.items()
             ],
+            labels=self._joining.noted(),
             rows=state.rows,
             lost=state.lost,
             size_bytes=state.size_bytes,
@@ -196,6 +205,7 @@ class Recorder:
                     del self._labels[next(iter(self._labels))]
                 kept = self._labels[name] = labels.Labels(self._data, name)
             taken = kept.take(given, datetime.now(UTC))
+            self._joining.labelled(name, given)
         except errors.ModelkeepError as refusal:
             status = next((status for kind, status in _STATUSES if isinstance(refusal, kind)), 422)
             document = {"code": refusal.code, "detail": refusal.message, **refusal.details}

@@ -1,4 +1,4 @@
-"""The supervisor's recorder: there when some route logs or shadows, started again when it dies.
+"""The supervisor's recorder: there when some route needs it, started again when it dies.
 
 Nothing waits for it. Once there has been a log, feedback may come for it at any time, so from then on there
 always is a recorder. What is recorded is not known here.
@@ -80,7 +80,10 @@ class RecorderUnit:
     def watch(self, table: RoutingTable) -> None:
         """Record what this table asks for; starts the process when there is a reason to have one."""
         self._table = table
-        wanted = any(route.log_ppm > 0 or route.shadow is not None for route in table.routes)
+        wanted = any(
+            route.log_ppm > 0 or route.shadow is not None or route.quality is not None
+            for route in table.routes
+        )
         if self._task is None:
             if not self._stop.is_set() and (wanted or (self._owner.options.data / FOLDER).is_dir()):
                 self._task = asyncio.get_running_loop().create_task(self._run())

@@ -66,7 +66,25 @@ class Kept(Struct, frozen=True, array_like=True, tag=4):
     body: bytes
 
 
-ToRecorder = Logged | Pair | Feedback
+class Predicted(Struct, frozen=True, array_like=True, tag=5):
+    """An answer of a rollout that is judged by what it predicted: on which side, under which route, for which
+    caller (the 64 bits that stand for one)."""
+
+    endpoint: str
+    rollout: str
+    request_id: str
+    version: VersionKey
+    term: int
+    seq: int
+    candidate_ppm: int
+    candidate: bool
+    caller: int
+    at: float
+    door: int
+    body: bytes
+
+
+ToRecorder = Logged | Pair | Feedback | Predicted
 
 _encoder = msgpack.Encoder()
 _to_recorder: msgpack.Decoder[ToRecorder] = msgpack.Decoder(ToRecorder)

@@ -33,8 +33,8 @@ class Target(Generic[V]):
     """One endpoint under one epoch, with everything a request needs at hand."""
 
     __slots__ = (
-        "_assigned", "_finder", "callers", "candidate", "key_header", "name", "previous", "rollout_header",
-        "route", "shadow", "stable", "tally", "watched",
+        "_assigned", "_finder", "callers", "candidate", "key_header", "name", "previous", "remembered",
+        "rollout_header", "route", "shadow", "stable", "tally", "watched",
     )  # fmt: skip
 
     def __init__(self, route: Route, versions: dict[VersionKey, V], callers: Callers | None) -> None:
@@ -44,7 +44,10 @@ class Target(Generic[V]):
         self.candidate = versions[route.candidate] if route.candidate is not None else None
         self.previous = versions[route.previous] if route.previous is not None else None
         self.shadow = versions[route.shadow] if route.shadow is not None else None
-        self.watched = route.log_ppm > 0 or (self.shadow is not None and route.shadow_ppm > 0)
+        self.remembered = route.quality is not None and route.rollout is not None and route.candidate_ppm > 0
+        """Whether what is predicted is evidence, once its label comes."""
+        shadowed = self.shadow is not None and route.shadow_ppm > 0
+        self.watched = route.log_ppm > 0 or shadowed or self.remembered
         """Whether anything has to be done with an answer but to give it."""
         beyond = route.key_cookie is not None or route.key_field is not None
         self._finder = Finder(route.key_cookie, route.key_field) if beyond else None

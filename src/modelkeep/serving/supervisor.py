@@ -421,6 +421,9 @@ class Supervisor:
         """Pairs go with the ticks; how the log stands is for the metrics."""
         for pairs in noted.pairs:
             self.ledger.paired(pairs.endpoint, pairs.rollout, pairs.epoch, pairs.candidate_ppm, pairs.counts)
+        for labels in noted.labels:
+            key, sides = (labels.endpoint, labels.rollout), (labels.candidate, labels.stable)
+            self.ledger.labelled(key, labels.epoch, labels.candidate_ppm, *(side.told for side in sides))
         self.metrics.log = noted
 
     def _remember(self, table: RoutingTable) -> None:

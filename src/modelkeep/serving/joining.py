@@ -1,0 +1,201 @@
+"""Labels joined to the predictions of rollouts that are judged by them, counted by side, epoch and weight.
+
+A prediction is remembered when it is answered, under the route that it was answered under; a label counts
+when it comes, in a tick of that route. Callers go on as hashes: who is counted for the first time is the
+ledger's business, what the counts say is judged elsewhere, and labels are kept whether they find a prediction
+here or not.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modelkeep import telemetry
+from modelkeep.core.feedback import Label
+from modelkeep.core.quality import Quality, is_wrong, label_of, value_of
+from modelkeep.core.recording import Privacy, Treatment
+from modelkeep.core.routing import Epoch, Route, VersionSpec
+from modelkeep.serving import messages, records
+from modelkeep.serving.awaiting import Awaiting, Prediction
+from modelkeep.serving.messages import Door
+from modelkeep.serving.pairing import UNREADABLE, outputs
+from modelkeep.serving.prediction_log import FOLDER, endpoint_folder
+
+SUFFIX = ".awaiting"
+FILES_KEPT = 8
+"""Tables of rollouts that no route names, the newest: one may be named again when a gateway has restarted."""
+ROWS_MAX = 100
+"""Rows of one request that are remembered: a batch job is one caller however many rows it asks about."""
+
+log = telemetry.Log("gateway.joining")
+
+TickKey = tuple[str, str, Epoch, int]
+"""Endpoint, rollout, epoch, and the candidate's weight in ppm."""
+
+
+class _Tally:
+    """Labels of both sides under one weight, since they were last told."""
+
+    def __init__(self) -> None:
+        self.candidate = messages.ToldSide()
+        self.stable = messages.ToldSide()
+
+    def add(self, made: Prediction, wrong: bool | None) -> None:
+        """One label."""
+        side = self.candidate if made.candidate else self.stable
+        side.labels += 1
+        if wrong is None:
+            side.odd += 1
+            return
+        side.callers.append(made.caller)
+        if wrong:
+            side.wrong += 1
+            side.mistaken.append(made.caller)
+
+
+class Joining:
+    """What one recorder joins."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._rules: dict[tuple[str, str], Quality] = {}
+        self._tables: dict[tuple[str, str], Awaiting | None] = {}
+        """None: the disk refused it."""
+        self._tallies: dict[TickKey, _Tally] = {}
+
+    def watch(self, routes: Sequence[Route]) -> None:
+        """Join for the rollouts of these routes from now on."""
+        self._rules = {
+            (route.endpoint, route.rollout): route.quality
+            for route in routes
+            if route.rollout is not None and route.quality is not None
+        }
+        for key in [key for key in self._tables if key not in self._rules]:
+            table = self._tables.pop(key)
+            if table is not None:
+                table.close()
+        self._forget()
+
+    def _path(self, key: tuple[str, str]) -> Path:
+        name = hashlib.sha256(key[1].encode()).hexdigest()[:32]
+        return endpoint_folder(self._data, key[0]) / f"{name}{SUFFIX}"
+
+    def _forget(self) -> None:
+        """Remove the tables of former rollouts, but for the newest."""
+        used = {self._path(key) for key in self._rules}
+        with contextlib.suppress(OSError):
+            former = [path for path in (self._data / FOLDER).glob(f"*/*{SUFFIX}") if path not in used]
+            former.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+            for path in former[FILES_KEPT:]:
+                path.unlink(missing_ok=True)
+
+    def _table(self, key: tuple[str, str]) -> Awaiting | None:
+        if key not in self._tables:
+            try:
+                self._tables[key] = Awaiting(self._path(key))
+            except OSError as problem:
+                self._given_up(key, problem)
+        return self._tables[key]
+
+    def _given_up(self, key: tuple[str, str], problem: OSError) -> None:
+        log.error(
+            "Predictions cannot be remembered: labels of this rollout count no more.",
+            endpoint=key[0],
+            rollout=key[1],
+            error=str(problem),
+        )
+        table = self._tables.get(key)
+        if table is not None:
+            table.close()
+        self._tables[key] = None
+
+    def predicted(self, record: records.Predicted, spec: VersionSpec | None, privacy: Privacy | None) -> None:
+        """Remember an answer, row by row, as far as privacy lets its output be kept. Never raises for what a
+        model answered.
+        """
+        key = (record.endpoint, record.rollout)
+        quality = self._rules.get(key)
+        table = self._table(key) if quality is not None else None
+        if quality is None or table is None:
+            return
+        rows = _judged(record, quality, spec, privacy)
+        epoch = Epoch(record.term, record.seq)
+        try:
+            for row, said in enumerate(rows[:ROWS_MAX]):
+                value = value_of(said)
+                if value is None:
+                    continue
+                made = Prediction(
+                    value=value,
+                    caller=record.caller,
+                    candidate=record.candidate,
+                    epoch=epoch,
+                    candidate_ppm=record.candidate_ppm,
+                    at=int(record.at),
+                )
+                table.put(record.request_id, row, made)
+        except OSError as problem:
+            self._given_up(key, problem)
+
+    def labelled(self, endpoint: str, given: Sequence[Label]) -> None:
+        """Count the labels that belong to predictions of a rollout under way: each once, the first that was
+        said."""
+        for key, quality in self._rules.items():
+            if key[0] != endpoint:
+                continue
+            table = self._table(key)
+            for label in given if table is not None else ():
+                assert table is not None, "there are labels only for a table"
+                try:
+                    made = table.take(label.request_id, label.row)
+                except OSError as problem:
+                    self._given_up(key, problem)
+                    break
+                if made is None:
+                    continue
+                true = label_of(label.label, quality.label)
+                wrong = is_wrong(quality, made.value, true) if true is not None else None
+                tick = (*key, made.epoch, made.candidate_ppm)
+                self._tallies.setdefault(tick, _Tally()).add(made, wrong)
+
+    def noted(self) -> list[messages.LabelsOf]:
+        """What was counted since the last time."""
+        tallies, self._tallies = self._tallies, {}
+        return [
+            messages.LabelsOf(
+                endpoint=endpoint,
+                rollout=rollout,
+                epoch=epoch,
+                candidate_ppm=ppm,
+                candidate=tally.candidate,
+                stable=tally.stable,
+            )
+            for (endpoint, rollout, epoch, ppm), tally in tallies.items()
+        ]
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for table in self._tables.values():
+            if table is not None:
+                table.close()
+        self._tables.clear()
+
+
+def _judged(
+    record: records.Predicted, quality: Quality, spec: VersionSpec | None, privacy: Privacy | None
+) -> list[Any]:
+    """The rows of the output that is judged; none where it is not there, or not to be kept."""
+    try:
+        found: Mapping[str, list[Any]] = outputs(Door(record.door), record.body)
+    except UNREADABLE:
+        return []
+    known = spec.signature.outputs if spec is not None and spec.signature is not None else ()
+    first = known[0].name if known else next(iter(found), "")
+    name = quality.output or first
+    if privacy is not None and privacy.of(name) is not Treatment.KEEP:
+        return []
+    if name in found:
+        return found[name]
+    return found[""] if "" in found and len(known) <= 1 else []

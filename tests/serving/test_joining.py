@@ -1,0 +1,163 @@
+"""Labels find their predictions days later, on a gateway that was restarted, once each; nothing grows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from modelkeep.core import codec
+from modelkeep.core.feedback import Label
+from modelkeep.core.quality import Kind, Quality, Value
+from modelkeep.core.recording import Privacy, Treatment
+from modelkeep.core.routing import Epoch, Route
+from modelkeep.serving import messages, records
+from modelkeep.serving.awaiting import SLOTS, Awaiting, Prediction
+from modelkeep.serving.joining import FILES_KEPT, SUFFIX, Joining
+from modelkeep.serving.messages import Door
+from modelkeep.serving.prediction_log import FOLDER
+from tests.serving import models
+
+SPEC = models.spec({"model.onnx": b"1"}, "1.0.0")
+ROUTE = Route(
+    endpoint="churn",
+    epoch=Epoch(1, 2),
+    stable=SPEC.key,
+    candidate=SPEC.key,
+    candidate_ppm=100_000,
+    rollout="ro_1",
+    quality=Quality(tolerance=1.0),
+)
+
+
+def made(at: int, caller: int = 7) -> Prediction:
+    """A prediction of 0.5 on the candidate."""
+    value = Value(Kind.NUMBER, 0.5)
+    return Prediction(
+        value=value, caller=caller, candidate=True, epoch=Epoch(2, 3), candidate_ppm=100_000, at=at
+    )
+
+
+def predicted(request_id: str, outputs: Any, caller: int = 7, **changes: Any) -> records.Predicted:
+    """What a front says of an answer."""
+    body = codec.encode({"outputs": outputs})
+    record = records.Predicted(
+        "churn", "ro_1", request_id, SPEC.key, 1, 2, 100_000, True, caller, 1e9, Door.PREDICT, body
+    )
+    return structs.replace(record, **changes)
+
+
+def told(joining: Joining, *labels: tuple[str, Any]) -> list[messages.LabelsOf]:
+    """What labels come to."""
+    joining.labelled("churn", [Label(request_id=request_id, label=label) for request_id, label in labels])
+    return joining.noted()
+
+
+@pytest.mark.req("S7", "S11")
+def test_a_prediction_waits_over_restarts_and_is_taken_once(tmp_path: Path) -> None:
+    """Everything that was kept of it comes back; a second label finds nothing, nor does an unknown one."""
+    path = tmp_path / "a" / "table"
+    table = Awaiting(path, sets=4)
+    table.put("r1", 0, made(10))
+    table.put("r1", 1, made(11, caller=2**64 - 1))
+    table.close()
+    again = Awaiting(path, sets=4)
+    assert again.take("r1", 0) == made(10)
+    assert again.take("r1", 0) is None
+    assert again.take("r2", 0) is None
+    again.close()
+    third = Awaiting(path, sets=4)
+    assert third.take("r1", 0) is None
+    assert third.take("r1", 1) == made(11, caller=2**64 - 1)
+    third.close()
+    other = Awaiting(path, sets=8)  # of another release: begun anew
+    assert other.take("r1", 1) is None
+    other.close()
+
+
+@settings(max_examples=30)
+@given(count=st.integers(1, 60))
+def test_a_full_table_forgets_the_oldest_and_never_grows(
+    count: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """However many come, the latest of a set are there and the file is as large as it was."""
+    table = Awaiting(tmp_path_factory.mktemp("t") / "table", sets=1)
+    size = table.path.stat().st_size
+    for at in range(count):
+        table.put(f"r{at}", 0, made(at))
+    kept = [at for at in range(count) if table.take(f"r{at}", 0) is not None]
+    assert kept == list(range(max(0, count - SLOTS), count))
+    assert table.path.stat().st_size == size
+    table.close()
+
+
+@pytest.mark.req("S7")
+def test_labels_are_counted_where_was_predicted(tmp_path: Path) -> None:
+    """By side, epoch and weight, also when the route has moved on since; once each, whatever is said later;
+    what cannot be compared is counted as such; other endpoints and unknown requests count nothing."""
+    joining = Joining(tmp_path)
+    joining.watch([ROUTE])
+    for record in (
+        predicted("a", [10.0, 20.0]),
+        predicted("b", [10.0], 8, candidate=False),
+        predicted("c", [10.0], 9, seq=3, candidate_ppm=500_000),
+    ):
+        joining.predicted(record, SPEC, None)
+    joining.watch([structs.replace(ROUTE, epoch=Epoch(1, 3), candidate_ppm=500_000)])
+    joining.labelled("other", [Label(request_id="a", label=0)])
+    assert joining.noted() == []
+    first, second = told(joining, ("a", 10.5), ("b", 99), ("c", "ten"), ("nobody", 1))
+    assert (first.epoch, first.candidate_ppm) == (Epoch(1, 2), 100_000)
+    assert first.candidate == messages.ToldSide(labels=1, callers=[7])
+    assert first.stable == messages.ToldSide(labels=1, wrong=1, callers=[8], mistaken=[8])
+    assert (second.epoch, second.candidate) == (Epoch(1, 3), messages.ToldSide(labels=1, odd=1))
+    assert told(joining, ("a", 99)) == []
+    joining.labelled("churn", [Label(request_id="a", row=1, label=99)])
+    (row,) = joining.noted()
+    assert row.candidate.mistaken == [7]
+    joining.close()
+
+
+@pytest.mark.req("S7", "S11")
+def test_what_privacy_forbids_is_not_remembered(tmp_path: Path) -> None:
+    """A dropped or hashed output waits for nothing; an answer in no form of ours neither."""
+    joining = Joining(tmp_path)
+    joining.watch([ROUTE])
+    for treatment in (Treatment.DROP, Treatment.HASH):
+        joining.predicted(predicted("a", [1.0]), SPEC, Privacy(fields={"score": treatment}))
+    joining.predicted(structs.replace(predicted("a", [1.0]), body=b"\xff"), SPEC, None)
+    joining.predicted(predicted("a", [None, {"x": 1}]), SPEC, None)
+    joining.predicted(predicted("a", [1.0], rollout="ro_0"), SPEC, None)
+    assert told(joining, ("a", 1.0)) == []
+    joining.close()
+
+
+@pytest.mark.req("S7")
+def test_a_named_output_is_judged(tmp_path: Path) -> None:
+    """Of several outputs the named one; one that is not there waits for nothing."""
+    for name, found in (("score", 1), ("reason", 1), ("nothing", 0)):
+        joining = Joining(tmp_path / name)
+        joining.watch([structs.replace(ROUTE, quality=Quality(output=name))])
+        answer = {"score": [1.0], "reason": ["late"]}
+        joining.predicted(predicted("a", answer), None, None)
+        label = 1.0 if name == "score" else "late"
+        assert sum(len(each.candidate.callers) for each in told(joining, ("a", label))) == found
+        joining.close()
+
+
+@pytest.mark.req("S7")
+def test_tables_of_former_rollouts_are_few(tmp_path: Path) -> None:
+    """The newest stay for a while, the others go; a disk that refuses one costs labels and nothing else."""
+    joining = Joining(tmp_path)
+    for number in range(FILES_KEPT + 4):
+        joining.watch([structs.replace(ROUTE, rollout=f"ro_{number}")])
+        joining.predicted(predicted("a", [1.0], rollout=f"ro_{number}"), SPEC, None)
+    joining.watch([])
+    assert len(list((tmp_path / FOLDER).glob(f"*/*{SUFFIX}"))) == FILES_KEPT
+    (tmp_path / "file").write_bytes(b"")
+    refused = Joining(tmp_path / "file")
+    refused.watch([ROUTE])
+    refused.predicted(predicted("a", [1.0]), SPEC, None)
+    assert told(refused, ("a", 1.0)) == []
