@@ -16,6 +16,7 @@ from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey
 from modelkeep.serving.counting import BUCKETS_MS, RouteCounts, SideDelta
 from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, FrontCounts, Noted, Worked
 from modelkeep.serving.metrics import Metrics
+from modelkeep.serving.pool import Cause
 from modelkeep.web.figures import Figures
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "metrics.md"
@@ -83,6 +84,7 @@ def gateway() -> str:
         delay_buckets=[1] + [0] * len(DELAY_BUCKETS_MS),
     )
     metrics.worked("m:1.0.0", worked)
+    metrics.slept("m:1.0.0", Cause.IDLE)
     return metrics.render(
         RoutingTable(number=1, routes=(Route(endpoint="e", epoch=FIRST, stable=KEY),), versions=()),
         [VersionReport(key=KEY, phase=VersionPhase.READY)],
@@ -92,6 +94,7 @@ def gateway() -> str:
         journal_ok=True,
         cpu_s=1.0,
         memory_bytes=1,
+        budget_bytes=1,
     )
 
 

@@ -17,6 +17,8 @@ from msgspec import Struct
 from modelkeep.core import errors, values
 
 PREFIX = "MODELKEEP_"
+IDLE_MAX_S = 86_400.0
+"""A version that nobody asked for a day is not waited for."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +57,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gateway_fronts: int = 1  # processes that take requests
     gateway_allow_code: bool = False  # whether versions may bring Python code of their own
     gateway_environments: str = "off"  # locked: a version runs with the packages it lists, installed by uv
+    gateway_memory_budget: str = "0"  # for the versions together, like 2GiB; those loaded on demand give way
+    gateway_idle_timeout_s: float = 300.0  # a version loaded on demand sleeps after it; 0 for never
     gateway_data: str | None = None  # the gateway's own folder; one in the data folder when left out
 
     # the client
@@ -81,6 +85,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def webhook_secrets_folder(self) -> Path:
         return Path(self.webhook_secrets) if self.webhook_secrets else self.folder / "webhook-secrets"
+
+    @property
+    def gateway_memory_budget_bytes(self) -> int:
+        return values.parse_size(self.gateway_memory_budget)
 
     @property
     def gateway_folder(self) -> Path:
@@ -134,6 +142,15 @@ def _checked(settings: Settings) -> Settings:
         raise errors.InvalidSetting(
             f"'gateway_environments' is 'off' or 'locked', not {settings.gateway_environments!r}.",
             field="gateway_environments",
+        )
+    try:
+        values.parse_size(settings.gateway_memory_budget)
+    except errors.Invalid as problem:
+        raise errors.InvalidSetting(problem.message, field="gateway_memory_budget") from problem
+    if not 0 <= settings.gateway_idle_timeout_s <= IDLE_MAX_S:
+        raise errors.InvalidSetting(
+            "'gateway_idle_timeout_s' is a number of seconds from 0 (never) to a day.",
+            field="gateway_idle_timeout_s",
         )
     if settings.auth == "local" and settings.host not in _LOOPBACK:
         raise errors.InvalidSetting(

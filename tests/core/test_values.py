@@ -405,3 +405,28 @@ def test_a_command_that_is_copied_names_what_it_says(text: str) -> None:
         "modelkeep", "show", text, "-m", "WHY",
     ]  # fmt: skip
     assert values.in_shell("risk/churn:1.0.0-rc.1") == "risk/churn:1.0.0-rc.1"
+
+
+@pytest.mark.req("S1")
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("0", 0),
+        ("1500000", 1_500_000),
+        ("2k", 2_000),
+        ("512MiB", 512 << 20),
+        ("1.5 gib", 3 << 29),
+        ("2GB", 2 * 10**9),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, count: int) -> None:
+    """Units of 1000 and, with an i, of 1024; the letter's case does not matter."""
+    assert values.parse_size(text) == count
+
+
+@pytest.mark.req("S1")
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 2", "1e9", "12 apples", "9" * 400, "1..5k", "٣MiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    """The message says how to write one."""
+    with pytest.raises(errors.Invalid, match="512MiB"):
+        values.parse_size(text)

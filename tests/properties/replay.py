@@ -24,7 +24,7 @@ State = dict[str, dict[Any, dict[str, Any]]]
 Fold = Callable[[State, Event], None]
 
 KINDS = tuple("models versions aliases policies requests endpoints rollouts principals tokens grants".split())
-SETTINGS = ("plan", "key_header", "slow_ms", "lease_s", "workers", "log_ppm", "privacy")
+SETTINGS = ("plan", "key_header", "slow_ms", "lease_s", "workers", "log_ppm", "privacy", "load")
 FINISHED = {state.value for state in RolloutState if state.finished}
 
 

@@ -13,7 +13,7 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages, records
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {2: "941827d7b3b6c846"}
+WIRE = {3: "379a9b7e5e556579"}
 """By protocol: what goes over the channels, in short."""
 
 

@@ -10,6 +10,7 @@ from modelkeep.core import errors
 from modelkeep.core.routing import (
     EMPTY_TABLE,
     Epoch,
+    Loading,
     Route,
     RoutingTable,
     VersionKey,
@@ -36,6 +37,9 @@ def routes(draw: st.DrawFn, endpoint: str) -> Route:
         candidate=candidate,
         candidate_ppm=draw(st.integers(0, 1_000_000)) if candidate else 0,
         previous=draw(st.none() | st.sampled_from(KEYS)),
+        load=draw(st.sampled_from(Loading)),
+        preview=draw(st.booleans()),
+        rollout=draw(st.sampled_from([None, None, "ro_1"])),
     )
 
 
@@ -49,6 +53,31 @@ def tables(draw: st.DrawFn) -> RoutingTable:
         for key in sorted(named)
     )
     return RoutingTable(number=draw(st.integers(1, 9)), routes=chosen, versions=specs)
+
+
+@pytest.mark.req("S1")
+@given(live=tables(), desired=tables())
+def test_what_a_movement_needs_does_not_sleep(live: RoutingTable, desired: RoutingTable) -> None:
+    """A version may sleep only if every route that names it, and is not fenced, is loaded on demand and has
+    no movement under way; and only one that is needed at all."""
+    may = moves.may_sleep(live, desired)
+    assert may <= moves.needed(live, desired).keys()
+    for route in (*live.routes, *desired.routes):
+        have = live.route(route.endpoint)
+        counts = have is None or route.epoch >= have.epoch
+        moving = route.candidate or route.shadow or route.rollout or route.preview
+        if counts and (route.load is Loading.ALWAYS or moving):
+            assert not route.keys & may
+
+
+@pytest.mark.req("S1")
+def test_the_versions_of_a_settled_route_on_demand_may_sleep() -> None:
+    """The stable version and the former one, as long as no other route needs one of them awake."""
+    route = Route(endpoint="one", epoch=Epoch(1, 0), stable=KEYS[0], previous=KEYS[1], load=Loading.ON_DEMAND)
+    live = RoutingTable(number=1, routes=(route,))
+    assert moves.may_sleep(live, live) == {KEYS[0], KEYS[1]}
+    other = Route(endpoint="two", epoch=Epoch(1, 0), stable=KEYS[1])
+    assert moves.may_sleep(live, RoutingTable(number=2, routes=(route, other))) == {KEYS[0]}
 
 
 READY = st.sets(st.sampled_from(KEYS))

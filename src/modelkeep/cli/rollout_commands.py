@@ -17,6 +17,7 @@ from modelkeep.cli.session import Session, limit, read_text, reason, verb, yes
 if TYPE_CHECKING:
     from modelkeep.core.answers import RolloutStatus
     from modelkeep.core.recording import Privacy
+    from modelkeep.core.routing import Loading
 
 WATCH_S = 0.5
 """Between two looks while watching."""
@@ -57,6 +58,11 @@ def endpoint() -> None:
 @click.option(
     "--workers", type=int, metavar="N", help="Processes of each version on a gateway; 1 unless told."
 )
+@click.option(
+    "--load",
+    type=click.Choice(["always", "on_demand"]),
+    help="When gateways load its versions; always unless told.",
+)
 @click.option("--log", metavar="SHARE", help="Log this share of the answers at the gateway, such as 10%.")
 @click.option(
     "--log-field",
@@ -80,6 +86,7 @@ def endpoint_create(
     slow_ms: float | None,
     lease_s: float | None,
     workers: int | None,
+    load: str | None,
     log: str | None,
     fields: tuple[str, ...],
     others: str | None,
@@ -101,6 +108,7 @@ def endpoint_create(
         workers=workers,
         log_ppm=_log_share(log) if log is not None else None,
         privacy=_privacy(fields, others),
+        load=_loading(load),
         plan=stated(plan_file, strategy, steps),
     )
     session.answer(made, [made.name], views.endpoint(made))
@@ -115,6 +123,12 @@ def _log_share(text: str) -> int:
     if not 0 <= percent <= 100:
         raise click.BadParameter(f"write a share such as 10%, not {text!r}", param_hint="--log")
     return round(percent * 10_000)
+
+
+def _loading(word: str | None) -> "Loading | None":
+    from modelkeep.core.routing import Loading
+
+    return Loading(word) if word is not None else None
 
 
 def _privacy(fields: tuple[str, ...], others: str | None) -> "Privacy | None":

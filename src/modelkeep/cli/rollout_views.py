@@ -72,6 +72,7 @@ def endpoint(found: "Endpoint") -> View:
                 ("slow", f"above {found.slow_ms:g} ms"),
                 ("lease", duration(found.lease_s) if found.lease_s else None),
                 ("workers", str(found.workers) if found.workers > 1 else None),
+                ("loaded", "on demand" if found.load == "on_demand" else None),
                 ("logged", _logged(found) if found.log_ppm else None),
                 ("created", f"{moment(found.created_at)} by {found.created_by}"),
             )

@@ -44,6 +44,14 @@ _MODELS = (
         "--environments", "gateway_environments", type=click.Choice(["off", "locked"]),
         help="Run versions with the packages they list [MODELKEEP_GATEWAY_ENVIRONMENTS].",
     ),
+    click.option(
+        "--memory-budget", "gateway_memory_budget", metavar="SIZE",
+        help="For all versions together, like 2GiB [MODELKEEP_GATEWAY_MEMORY_BUDGET].",
+    ),
+    click.option(
+        "--idle-timeout", "gateway_idle_timeout_s", type=float, metavar="S",
+        help="Seconds until a version loaded on demand sleeps [MODELKEEP_GATEWAY_IDLE_TIMEOUT_S].",
+    ),
 )  # fmt: skip
 _LEVEL = click.option(
     "--log-level",
@@ -85,6 +93,8 @@ def _ready(channel: int | None, data: object, what: str) -> "Any":
 @_CALLERS[1]
 @_MODELS[0]
 @_MODELS[1]
+@_MODELS[2]
+@_MODELS[3]
 @_AUTH
 @_NAMES
 @_LEVEL
@@ -107,6 +117,8 @@ def up(session: Session, host_names: tuple[str, ...], log_level: str | None, **f
     callers = ["--callers-token", tokens] if tokens else ["--open"] if settings.gateway_open else []
     models = ["--environments", settings.gateway_environments]
     models += ["--allow-code"] if settings.gateway_allow_code else []
+    models += ["--memory-budget", settings.gateway_memory_budget]
+    models += ["--idle-timeout", f"{settings.gateway_idle_timeout_s:g}"]
 
     def gateway_words(former: str | None) -> list[str]:
         port = str(settings.gateway_port) if former is None else former.rpartition(":")[2]
@@ -198,6 +210,8 @@ def gateway() -> None:
 @_CALLERS[1]
 @_MODELS[0]
 @_MODELS[1]
+@_MODELS[2]
+@_MODELS[3]
 @click.option("--fronts", "gateway_fronts", type=int, metavar="N", help="Processes that take requests.")
 @click.option("--name", metavar="NAME", help="What the server calls this gateway.")
 @click.option("--address", metavar="URL", help="Where callers reach it, when that is not host and port.")
@@ -236,6 +250,8 @@ def gateway_run(
         open=settings.gateway_open,
         allow_code=settings.gateway_allow_code,
         environments=settings.gateway_environments,
+        memory_budget_bytes=settings.gateway_memory_budget_bytes,
+        sleep_after_s=settings.gateway_idle_timeout_s,
         name=name,
         url=address,
         fronts=settings.gateway_fronts,

@@ -72,6 +72,7 @@ def gateway_status(found: dict[str, Any]) -> View:
                 ("server", "not heard yet" if age is None else f"heard {duration(age)} ago"),
                 ("fronts", f"{sum(1 for f in fronts if f['alive'])} of {len(fronts)} alive"),
                 ("memory", size(found["memory_bytes"])),
+                ("versions", _loaded(found)),
                 ("journal", "in order" if found["journal_ok"] else Text("cannot be written", "bad")),
             )
         )
@@ -102,6 +103,15 @@ def gateway_status(found: dict[str, Any]) -> View:
         )
 
     return draw
+
+
+def _loaded(found: dict[str, Any]) -> str:
+    """How many versions are loaded, what they hold, and how many sleep."""
+    versions = found.get("versions", [])
+    asleep = sum(v["phase"] == "sleeping" for v in versions)
+    held, budget = size(sum(v["memory_bytes"] for v in versions)), found.get("memory_budget_bytes", 0)
+    told = f"{len(versions) - asleep} hold {held}" + (f" of {size(budget)}" if budget else "")
+    return f"{told}, {asleep} sleep" if asleep else told
 
 
 def checks(found: Sequence["Check"]) -> View:

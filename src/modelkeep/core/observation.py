@@ -190,16 +190,19 @@ class VersionPhase(StrEnum):
     RESTARTING = "restarting"
     FAILED = "failed"
     DRAINING = "draining"
+    SLEEPING = "sleeping"
+    """Its files are there, and it is loaded when somebody asks for it."""
 
 
 class VersionReport(Struct, frozen=True, kw_only=True):
-    """One version on one gateway. `crashes` counts since it was first started there."""
+    """One version on one gateway. `crashes` and `loads` count since it was first needed there."""
 
     key: VersionKey
     phase: VersionPhase
     crashes: int = 0
     error: str | None = None
     memory_bytes: int = 0
+    loads: int = 0
 
 
 class LocalRollback(Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from modelkeep.core import values
 from modelkeep.core.movement import Endpoint, Observed, Rollout, RolloutState
 from modelkeep.core.observation import GatewayReport, Tick, VersionPhase
 from modelkeep.core.plan import Strategy
-from modelkeep.core.routing import Epoch, Route, VersionKey
+from modelkeep.core.routing import Epoch, Loading, Route, VersionKey
 
 NOTE_MAX = 300
 """Characters of an error text that people read."""
@@ -43,6 +43,7 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
             workers=endpoint.workers,
             log_ppm=endpoint.log_ppm,
             privacy=endpoint.privacy,
+            load=endpoint.load,
         )
 
     if rollout is None or rollout.state is RolloutState.ROLLING_BACK or rollout.state.finished:
@@ -51,13 +52,15 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
         epoch = endpoint.epoch if rollout is None else max(endpoint.epoch, rollout.epoch)
         return route(keys[endpoint.stable], epoch)
     if endpoint.stable is None:
-        return route(keys[rollout.candidate], rollout.epoch)
+        first = route(keys[rollout.candidate], rollout.epoch)
+        return structs.replace(first, load=Loading.ALWAYS)  # it has to be seen to work before it may sleep
     return structs.replace(
         route(keys[endpoint.stable], rollout.epoch),
         candidate=keys[rollout.candidate],
         candidate_ppm=rollout.weight_ppm,
         salt=rollout.salt,
         rollout=rollout.id,
+        load=Loading.ALWAYS,
         shadow=keys[rollout.candidate] if rollout.state is RolloutState.SHADOWING else None,
         shadow_ppm=rollout.plan.shadow_ppm if rollout.state is RolloutState.SHADOWING else 0,
         quality=rollout.plan.quality,
@@ -69,6 +72,7 @@ _BADNESS = (
     VersionPhase.FAILED,
     VersionPhase.FETCHING,
     VersionPhase.BUILDING,
+    VersionPhase.SLEEPING,
     VersionPhase.STARTING,
     VersionPhase.RESTARTING,
     VersionPhase.DRAINING,

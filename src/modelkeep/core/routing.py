@@ -106,6 +106,14 @@ class Role(StrEnum):
     SHADOW = "shadow"
 
 
+class Loading(StrEnum):
+    """When gateways load the versions of an endpoint: as soon as its route names them, or when somebody asks
+    for them. What a rollout needs is loaded always."""
+
+    ALWAYS = "always"
+    ON_DEMAND = "on_demand"
+
+
 class Route(Struct, frozen=True, kw_only=True):
     """How one endpoint's callers are split.
 
@@ -142,6 +150,14 @@ class Route(Struct, frozen=True, kw_only=True):
     privacy: Privacy = KEEP_ALL
     quality: Quality | None = None
     """How predictions under this route are held against labels that come later; None: they are not."""
+    load: Loading = Loading.ALWAYS
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether its versions need not be loaded while nobody asks for them: never while traffic moves, for
+        then each has to be seen to work, or to be there for the way back."""
+        settled = self.candidate is None and self.shadow is None and self.rollout is None
+        return self.load is Loading.ON_DEMAND and settled and not self.preview
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -71,6 +71,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
+_SIZE = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,6})?) ?(?P<unit>b?|[kmgt]i?b?)", re.ASCII)
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -194,6 +195,20 @@ def in_shell(name: object) -> str:
     """A name or a reference as it is typed into a shell: the commands that messages give are copied from
     there, and a name may have blanks and marks that would mean something."""
     return shlex.quote(str(name))
+
+
+def parse_size(text: str) -> int:
+    """Bytes, as people write them: 1500000, 512MiB, 2 GiB, 1.5GB.
+
+    Raises:
+        Invalid: no such size.
+    """
+    found = _SIZE.fullmatch(text.strip().lower())
+    if found is None:
+        raise errors.Invalid(f"{quoted(text, 40)} is no size; write it like 512MiB or 2GiB.")
+    unit = found["unit"]
+    power = " kmgt".index(unit[0]) if unit and unit != "b" else 0
+    return int(float(found["number"]) * (1024 if "i" in unit else 1000) ** power)
 
 
 def new_id(prefix: str, now: datetime, entropy: bytes) -> str:

@@ -19,7 +19,7 @@ from modelkeep.core.movement import check_keys
 from modelkeep.core.plan import AT_ONCE, dated
 from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
-from modelkeep.core.routing import Epoch, VersionKey
+from modelkeep.core.routing import Epoch, Loading, VersionKey
 from modelkeep.core.values import ModelName
 from modelkeep.service import labels
 from modelkeep.service.act import Act
@@ -63,14 +63,15 @@ class Endpoints:
         workers: int = 1,
         log_ppm: int = 0,
         privacy: Privacy = KEEP_ALL,
+        load: Loading = Loading.ALWAYS,
         plan: Plan = core.CANARY,
     ) -> Endpoint:
         """Create an endpoint, or change the settings of one. One whose stage is occupied, or whose alias
         points somewhere, begins to serve at once; one that could not, tries again.
 
-        While traffic is being moved only the plan (of the next rollout), the lease, the number of workers and
-        what is logged may change: the rest says who a caller is and what slow means, and must be the same for
-        the whole rollout.
+        While traffic is being moved only the plan (of the next rollout), the lease, the number of workers,
+        when versions are loaded and what is logged may change: the rest says who a caller is and what slow
+        means, and must be the same for the whole rollout.
 
         Args:
             stage, alias: what it follows, one of the two; without either the stage production.
@@ -106,6 +107,7 @@ class Endpoints:
             "workers": workers,
             "log_ppm": log_ppm,
             "privacy": privacy,
+            "load": load,
             "plan": plan,
         }
         registered = catalog_store.get_model(act.tx, model)

@@ -7,7 +7,7 @@ decided elsewhere.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from modelkeep.core import codec
@@ -25,6 +25,10 @@ from modelkeep.serving.upstream import ServedVersion
 
 _CANDIDATE_SHARE = 0.5
 """Of a request's time, what the candidate may use before the request goes to the stable version."""
+
+WANT_AGAIN_S = 1.0
+"""Between two words to the supervisor that requests wait for a version that sleeps; it forgets whoever is
+silent for longer. After a failure nobody waits for so long."""
 
 _TRIES = 4
 """Workers of one version that a request is sent to, should they all die without its fault."""
@@ -93,8 +97,11 @@ def _weight(route: Route, role: Role) -> int:
 class Dispatch:
     """One front's requests under way. `retries` and `shed` count by endpoint since they were last taken."""
 
-    def __init__(self, options: GatewayOptions, answers: Answers, tap: Tap) -> None:
+    def __init__(
+        self, options: GatewayOptions, answers: Answers, tap: Tap, want: Callable[[ServedVersion], None]
+    ) -> None:
         self._options = options
+        self._want = want
         self._answers = answers
         self._tap = tap
         self.mirror = Mirror(tap)
@@ -123,21 +130,38 @@ class Dispatch:
         upstream.send(call, now, alone=call.suspect)
 
     def _no_worker(self, call: Call) -> None:
-        """The version has no process just now: the candidate's requests go to stable, the stable one's
-        wait."""
-        version = call.version
-        waits_for_stable = call.role is not None and version is call.target.stable
-        room = len(version.parked) < self._options.queue_max
-        if not waits_for_stable or version.failed or not room or call.tries >= _TRIES:
+        """The version has no process just now: the candidate's requests go to stable, the stable one's wait,
+        and so do those for a version that sleeps, which is thereby woken."""
+        version, options, now = call.version, self._options, time.monotonic()
+        again = version.sleeps and now - version.wanted_at >= WANT_AGAIN_S
+        if again:
+            version.failed = False
+        until = self._patience(call, now)
+        parked = version.parked
+        full = len(parked) >= options.queue_max
+        full = full or parked.size_bytes + len(call.body) > options.queue_max_bytes
+        if until is None or version.failed or full or call.tries >= _TRIES:
             self.unavailable(call)
             return
-        if not call.parked_until:
-            call.parked_until = min(call.expires, time.monotonic() + self._options.hold_s)
-        version.parked.append(call)
+        call.parked_until = call.parked_until or until
+        parked.put(call)
+        if again:
+            version.wanted_at = now
+            self._want(version)
+
+    def _patience(self, call: Call, now: float) -> float | None:
+        """Until when a request waits for a process of its version; None: it does not."""
+        if call.version.sleeps and (call.role is not Role.CANDIDATE or call.counted):
+            return call.expires
+        if call.role is not None and call.version is call.target.stable:
+            return min(call.expires, now + self._options.hold_s)
+        return None
 
     def unavailable(self, call: Call) -> None:
         """Nobody answers for the request's version."""
         detail = "The version that answers here is not running just now; try again soon."
+        if call.version.sleeps and not call.version.failed:
+            detail = "The version that answers here is being loaded, which takes longer; try again soon."
         self._failed(call, 503, "WORKER_UNAVAILABLE", detail, 0.0)
 
     def lost(self, calls: list[Call | Copy], now: float) -> None:
@@ -223,13 +247,8 @@ class Dispatch:
                 for call in upstream.pending.values():
                     if getattr(call, "connection", None) is connection:  # copies for a shadow have none
                         upstream.cancel(call)
-            if any(call.connection is connection for call in version.parked):
-                waiting = list(version.parked)
-                version.parked.clear()
-                version.parked.extend(call for call in waiting if call.connection is not connection)
-                for call in waiting:
-                    if call.connection is connection:
-                        self._gone(call, 0.0)
+            for call in version.parked.remove(lambda call: call.connection is connection):
+                self._gone(call, 0.0)
 
     def _gone(self, call: Call, elapsed_s: float) -> None:
         """It was not computed because its caller hung up: no version's fault, though slow is slow."""
@@ -357,10 +376,5 @@ class Dispatch:
                     self.mirror.lost(call)
                 else:
                     self._late(call, now - call.sent)
-        if version.parked and version.parked[0].parked_until < now:
-            waiting = list(version.parked)
-            version.parked.clear()
-            version.parked.extend(call for call in waiting if call.parked_until >= now)
-            for call in waiting:
-                if call.parked_until < now:
-                    self.unavailable(call)
+        for call in version.parked.remove(lambda call: call.parked_until < now):
+            self.unavailable(call)

@@ -69,7 +69,8 @@ class Front:
         self._router: Router[ServedVersion] = Router()
         self._connections: set[HttpConnection] = set()
         self._tap = Tap(self.answers)
-        self._dispatch = Dispatch(self.options, self.answers, self._tap)
+        self._dispatch = Dispatch(self.options, self.answers, self._tap, self._want)
+        self._first_waits_s: list[float] = []
         self._pages = Pages(self.answers, self._router, self._ask_page, known=hello.known)
         self._guard: Guard | None = None
         if self.options.callers_token_file is not None:
@@ -93,6 +94,8 @@ class Front:
                 self._version_up(name, path)
             case messages.WorkerDown():
                 self._version_down(message)
+            case messages.Asleep(version=name, failed=failed):
+                self._version_asleep(name, failed=failed)
             case messages.Collect():
                 self._report()
             case messages.Page(number=number, text=text):
@@ -127,6 +130,9 @@ class Front:
                 shed=self._dispatch.shed,
                 log_lost=self._tap.lost,
                 copies_dropped=self._dispatch.mirror.dropped,
+                used=self._used(),
+                busy=[v.key for v in self._versions.values() if v.in_flight or v.parked],
+                first_waits_s=self._first_waits_s,
                 connections=len(self._connections),
                 in_flight=sum(version.in_flight for version in self._versions.values()),
                 cpu_s=telemetry.cpu_s(),
@@ -135,6 +141,19 @@ class Front:
         )
         self.answers.statuses, self._dispatch.retries, self._dispatch.shed = {}, {}, {}
         self._tap.lost, self._dispatch.mirror.dropped = {}, {}
+        self._first_waits_s = []
+
+    def _used(self) -> dict[VersionKey, float]:
+        """The versions that were asked since this was last told, and when."""
+        used: dict[VersionKey, float] = {}
+        for version in self._versions.values():
+            if version.last_sent > version.told:
+                used[version.key] = version.told = version.last_sent
+        return used
+
+    def _want(self, version: ServedVersion) -> None:
+        """Have a version loaded: requests wait for it."""
+        self._channel.send(messages.Wanted(key=version.key))
 
     def _version(self, name: messages.VersionName) -> ServedVersion:
         version = self._versions.get(name.key)
@@ -153,19 +172,43 @@ class Front:
         if version is None:
             return
         gone = {down.path} if down.path else set(version.paths)
-        version.paths -= gone
-        version.failed = down.failed
-        for upstream in [upstream for upstream in version.upstreams if upstream.path in gone]:
-            version.upstreams.remove(upstream)
-            if not down.gently:
-                upstream.close()
+        self._unreach(version, gone, gently=down.gently)
+        self._failed(version, failed=down.failed)
         if down.failed:
-            while version.parked:
-                self._dispatch.unavailable(version.parked.popleft())
+            version.sleeps = False
         targets = self._router.targets.values()
         used = {id(v) for t in targets for v in (t.stable, t.candidate, t.previous, t.shadow)}
         if id(version) not in used and not version.in_flight and not version.parked and not version.paths:
             del self._versions[down.key]
+
+    def _version_asleep(self, name: messages.VersionName, *, failed: bool) -> None:
+        version = self._version(name)
+        version.sleeps = True
+        self._unreach(version, set(version.paths), gently=True)
+        version.wanted_at = time.monotonic() if failed or version.parked else 0.0
+        self._failed(version, failed=failed)
+        if version.parked:
+            self._want(version)
+
+    def _unreach(self, version: ServedVersion, gone: set[str], *, gently: bool) -> None:
+        """Send nothing to some workers any more.
+
+        Args:
+            gently: let them answer what they have.
+        """
+        version.paths -= gone
+        for upstream in [upstream for upstream in version.upstreams if upstream.path in gone]:
+            version.upstreams.remove(upstream)
+            if gently:
+                upstream.leave()
+            else:
+                upstream.close()
+
+    def _failed(self, version: ServedVersion, *, failed: bool) -> None:
+        """Whether it is of any use to wait for a version; where it is not, nobody does any more."""
+        version.failed = failed
+        while failed and version.parked:
+            self._dispatch.unavailable(version.parked.take())
 
     def _reach(self, version: ServedVersion, path: str, wait_s: float) -> None:
         """Have a connection to a worker soon.
@@ -198,10 +241,19 @@ class Front:
                 version.upstreams.append(upstream)
                 version.warm_left = self.options.warmup_requests
                 self._channel.send(messages.Connected(key=version.key))
+                self._awake(version)
                 while version.parked and version.upstreams:
-                    self._dispatch.send(version.parked.popleft(), time.monotonic())
+                    self._dispatch.send(version.parked.take(), time.monotonic())
         finally:
             version.connecting.discard(path)
+
+    def _awake(self, version: ServedVersion) -> None:
+        """A version that slept is there: take note of how long the first who asked had to wait."""
+        if version.sleeps:
+            version.sleeps = False
+            first = next(iter(version.parked), None)
+            if first is not None:
+                self._first_waits_s.append(time.monotonic() - first.received)
 
     def _lost(self, upstream: Upstream, calls: list[Call | Copy]) -> None:
         """A worker went away; its requests go where they still can, and it is reached anew if it is to be."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 
 from modelkeep import telemetry
-from modelkeep.core.routing import Route, RoutingTable, VersionKey
+from modelkeep.core.routing import Route, RoutingTable, VersionKey, VersionSpec
 from modelkeep.serving import messages
 from modelkeep.serving.router import named
 from modelkeep.serving.units import FrontUnit, Owner
@@ -59,6 +59,16 @@ class Fronts:
         for unit in self._units:
             unit.connected.discard(key)
         self.say(messages.WorkerDown(key=key, failed=failed))
+
+    def asleep(self, spec: VersionSpec, *, failed: bool) -> None:
+        """Have requests for a version wait until it is loaded, and be told of the first.
+
+        Args:
+            failed: it could not be loaded just now; nobody waits.
+        """
+        for unit in self._units:
+            unit.connected.discard(spec.key)
+        self.say(messages.Asleep(version=named(spec), failed=failed))
 
     async def reach(self, wanted: Callable[[], Collection[VersionKey]], *, within_s: float) -> None:
         """Wait until every front has a connection to all versions that are wanted, which may be fewer at each

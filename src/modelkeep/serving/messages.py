@@ -96,6 +96,15 @@ class WorkerDown(Struct, frozen=True, kw_only=True, tag=True):
     gently: bool = False
 
 
+class Asleep(Struct, frozen=True, kw_only=True, tag=True):
+    """A version is loaded when somebody asks for it: say so then (`Wanted`), and let requests wait. What its
+    workers have they still answer. `failed`: it could not be loaded just now; let none of those wait that
+    do."""
+
+    version: VersionName
+    failed: bool = False
+
+
 class Collect(Struct, frozen=True, kw_only=True, tag=True):
     """Hand over what was counted."""
 
@@ -119,7 +128,7 @@ class RecorderAt(Struct, frozen=True, kw_only=True, tag=True):
     path: str | None
 
 
-ToFront = Hello | Swap | WorkerUp | WorkerDown | Collect | Drain | Page | RecorderAt
+ToFront = Hello | Swap | WorkerUp | WorkerDown | Asleep | Collect | Drain | Page | RecorderAt
 
 
 class Swapped(Struct, frozen=True, kw_only=True, tag=True):
@@ -141,6 +150,12 @@ class FrontCounts(Struct, frozen=True, kw_only=True, tag=True):
     """Records that found no room on their way to the recorder, by endpoint."""
     copies_dropped: dict[str, int] = {}
     """Copies for a shadow version that were not made or not told, by endpoint."""
+    used: dict[VersionKey, float] = {}
+    """When (monotonic seconds) versions were last sent a request, of those that were since the last word."""
+    busy: list[VersionKey] = []
+    """Versions with requests under way or waiting."""
+    first_waits_s: list[float] = []
+    """For each version that was loaded on demand: how long the first request had waited when it was sent."""
     connections: int = 0
     in_flight: int = 0
     cpu_s: float = 0.0
@@ -149,6 +164,12 @@ class FrontCounts(Struct, frozen=True, kw_only=True, tag=True):
 
 class Connected(Struct, frozen=True, kw_only=True, tag=True):
     """A front has reached a version's worker."""
+
+    key: VersionKey
+
+
+class Wanted(Struct, frozen=True, kw_only=True, tag=True):
+    """Requests wait for a version that sleeps."""
 
     key: VersionKey
 
@@ -164,7 +185,7 @@ class Drained(Struct, frozen=True, kw_only=True, tag=True):
     """This front has answered everything and goes."""
 
 
-FromFront = Swapped | FrontCounts | Connected | WantPage | Drained
+FromFront = Swapped | FrontCounts | Connected | Wanted | WantPage | Drained
 
 
 class Load(Struct, frozen=True, kw_only=True, tag=True):

@@ -5,6 +5,7 @@ Labels are endpoints and versions of the table and a few fixed words, never anyt
 the page cannot grow with traffic. Counters of versions that are gone go with them. Nothing is judged here.
 """
 
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from modelkeep.core.routing import RoutingTable, VersionKey
 from modelkeep.serving.counting import BUCKETS_MS, SideDelta
 from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, FrontCounts, Noted, Worked
 
+WAIT_BUCKETS_S = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+"""Upper bounds of the histogram of what first requests waited."""
 _OUTCOMES = ("ok", "refused", "error")
 
 
@@ -32,6 +35,9 @@ class Metrics:
         """How the prediction log stands; None while there is none."""
         self._fronts: dict[int, FrontCounts] = {}
         self._work: dict[str, Worked] = {}
+        self._slept: dict[tuple[str, str], int] = {}
+        self._waits = [0] * (len(WAIT_BUCKETS_S) + 1)
+        self._waited_s = 0.0
         self.rollbacks: dict[str, int] = {}
         self.crashes: dict[str, int] = {}
 
@@ -49,6 +55,9 @@ class Metrics:
         ):
             for endpoint, number in more.items():
                 totals[endpoint] = totals.get(endpoint, 0) + number
+        for waited_s in counts.first_waits_s:
+            self._waits[bisect.bisect_left(WAIT_BUCKETS_S, waited_s)] += 1
+            self._waited_s += waited_s
         for route in counts.routes:
             for side, delta in (("stable", route.stable), ("candidate", route.candidate)):
                 label = labels.get((route.endpoint, side))
@@ -71,6 +80,10 @@ class Metrics:
         have = self._work.get(label)
         self._work[label] = more if have is None else _together(have, more)
 
+    def slept(self, label: str, cause: str) -> None:
+        """A version was put to sleep."""
+        self._slept[label, cause] = self._slept.get((label, cause), 0) + 1
+
     def forget(self, labels: Iterable[str]) -> None:
         """Drop the counters of versions that are not among these."""
         keep = set(labels)
@@ -79,6 +92,7 @@ class Metrics:
         self._sums_ms = {key: value for key, value in self._sums_ms.items() if key[1] in keep}
         self._work = {key: value for key, value in self._work.items() if key in keep}
         self.crashes = {key: value for key, value in self.crashes.items() if key in keep}
+        self._slept = {key: value for key, value in self._slept.items() if key[0] in keep}
 
     def _render_work(self, page: "_Page") -> None:
         """How the workers put requests together, and what they never computed."""
@@ -106,12 +120,34 @@ class Metrics:
             page.sample("not_computed_total", done.expired, version=label, why="expired")
             page.sample("not_computed_total", done.cancelled, version=label, why="cancelled")
 
+    def _render_sleep(
+        self, page: "_Page", reports: Sequence[VersionReport], labels: Mapping[VersionKey, str]
+    ) -> None:
+        """Which versions are loaded on demand, and what that costs those who ask."""
+        page.family("version_asleep", "gauge", "1 when a version will be loaded when somebody asks for it.")
+        page.family("version_loads_total", "counter", "Times that a version was loaded.")
+        for report in reports:
+            label = labels.get(report.key, report.key)
+            page.sample("version_asleep", int(report.phase is VersionPhase.SLEEPING), version=label)
+            page.sample("version_loads_total", report.loads, version=label)
+        page.family(
+            "version_evictions_total",
+            "counter",
+            "Times that a version was put to sleep: nobody asked (idle), or another needed its memory.",
+        )
+        for (label, cause), number in sorted(self._slept.items()):
+            page.sample("version_evictions_total", number, version=label, cause=cause)
+        name = "first_request_wait_seconds"
+        page.family(name, "histogram", "Time that the first request for a sleeping version waited for it.")
+        page.histogram(name, [f"{bound:g}" for bound in WAIT_BUCKETS_S], self._waits, self._waited_s)
+
     def render(
         self,
         table: RoutingTable,
         versions: Iterable[VersionReport],
         labels: Mapping[VersionKey, str],
         *,
+        budget_bytes: int,
         contact_age_s: float | None,
         ticks_waiting: int,
         journal_ok: bool,
@@ -187,6 +223,17 @@ class Metrics:
             label = labels.get(report.key, report.key)
             page.sample("version_crashes_total", report.crashes, version=label)
             page.sample("version_memory_bytes", report.memory_bytes, version=label)
+        self._render_sleep(page, reports, labels)
+        fronts = self._fronts.values()
+        held = sum(report.memory_bytes for report in reports)
+        text = "Memory that the versions together may hold; 0 for no limit."
+        page.single("memory_budget_bytes", "gauge", text, budget_bytes)
+        page.single(
+            "resident_memory_bytes",
+            "gauge",
+            "Resident memory of supervisor, fronts and workers.",
+            held + memory_bytes + sum(front.memory_bytes for front in fronts),
+        )
         page.single("table_number", "gauge", "Number of the routing table that is obeyed.", table.number)
         if contact_age_s is not None:
             text = "Seconds since the control plane last answered."
@@ -195,7 +242,6 @@ class Metrics:
             "ticks_waiting", "gauge", "Counts that the control plane has not taken yet.", ticks_waiting
         )
         page.single("journal_ok", "gauge", "0 while the journal cannot be written.", int(journal_ok))
-        fronts = self._fronts.values()
         page.single(
             "connections", "gauge", "Open connections of callers.", sum(f.connections for f in fronts)
         )

@@ -51,6 +51,22 @@ def needed(live: RoutingTable, desired: RoutingTable) -> dict[VersionKey, Versio
     return {spec.key: spec for spec in (*live.versions, *desired.versions) if spec.key in keys}
 
 
+def may_sleep(live: RoutingTable, desired: RoutingTable) -> set[VersionKey]:
+    """The versions that need not be loaded while nobody asks for them: those of which every route that counts
+    says so."""
+    current = {route.endpoint: route for route in live.routes}
+    counting = [
+        wanted
+        for wanted in desired.routes
+        if (have := current.get(wanted.endpoint)) is None or wanted.epoch >= have.epoch
+    ]
+    may: set[VersionKey] = set()
+    must: set[VersionKey] = set()
+    for route in (*live.routes, *counting):
+        (may if route.may_sleep else must).update(route.keys)
+    return may - must
+
+
 def workers(live: RoutingTable, desired: RoutingTable) -> dict[VersionKey, int]:
     """How many processes each version has: as many as the most demanding of its wanted routes says."""
     counts: dict[VersionKey, int] = {}

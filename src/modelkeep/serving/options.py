@@ -87,6 +87,11 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     warmup_requests: int = 20
     """Requests after a worker became ready that never count as slow."""
 
+    memory_budget_bytes: int = 0
+    """For the versions together (0: no limit); those loaded on demand give way, the longest unasked first."""
+    sleep_after_s: float = 300.0
+    """A version that is loaded on demand is put to sleep when nobody asked for it for so long (0: never)."""
+
     log_max_bytes: int = 1024 * 1024 * 1024
     """Of the prediction log's files together; the oldest go first."""
 

@@ -4,6 +4,7 @@ Open Inference metadata.
 They read the router and ask the supervisor for what it alone knows; they change nothing.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +60,7 @@ class Pages:
                 answers.json(connection, 200, {"status": "alive", "live": True}, request_id)
             case [b"ready"] | [b"v2", b"health", b"ready"]:
                 waiting = self._not_ready()
-                body = {"ready": not waiting, "waiting_for": waiting}
+                body = {"ready": not waiting, "waiting_for": waiting, **self._loaded()}
                 answers.json(connection, 503 if waiting else 200, body, request_id)
             case [b"metrics"]:
                 self._ask_for(connection, request_id, _TEXT, "")
@@ -88,7 +89,7 @@ class Pages:
             detail = "There is no such endpoint or version here."
             self._answers.problem(connection, 404, "ENDPOINT_NOT_FOUND", detail, request_id)
             return
-        endpoint, ready = target.route.endpoint, version.upstream is not None
+        endpoint, ready = target.route.endpoint, _can_answer(version)
         if rest:
             self._answers.json(
                 connection, 200 if ready else 503, {"name": endpoint, "ready": ready}, request_id
@@ -105,7 +106,14 @@ class Pages:
         if not self.known:
             return ["the first routing table"]
         targets = self._router.targets.values()
-        return [target.route.endpoint for target in targets if target.stable.upstream is None][:WAITING_SHOWN]
+        waiting = (target for target in targets if not _can_answer(target.stable))
+        return [target.route.endpoint for target in itertools.islice(waiting, WAITING_SHOWN)]
+
+    def _loaded(self) -> dict[str, int]:
+        """How many endpoints' versions are loaded, and how many will be when somebody asks."""
+        stable = [target.stable for target in self._router.targets.values()]
+        loaded = sum(version.upstream is not None for version in stable)
+        return {"loaded": loaded, "asleep": sum(version.sleeps for version in stable)}
 
     def _ask_for(self, connection: Answered, request_id: bytes, media: bytes, endpoint: str) -> None:
         """Have the supervisor make a page: the metrics, or the description of an endpoint."""
@@ -136,6 +144,11 @@ class Pages:
                 self._answers.problem(connection, 503, "TIMED_OUT", detail, request_id)
 
 
+def _can_answer(version: ServedVersion) -> bool:
+    """Whether a request would be answered: by a version that is loaded, or that is then loaded."""
+    return version.upstream is not None or (version.sleeps and not version.failed)
+
+
 def _described(target: Target[ServedVersion]) -> dict[str, Any]:
     route = target.route
     named = {v.key: v for v in (target.stable, target.candidate) if v is not None}
@@ -144,7 +157,8 @@ def _described(target: Target[ServedVersion]) -> dict[str, Any]:
             "version": named[arm.key].label,
             "digest": named[arm.key].name.digest,
             "weight_ppm": arm.weight_ppm,
-            "ready": named[arm.key].upstream is not None,
+            "ready": _can_answer(named[arm.key]),
+            "asleep": named[arm.key].sleeps,
         }
         for arm in route.arms
     ]

@@ -35,6 +35,7 @@ from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
 from modelkeep.serving.memory import Memory
 from modelkeep.serving.metrics import Metrics
 from modelkeep.serving.options import GatewayOptions
+from modelkeep.serving.pool import Cause
 from modelkeep.serving.recorder_unit import RecorderUnit
 from modelkeep.serving.router import changes, named
 from modelkeep.serving.scribe import Scribe
@@ -128,6 +129,7 @@ class Supervisor:
         self.fronts.start()
         self._require()
         await self._control.start()
+        self.spawn(self.versions.keep())
         self.spawn(self._advance())
         self.spawn(self._tick())
         self.spawn(self._watch_lease())
@@ -198,7 +200,7 @@ class Supervisor:
             await self._dirty.wait()
             self._dirty.clear()
             before = self.live
-            after = moves.next_table(before, self._desired, self.versions.ready())
+            after = moves.next_table(before, self._desired, self.versions.servable())
             if after == before:
                 continue
             used = {
@@ -261,8 +263,7 @@ class Supervisor:
                 f"This gateway serves no endpoint {name!r}; see: modelkeep gateway status."
             )
         after = rolled_back(route)
-        unit = self.versions.get(after.stable)
-        if after.stable != route.stable and (unit is None or unit.phase is not VersionPhase.READY):
+        if after.stable != route.stable and after.stable not in self.versions.servable():
             raise errors.NoRollbackTarget(
                 "The former version is not loaded here any more; roll back in the registry."
             )
@@ -339,12 +340,15 @@ class Supervisor:
         key = unit.spec.key
         if unit.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
             self.fronts.worker_down(key, failed=unit.phase is VersionPhase.FAILED)
+        if unit.phase is VersionPhase.SLEEPING or (unit.phase is VersionPhase.FAILED and unit.may_sleep):
+            self.fronts.asleep(unit.spec, failed=unit.phase is VersionPhase.FAILED)
         if unit.phase is VersionPhase.FAILED:
             cause = "candidate crashed" if unit.report().crashes else "candidate could not be loaded"
             for route in self.live.routes:
                 if route.candidate == key and route.candidate_ppm > 0:
                     self.spawn(self._automatic(route, cause))
         self._dirty.set()
+        self.versions.review()
         self.contact.hurry()
 
     def worker_changed(self, unit: VersionUnit, worker: WorkerUnit) -> None:
@@ -376,6 +380,20 @@ class Supervisor:
         """A version is here no more: its figures go with it."""
         self.metrics.forget(other for other in self.versions.labels.values() if other != label)
 
+    def version_rests(self, unit: VersionUnit) -> None:
+        """The last process of a version that was put to sleep has ended: there is room."""
+        self.versions.review()
+
+    def version_slept(self, unit: VersionUnit, cause: Cause) -> None:
+        """A version was put to sleep."""
+        log.info("A version sleeps.", version=unit.spec.label, cause=cause)
+        self.metrics.slept(unit.spec.label, cause)
+
+    def version_hopeless(self, unit: VersionUnit, why: str) -> None:
+        """Requests wait for a version that cannot be loaded just now: they are told so."""
+        log.warning("A version that is asked for cannot be loaded.", version=unit.spec.label, error=why)
+        self.fronts.asleep(unit.spec, failed=True)
+
     def version_worked(self, unit: VersionUnit, worked: messages.Worked) -> None:
         """Add up what the workers did."""
         self.metrics.worked(unit.spec.label, worked)
@@ -390,6 +408,8 @@ class Supervisor:
             if version.phase is VersionPhase.READY:
                 name = named(version.spec)
                 said += [messages.WorkerUp(version=name, path=str(each.path)) for each in version.ready]
+            elif version.phase is VersionPhase.SLEEPING or version.asleep:
+                said.append(messages.Asleep(version=named(version.spec)))
             elif version.phase is VersionPhase.FAILED:
                 said.append(messages.WorkerDown(key=version.spec.key, failed=True))
         if self.recorder.path is not None:
@@ -407,6 +427,8 @@ class Supervisor:
                 self._counted(unit, message)
             case messages.Connected(key=key):
                 unit.connected.add(key)
+            case messages.Wanted(key=key):
+                self.versions.wanted(key)
             case messages.WantPage(number=number, endpoint=endpoint):
                 text = telling.described(self, endpoint) if endpoint else telling.metrics_page(self)
                 unit.send(messages.Page(number=number, text=text))
@@ -440,6 +462,7 @@ class Supervisor:
 
     def _counted(self, unit: FrontUnit, counts: messages.FrontCounts) -> None:
         unit.collected.set()
+        self.versions.counted(unit.index, counts)
         labels: dict[tuple[str, str], str] = {}
         for route in counts.routes:
             self.ledger.add(route)
@@ -457,6 +480,7 @@ class Supervisor:
             for route in self.live.routes:
                 if route.rollout is not None:
                     self.ledger.touch(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
+            self.versions.tick()
             self.ledger.close(_now())
             self.ledger.forget(
                 (route.endpoint, route.rollout) for route in (*self.live.routes, *self._desired.routes)

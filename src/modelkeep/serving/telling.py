@@ -103,6 +103,7 @@ def status(place: Place) -> dict[str, Any]:
         "serial": place.serial,
         "draining": place.draining,
         "uptime_s": time.monotonic() - place.started,
+        "memory_budget_bytes": place.options.memory_budget_bytes,
         "memory_bytes": telemetry.process_use().memory_bytes,
         "contact_age_s": place.contact.age_s,
         "journal_ok": place.scribe.ok,
@@ -140,4 +141,5 @@ def metrics_page(place: Place) -> str:
         journal_ok=place.scribe.ok,
         cpu_s=use.cpu_s,
         memory_bytes=use.memory_bytes,
+        budget_bytes=place.options.memory_budget_bytes,
     )

@@ -48,6 +48,9 @@ class Owner(Protocol):
     def worker_leaves(self, unit: "VersionUnit", worker: WorkerUnit) -> None:
         """One of a version's processes is to get nothing new."""
 
+    def version_rests(self, unit: "VersionUnit") -> None:
+        """The last process of a version that is put to sleep has ended."""
+
     def version_crashed(self, unit: "VersionUnit") -> None:
         """A worker that was serving died."""
 
@@ -58,6 +61,27 @@ class Owner(Protocol):
 
     def front_hello(self, unit: "FrontUnit") -> list[messages.ToFront]:
         """What a front that was just started has to know."""
+
+
+class Rest:
+    """What is kept of a version while it sleeps. Moments are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self.memory_bytes = 0
+        """What its processes held when they were last looked at; 0 before the first time."""
+        self.used_s = 0.0
+        """When it was last asked for anything."""
+        self.asked_s: float | None = None
+        """Since when requests wait for it to be loaded."""
+        self.heard_s = 0.0
+        """When a front last said so."""
+        self.ready_s = 0.0
+        """When it was last loaded."""
+        self.loads = 0
+        """Times that it was loaded."""
+        self.failure: str | None = None
+        """Why it could not be loaded the last time."""
+        self.failed_s = 0.0
 
 
 class VersionUnit:
@@ -84,8 +108,10 @@ class VersionUnit:
         """The key of the environment that the interpreter is of; None where that is the gateway's own."""
         self.is_stable = False
         """Whether some route's stable version is this: then it is never given up."""
+        self.may_sleep = False
+        """Whether it need not be loaded while nobody asks for it."""
         self.wanted = 1
-        """Processes that it should have."""
+        """Processes that it should have while it does not sleep."""
         self.workers: list[WorkerUnit] = []
         self._path = path
         self._started = 0
@@ -103,34 +129,72 @@ class VersionUnit:
         """Of processes that it has no more."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.asleep = False
+        """Whether it has no process until somebody asks for it."""
+        self.rest = Rest()
         self._leaving: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    def start(self, workers: int) -> None:
-        """Begin, with so many processes."""
+    def start(self, workers: int, *, asleep: bool = False) -> None:
+        """Begin, with so many processes, or with the files alone."""
+        self.asleep = asleep
         self._begin_fetch()
         self.have(workers)
 
     def have(self, workers: int) -> None:
-        """Have so many processes from now on: more are started beside the others, fewer finish what they
-        have."""
+        """Have so many processes from now on, or once it is woken: more are started beside the others, fewer
+        finish what they have."""
         self.wanted = max(1, workers)
-        while len(self.workers) < self.wanted and not self._stopping:
+        number = 0 if self.asleep else self.wanted
+        while len(self.workers) < number and not self._stopping:
             self._started += 1
             worker = WorkerUnit(self, self._path.with_name(f"{self._path.name}-{self._started}.sock"))
             self.workers.append(worker)
             worker.start()
-        for worker in self.workers[self.wanted :]:
+        for worker in self.workers[number:]:
             self.workers.remove(worker)
             self._past_crashes += worker.backoff.total
-            self._owner.worker_leaves(self, worker)
+            if not self.asleep:
+                self._owner.worker_leaves(self, worker)
             task = asyncio.get_running_loop().create_task(self._let_go(worker))
             self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            task.add_done_callback(self._has_left)
 
     async def _let_go(self, worker: WorkerUnit) -> None:
-        await asyncio.sleep(LEAVE_GRACE_S)
+        await asyncio.sleep(0.0 if self.asleep else LEAVE_GRACE_S)
         await worker.stop(grace_s=self.options.drain_s)
+
+    def _has_left(self, task: asyncio.Task[None]) -> None:
+        self._leaving.discard(task)
+        if self.asleep and not self._leaving and not self._stopping:
+            self._owner.version_rests(self)
+
+    def wake(self) -> None:
+        """Load it: somebody asks for it, or it may not sleep any more."""
+        self.asleep = False
+        self.rest.failure, self.rest.asked_s = None, None
+        self.have(self.wanted)
+        self._reckon()
+
+    def sleep(self) -> None:
+        """Have its processes finish what they have and end. What it failed with stays known. Who asks for it
+        meanwhile is heard: the callers' side is told before the processes are."""
+        self.asleep = True
+        if self.phase is VersionPhase.FAILED and self._fetched.is_set():
+            self.rest.failure, self.rest.failed_s = self.error, time.monotonic()
+        self._reckon()
+        self.have(self.wanted)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether processes of it are ending."""
+        return bool(self._leaving)
+
+    def measure(self) -> None:
+        """Learn what its processes hold, and remember it for when it sleeps."""
+        if self.phase is VersionPhase.READY:
+            held = sum(telemetry.memory_bytes(worker.pid) for worker in self.workers if worker.pid)
+            self.rest.memory_bytes = held or self.rest.memory_bytes
 
     def retry(self, *, afresh: bool) -> None:
         """Try again now what failed: something about the version's routes changed.
@@ -138,6 +202,8 @@ class VersionUnit:
         Args:
             afresh: somebody asks for it anew, so what went wrong before counts no more and is told no more.
         """
+        if afresh:
+            self.rest.failure = None
         if afresh and not self._fetched.is_set():
             self._fetch_tries = 0
             self._fetch_error = None
@@ -164,6 +230,7 @@ class VersionUnit:
             crashes=self._past_crashes + sum(worker.backoff.total for worker in self.workers),
             error=self.error,
             memory_bytes=sum(telemetry.memory_bytes(worker.pid) for worker in self.workers if worker.pid),
+            loads=self.rest.loads,
         )
 
     def _reckon(self) -> None:
@@ -172,12 +239,15 @@ class VersionUnit:
         error = next((worker.error for worker in self.workers if worker.error is not None), None)
         if self._stopping:
             phase = VersionPhase.DRAINING
-        elif VersionPhase.READY in phases:
+        elif VersionPhase.READY in phases and not self.asleep:
             phase, error = VersionPhase.READY, None
         elif not self._fetched.is_set():
             given_up = self._fetch_tries >= FETCH_TRIES
             under_way = VersionPhase.BUILDING if self._building else VersionPhase.FETCHING
             phase, error = (VersionPhase.FAILED if given_up else under_way), self._fetch_error
+        elif self.asleep:
+            error = self.rest.failure
+            phase = VersionPhase.SLEEPING if error is None else VersionPhase.FAILED
         elif phases == {VersionPhase.FAILED}:
             phase = VersionPhase.FAILED
         else:
@@ -185,6 +255,10 @@ class VersionUnit:
             phase = VersionPhase.RESTARTING if restarts else VersionPhase.STARTING
         changed = phase is not self.phase
         self.phase, self.error = phase, error
+        if changed and phase is VersionPhase.READY:
+            self.rest.ready_s = time.monotonic()
+            self.rest.loads += 1
+            self.measure()
         if changed:
             log.info("A version changed its phase.", version=self.spec.label, phase=phase, error=error)
             self._owner.version_changed(self)

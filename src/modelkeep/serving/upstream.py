@@ -8,7 +8,7 @@ every request on it is handed back to its owner, who decides what happens to it.
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
 from modelkeep.core.errors import ModelkeepError
@@ -39,12 +39,49 @@ class Waiting(Protocol):
     sent: float
 
 
+class Parked:
+    """Requests that wait for a version to be reached, in the order in which they came."""
+
+    __slots__ = ("_calls", "size_bytes")
+
+    def __init__(self) -> None:
+        self._calls: deque[Any] = deque()
+        self.size_bytes = 0
+        """Of their bodies."""
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._calls)
+
+    def put(self, call: Waiting) -> None:
+        """Have one wait behind the others."""
+        self._calls.append(call)
+        self.size_bytes += len(call.body)
+
+    def take(self) -> Any:
+        """The one that came first; it waits no more."""
+        call = self._calls.popleft()
+        self.size_bytes -= len(call.body)
+        return call
+
+    def remove(self, chosen: Callable[[Any], bool]) -> list[Any]:
+        """Those that are chosen; they wait no more."""
+        gone = [call for call in self._calls if chosen(call)]
+        if gone:
+            self._calls = deque(call for call in self._calls if not chosen(call))
+            self.size_bytes -= sum(len(call.body) for call in gone)
+        return gone
+
+
 class ServedVersion:
     """One version as a front sees it."""
 
     __slots__ = (
         "bytes_in_flight", "connecting", "failed", "in_flight", "key", "label", "last_sent", "name",
-        "ok_head", "parked", "paths", "semver", "upstreams", "version_header", "warm_left",
+        "ok_head", "parked", "paths", "semver", "sleeps", "told", "upstreams", "version_header", "wanted_at",
+        "warm_left",
     )  # fmt: skip
 
     def __init__(self, name: VersionName) -> None:
@@ -60,7 +97,13 @@ class ServedVersion:
         """Where there are workers, connected or not."""
         self.connecting: set[str] = set()
         self.failed = False
-        self.parked: deque[Any] = deque()
+        self.sleeps = False
+        """Whether it is loaded when somebody asks for it: its requests wait for that."""
+        self.wanted_at = 0.0
+        """When (monotonic seconds) the supervisor was last told that requests wait for it to be loaded."""
+        self.told = 0.0
+        """What was last told of `last_sent`."""
+        self.parked = Parked()
         self.in_flight = 0
         self.bytes_in_flight = 0
         self.last_sent = 0.0
@@ -79,7 +122,9 @@ class ServedVersion:
 class Upstream(asyncio.Protocol):
     """One connection to one worker, at the socket `path`."""
 
-    __slots__ = ("_answered", "_lost", "_next", "_reader", "_transport", "path", "pending", "version")
+    __slots__ = (
+        "_answered", "_leaving", "_lost", "_next", "_reader", "_transport", "path", "pending", "version",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -94,6 +139,7 @@ class Upstream(asyncio.Protocol):
         self._answered = answered
         self._lost = lost
         self._next = 0
+        self._leaving = False
         self._reader = frames.FrameReader()
         self._transport: asyncio.Transport | None = None
 
@@ -163,6 +209,15 @@ class Upstream(asyncio.Protocol):
                 version.in_flight -= 1
                 version.bytes_in_flight -= len(call.body)
                 self._answered(call, kind, payload)
+        if self._leaving and not pending:
+            self.close()
+
+    def leave(self) -> None:
+        """End the connection when what is under way on it is answered: nothing new is sent. Its end is the
+        worker's proof of that."""
+        self._leaving = True
+        if not self.pending:
+            self.close()
 
     def close(self) -> None:
         """End the connection at once."""

@@ -1,17 +1,19 @@
 """The versions of one gateway: a unit for each that its tables need, and none for any other.
 
-It starts and ends units as tables come and go, and says which versions can serve. Which table is obeyed, and
-what callers are told of a version that comes or goes, is the supervisor's business.
+It starts and ends units as tables come and go, says which versions can serve, and has those that may sleep
+loaded and put to sleep as the pool decides. Which table is obeyed, and what callers are told of a version
+that comes or goes, is the supervisor's business.
 """
 
 import asyncio
+import time
 from collections.abc import Collection, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from modelkeep.core.observation import VersionPhase
 from modelkeep.core.routing import RoutingTable, VersionKey, VersionSpec
-from modelkeep.serving import moves, units
+from modelkeep.serving import messages, moves, pool, units
 from modelkeep.serving.cache import Cache, Fetch
 from modelkeep.serving.environments import Environments
 from modelkeep.serving.units import VersionUnit
@@ -20,6 +22,14 @@ LOADS_AT_ONCE = 2
 """Loading is arithmetic: more at once only make each later."""
 REMOVAL_GRACE_S = 0.5
 """Between a version's last route and the word to stop, for pinned requests under way."""
+FORGET_TICKS = 3
+"""A version is loaded for requests that fronts still spoke of within so many ticks."""
+SETTLE_TICKS = 2
+"""For so long a version that was just loaded gives way to none: it answers those that waited for it, and
+until then nobody has told that it is used."""
+
+
+NO_ROOM = "There is no room for it beside what is always loaded; raise --memory-budget."
 
 
 class Owner(units.Owner, Protocol):
@@ -33,6 +43,12 @@ class Owner(units.Owner, Protocol):
 
     def version_forgotten(self, label: str) -> None:
         """A version is here no more."""
+
+    def version_slept(self, unit: VersionUnit, cause: pool.Cause) -> None:
+        """A version was put to sleep."""
+
+    def version_hopeless(self, unit: VersionUnit, why: str) -> None:
+        """Requests wait for a version that cannot be loaded just now."""
 
 
 class Versions:
@@ -58,6 +74,9 @@ class Versions:
         self._started = 0
         self._tables: tuple[RoutingTable, RoutingTable] | None = None
         self._stopping = False
+        self._due = asyncio.Event()
+        self._busy: dict[int, frozenset[VersionKey]] = {}
+        """By front: versions with requests under way or waiting when it last said so."""
 
     def __iter__(self) -> Iterator[VersionUnit]:
         return iter(self._units.values())
@@ -75,17 +94,26 @@ class Versions:
         ready = {key for key, unit in self._units.items() if unit.phase is VersionPhase.READY}
         return ready if among is None else ready.intersection(among)
 
+    def servable(self) -> set[VersionKey]:
+        """The versions that a route can be given to: those that serve, and those that sleep and may."""
+        asleep = {unit.spec.key for unit in self if unit.may_sleep and unit.phase is VersionPhase.SLEEPING}
+        return self.ready() | asleep
+
     def require(self, live: RoutingTable, desired: RoutingTable) -> None:
         """Have a unit for every version that is needed, and let go of the others."""
         self._tables = live, desired
         wanted = moves.needed(live, desired)
         stable = {route.stable for route in (*live.routes, *desired.routes)}
         workers = moves.workers(live, desired)
+        may_sleep = moves.may_sleep(live, desired)
         for key, spec in wanted.items():
             if key in self._units:
                 self._units[key].have(workers.get(key, 1))
             elif key not in self._leaving and not self._stopping:
-                self._add(spec, workers.get(key, 1))
+                self._add(spec, workers.get(key, 1), asleep=key in may_sleep)
+            if key in self._units:
+                self._units[key].may_sleep = key in may_sleep
+        self.review()
         for key, unit in list(self._units.items()):
             unit.is_stable = key in stable
             if key not in wanted:
@@ -93,13 +121,13 @@ class Versions:
                 self._leaving.add(key)
                 self._owner.spawn(self._let_go(unit))
 
-    def _add(self, spec: VersionSpec, workers: int) -> None:
+    def _add(self, spec: VersionSpec, workers: int, *, asleep: bool) -> None:
         self._started += 1
         path = self._folder / f"w-{self._started}"
         self.labels[spec.key] = spec.label
         unit = VersionUnit(self._owner, spec, self._cache, self._fetch, path, self._loads, self._environments)
         self._units[spec.key] = unit
-        unit.start(workers)
+        unit.start(workers, asleep=asleep)
 
     async def _let_go(self, unit: VersionUnit) -> None:
         await asyncio.sleep(REMOVAL_GRACE_S)
@@ -115,6 +143,89 @@ class Versions:
         if self._environments is not None:
             used = {unit.environment for unit in self._units.values()}
             await asyncio.to_thread(self._environments.sweep, {key for key in used if key is not None})
+
+    # ----------------------------------------------------------------------------------------------- sleeping
+
+    def review(self) -> None:
+        """Have the pool look soon: something changed."""
+        self._due.set()
+
+    async def keep(self) -> None:
+        """Load and put to sleep what the pool says, for ever."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            self._decide(time.monotonic())
+
+    def _decide(self, now: float) -> None:
+        for unit in self:
+            if unit.phase is VersionPhase.FAILED and unit.may_sleep and not unit.asleep:
+                unit.sleep()  # it is tried again when somebody asks for it
+        residents = [self._resident(unit, now) for unit in self]
+        options = self._owner.options
+        decision = pool.decide(
+            residents, budget_bytes=options.memory_budget_bytes, idle_s=options.sleep_after_s, now_s=now
+        )
+        for key, cause in decision.sleep:
+            self._units[key].sleep()
+            self._owner.version_slept(self._units[key], cause)
+        for key in decision.wake:
+            self._units[key].wake()
+        for key in decision.hopeless:
+            self._units[key].rest.asked_s = None
+            self._owner.version_hopeless(self._units[key], NO_ROOM)
+
+    def _resident(self, unit: VersionUnit, now: float) -> pool.Resident:
+        """A version as the pool sees it."""
+        rest, key, tick_s = unit.rest, unit.spec.key, unit.options.tick_s
+        if unit.asleep:
+            stay = pool.Stay.LEAVING if unit.leaving else pool.Stay.ASLEEP
+        else:
+            stay = pool.Stay.AWAKE if unit.phase is VersionPhase.READY else pool.Stay.LOADING
+        if rest.asked_s is not None and (not unit.asleep or now - rest.heard_s > FORGET_TICKS * tick_s):
+            rest.asked_s = None
+        files_bytes = sum(file.size_bytes for file in unit.spec.files)
+        return pool.Resident(
+            key=key,
+            stay=stay,
+            memory_bytes=pool.expected_bytes(files_bytes, unit.wanted, rest.memory_bytes),
+            pinned=not unit.may_sleep,
+            busy=now - rest.ready_s < SETTLE_TICKS * tick_s
+            or any(key in busy for busy in self._busy.values()),
+            used_s=max(rest.used_s, rest.ready_s),
+            asked_s=rest.asked_s,
+        )
+
+    def wanted(self, key: VersionKey) -> None:
+        """Requests wait for a version to be loaded."""
+        unit = self._units.get(key)
+        if unit is None or not unit.asleep:
+            return
+        rest, now = unit.rest, time.monotonic()
+        if unit.phase is VersionPhase.FAILED and now - rest.failed_s < unit.options.backoff_max_s:
+            self._owner.version_hopeless(unit, unit.error or "")
+            return
+        rest.asked_s = now if rest.asked_s is None else rest.asked_s
+        rest.heard_s = now
+        self.review()
+
+    def counted(self, front: int, counts: messages.FrontCounts) -> None:
+        """Learn from a front which versions are used."""
+        self._busy[front] = frozenset(counts.busy)
+        for key, used_s in counts.used.items():
+            if (unit := self._units.get(key)) is not None:
+                unit.rest.used_s = max(unit.rest.used_s, used_s)
+        for key in counts.busy:
+            if (unit := self._units.get(key)) is not None:
+                unit.rest.heard_s = time.monotonic()
+
+    def tick(self) -> None:
+        """What is to be done about once a second: measure, and look who is idle."""
+        for unit in self:
+            unit.measure()
+        self.review()
+
+    # -------------------------------------------------------------------------------------------------- all
 
     def retry(self, anew: Collection[VersionKey]) -> None:
         """Try again what failed; what went wrong before with those that are asked for anew is told no

@@ -46,7 +46,7 @@ TELL_S = 1.0
 """Between two words to the supervisor about what was done."""
 QUIET_S = 0.3
 """After the word to stop, go when nothing has come for this long: what was sent before the swap has then
-arrived."""
+arrived. Where every front has closed its connection nothing can come, and nobody waits."""
 _STATUSES = ((errors.MalformedBody, 400), (errors.LimitExceeded, 413))
 
 log = telemetry.Log("gateway.worker")
@@ -250,6 +250,7 @@ class Worker:
         self._untold = False
         self._answered = 0
         self._stopping = False
+        self._peers = 0
         self._last_frame = time.monotonic()
         self._unsent: set[_Peer] = set()
         channel.setblocking(False)
@@ -259,7 +260,7 @@ class Worker:
 
     def run(self) -> None:
         """Serve until told to stop, and then until it is quiet."""
-        while not self._stopping or self._queue or time.monotonic() - self._last_frame < QUIET_S:
+        while not self._stopping or self._queue or (self._peers and not self._quiet()):
             for key, events in self._selector.select(self._patience()):
                 if isinstance(key.data, _Peer):
                     self._on_peer(key.data, events)
@@ -267,6 +268,9 @@ class Worker:
                     key.data()
             self._turn()
             self._tell()
+
+    def _quiet(self) -> bool:
+        return time.monotonic() - self._last_frame >= QUIET_S
 
     def _patience(self) -> float | None:
         """How long to wait for something to arrive: not at all while there is something to do."""
@@ -367,6 +371,7 @@ class Worker:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, 1024 * 1024)
         self._selector.register(sock, selectors.EVENT_READ, _Peer(sock))
+        self._peers += 1
 
     def _on_peer(self, peer: _Peer, events: int) -> None:
         try:
@@ -408,6 +413,7 @@ class Worker:
         """A front is gone, and with it everybody who asked through it."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(peer.sock)
+            self._peers -= 1
         peer.sock.close()
         self._tally.cancelled += len(self._queue.remove(lambda ticket: ticket[0] is peer))
 

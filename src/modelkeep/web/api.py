@@ -368,6 +368,7 @@ def put_endpoint(act: Act, call: Call) -> Any:
         workers=b.workers,
         log_ppm=b.log_ppm,
         privacy=b.privacy,
+        load=b.load,
         plan=b.plan,
     )
 

@@ -15,6 +15,7 @@ from modelkeep.core.forecast import RUNS, RUNS_MAX, SEED_MAX
 from modelkeep.core.plan import CANARY, Plan, Strategy
 from modelkeep.core.promotion import RequestState, Vote
 from modelkeep.core.recording import KEEP_ALL, Privacy
+from modelkeep.core.routing import Loading
 
 Limit = Annotated[int, Meta(ge=1, le=values.PAGE_MAX, description="Rows of a page.")]
 Token = Annotated[
@@ -301,6 +302,7 @@ class NewEndpoint(Shape, frozen=True, kw_only=True):
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     log_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     privacy: Privacy = KEEP_ALL
+    load: Loading = Loading.ALWAYS
     plan: Plan = CANARY
 
 

@@ -1,0 +1,92 @@
+"""Versions loaded on demand on a real gateway: asleep until somebody asks, and again when another needs their
+memory."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelkeep.core.routing import Epoch, Loading, Route, RoutingTable
+from tests.serving import models
+from tests.serving.control_plane import FakeControlPlane, until
+from tests.serving.gateways import Answer, Gateway, running
+
+pytestmark = [pytest.mark.journey, pytest.mark.network, pytest.mark.req("S1")]
+
+KEEPS_100_MIB = "__import__('sys').__dict__.setdefault('kept', b'x' * (100 << 20))"
+FILES = {"model.joblib": models.misbehaving(models.ECHO, on_load=KEEPS_100_MIB)}
+BROKEN = {"model.joblib": models.misbehaving(models.ECHO, on_load="[][1]")}
+NAMES = ("one", "two", "three")
+SPECS = {name: models.spec(FILES, "1.0.0", model=name) for name in NAMES}
+SPECS["broken"] = models.spec(BROKEN, "1.0.0", model="broken")
+FOR_TWO = 330 * 1024 * 1024
+"""Bytes: two of these versions fit, and three do not."""
+
+
+def table() -> RoutingTable:
+    """An endpoint of each version, all loaded on demand."""
+    routes = (
+        Route(endpoint=name, epoch=Epoch(1, 1), stable=spec.key, load=Loading.ON_DEMAND)
+        for name, spec in SPECS.items()
+    )
+    return RoutingTable(number=1, routes=tuple(routes), versions=tuple(SPECS.values()))
+
+
+@pytest.fixture
+def plane() -> Iterator[FakeControlPlane]:
+    """A control plane with the versions of these tests."""
+    with FakeControlPlane() as made:
+        made.blobs.update(models.blobs(FILES) | models.blobs(BROKEN))
+        yield made
+
+
+def phases(gateway: Gateway) -> dict[str, str]:
+    """How far each version is, by the name of its endpoint."""
+    return {each["version"].partition(":")[0]: each["phase"] for each in gateway.status()["versions"]}
+
+
+def together(gateway: Gateway, endpoint: str, number: int) -> list[Answer]:
+    """The answers to requests that come at the same time."""
+    answers: list[Answer] = []
+    callers = [
+        threading.Thread(target=lambda: answers.append(gateway.predict([[10, 0]], endpoint=endpoint)))
+        for _ in range(number)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    return answers
+
+
+@pytest.mark.long
+def test_versions_sleep_until_somebody_asks_and_give_way(tmp_path: Path, plane: FakeControlPlane) -> None:
+    """The gateway is ready with nothing loaded; the first who ask wait and are all answered by one load; a
+    third version takes the place of the one that was not asked for the longest, which comes back when it is
+    asked for; one that cannot be loaded is said to be so at once; and all of it is counted."""
+    plane.publish(table())
+    options = f"memory_budget_bytes={FOR_TWO}, sleep_after_s=0, tick_s=0.2"
+    with running(tmp_path / "gw", plane.url, options=options) as gateway:
+        until(lambda: len(phases(gateway)) == 4, "the versions are known")
+        until(lambda: set(phases(gateway).values()) == {"sleeping"}, "all sleep")
+        gateway.wait_route("one", stable="one:1.0.0")
+        ready = gateway.request("GET", "/ready")
+        assert (ready.status, ready.json()["loaded"], ready.json()["asleep"]) == (200, 0, 4)
+
+        assert {answer.status for answer in together(gateway, "one", 20)} == {200}
+        assert gateway.version("one:1.0.0")["loads"] == 1
+        assert gateway.predict([[10, 0]], endpoint="two").status == 200
+        assert [phases(gateway)[name] for name in NAMES] == ["ready", "ready", "sleeping"]
+        assert gateway.predict([[10, 0]], endpoint="three").status == 200
+        until(lambda: phases(gateway)["one"] == "sleeping", "the first gave way")
+        assert gateway.predict([[10, 0]], endpoint="one").status == 200
+        until(lambda: phases(gateway)["two"] == "sleeping", "now the second gave way")
+        assert phases(gateway)["three"] == "ready"
+
+        refused = gateway.predict([[10, 0]], endpoint="broken")
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        page = gateway.request("GET", "/metrics").body.decode()
+        assert 'modelkeep_gateway_version_evictions_total{version="one:1.0.0",cause="memory"} 1' in page
+        assert 'modelkeep_gateway_version_loads_total{version="one:1.0.0"} 2' in page
+        assert "modelkeep_gateway_first_request_wait_seconds_count 4" in page
