@@ -150,8 +150,8 @@ class Caller:
     async def ask(self, question: Question, due: float) -> None:
         """Send one question and count its answer. What goes wrong is not repeated: the caller saw it."""
         self._seen.sent += 1
-        self._open += 0 if self._idle else 1
-        connection = self._idle.pop() if self._idle else None
+        connection = self._kept()
+        self._open += 0 if connection is not None else 1
         try:
             async with asyncio.timeout(ANSWER_S):
                 connection = connection or await asyncio.open_connection(self._host, self._port)
@@ -170,6 +170,17 @@ class Caller:
             self._idle.append(connection)
         else:
             self._drop(connection)
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection from before. One that was idle for long may have been closed by the server meanwhile,
+        as it may be; that is no answer that failed.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection[0].at_eof() and not connection[1].is_closing():
+                return connection
+            self._drop(connection)
+        return None
 
     def _drop(self, connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None) -> None:
         self._open -= 1

@@ -1,1 +1,1 @@
-"""The machinery behind examples/demo.py: telling, typing, starting, watching. The story stands there."""
+"""The acts of examples/demo.py (beginning, four_ways, taking_back, proof) and the machinery behind them."""

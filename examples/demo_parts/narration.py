@@ -1,14 +1,16 @@
-"""How the demo talks: chapters, typed commands with what they print, and claims that are checked.
+"""How the demo talks: chapters, typed commands with what they print, claims that are checked, and, on a
+terminal, a view at the foot that is drawn over itself.
 
 It is plain text wherever the output is no terminal. It runs nothing and knows no model; a claim that does not
 hold ends the story with `Broken`, and the story says which.
 """
 
 import os
+import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 WIDTH = 100
@@ -16,6 +18,8 @@ WIDTH = 100
 LINE_MAX = 120
 """Columns of what a command printed."""
 BOLD, DIM, GREEN, RED, CYAN = "1", "2", "32", "31", "36"
+Piece = tuple[str, str | None]
+"""A piece of a line, and its colour."""
 
 
 class Broken(Exception):
@@ -27,7 +31,10 @@ class Story:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._out = stream or sys.stdout
+        self.live = self._out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        """Whether a view can be drawn over itself."""
         self._colours = self._out.isatty() and "NO_COLOR" not in os.environ
+        self._view: list[str] = []
         self._began = time.monotonic()
         self._chapters = 0
         self.claims = 0
@@ -100,8 +107,36 @@ class Story:
         filled = textwrap.fill(text, WIDTH - 4, subsequent_indent="    ")
         self._print(f"  {self._paint(self._tick, GREEN)} {filled}")
 
+    def draw(self, lines: Sequence[Sequence[Piece]]) -> None:
+        """Draw the view at the foot of the story, over the one that was there. What is told meanwhile comes
+        above it.
+        """
+        width, height = shutil.get_terminal_size()
+        self._out.write(self._erasing())
+        self._view = [self._fitted(pieces, width - 1) for pieces in lines[: height - 1]]
+        self._out.write("".join(f"{line}\n" for line in self._view))
+        self._out.flush()
+
+    def settle(self) -> None:
+        """Leave the view as it is, as a part of the story."""
+        self._view = []
+
+    def _erasing(self) -> str:
+        """Up to where the view begins, and everything below away."""
+        return f"\x1b[{len(self._view)}F\x1b[J" if self._view else ""
+
+    def _fitted(self, pieces: Sequence[Piece], width: int) -> str:
+        """A line no longer than the terminal is wide: one that wrapped could not be drawn over."""
+        line, left = "", width
+        for text, colour in pieces:
+            shown = text[:left]
+            line += self._paint(shown, colour) if colour and shown else shown
+            left -= len(shown)
+        return line
+
     def failed(self, text: str) -> None:
         """The last words of a story that went wrong."""
+        self.settle()
         self._print("")
         self._print(self._paint(f"The demo stops here: {text}", RED))
 
@@ -109,4 +144,6 @@ class Story:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colours else text
 
     def _print(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        view = "".join(f"{line}\n" for line in self._view)
+        self._out.write(f"{self._erasing()}{text}\n{view}")
+        self._out.flush()

@@ -150,11 +150,14 @@ class Premises:
 class Traffic:
     """Callers from another process (examples/traffic.py), and what they have seen so far."""
 
-    def __init__(self, premises: Premises, url: str, rows: Path, rate: int) -> None:
-        self._summary = premises.folder / "traffic.json"
+    def __init__(
+        self, premises: Premises, name: str, url: str, rows: Path, rate: int, rows_max: int = 40_000
+    ) -> None:
+        self._summary = premises.folder / f"callers-{name}.json"
         script = Path(__file__).resolve().parents[1] / "traffic.py"
         words = ["python", str(script), "--url", url, "--rows", str(rows), "--rate", str(rate)]
-        self._program = premises.start("traffic", [*words, "--summary", str(self._summary)])
+        words += ["--rows-max", str(rows_max), "--summary", str(self._summary)]
+        self._program = premises.start(f"callers-{name}", words)
         self._program.until(self._summary.exists, "it asked anything")
 
     def seen(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,10 +78,26 @@ class Shell:
         ran = self.run(who, line)
         if not quiet:
             self._story.printed(ran.out + ran.err, lines_max=lines_max)
-        if ran.code != code:
-            said = (ran.err or ran.out).strip()
-            raise Broken(f"'{line}' ended with code {ran.code} and not {code}; it said: {said[-500:]}")
-        return ran
+        return _checked(line, ran, code)
+
+    def type_together(self, terminals: Sequence[Sequence[tuple[Person, str]]]) -> None:
+        """Type at several terminals at a time, at each one line after the other; show the lines, not what
+        they print.
+
+        Raises:
+            Broken: one of them failed; nothing more is typed at its terminal.
+        """
+        for terminal in terminals:
+            for who, line in terminal:
+                self._story.typed(who.name, line)
+
+        def at(terminal: Sequence[tuple[Person, str]]) -> None:
+            for who, line in terminal:
+                _checked(line, self.run(who, line), 0)
+
+        with ThreadPoolExecutor(len(terminals)) as pool:
+            for done in [pool.submit(at, terminal) for terminal in terminals]:
+                done.result()
 
     def run(self, who: Person, line: str) -> Ran:
         """Run a command without a word.
@@ -106,3 +124,10 @@ class Shell:
                 f"'{name}' cannot be run: {problem.strerror}; did 'make setup' end well?"
             ) from problem
         return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def _checked(line: str, ran: Ran, code: int) -> Ran:
+    if ran.code != code:
+        said = (ran.err or ran.out).strip()
+        raise Broken(f"'{line}' ended with code {ran.code} and not {code}; it said: {said[-500:]}")
+    return ran

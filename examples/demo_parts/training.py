@@ -16,32 +16,32 @@ from demo_parts.narration import Broken
 from demo_parts.shell import PROGRAMS, environment
 
 EXAMPLES = Path(__file__).resolve().parents[1]
-TRAINING_S = 120.0
+TERMINALS = (("baseline", "boosted"), ("hasty", "wide"))
+"""The variants that examples/flights/train.py makes, side by side."""
+TRAINING_S = 240.0
 """The longest that one training may take."""
-AT_A_TIME = 2
-"""Trainings that run beside one another."""
 
 
-def command(variant: str) -> str:
-    """What a person types to train a variant, in a folder that has the examples beside it."""
-    return f"python examples/flights/train.py --variant {variant} --out models/{variant}"
+def command(*variants: str) -> str:
+    """What a person types to train variants, in a folder that has the examples beside it."""
+    return f"python examples/flights/train.py --variant {' '.join(variants)} --out models"
 
 
-def train(variants: Sequence[str], folder: Path, rows: Path) -> dict[str, str]:
-    """Train all variants below `folder`/models and write the rows of the traffic; two processes at a time.
+def train(folder: Path, rows: Path) -> str:
+    """Train all variants below `folder`/models, and write the rows of the traffic.
 
     Returns:
-        What each training printed, by variant.
+        What the trainings printed.
 
     Raises:
         Broken: one of them failed, with its last words.
     """
     (folder / "examples").symlink_to(EXAMPLES)
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        trainings = {v: pool.submit(_run, command(v).split(), folder, folder) for v in variants}
+    with ThreadPoolExecutor(len(TERMINALS)) as pool:
+        trainings = [pool.submit(_run, command(*some).split(), folder, folder) for some in TERMINALS]
         replay = pool.submit(_run, ["python", "-m", "demo_parts.training", str(rows)], folder, EXAMPLES)
         replay.result()
-        return {variant: training.result() for variant, training in trainings.items()}
+        return "".join(training.result() for training in trainings)
 
 
 def _run(words: Sequence[str], folder: Path, where: Path) -> str:

@@ -11,6 +11,7 @@ variants:
     hasty      made in a hurry, with three mistakes that people really make; see HASTY below
 
     python examples/flights/train.py --variant boosted --out DIR
+    python examples/flights/train.py --variant boosted wide --out DIR    # into DIR/boosted and DIR/wide
 
 All variants take the same fifteen inputs by name and give the same two outputs, so that any of them can stand
 in for any other. The seed decides everything that is drawn.
@@ -396,11 +397,15 @@ def describe(name: str, metadata: dict[str, Any], folder: Path) -> str:
 
 def main() -> None:
     """Train what the command line names, and print its figures."""
-    parser = argparse.ArgumentParser(description="Train a variant of the flights model.")
-    parser.add_argument("--variant", choices=list(VARIANTS), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the model into")
+    parser = argparse.ArgumentParser(description="Train variants of the flights model.")
+    parser.add_argument("--variant", choices=list(VARIANTS), nargs="+", required=True)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write the model into; of several, each below it"
+    )
     chosen = parser.parse_args()
-    print(describe(chosen.variant, train(chosen.variant, chosen.out), chosen.out))
+    for variant in chosen.variant:
+        out = chosen.out / variant if len(chosen.variant) > 1 else chosen.out
+        print(describe(variant, train(variant, out), out))
 
 
 if __name__ == "__main__":

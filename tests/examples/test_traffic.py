@@ -142,3 +142,29 @@ def test_an_aircraft_carries_many_callers(traffic: Any) -> None:
 
     assert [question.caller for question in asked] == ["n1/1", "n1/2", "n1/3"] * 2
     assert b"x-user-id: n1/2\r\n" in asked[1].payload
+
+
+def test_a_connection_that_the_server_has_closed_is_not_asked_again(traffic: Any) -> None:
+    """A server may close a connection that was kept for long: the next question takes another one."""
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def ask_twice() -> Any:
+        server = await asyncio.start_server(once, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        seen = traffic.Seen()
+        caller = traffic.Caller(f"http://127.0.0.1:{port}/", seen)
+        question = traffic.Question("ann", b"POST / HTTP/1.1\r\n\r\n")
+        async with server:
+            await caller.ask(question, 0.0)
+            assert await caller._idle[0][0].read() == b"", "it was closed"
+            await caller.ask(question, 0.0)
+            caller.close()
+        return seen
+
+    seen = asyncio.run(ask_twice())
+
+    assert (seen.failed, seen.statuses) == (0, {"200": 2})
