@@ -130,6 +130,7 @@ BENCHES: tuple[Bench, ...] = (
     Bench("mlflow_side_by_side", QUICK, table_itself),
     Bench("transfer", QUICK, table_itself),
     Bench("gateway_cost", QUICK, table_itself),
+    Bench("gateway_capacity", QUICK, table_itself),
     Bench("batching", QUICK, table_itself),
     Bench("serving_side_by_side", QUICK, table_itself),
     Bench("store_speed", ("--seconds", "0.2"), of_store_speed),
