@@ -23,6 +23,8 @@ __all__ = ["rollout"]
 SUCCEEDED, TAKEN_BACK, HELD, NO_TRAFFIC = 0, 3, 8, 12
 """How `wait` ends: as the command line's codes say (3 a gate failed, 8 pending), and 12 for what none of them
 says; docs/explanation/decisions/0010 has the reasons."""
+SLOW_MS = 250.0
+"""From when on an answer of a log is slow, unless it is said: as endpoints have it by themselves."""
 _UNIT_S = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 
 
@@ -98,11 +100,40 @@ def rollout_verdict(session: Session, endpoint: str) -> int:
 @verb(rollout, "simulate")
 @click.argument("endpoint", metavar=EITHER)
 @plan_options
+@click.option("--log", metavar="FILE", help="A prediction log in Parquet, instead of recorded counts.")
+@click.option("--key", metavar="COLUMN", help="The log's column that tells callers apart.")
+@click.option("--slow-ms", type=float, metavar="MS", help="From when on an answer of the log is slow [250].")
+@click.option("--seed", type=int, metavar="N", help="Another seed draws other callers for the candidate [1].")
+@click.option("--runs", type=int, metavar="N", help="Rollouts to simulate of each kind [200].")
 def rollout_simulate(
-    session: Session, endpoint: str, plan_file: str | None, strategy: str | None, steps: tuple[str, ...]
+    session: Session,
+    endpoint: str,
+    plan_file: str | None,
+    strategy: str | None,
+    steps: tuple[str, ...],
+    log: str | None,
+    key: str | None,
+    slow_ms: float | None,
+    seed: int | None,
+    runs: int | None,
 ) -> None:
-    """Lead the recorded counts of a former rollout through a plan: what would have happened when."""
-    told = session.client.simulate_rollout(endpoint, stated(plan_file, strategy, steps))
+    """Lead what was recorded through a plan: what would have happened when.
+
+    Without --log, the counts of a former rollout. With it, the requests of a prediction log: many rollouts of
+    a candidate as good as stable, and of worse ones, under the traffic that there was; no server is asked.
+    """
+    plan = stated(plan_file, strategy, steps)
+    if log is not None:
+        from modelkeep.cli.rehearsals import rehearse
+
+        slow = SLOW_MS if slow_ms is None else slow_ms
+        rehearse(
+            session, endpoint, log, plan, key=key, slow_ms=slow, seed=1 if seed is None else seed, runs=runs
+        )
+        return
+    if any(option is not None for option in (key, slow_ms, seed, runs)):
+        raise click.UsageError("--key, --slow-ms, --seed and --runs are about a log; name it with --log.")
+    told = session.client.simulate_rollout(endpoint, plan)
     session.answer(told, [told.ended.value if told.ended is not None else ""], verdict_views.simulation(told))
 
 

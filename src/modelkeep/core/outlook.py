@@ -11,6 +11,7 @@ bound of a share that was never seen, 1 - error^(1/runs) (Clopper and Pearson 19
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -72,14 +73,13 @@ def outlook(plan: Plan, flow: Flow, *, seed: int, runs: int = RUNS) -> Outlook:
     _check(flow, seed, runs)
     if not plan.steps:
         raise errors.InvalidPlan("A shadow moves no traffic, so there is nothing to forecast of it.")
-    horizon_s = _horizon_s(plan)
     healthy = simulate(plan, flow, odds=1.0, seed=seed, runs=runs)
     return Outlook(
         runs=runs,
         seed=seed,
-        horizon_s=horizon_s,
+        horizon_s=horizon_s(plan),
         error=1.96 * 0.5 / math.sqrt(runs),
-        healthy=_healthy(plan, healthy),
+        healthy=healthy_of(plan, healthy),
         regressions=tuple(
             _regression(plan, flow, odds, simulate(plan, flow, odds=odds, seed=seed, runs=runs))
             for odds in REGRESSIONS
@@ -97,40 +97,55 @@ def simulate(plan: Plan, flow: Flow, *, odds: float, seed: int, runs: int) -> Ru
     _check(flow, seed, runs)
     if not 1 / ODDS_MAX <= odds <= ODDS_MAX:
         raise errors.InvalidPlan(f"The odds ratio {odds} is out of range; give one like 2.")
-    world = _World(plan, flow, odds, runs, np.random.default_rng([seed, *str(odds).encode()]))
-    horizon_s, now = _horizon_s(plan), _before_steps_s(plan)
-    while now < horizon_s and world.open.any():
-        lasts = max(1.0, (now - _before_steps_s(plan)) / FINENESS)
+    world = _Drawn(plan, flow, odds, runs, np.random.default_rng([seed, *str(odds).encode()]))
+    return lead(world, horizon_s(plan))
+
+
+def lead(world: "World", until_s: float) -> Runs:
+    """Let rollouts run to their ends, or until there is nothing more to see."""
+    now = before = before_steps_s(world.plan)
+    while now < until_s and world.open.any():
+        lasts = max(1.0, (now - before) / FINENESS)
         now += lasts
         world.turn(now, lasts)
-    return Runs(world.ends, world.ended_s, world.full_s, world.callers, world.failed)
+    return world.outcome
 
 
-def _before_steps_s(plan: Plan) -> float:
+def before_steps_s(plan: Plan) -> float:
     """How long the candidate has no share: under its preview address, or while copies are compared (which are
     taken to be enough by then)."""
     return plan.preview_s + (plan.shadow_s if plan.steps else 0.0)
 
 
-def _horizon_s(plan: Plan) -> float:
+def horizon_s(plan: Plan) -> float:
     """How long is simulated: the preview, then the sum of the longest times."""
-    return _before_steps_s(plan) + math.fsum(step.max_s for step in plan.steps)
+    return before_steps_s(plan) + math.fsum(step.max_s for step in plan.steps)
 
 
-class _World:
-    """A row of rollouts of one plan, and the evidence of each."""
+class Counts(Struct, frozen=True):
+    """Who came in one tick, an entry each for each rollout, on the candidate and on stable: new callers,
+    callers with their first error and with their first slow answer; and on the candidate, new callers whose
+    first request failed."""
 
-    def __init__(self, plan: Plan, flow: Flow, odds: float, runs: int, rng: np.random.Generator) -> None:
-        self.plan, self.flow, self.rng = plan, flow, rng
-        self.failing = (scaled_rate(flow.failing, odds), flow.failing)
+    callers: tuple[Array, Array]
+    failing: tuple[Array, Array]
+    slow: tuple[Array, Array]
+    failed_at_once: Array
+
+
+class World(ABC):
+    """A row of rollouts of one plan, and the evidence of each. Who comes is for others to say."""
+
+    def __init__(self, plan: Plan, runs: int) -> None:
+        self.plan = plan
         self.weights = np.array([step.weight_ppm for step in plan.steps])
         self.least_s = np.array([step.min_s for step in plan.steps])
         self.most_s = np.array([step.max_s for step in plan.steps])
         self.step = np.zeros(runs, dtype=np.int64)
-        self.since_s = np.full(runs, _before_steps_s(plan))
+        self.since_s = np.full(runs, before_steps_s(plan))
         self.ends = np.full(runs, End.OPEN, dtype=np.int64)
         self.ended_s = np.full(runs, np.inf)
-        self.full_s = np.where(self.weights[self.step] == WHOLE_PPM, _before_steps_s(plan), np.inf)
+        self.full_s = np.where(self.weights[self.step] == WHOLE_PPM, before_steps_s(plan), np.inf)
         self.callers = np.zeros(runs, dtype=np.int64)
         self.callers_before = np.zeros(runs, dtype=np.int64)
         self.failed = np.zeros(runs, dtype=np.int64)
@@ -147,15 +162,25 @@ class _World:
         """Which rollouts are under way."""
         return np.equal(self.ends, End.OPEN)
 
+    @property
+    def outcome(self) -> Runs:
+        """What has become of them."""
+        return Runs(self.ends, self.ended_s, self.full_s, self.callers, self.failed)
+
     def turn(self, now: float, lasts: float) -> None:
         """One tick: callers come, the evidence grows, and each rollout does what its plan says."""
-        self._count(lasts)
+        self._take(self.come(now, lasts))
         plan = self.plan
         alarm = log_threshold(apart(plan).alpha)
         proof = log_threshold(plan.beta / 2)
         states = {"errors": self.errors, "latency": self.slow, "traffic shares": self.shares}
         against = np.max(
-            [math.log(share) + states[name].max_log_v for name, share in omega(plan).items()], axis=0
+            [
+                math.log(share) + states[name].max_log_v
+                for name, share in omega(plan).items()
+                if name in states
+            ],
+            axis=0,
         )
         if plan.strategy is not Strategy.ROLLING:
             worse = (against >= alarm) | (self.high.max_log_v >= alarm)
@@ -178,47 +203,67 @@ class _World:
         whole = onward & (self.weights[self.step] == WHOLE_PPM)
         self.full_s[whole] = now
 
-    def _count(self, lasts: float) -> None:
-        """Let callers come to the rollouts that are under way, and take them in."""
-        flow, rng, weight = self.flow, self.rng, self.weights[self.step]
-        share, come = weight / WHOLE_PPM, self.open * flow.callers_per_s * lasts
-        c, s = rng.poisson(come * share), rng.poisson(come * (1 - share))
-        x, y = rng.binomial(c, self.failing[0]), rng.binomial(s, self.failing[1])
-        first = rng.binomial(x, flow.failing_first / flow.failing)
-        slow_c, slow_s = rng.binomial(c, flow.slow), rng.binomial(s, flow.slow)
-        self.callers += c
-        self.failed += x
-        specs = self.specs
-        for state, spec, on_candidate, on_stable in (
-            (self.errors, specs.errors, x, y),
-            (self.no_worse, specs.no_worse, x, y),
-            (self.slow, specs.slow, slow_c, slow_s),
-            (self.shares, specs.shares, c, s),
+    @abstractmethod
+    def come(self, now: float, lasts: float) -> Counts:
+        """Who comes to the rollouts that are under way, until `now` from `lasts` seconds before."""
+
+    def _take(self, counts: Counts) -> None:
+        """Take one tick in."""
+        weight, specs = self.weights[self.step], self.specs
+        self.callers += counts.callers[0]
+        self.failed += counts.failing[0]
+        for state, spec, (on_candidate, on_stable) in (
+            (self.errors, specs.errors, counts.failing),
+            (self.no_worse, specs.no_worse, counts.failing),
+            (self.slow, specs.slow, counts.slow),
+            (self.shares, specs.shares, counts.callers),
         ):
             state.update(*log_e_callers(spec, on_candidate, on_stable, weight))
         alone = weight == WHOLE_PPM
-        self.low.update(*log_e_trials(specs.low_rate, c, first))
-        self.high.update(*log_e_trials(specs.high_rate, c * alone, first * alone))
+        come, first = counts.callers[0], counts.failed_at_once
+        self.low.update(*log_e_trials(specs.low_rate, come, first))
+        self.high.update(*log_e_trials(specs.high_rate, come * alone, first * alone))
 
     def _end(self, which: Array, how: End, now: float) -> None:
         self.ends[which] = how
         self.ended_s[which] = now
 
 
+class _Drawn(World):
+    """Callers are drawn at random from a flow; each has its trouble at its first request or never."""
+
+    def __init__(self, plan: Plan, flow: Flow, odds: float, runs: int, rng: np.random.Generator) -> None:
+        super().__init__(plan, runs)
+        self._flow, self._rng = flow, rng
+        self._failing = (scaled_rate(flow.failing, odds), flow.failing)
+
+    def come(self, now: float, lasts: float) -> Counts:
+        """Draw who comes."""
+        flow, rng = self._flow, self._rng
+        share = self.weights[self.step] / WHOLE_PPM
+        expected = self.open * flow.callers_per_s * lasts
+        c, s = rng.poisson(expected * share), rng.poisson(expected * (1 - share))
+        x, y = rng.binomial(c, self._failing[0]), rng.binomial(s, self._failing[1])
+        first = rng.binomial(x, flow.failing_first / flow.failing)
+        slow = rng.binomial(c, flow.slow), rng.binomial(s, flow.slow)
+        return Counts((c, s), (x, y), slow, first)
+
+
 # -------------------------------------------------------------------------------------------- what came of it
 
 
-def _healthy(plan: Plan, found: Runs) -> Healthy:
-    taken = _share(found, End.TAKEN_BACK)
+def healthy_of(plan: Plan, found: Runs) -> Healthy:
+    """What became of candidates that are as good as stable."""
+    taken = share_of(found, End.TAKEN_BACK)
     return Healthy(
         alpha=plan.alpha,
         taken_back=taken,
         taken_back_at_most=at_most(round(taken * len(found.ends)), len(found.ends)),
-        inconclusive=_share(found, End.INCONCLUSIVE),
-        waiting=_share(found, End.OPEN),
-        full_half_s=_reached(found.full_s, 0.5),
-        full_nine_tenths_s=_reached(found.full_s, 0.9),
-        done_half_s=_reached(np.where(found.ends == End.DONE, found.ended_s, np.inf), 0.5),
+        inconclusive=share_of(found, End.INCONCLUSIVE),
+        waiting=share_of(found, End.OPEN),
+        full_half_s=reached(found.full_s, 0.5),
+        full_nine_tenths_s=reached(found.full_s, 0.9),
+        done_half_s=reached(np.where(found.ends == End.DONE, found.ended_s, np.inf), 0.5),
     )
 
 
@@ -236,11 +281,11 @@ def _regression(plan: Plan, flow: Flow, odds: float, found: Runs) -> Regression:
     return Regression(
         odds=odds,
         formula_s=told.detect_s,
-        seen=_share(found, End.TAKEN_BACK),
-        tenth_s=_reached(seen_s, 0.1),
-        half_s=_reached(seen_s, 0.5),
-        nine_tenths_s=_reached(seen_s, 0.9),
-        passed=_share(found, End.DONE),
+        seen=share_of(found, End.TAKEN_BACK),
+        tenth_s=reached(seen_s, 0.1),
+        half_s=reached(seen_s, 0.5),
+        nine_tenths_s=reached(seen_s, 0.9),
+        passed=share_of(found, End.DONE),
         callers=float(np.quantile(found.callers, 0.5)),
         callers_nine_tenths=float(np.quantile(found.callers, 0.9)),
         requests=float(np.quantile(found.callers, 0.5)) * flow.requests_per_caller,
@@ -254,11 +299,12 @@ def _steps(plan: Plan, found: Runs) -> Sequence[Step]:
     return [Step(weight_ppm=step.weight_ppm, lasts_s=step.min_s) for step in compared]
 
 
-def _share(found: Runs, how: End) -> float:
+def share_of(found: Runs, how: End) -> float:
+    """The share of the rollouts that ended so."""
     return float(np.mean(found.ends == how))
 
 
-def _reached(times_s: Array, share: float) -> float | None:
+def reached(times_s: Array, share: float) -> float | None:
     """When this share of all runs had got there; None when fewer ever did."""
     place = math.ceil(share * len(times_s)) - 1
     value = float(np.sort(times_s)[place])
