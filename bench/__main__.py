@@ -132,6 +132,7 @@ BENCHES: tuple[Bench, ...] = (
     Bench("gateway_cost", QUICK, table_itself),
     Bench("gateway_capacity", QUICK, table_itself),
     Bench("batching", QUICK, table_itself),
+    Bench("on_demand", QUICK, table_itself),
     Bench("serving_side_by_side", QUICK, table_itself),
     Bench("store_speed", ("--seconds", "0.2"), of_store_speed),
     Bench("blob_throughput", ("--size-mib", "16", "--rounds", "1"), of_blob_throughput),
