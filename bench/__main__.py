@@ -131,6 +131,7 @@ BENCHES: tuple[Bench, ...] = (
     Bench("transfer", QUICK, table_itself),
     Bench("gateway_cost", QUICK, table_itself),
     Bench("gateway_capacity", QUICK, table_itself),
+    Bench("soak", QUICK, table_itself),
     Bench("batching", QUICK, table_itself),
     Bench("on_demand", QUICK, table_itself),
     Bench("serving_side_by_side", QUICK, table_itself),

@@ -39,9 +39,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 # ------------------------------------------------------------------------------------------------- benchmarks
 
-ALONE = dict.fromkeys(
+BRIEF: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("control_plane", "mlflow_side_by_side", "serving_side_by_side", "start_times"), ("--alone",)
-)
+) | {"soak": ("--seconds", "3")}
 """MLflow, where a developer has installed it, is left out: it takes ten seconds to start."""
 
 
@@ -50,7 +50,7 @@ ALONE = dict.fromkeys(
 @pytest.mark.parametrize("bench", whole.BENCHES, ids=lambda bench: bench.name)
 def test_each_benchmark_runs_quickly_and_answers(bench: whole.Bench, tmp_path: Path) -> None:
     """Each one measures something, in its short form, and its answer makes a table that can be read."""
-    words = [f"bench.{bench.name}", "--json", *bench.quick, *ALONE.get(bench.name, ())]
+    words = [f"bench.{bench.name}", "--json", *bench.quick, *BRIEF.get(bench.name, ())]
     done = run(*words)
     assert done.returncode in (0, 1), done.stderr
     table = bench.read(json.loads(done.stdout))
