@@ -28,13 +28,13 @@ GOLDEN = Path(__file__).parent / "golden"
 # `deep` looks for new ones: HYPOTHESIS_PROFILE=deep make test ARGS=tests/properties
 settings.register_profile(
     "default",
-    max_examples=50,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("deep", max_examples=1_000, deadline=None, print_blob=True)
+settings.register_profile("deep", max_examples=300, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
@@ -46,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("external")
         if fixtures & MLFLOW_FIXTURES:
             item.add_marker("mlflow")
+        if "mlflow_server" in fixtures:
+            item.add_marker("long")
         if "golden" in fixtures:
             item.add_marker("golden")
         for mark in item.iter_markers("req"):

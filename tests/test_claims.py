@@ -4,6 +4,7 @@ Only names are compared here. Whether a test deserves the name it bears is for w
 """
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ NAMED = re.compile(r"^Invariant (\d+): ")
 CHECKS = ("assert ", "with pytest.raises(")
 
 
+@functools.cache
 def parsed(folder: Path) -> dict[str, ast.Module]:
     """The test files below a folder."""
     return {str(file.relative_to(TESTS)): ast.parse(file.read_text()) for file in folder.rglob("test_*.py")}
@@ -39,6 +41,7 @@ def invariants_named(tree: ast.Module) -> set[int]:
     return named
 
 
+@functools.cache
 def marked_with(tree: ast.Module, mark: str = "req") -> set[str]:
     """The words in the marks of a file."""
     return {

@@ -78,6 +78,30 @@ def test_a_prepared_database_is_made_once_and_copied(postgres_server: PostgresSe
     postgres_server.drop_database(second)
 
 
+def test_a_lent_database_comes_back_as_it_was(postgres_server: PostgresServer) -> None:
+    """Rows that were added, changed or removed are as before, although they refer to each other."""
+
+    def prepare(url: str) -> None:
+        with psycopg.connect(url) as connection:
+            connection.execute("create table a (x int primary key)")
+            connection.execute("create table b (y int references a)")
+            connection.execute("insert into a values (1)")
+
+    with postgres_server.lend(prepare) as first, psycopg.connect(first, autocommit=True) as connection:
+        connection.execute("update a set x = 2")
+        connection.execute("insert into b values (2)")
+    with postgres_server.lend(prepare) as second, psycopg.connect(second, autocommit=True) as connection:
+        assert second == first
+        assert connection.execute("select x from a").fetchall() == [(1,)]
+        assert connection.execute("select y from b").fetchall() == []
+        connection.execute("alter table b add column z int")
+    with postgres_server.lend(prepare) as third, psycopg.connect(third) as connection:
+        assert third != second
+        assert connection.execute("select * from b").description is not None
+        assert len(connection.execute("select * from b").description or ()) == 1
+    postgres_server.drop_database(third)
+
+
 @pytest.mark.external
 def test_a_durable_server_comes_back_after_a_crash_with_every_committed_row() -> None:
     """Killed in the middle, it starts again on the same address and has what it acknowledged."""

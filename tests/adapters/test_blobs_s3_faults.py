@@ -36,6 +36,7 @@ def open_bucket(server: S3Server, spool: Path, **changes: Any) -> S3Blobs:
     return S3Blobs(known.pop("bucket"), spool, **known)
 
 
+@pytest.mark.long
 @pytest.mark.network
 def test_an_upload_waits_for_a_server_that_is_gone(tmp_path: Path) -> None:
     """With the server away a commit fails in time and keeps the upload; when it is back the same commit

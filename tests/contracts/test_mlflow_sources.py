@@ -14,7 +14,7 @@ from tests.contracts.mlflow_registry import FilledRegistry, filled_registry
 from tests.mlflow_client import MlflowClient
 from tests.servers import PostgresServer
 
-pytestmark = [pytest.mark.req("T5"), pytest.mark.external]
+pytestmark = [pytest.mark.req("T5"), pytest.mark.external, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def on_postgres(
         yield filled
 
 
-@pytest.fixture(params=["server", "database", pytest.param("postgres", marks=pytest.mark.long)])
+@pytest.fixture(params=["server", "database", "postgres"])
 def source(request: pytest.FixtureRequest) -> Iterator[MlflowSource]:
     """The registry through one of the adapters: its server, its SQLite file, its Postgres database."""
     where = "on_postgres" if request.param == "postgres" else "registry"

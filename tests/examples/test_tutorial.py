@@ -120,6 +120,7 @@ class Typist:
             assert process.wait(30) == 0
 
 
+@pytest.mark.long
 @pytest.mark.journey
 @pytest.mark.req("U4", "V1", "V9", "V10", "S1", "S3")
 def test_the_tutorial_can_be_typed_as_it_stands() -> None:

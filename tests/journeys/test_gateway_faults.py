@@ -423,6 +423,7 @@ def test_a_gateway_starts_from_its_cache_alone(tmp_path: Path, plane: FakeContro
         gateway.close()
 
 
+@pytest.mark.long
 @pytest.mark.req("S6")
 def test_lost_replies_and_an_absent_control_plane_lose_no_count(
     tmp_path: Path, plane: FakeControlPlane

@@ -174,6 +174,7 @@ def test_feedback_comes_late_and_as_often_as_it_likes(tmp_path: Path, plane: Fak
     assert (held[asked, 0], held["other", 1]) == (False, {"y": 2.5})
 
 
+@pytest.mark.long
 @pytest.mark.req("S11", "S5")
 def test_a_killed_recorder_costs_callers_nothing(tmp_path: Path, plane: FakeControlPlane) -> None:
     """Under load the recorder is killed twice: every caller is answered, what was flushed is readable at any
@@ -260,6 +261,7 @@ def test_a_shadow_that_fails_fails_alone(tmp_path: Path, plane: FakeControlPlane
         assert (pairs(plane).only_shadow_failed, pairs(plane).compared) == (10, 0)
 
 
+@pytest.mark.long
 @pytest.mark.req("S5")
 def test_a_shadow_that_hangs_slows_nobody(tmp_path: Path, plane: FakeControlPlane) -> None:
     """It answers nothing for a minute: callers are answered as fast as before, its copies stay few, the rest

@@ -139,6 +139,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.long
 @pytest.mark.req("T1", "T3", "T4")
 def test_what_people_call_besides(mlflow_client: MlflowClient, server: Server, tmp_path: Path) -> None:
     """What is logged in unusual ways is read back, a registered model is evaluated, and no refusal makes the

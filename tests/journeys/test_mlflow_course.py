@@ -14,6 +14,7 @@ SETOSA, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.7, 3.3, 5.7, 2.5]
 """Two flowers that no classifier mistakes: of the first and of the last kind."""
 
 
+@pytest.mark.long
 @pytest.mark.journey
 @pytest.mark.req("T3", "T4")
 def test_the_course_runs_with_nothing_but_the_tracking_address(

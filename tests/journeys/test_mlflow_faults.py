@@ -93,6 +93,7 @@ class Writer:
         return seed * (seed[0] * (40 if seed[1] < 32 else 1) + 1)
 
 
+@pytest.mark.long
 @pytest.mark.network
 def test_a_killed_server_has_lost_nothing_that_was_logged(tmp_path: Path) -> None:
     """Killed while clients log batches, send files and register versions of them."""

@@ -74,6 +74,7 @@ def committed(folder: Path) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.long
 @pytest.mark.req("T1", "V4", "G11")
 def test_a_version_knows_the_project_that_made_it(trained: Trained) -> None:
     """The commit, the entry point, the params, the data and the packages of `mlflow run` are the version's,

@@ -119,6 +119,7 @@ def ours(folder: Path) -> Iterator[str]:
         server.stop()
 
 
+@pytest.mark.long
 def test_the_real_client_makes_webhooks(mlflow_client: MlflowClient, tmp_path: Path) -> None:
     """Make, read, change, try, disable, delete; what happens is told in MLflow's words, in order, signed as
     it signs; what is wrong is refused under its codes."""

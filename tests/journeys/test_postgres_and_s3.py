@@ -236,6 +236,7 @@ def test_a_models_life_on_postgres_and_s3(site: Site) -> None:
     assert (target / "model.onnx").read_bytes() == models.linear_onnx(2.0)
 
 
+@pytest.mark.long
 def test_the_database_dies_and_comes_back(site: Site, durable_postgres: PostgresServer) -> None:
     """kill -9 of Postgres: callers hear what to do and get predictions; then all goes on, nothing lost."""
     server = site.server("one")
@@ -305,6 +306,7 @@ def test_the_bucket_goes_away_and_comes_back(told: dict[str, str]) -> None:
             assert people.ana.verify_version(first.reference).ok
 
 
+@pytest.mark.long
 def test_a_server_dies_in_the_middle_of_an_upload(site: Site) -> None:
     """kill -9 with half a file sent: once a server runs again, the same call goes on from what is stored."""
     server = site.server("one")
@@ -334,6 +336,7 @@ def test_a_server_dies_in_the_middle_of_an_upload(site: Site) -> None:
     assert kinds(site.client(server), "version.registered") == ["version.registered"]
 
 
+@pytest.mark.long
 def test_two_servers_share_one_database_and_one_bucket(site: Site, told: dict[str, str]) -> None:
     """A token made at one works at the other, so does everything else, and a rollout is moved on once."""
     # Given two servers with folders of their own, and the key of the tokens of the first
@@ -388,6 +391,7 @@ def test_two_servers_share_one_database_and_one_bucket(site: Site, told: dict[st
     assert site.client(one).verify_audit() == site.client(two).verify_audit()
 
 
+@pytest.mark.long
 def test_the_page_on_access_does_what_it_says(site: Site) -> None:
     """Every command of docs/how-to/access.md that starts no process works as it stands there."""
     server = site.server("one")

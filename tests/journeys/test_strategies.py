@@ -110,6 +110,7 @@ def world() -> Iterator[World]:
         yield World(house)
 
 
+@pytest.mark.long
 def test_a_candidate_is_previewed_switched_to_and_taken_back_in_one_swap(world: World) -> None:
     """Blue-green, by hand: the plan is shown before, the candidate answers under its preview address and to
     nobody else, one word gives it everything, another takes it back, and it does not return uncleared."""
@@ -143,6 +144,7 @@ def test_a_candidate_is_previewed_switched_to_and_taken_back_in_one_swap(world: 
     assert "modelkeep clear" in refused.stderr
 
 
+@pytest.mark.long
 def test_a_rolling_update_is_superseded_and_the_other_one_arrives(world: World) -> None:
     """Rolling, in batches, with no callers at all; a newer rollout takes its place only when told so."""
     house = world.house
@@ -184,6 +186,7 @@ def test_an_a_b_test_reports_at_its_end(world: World) -> None:
     assert house.run("rollout", "explain", "churn").returncode == 0
 
 
+@pytest.mark.long
 def test_a_shadow_is_compared_and_answers_nobody(world: World) -> None:
     """It gets copies of every request; callers hear stable alone; its end says how the answers differ."""
     house = world.house

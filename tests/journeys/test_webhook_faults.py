@@ -66,6 +66,7 @@ def write_until_killed(server: Server, life: int, done: list[str]) -> threading.
     return thread
 
 
+@pytest.mark.long
 def test_none_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
     """Killed again and again while it takes writes and delivers them."""
     chance = random.Random(7)

@@ -32,7 +32,11 @@ def _url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path, *, filled
         yield f"sqlite:///{tmp_path / 'store.db'}"
         return
     server = request.getfixturevalue("postgres_server")
-    url = server.new_database(fill if filled else None)
+    if filled:
+        with server.lend(fill) as url:
+            yield url
+        return
+    url = server.new_database()
     yield url
     server.drop_database(url)
 

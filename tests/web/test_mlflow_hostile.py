@@ -47,6 +47,7 @@ def parts_in(folder: Path) -> list[Path]:
     return list(folder.rglob("uploads/*"))
 
 
+@pytest.mark.long
 @pytest.mark.network
 @pytest.mark.hostile("exhaustion")
 def test_thousands_of_slow_uploads_hold_nobody_up(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_what_the_document_says_is_so(tmp_path: Path) -> None:
     with opened(tmp_path) as house:
         fill(house)
         app = create_app(rehearsing(house), hosts=("testserver",))
-        config = SchemathesisConfig.from_str(CONFIG.format(examples=10))
+        config = SchemathesisConfig.from_str(CONFIG.format(examples=4))
         made, found = findings(schemathesis.openapi.from_asgi("/openapi.json", app, config=config))
         app.dispatcher.close()
     assert not found, "\n\n".join(found[:10])
@@ -99,7 +99,7 @@ def test_what_the_document_says_is_so(tmp_path: Path) -> None:
 def test_a_real_server_keeps_to_the_document(tmp_path: Path) -> None:
     """The same through uvicorn and sockets, with many more requests, whose writes stay."""
     with serving(tmp_path) as server:
-        config = SchemathesisConfig.from_str(CONFIG.format(examples=60))
+        config = SchemathesisConfig.from_str(CONFIG.format(examples=20))
         made, found = findings(schemathesis.openapi.from_url(f"{server.url}/openapi.json", config=config))
     assert not found, "\n\n".join(found[:10])
     assert made > 40 * len(OPERATIONS)

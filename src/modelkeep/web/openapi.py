@@ -94,14 +94,20 @@ def _operation(row: Operation, names: dict[Any, Any], components: dict[str, Any]
     if row.name == "gateway_table":
         described["responses"]["204"] = {"description": "Nothing newer."}
     if row.body is not None:
-        kind = "application/yaml" if row.raw else "application/json"
-        schema = {"type": "string"} if row.raw else names[row.body]
-        described["requestBody"] = {"required": True, "content": {kind: {"schema": schema}}}
+        described["requestBody"] = _body(row, names)
     elif row.name == "upload_file":
         described["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
     if row.open:
         described["security"] = []
     return described
+
+
+def _body(row: Operation, names: dict[Any, Any]) -> dict[str, Any]:
+    if row.raw and row.before is None:  # nobody reads it
+        return {"required": False, "content": {"*/*": {}}}
+    kind = "application/yaml" if row.raw else "application/json"
+    schema = {"type": "string"} if row.raw else names[row.body]
+    return {"required": True, "content": {kind: {"schema": schema}}}
 
 
 def _answer(row: Operation, names: dict[Any, Any]) -> dict[str, Any]:
