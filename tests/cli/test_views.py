@@ -49,7 +49,7 @@ from modelkeep.core.catalog import Metric
 from modelkeep.core.events import GENESIS, Event, EventKind, chain
 from modelkeep.core.forecast import Flow, Healthy, Outlook, Regression
 from modelkeep.core.judgement import Missing, labels_seen
-from modelkeep.core.observation import LabelCounts, Labelled, SideCounts, VersionPhase
+from modelkeep.core.observation import BandCounts, LabelCounts, Labelled, SideCounts, VersionPhase
 from modelkeep.core.plan import JUDGED_LATER
 from modelkeep.core.policy import GateResult, Mode, Outcome
 from modelkeep.core.promotion import Approval, Interval, MoveCause, PromotionRequest, Seen, Vote
@@ -435,7 +435,8 @@ def _labelled() -> Rollout:
     )
     why = f"not enough labels yet: {labels_seen(labels)}"
     found = Judgement(verdict=Verdict.HOLD, why=why, p_value=0.7, missing=Missing.LABELS)
-    return _rollout(plan=judged, labels=labels, judgement=found, held=why, step_since=T0)
+    outputs = BandCounts(candidate=(3, 20, 60, 37), stable=(27, 180, 500, 373))
+    return _rollout(plan=judged, labels=labels, outputs=outputs, judgement=found, held=why, step_since=T0)
 
 
 def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:

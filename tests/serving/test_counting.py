@@ -290,3 +290,25 @@ def test_labels_count_each_caller_once_in_the_tick_of_its_prediction(tmp_path: P
     both = counting.merge(first, second).labels
     assert both is not None
     assert (both.candidate.labels, both.candidate.callers_labelled) == (6, 2)
+
+
+@pytest.mark.req("S7")
+def test_predictions_are_compared_once_a_caller(tmp_path: Path) -> None:
+    """Over ticks and restarts; of a rollout that is over nobody is."""
+    key, memory = ("e", "ro"), Memory(tmp_path / "callers")
+    ledger = Ledger(NOW, 1, memory=memory)
+    ledger.predicted(key, Epoch(1, 1), 5, [(1, 0)], [])
+    ledger.begin(*key)
+    ledger.predicted(key, Epoch(1, 1), 5, [(1, 0), (2, 3)], [(3, 9)])
+    ledger.predicted(key, Epoch(1, 1), 5, [(1, 4), (4, 0)], [])
+    ledger.close(NOW)
+    (first,) = ledger.to_send()
+    assert first.outputs is not None
+    assert (first.outputs.candidate[:4], first.outputs.stable[9]) == ((2, 0, 0, 1), 1)
+    again = Ledger(NOW, 9, memory=memory, resumed=[key])
+    again.predicted(key, Epoch(1, 2), 5, [(1, 0), (5, 1)], [])
+    again.close(NOW)
+    (second,) = again.to_send()
+    both = counting.merge(first, second).outputs
+    assert both is not None
+    assert both.candidate[:4] == (2, 1, 0, 1)

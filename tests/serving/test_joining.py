@@ -13,11 +13,13 @@ from modelkeep.core.feedback import Label
 from modelkeep.core.quality import Kind, Quality, Value
 from modelkeep.core.recording import Privacy, Treatment
 from modelkeep.core.routing import Epoch, Route
+from modelkeep.core.shift import LEARNED_FROM, Shift
 from modelkeep.serving import messages, records
 from modelkeep.serving.awaiting import SLOTS, Awaiting, Prediction
 from modelkeep.serving.joining import FILES_KEPT, SUFFIX, Joining
 from modelkeep.serving.messages import Door
 from modelkeep.serving.prediction_log import FOLDER
+from modelkeep.serving.shifting import Shifting
 from tests.serving import models
 
 SPEC = models.spec({"model.onnx": b"1"}, "1.0.0")
@@ -161,3 +163,25 @@ def test_tables_of_former_rollouts_are_few(tmp_path: Path) -> None:
     refused.watch([ROUTE])
     refused.predicted(predicted("a", [1.0]), SPEC, None)
     assert told(refused, ("a", 1.0)) == []
+
+
+@pytest.mark.req("S7")
+def test_callers_are_put_into_bands_that_the_first_of_them_set() -> None:
+    """The first callers are not counted and set tenths; then each counts once, by its first row, on its side;
+    what is no prediction, and callers of other rollouts, count nothing."""
+    shifting = Shifting()
+    route = structs.replace(ROUTE, quality=None, shift=Shift())
+    shifting.watch([route])
+    for caller in range(LEARNED_FROM):
+        shifting.predicted(predicted("a", [float(caller)], caller), SPEC, None)
+    assert shifting.noted() == []
+    shifting.watch([structs.replace(route, epoch=Epoch(1, 3))])  # a step later the bands are the same
+    for caller, value in ((200, 5.0), (200, 95.0), (201, 95.0), (0, 5.0)):
+        shifting.predicted(predicted("a", [value, 5.0], caller), SPEC, None)
+    shifting.predicted(predicted("a", [15.0], 202, candidate=False), SPEC, None)
+    shifting.predicted(predicted("a", [None], 203), SPEC, None)
+    shifting.predicted(predicted("a", [5.0], 204, rollout="ro_2"), SPEC, None)
+    (told,) = shifting.noted()
+    assert (told.candidate, told.stable) == ([(200, 0), (201, 9)], [(202, 1)])
+    assert (told.epoch, told.candidate_ppm) == (Epoch(1, 2), 100_000)
+    assert shifting.noted() == []

@@ -11,7 +11,7 @@ from modelkeep.cli.show import Screen, Text, duration, moment, number, share
 
 if TYPE_CHECKING:
     from modelkeep.core.answers import Explanation, RolloutForecast, RolloutStatus
-    from modelkeep.core.observation import PairCounts
+    from modelkeep.core.observation import BandCounts, PairCounts
     from modelkeep.core.rollout import Endpoint, Rollout
 
 _STATES = {
@@ -178,6 +178,8 @@ def rollout(found: "Rollout") -> View:
             _report(screen, found)
         if found.pairs is not None:
             _pairs(screen, found.pairs)
+        if found.outputs is not None:
+            _outputs(screen, found.outputs)
         if found.plan.quality is not None and c.requests:
             _labels(screen, found)
         for note in found.notes:
@@ -212,6 +214,20 @@ def _pairs(screen: Screen, pairs: "PairCounts") -> None:
     screen.line(
         f"{count} pairs, {pairs.disagreements} of {pairs.compared} answers differ{widest}; "
         f"{pairs.dropped} copies dropped"
+    )
+
+
+def _outputs(screen: Screen, outputs: "BandCounts") -> None:
+    """What was predicted for callers first, by band."""
+    screen.blank()
+    bands = max(len(outputs.candidate), len(outputs.stable))
+    screen.table(
+        ("predicted for", "callers", *(f"band {number}" for number in range(1, bands + 1))),
+        [
+            (name, sum(side), *(f"{count / sum(side):.0%}" if sum(side) else "" for count in side))
+            for name, side in (("candidate", outputs.candidate), ("stable", outputs.stable))
+        ],
+        right=range(1, bands + 2),
     )
 
 
@@ -362,7 +378,11 @@ def _p_values(evidence: Any) -> list[tuple[str, float]]:
         ("low_rate", "few failures"),
     )
     told = [(text, getattr(evidence, name).p_value) for name, text in names]
-    later = (("wrong", "more wrong predictions"), ("right", "predictions not worse"))
+    later = (
+        ("wrong", "more wrong predictions"),
+        ("right", "predictions not worse"),
+        ("shift", "other predictions"),
+    )
     return told + [(t, getattr(evidence, n).p_value) for n, t in later if getattr(evidence, n).ticks]
 
 

@@ -7,14 +7,17 @@ theory and the simulations. What follows from a verdict is decided in `rollout`,
 
 from collections.abc import Iterable
 from enum import StrEnum
+from itertools import zip_longest
 
 from msgspec import Struct, field, structs
 
 from modelkeep.core import sequential
-from modelkeep.core.observation import Labelled, PairCounts, SideCounts, Tick
+from modelkeep.core.mixing import EProcess
+from modelkeep.core.observation import BandCounts, Labelled, PairCounts, SideCounts, Tick
 from modelkeep.core.plan import Goal, Plan, Strategy
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick, Combined, MeanEProcess, TrialTick
+from modelkeep.core.shift import BandsTick, ShiftProcess, shift_spec, update_bands
 
 EFFECTS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 """The odds ratios that an A/B test looks for, each way."""
@@ -47,6 +50,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
     high_rate: MeanEProcess = field(default_factory=MeanEProcess)
     wrong: BinaryEProcess = field(default_factory=BinaryEProcess)
     right: BinaryEProcess = field(default_factory=BinaryEProcess)
+    shift: ShiftProcess = field(default_factory=ShiftProcess)
     better: BinaryEProcess = field(default_factory=BinaryEProcess)
     worse: BinaryEProcess = field(default_factory=BinaryEProcess)
     pair_errors: BinaryEProcess = field(default_factory=BinaryEProcess)
@@ -57,6 +61,7 @@ class Missing(StrEnum):
     """What is waited for, where nothing else holds a candidate up."""
 
     LABELS = "labels"
+    PREDICTIONS = "predictions"
 
 
 class Judgement(Struct, frozen=True, kw_only=True):
@@ -112,13 +117,14 @@ class Specs(Struct, frozen=True, kw_only=True):
     high_rate: sequential.RateSpec
     wrong: sequential.EProcessSpec | None = None
     right: sequential.EProcessSpec | None = None
+    shift: sequential.EProcessSpec | None = None
     tested: Goal | None = None
     shadowed: bool = False
 
     @staticmethod
     def of(plan: Plan) -> "Specs":
         """The tests that a plan asks for."""
-        quality = plan.quality
+        quality, shift = plan.quality, plan.prediction_shift
         return Specs(
             errors=sequential.fail_spec(margin=plan.margin),
             slow=sequential.fail_spec(margin=plan.slow_margin),
@@ -128,6 +134,7 @@ class Specs(Struct, frozen=True, kw_only=True):
             high_rate=sequential.rate_fail_spec(bound=plan.fail_rate),
             wrong=sequential.fail_spec(margin=quality.margin) if quality is not None else None,
             right=sequential.pass_spec(bound=quality.pass_odds) if quality is not None else None,
+            shift=shift_spec(shift.tolerance) if shift is not None else None,
             tested=plan.goal if plan.strategy is Strategy.AB_TEST else None,
             shadowed=plan.shadow_ppm > 0,
         )
@@ -138,7 +145,7 @@ class Specs(Struct, frozen=True, kw_only=True):
             evidence = self._paired(evidence, tick.pairs)
         if not tick.candidate_ppm:
             return evidence
-        evidence = self._labelled(evidence, tick)
+        evidence = self._compared(self._labelled(evidence, tick), tick)
         c, s, weight = tick.candidate, tick.stable, tick.candidate_ppm
         failing = CallerTick(x=c.callers_first_error, y=s.callers_first_error, weight_ppm=weight)
         slow = CallerTick(x=c.callers_first_slow, y=s.callers_first_slow, weight_ppm=weight)
@@ -174,6 +181,13 @@ class Specs(Struct, frozen=True, kw_only=True):
             right=sequential.update(evidence.right, self.right, mistaken),
         )
 
+    def _compared(self, evidence: Evidence, tick: Tick) -> Evidence:
+        """Callers by what was predicted for them first."""
+        if tick.outputs is None or self.shift is None:
+            return evidence
+        bands = BandsTick(x=tick.outputs.candidate, y=tick.outputs.stable, weight_ppm=tick.candidate_ppm)
+        return structs.replace(evidence, shift=update_bands(evidence.shift, self.shift, bands))
+
     def _paired(self, evidence: Evidence, pairs: PairCounts) -> Evidence:
         """McNemar's test, sequentially: of the pairs in which only one of the two did badly, each lies on
         either side with the same chance when the versions are alike."""
@@ -204,17 +218,19 @@ def omega(plan: Plan) -> dict[str, float]:
         "latency": shares.latency,
         "traffic shares": shares.shares,
         "quality": shares.quality,
+        "prediction shift": shares.prediction_shift,
     }
     return {name: share for name, share in told.items() if share > 0}
 
 
 def combined(plan: Plan, evidence: Evidence) -> Combined:
     """All that speaks against the candidate, under one alpha."""
-    states = {
+    states: dict[str, EProcess] = {
         "errors": evidence.errors,
         "latency": evidence.slow,
         "traffic shares": evidence.shares,
         "quality": evidence.wrong,
+        "prediction shift": evidence.shift,
     }
     shares = omega(plan)
     judged = {name: state for name, state in states.items() if name in shares}
@@ -227,6 +243,7 @@ def judge(
     candidate: SideCounts,
     stable: SideCounts,
     labels: Labelled | None = None,
+    outputs: BandCounts | None = None,
 ) -> Judgement:
     """What the evidence says now: rollback, advance or hold, with the sentence that people read."""
     against = combined(plan, evidence)
@@ -244,6 +261,8 @@ def judge(
             )
         if against.blamed == "quality":
             seen = labels_seen(labels or Labelled())
+        if against.blamed == "prediction shift":
+            seen = outputs_seen(outputs or BandCounts())
         return Judgement(
             verdict=Verdict.ROLLBACK,
             why=f"{_BLAME[against.blamed]}: {seen}; {limit}",
@@ -264,6 +283,14 @@ def judge(
         why = f"not enough evidence yet from {c.new_callers} new callers of the candidate: {seen}"
         return Judgement(
             verdict=Verdict.HOLD, why=why, p_value=against.p_value, contributions=against.contributions
+        )
+    if plan.prediction_shift is not None and (few := _uncompared(outputs, plan.prediction_shift.callers)):
+        return Judgement(
+            verdict=Verdict.HOLD,
+            why=few,
+            p_value=against.p_value,
+            missing=Missing.PREDICTIONS,
+            contributions=against.contributions,
         )
     return _with_labels(plan, evidence, labels, proof, against)
 
@@ -299,6 +326,29 @@ def _with_labels(
         limit = f"below {plan.quality.pass_odds:g} times stable's, shown at {1 - plan.beta:.1%}"
         why = f"{why}; odds of a wrong prediction {limit}: {told}"
     return Judgement(verdict=Verdict.ADVANCE, why=why, passed=passed, p_value=against.p_value)
+
+
+def _uncompared(outputs: BandCounts | None, wanted: int) -> str | None:
+    """Why an advance has to wait until predictions were compared; None where enough were."""
+    counts = outputs or BandCounts()
+    if not sum(counts.candidate):
+        return "no predictions compared yet: holding"
+    if sum(counts.candidate) >= wanted:
+        return None
+    return f"not enough predictions compared yet, {wanted} are wanted: {outputs_seen(counts)}"
+
+
+def outputs_seen(outputs: BandCounts) -> str:
+    """What was predicted, in words: the band in which the two sides are furthest apart."""
+    n, m = sum(outputs.candidate), sum(outputs.stable)
+    apart = [
+        (a / max(1, n), b / max(1, m)) for a, b in zip_longest(outputs.candidate, outputs.stable, fillvalue=0)
+    ]
+    a, b = max(apart, key=lambda shares: abs(shares[0] - shares[1]), default=(0.0, 0.0))
+    return (
+        f"in the band where they are furthest apart lie {a:.1%} of the candidate's {n} callers and {b:.1%} "
+        f"of stable's {m}"
+    )
 
 
 def labels_seen(labels: Labelled) -> str:
@@ -379,5 +429,6 @@ _BLAME = {
     "errors": "more callers fail than on stable",
     "latency": "more callers are answered slowly than on stable",
     "quality": "more callers have wrong predictions than on stable",
+    "prediction shift": "the candidate predicts other things than stable",
     "traffic shares": "the versions do not get the shares of callers they were given",
 }

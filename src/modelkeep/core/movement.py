@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from modelkeep.core import errors, values
 from modelkeep.core.judgement import Evidence, Judgement, WinnerReport
-from modelkeep.core.observation import Labelled, PairCounts, SideCounts, Tick, VersionPhase
+from modelkeep.core.observation import BandCounts, Labelled, PairCounts, SideCounts, Tick, VersionPhase
 from modelkeep.core.plan import CANARY, Plan, Step
 from modelkeep.core.recording import KEEP_ALL, Privacy, check_privacy
 from modelkeep.core.routing import WHOLE_PPM, Epoch, Loading
@@ -152,10 +152,11 @@ class Rollout(Struct, frozen=True, kw_only=True):
     concluded. Once it has succeeded, the stage or the alias that its endpoint follows names the candidate.
 
     `table` is the number of the first routing table that carries it. `labels` are what became known of
-    predictions so far. `step_since` is when the clock of the present state began to run: for a step, when
-    the gateways had confirmed its weight. `requests_before` are the candidate's requests before the
-    present step. `report` is what an A/B test came to, `pairs` what a shadow's answers to copies were,
-    beside stable's. `ticks` were taken in, the last of which arrived at `ticks_until`.
+    predictions so far, `outputs` what was predicted. `step_since` is when the clock of the present state
+    began to run: for a step, when the gateways had confirmed its weight. `requests_before` are the
+    candidate's requests before the present step. `report` is what an A/B test came to, `pairs` what a
+    shadow's answers to copies were, beside stable's. `ticks` were taken in, the last of which arrived at
+    `ticks_until`.
     """
 
     id: str
@@ -198,6 +199,7 @@ class Rollout(Struct, frozen=True, kw_only=True):
     report: WinnerReport | None = None
     pairs: PairCounts | None = None
     labels: Labelled | None = None
+    outputs: BandCounts | None = None
     note: str | None = None
     """Why it goes another way than was asked for, where it does."""
 

@@ -10,12 +10,14 @@ twice and is counted once. This file does not judge.
 import math
 from datetime import datetime
 from enum import StrEnum
+from itertools import zip_longest
 
 from msgspec import Struct
 
 from modelkeep.core import errors, values
 from modelkeep.core.routing import ROUTES_MAX, WHOLE_PPM, Epoch, VersionKey
 from modelkeep.core.sequential import COUNT_MAX
+from modelkeep.core.shift import BANDS
 
 TICKS_PER_REPORT_MAX = 120
 """Ticks that one report carries; older unsent ones are merged, never dropped."""
@@ -156,6 +158,21 @@ class Labelled(Struct, frozen=True, kw_only=True):
         return Labelled(candidate=self.candidate.plus(other.candidate), stable=self.stable.plus(other.stable))
 
 
+class BandCounts(Struct, frozen=True, kw_only=True):
+    """Callers by the band of their first prediction in this rollout, a number a band. What a band is may
+    differ from gateway to gateway, and only the two sides of one tick compare."""
+
+    candidate: tuple[int, ...] = ()
+    stable: tuple[int, ...] = ()
+
+    def plus(self, other: "BandCounts") -> "BandCounts":
+        """The counts of two spans together."""
+        return BandCounts(
+            candidate=tuple(a + b for a, b in zip_longest(self.candidate, other.candidate, fillvalue=0)),
+            stable=tuple(a + b for a, b in zip_longest(self.stable, other.stable, fillvalue=0)),
+        )
+
+
 class Tick(Struct, frozen=True, kw_only=True):
     """One closed span of one endpoint under one epoch.
 
@@ -178,6 +195,8 @@ class Tick(Struct, frozen=True, kw_only=True):
     """What the shadow version said to copies; None where none was compared."""
     labels: Labelled | None = None
     """What became known of predictions; None where nothing did."""
+    outputs: BandCounts | None = None
+    """What was predicted for callers; None where it is not compared."""
 
 
 class VersionPhase(StrEnum):
@@ -297,6 +316,9 @@ def _check_tick(tick: Tick) -> None:
         for name in told.__struct_fields__:
             if not 0 <= getattr(told, name) <= COUNT_MAX:
                 raise errors.Invalid(f"A tick's labels cannot hold {name}={getattr(told, name)}.", field=name)
+    for counts in (tick.outputs.candidate, tick.outputs.stable) if tick.outputs is not None else ():
+        if len(counts) > BANDS or not all(0 <= count <= COUNT_MAX for count in counts):
+            raise errors.Invalid(f"A tick has callers in {BANDS} bands, from 0 on each.", field="outputs")
     _epoch(tick.epoch)
     _number("tick number", tick.number)
     if not 0 <= tick.candidate_ppm <= WHOLE_PPM:

@@ -16,6 +16,7 @@ from msgspec import Struct, field, structs
 from modelkeep.core import codec, errors, values
 from modelkeep.core.quality import Quality, check_quality
 from modelkeep.core.routing import WHOLE_PPM
+from modelkeep.core.shift import Shift, check_shift
 
 SCHEMA = "modelkeep.rollout/v1"
 """The form of the documents that this release reads."""
@@ -104,18 +105,22 @@ class Guards(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How alpha is spent over the metrics that can take a candidate back: callers who fail, callers who are
-    answered slowly, arms that do not get their shares, and callers whose predictions turn out wrong. 0
-    leaves a metric out.
+    answered slowly, arms that do not get their shares, callers whose predictions turn out wrong, and
+    predictions that differ from stable's. 0 leaves a metric out.
     """
 
     errors: float = 0.5
     latency: float = 0.3
     shares: float = 0.2
     quality: float = 0.0
+    prediction_shift: float = 0.0
 
 
 JUDGED_LATER = Metrics(errors=0.4, latency=0.25, shares=0.15, quality=0.2)
-"""How alpha is spent where a plan judges predictions by their labels and says nothing of it."""
+COMPARED = Metrics(errors=0.4, latency=0.25, shares=0.15, prediction_shift=0.2)
+JUDGED_AND_COMPARED = Metrics(errors=0.35, latency=0.2, shares=0.1, quality=0.2, prediction_shift=0.15)
+"""How alpha is spent where a plan judges predictions by their labels, compares them with stable's, or both,
+and says nothing of it."""
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,7 +135,8 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     its preview address before the switch. `ends_at` is when an A/B test ends (without it, after the `min_s`
     of its step), `goal` what it is decided by, and `promote_winner` whether the candidate takes over when it
     has won; otherwise stable goes on and the report is all that follows. `quality` has predictions judged by
-    labels that come later: an advance then needs them too. A shadow gets copies of the share `shadow_ppm` of
+    labels that come later: an advance then needs them too. `prediction_shift` has them compared with
+    stable's as they are made. A shadow gets copies of the share `shadow_ppm` of
     the requests for `shadow_s`, and until `shadow_pairs` were compared; a canary with a `shadow_ppm` begins
     with that and goes on with its steps. `automatic` false leaves each next
     step, and the switch, to a person. `prepare_s` is how long gateways have to load the candidate, counted
@@ -153,6 +159,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fail_rate: float = 0.25
     metrics: Metrics = field(default_factory=Metrics)
     quality: Quality | None = None
+    prediction_shift: Shift | None = None
     on_inconclusive: OnInconclusive = OnInconclusive.HOLD
     automatic: bool = True
     preview_s: float = 0.0
@@ -241,13 +248,21 @@ def check_metrics(plan: Plan) -> None:
             "Predictions are judged by their labels where the plan has a 'quality' and 'metrics' gives it a "
             "share of alpha; write both, or neither."
         )
-    if plan.quality is None:
-        return
-    if plan.strategy is not Strategy.CANARY:
+    if (plan.prediction_shift is None) != (plan.metrics.prediction_shift == 0):
         raise errors.InvalidPlan(
-            f"A plan of {plan.strategy} waits for no labels; leave 'quality' out, or choose canary."
+            "Predictions are compared with stable's where the plan has a 'prediction_shift' and 'metrics' "
+            "gives it a share of alpha; write both, or neither."
         )
-    check_quality(plan.quality)
+    judged = plan.quality is not None or plan.prediction_shift is not None
+    if judged and plan.strategy is not Strategy.CANARY:
+        raise errors.InvalidPlan(
+            f"A plan of {plan.strategy} judges no predictions; leave 'quality' and 'prediction_shift' out, "
+            "or choose canary."
+        )
+    if plan.quality is not None:
+        check_quality(plan.quality)
+    if plan.prediction_shift is not None:
+        check_shift(plan.prediction_shift)
 
 
 def _check_steps(plan: Plan) -> None:
@@ -396,11 +411,18 @@ def chosen(plan: Plan | None, strategy: Strategy | None) -> Plan | None:
     return plan or PRESETS[strategy]
 
 
+_SHARES = {(True, False): JUDGED_LATER, (False, True): COMPARED, (True, True): JUDGED_AND_COMPARED}
+"""By whether a plan has a quality, and a prediction shift."""
+
+
 def completed(document: Any) -> Any:
     """A document with its strategy's own steps and preview, and shares of alpha for all that it has judged,
     where it says nothing of them."""
-    if isinstance(document, dict) and document.get("quality") is not None and "metrics" not in document:
-        document = document | {"metrics": codec.builtins(JUDGED_LATER)}
+    if isinstance(document, dict) and "metrics" not in document:
+        shares = _SHARES.get(
+            (document.get("quality") is not None, document.get("prediction_shift") is not None)
+        )
+        document = document | ({"metrics": codec.builtins(shares)} if shares is not None else {})
     if not isinstance(document, dict) or document.get("strategy") not in list(Strategy):
         return document
     preset = PRESETS[Strategy(document["strategy"])]

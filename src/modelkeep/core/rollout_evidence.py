@@ -33,10 +33,12 @@ def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
     if not own:
         return rollout
     candidate, stable, notes = rollout.candidate_counts, rollout.stable_counts, rollout.notes
-    pairs, labels = rollout.pairs, rollout.labels
+    pairs, labels, outputs = rollout.pairs, rollout.labels, rollout.outputs
     for tick in own:
         if tick.labels is not None:
             labels = labels.plus(tick.labels) if labels is not None else tick.labels
+        if tick.outputs is not None:
+            outputs = outputs.plus(tick.outputs) if outputs is not None else tick.outputs
         if tick.pairs is not None:
             pairs = pairs.plus(tick.pairs) if pairs is not None else tick.pairs
         candidate = candidate.plus(tick.candidate)
@@ -51,6 +53,7 @@ def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
         stable_counts=stable,
         pairs=pairs,
         labels=labels,
+        outputs=outputs,
         notes=notes,
         ticks=rollout.ticks + len(own),
     )
@@ -75,7 +78,7 @@ def judge(rollout: Rollout) -> Judgement:
     copies_only = rollout.pairs is not None and not rollout.candidate_counts.requests
     if plan.strategy is Strategy.SHADOW or rollout.state is RolloutState.SHADOWING or copies_only:
         return judgement.judge_pairs(plan, rollout.evidence, rollout.pairs)
-    seen = (rollout.candidate_counts, rollout.stable_counts, rollout.labels)
+    seen = (rollout.candidate_counts, rollout.stable_counts, rollout.labels, rollout.outputs)
     return judgement.judge(plan, rollout.evidence, *seen)
 
 

@@ -64,6 +64,7 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
         shadow=keys[rollout.candidate] if rollout.state is RolloutState.SHADOWING else None,
         shadow_ppm=rollout.plan.shadow_ppm if rollout.state is RolloutState.SHADOWING else 0,
         quality=rollout.plan.quality,
+        shift=rollout.plan.prediction_shift,
         preview=rollout.plan.strategy is Strategy.BLUE_GREEN and rollout.state is not RolloutState.PREPARING,
     )
 

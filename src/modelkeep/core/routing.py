@@ -20,6 +20,7 @@ from modelkeep.core import codec, errors
 from modelkeep.core.catalog import FileEntry
 from modelkeep.core.quality import Quality
 from modelkeep.core.recording import KEEP_ALL, Privacy
+from modelkeep.core.shift import Shift
 from modelkeep.core.signature import Signature
 from modelkeep.core.values import Digest
 
@@ -150,6 +151,8 @@ class Route(Struct, frozen=True, kw_only=True):
     privacy: Privacy = KEEP_ALL
     quality: Quality | None = None
     """How predictions under this route are held against labels that come later; None: they are not."""
+    shift: Shift | None = None
+    """How they are compared with stable's as they are made; None: they are not."""
     load: Loading = Loading.ALWAYS
 
     @property
@@ -158,6 +161,11 @@ class Route(Struct, frozen=True, kw_only=True):
         then each has to be seen to work, or to be there for the way back."""
         settled = self.candidate is None and self.shadow is None and self.rollout is None
         return self.load is Loading.ON_DEMAND and settled and not self.preview
+
+    @property
+    def judged(self) -> bool:
+        """Whether what is predicted under this route is evidence."""
+        return self.quality is not None or self.shift is not None
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -273,6 +281,7 @@ def rolled_back(route: Route) -> Route:
         shadow_ppm=0,
         rollout=None,
         quality=None,
+        shift=None,
     )
     if route.candidate is not None:
         return settled

@@ -122,6 +122,7 @@ class _Led:
             report=None,
             pairs=None,
             labels=None,
+            outputs=None,
         )
         self.from_at: datetime | None = None
         self.now: datetime | None = None

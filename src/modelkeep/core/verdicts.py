@@ -221,9 +221,10 @@ def judge_counts(question: Question) -> CountsVerdict:
         LimitExceeded: more failures than are judged in one question.
     """
     plan, unit = check_plan(question.plan), question.unit
-    if plan.quality is not None:
+    if plan.quality is not None or plan.prediction_shift is not None:
         raise errors.InvalidPlan(
-            "Counts from elsewhere have no labels that a gateway has joined; leave 'quality' out of the plan."
+            "Counts from elsewhere say nothing of predictions, which only a gateway of ours compares and "
+            "joins with labels; leave 'quality' and 'prediction_shift' out of the plan."
         )
     _check(question)
     specs, evidence = _specs(plan, unit), Evidence()

@@ -17,6 +17,7 @@ from msgspec import Struct
 from modelkeep.core.observation import (
     CALLERS_TRACKED_MAX,
     TICKS_PER_REPORT_MAX,
+    BandCounts,
     LabelCounts,
     Labelled,
     PairCounts,
@@ -24,6 +25,7 @@ from modelkeep.core.observation import (
     Tick,
 )
 from modelkeep.core.routing import Epoch, Role
+from modelkeep.core.shift import BANDS
 from modelkeep.serving.memory import First, Memory, RolloutKey
 from modelkeep.serving.options import ERROR_TEXT_MAX, ERRORS_SEEN_MAX, TICKS_KEPT_MAX
 
@@ -85,7 +87,7 @@ class Callers:
     shares and rates would take a whole population that moves for one that arrives.
     """
 
-    __slots__ = ("arrived", "failed", "labelled", "maximum", "mistaken", "seen", "slow")
+    __slots__ = ("arrived", "failed", "labelled", "maximum", "mistaken", "predicted", "seen", "slow")
 
     def __init__(self, maximum: int = CALLERS_TRACKED_MAX) -> None:
         self.arrived: set[int] = set()
@@ -94,6 +96,7 @@ class Callers:
         self.slow: set[int] = set()
         self.labelled: set[int] = set()
         self.mistaken: set[int] = set()
+        self.predicted: set[int] = set()
         self.maximum = maximum
 
     @property
@@ -106,6 +109,7 @@ class Callers:
             First.SLOW: self.slow,
             First.LABELLED: self.labelled,
             First.MISTAKEN: self.mistaken,
+            First.PREDICTED: self.predicted,
         }
 
     def arrives(self, caller: int) -> bool:
@@ -123,6 +127,10 @@ class Callers:
     def is_mistaken(self, caller: int) -> bool:
         """Whether the caller has a wrong prediction for the first time; past the bound nobody has."""
         return self._enters(caller, self.mistaken)
+
+    def is_predicted(self, caller: int) -> bool:
+        """Whether the caller's predictions are compared for the first time; past the bound nobody's are."""
+        return self._enters(caller, self.predicted)
 
     def _enters(self, caller: int, among: set[int]) -> bool:
         if caller in among or len(among) >= self.maximum:
@@ -253,7 +261,7 @@ class RouteCounts(Struct, frozen=True, kw_only=True):
 
 
 class _OpenTick:
-    __slots__ = ("candidate", "errors_seen", "labels", "pairs", "stable", "started_at")
+    __slots__ = ("candidate", "errors_seen", "labels", "outputs", "pairs", "stable", "started_at")
 
     def __init__(self, started_at: datetime) -> None:
         self.started_at = started_at
@@ -262,6 +270,7 @@ class _OpenTick:
         self.errors_seen: tuple[str, ...] = ()
         self.pairs: PairCounts | None = None
         self.labels: Labelled | None = None
+        self.outputs: BandCounts | None = None
 
 
 _TickKey = tuple[str, str | None, Epoch, int]
@@ -363,6 +372,27 @@ class Ledger:
         told = Labelled(candidate=_told(*candidate, book, noted), stable=_told(*stable, book, noted))
         tick.labels = told if tick.labels is None else tick.labels.plus(told)
 
+    def predicted(
+        self,
+        key: tuple[str, str],
+        epoch: Epoch,
+        ppm: int,
+        candidate: Iterable[tuple[int, int]],
+        stable: Iterable[tuple[int, int]],
+    ) -> None:
+        """Take in what was predicted for callers of a rollout under way.
+
+        Args:
+            candidate, stable: callers, and the band of what was predicted for each.
+        """
+        book = self._books.get(key)
+        if book is None:
+            return  # over, or nobody counts any more
+        tick, noted = self._tick(*key, epoch, ppm), self._noted.setdefault(key, [])
+        sides = (_in_bands(candidate, book, noted), _in_bands(stable, book, noted))
+        told = BandCounts(candidate=sides[0], stable=sides[1])
+        tick.outputs = told if tick.outputs is None else tick.outputs.plus(told)
+
     def crashed(
         self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int, role: Role
     ) -> None:
@@ -410,6 +440,7 @@ class Ledger:
                     errors_seen=tick.errors_seen,
                     pairs=tick.pairs,
                     labels=tick.labels,
+                    outputs=tick.outputs,
                 )
             )
         self._open.clear()
@@ -484,6 +515,18 @@ def _resolve(delta: SideDelta, callers: Callers | None, noted: list[tuple[First,
     )
 
 
+def _in_bands(
+    placed: Iterable[tuple[int, int]], callers: Callers, noted: list[tuple[First, int]]
+) -> tuple[int, ...]:
+    """A side's callers by band, of those who are compared for the first time."""
+    counts = [0] * BANDS
+    for caller, band in placed:
+        if callers.is_predicted(caller):
+            counts[band] += 1
+            noted.append((First.PREDICTED, caller))
+    return tuple(counts)
+
+
 def _told(
     counts: LabelCounts,
     labelled: Iterable[int],
@@ -506,6 +549,11 @@ def merge(first: Tick, second: Tick) -> Tick:
     labels = (
         first.labels.plus(second.labels) if first.labels and second.labels else first.labels or second.labels
     )
+    outputs = (
+        first.outputs.plus(second.outputs)
+        if first.outputs and second.outputs
+        else first.outputs or second.outputs
+    )
     texts = (*first.errors_seen, *(text for text in second.errors_seen if text not in first.errors_seen))
     return msgspec.structs.replace(
         second,
@@ -516,4 +564,5 @@ def merge(first: Tick, second: Tick) -> Tick:
         errors_seen=texts[:ERRORS_SEEN_MAX],
         pairs=pairs,
         labels=labels,
+        outputs=outputs,
     )

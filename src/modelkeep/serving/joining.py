@@ -120,7 +120,7 @@ class Joining:
         table = self._table(key) if quality is not None else None
         if quality is None or table is None:
             return
-        rows = _judged(record, quality, spec, privacy)
+        rows = judged_rows(record, quality.output, spec, privacy)
         epoch = Epoch(record.term, record.seq)
         try:
             for row, said in enumerate(rows[:ROWS_MAX]):
@@ -183,17 +183,21 @@ class Joining:
         self._tables.clear()
 
 
-def _judged(
-    record: records.Predicted, quality: Quality, spec: VersionSpec | None, privacy: Privacy | None
+def judged_rows(
+    record: records.Predicted, output: str | None, spec: VersionSpec | None, privacy: Privacy | None
 ) -> list[Any]:
-    """The rows of the output that is judged; none where it is not there, or not to be kept."""
+    """The rows of the output of that name (None: the first); none where it is not there, or not to be kept.
+
+    Raises:
+        Nothing: a model may have answered anything.
+    """
     try:
         found: Mapping[str, list[Any]] = outputs(Door(record.door), record.body)
     except UNREADABLE:
         return []
     known = spec.signature.outputs if spec is not None and spec.signature is not None else ()
     first = known[0].name if known else next(iter(found), "")
-    name = quality.output or first
+    name = output or first
     if privacy is not None and privacy.of(name) is not Treatment.KEEP:
         return []
     if name in found:

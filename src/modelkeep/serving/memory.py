@@ -37,6 +37,7 @@ class First(IntEnum):
     SLOW = 3
     LABELLED = 4
     MISTAKEN = 5
+    PREDICTED = 6
 
 
 class Memory:

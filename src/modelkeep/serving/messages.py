@@ -306,12 +306,24 @@ class LabelsOf(Struct, frozen=True, kw_only=True):
     stable: ToldSide
 
 
+class BandsOf(Struct, kw_only=True):
+    """Callers with the band of their first prediction, under one epoch and weight of a rollout."""
+
+    endpoint: str
+    rollout: str
+    epoch: Epoch
+    candidate_ppm: int
+    candidate: list[tuple[int, int]] = []
+    stable: list[tuple[int, int]] = []
+
+
 class Noted(Struct, frozen=True, kw_only=True, tag=True):
     """What a recorder compared and joined since it last said so, and how the log stands since its start. Its
     first word means that fronts may connect."""
 
     pairs: list[PairsOf] = []
     labels: list[LabelsOf] = []
+    bands: list[BandsOf] = []
     rows: int = 0
     lost: int = 0
     size_bytes: int = 0

@@ -28,6 +28,7 @@ from modelkeep.serving import frames, labels, messages, pairing, records
 from modelkeep.serving.joining import Joining
 from modelkeep.serving.prediction_log import FOLDER, PredictionLog, require_library
 from modelkeep.serving.processes import die_with_parent, give_up_privileges, new_loop
+from modelkeep.serving.shifting import Shifting
 from modelkeep.serving.tables import Hasher, Rows
 
 FLUSH_S = 1.0
@@ -63,6 +64,7 @@ class Recorder:
         self._labels: dict[str, labels.Labels] = {}
         self._pairs: dict[PairKey, PairCounts] = {}
         self._joining = Joining(data)
+        self._shifting = Shifting()
         self._hasher: Hasher | None = None
         try:
             require_library()
@@ -82,6 +84,7 @@ class Recorder:
             del self._rows[which]
         self._privacy = privacy
         self._joining.watch(watch.routes)
+        self._shifting.watch(watch.routes)
         named = {spec.key for spec in watch.versions}
         self._specs |= {spec.key: spec for spec in watch.versions}
         for key in [key for key in self._specs if key not in named][: max(0, len(self._specs) - SPECS_MAX)]:
@@ -95,6 +98,7 @@ class Recorder:
             case records.Predicted():
                 spec, privacy = self._specs.get(record.version), self._privacy.get(record.endpoint)
                 self._joining.predicted(record, spec, privacy)
+                self._shifting.predicted(record, spec, privacy)
             case records.Pair():
                 epoch = Epoch(record.term, record.seq)
                 key = (record.endpoint, record.rollout, epoch, record.candidate_ppm)
@@ -188,6 +192,7 @@ class Recorder:
                 for (name, rollout, epoch, ppm), counts in pairs.items()
             ],
             labels=self._joining.noted(),
+            bands=self._shifting.noted(),
             rows=state.rows,
             lost=state.lost,
             size_bytes=state.size_bytes,

@@ -80,10 +80,7 @@ class RecorderUnit:
     def watch(self, table: RoutingTable) -> None:
         """Record what this table asks for; starts the process when there is a reason to have one."""
         self._table = table
-        wanted = any(
-            route.log_ppm > 0 or route.shadow is not None or route.quality is not None
-            for route in table.routes
-        )
+        wanted = any(route.log_ppm > 0 or route.shadow is not None or route.judged for route in table.routes)
         if self._task is None:
             if not self._stop.is_set() and (wanted or (self._owner.options.data / FOLDER).is_dir()):
                 self._task = asyncio.get_running_loop().create_task(self._run())

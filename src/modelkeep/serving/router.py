@@ -44,8 +44,8 @@ class Target(Generic[V]):
         self.candidate = versions[route.candidate] if route.candidate is not None else None
         self.previous = versions[route.previous] if route.previous is not None else None
         self.shadow = versions[route.shadow] if route.shadow is not None else None
-        self.remembered = route.quality is not None and route.rollout is not None and route.candidate_ppm > 0
-        """Whether what is predicted is evidence, once its label comes."""
+        self.remembered = route.judged and route.rollout is not None and route.candidate_ppm > 0
+        """Whether what is predicted is evidence, at once or when its label comes."""
         shadowed = self.shadow is not None and route.shadow_ppm > 0
         self.watched = route.log_ppm > 0 or shadowed or self.remembered
         """Whether anything has to be done with an answer but to give it."""

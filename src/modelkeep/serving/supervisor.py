@@ -446,6 +446,9 @@ class Supervisor:
         for labels in noted.labels:
             key, sides = (labels.endpoint, labels.rollout), (labels.candidate, labels.stable)
             self.ledger.labelled(key, labels.epoch, labels.candidate_ppm, *(side.told for side in sides))
+        for bands in noted.bands:
+            key, placed = (bands.endpoint, bands.rollout), (bands.candidate, bands.stable)
+            self.ledger.predicted(key, bands.epoch, bands.candidate_ppm, *placed)
         self.metrics.log = noted
 
     def _remember(self, table: RoutingTable) -> None:
