@@ -18,9 +18,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 
 from modelkeep.core import errors
+from modelkeep.core.movement import Rift
 from modelkeep.service.act import SYSTEM_CONTEXT
+from modelkeep.service.agreement import UNCERTAIN
 from modelkeep.service.deliveries import Letter, Orphan, Quiet, Unsendable
 from modelkeep.service.house import House
 
@@ -28,6 +31,8 @@ LOOK_S = 0.5
 """A rollout is looked at so often although nothing woke us: time itself can be what changes."""
 PAUSE_S = 0.1
 """The least pause between two looks, so that our own commits do not keep us spinning."""
+AGREE_S = 5.0
+"""How often endpoints are compared with what they follow: every act of ours keeps the two together."""
 SWEEP_S = 60.0
 """How often drafts, requests and gateways are swept."""
 DRAFT_GRACE_S = 24 * 3_600.0
@@ -61,6 +66,11 @@ class Controller:
         self._thread = threading.Thread(target=self._run, name="modelkeep-controller", daemon=True)
         self._forget = house.desk.database.on_commit(lambda _sequence: self._woken.set())
         self._swept_at: float | None = None
+        self._agreed_at: float | None = None
+        self._behind = ""
+        """Behind which endpoint the next comparison begins."""
+        self._suspected: dict[str, Rift | None] = {}
+        """What the last comparison found that a report on its way may explain."""
         self._failures: dict[str, tuple[int, float]] = {}
         """Rollouts whose last look failed: how often in a row, and when (monotonic) they are tried again."""
         self.looks = 0
@@ -101,9 +111,32 @@ class Controller:
             if self._stopping.is_set():
                 return
             self._look_at(rollout_id)
+        if self._agreed_at is None or time.monotonic() - self._agreed_at >= AGREE_S:
+            self._agreed_at = time.monotonic()
+            self._attempt("agreement", self.compare)
         if self._swept_at is None or time.monotonic() - self._swept_at >= SWEEP_S:
             self._swept_at = time.monotonic()
             self._sweep()
+
+    def compare(self) -> None:
+        """One page of endpoints: have those mended that do not serve what they follow.
+
+        Raises:
+            StoreUnavailable, Overloaded: nothing could be read.
+        """
+        rollouts = self._house.rollouts
+        began = self._behind
+        news, self._behind = self._house.desk.read(SYSTEM_CONTEXT, rollouts.disagreeing, began)
+        for name, rift in news.items():
+            if rift in UNCERTAIN and self._suspected.get(name) is not rift:
+                continue
+            self._attempt("agreement", partial(self._do, rollouts.agree, name), endpoint=name)
+        others = {
+            name: rift
+            for name, rift in self._suspected.items()
+            if name <= began or (self._behind and name > self._behind)
+        }
+        self._suspected = others | {name: rift for name, rift in news.items() if rift in UNCERTAIN}
 
     def _look_at(self, rollout_id: str) -> None:
         failures, again_at = self._failures.get(rollout_id, (0, 0.0))

@@ -43,6 +43,7 @@ def examine(client: Client, settings: Settings) -> list[Check]:
         checks += [
             *_guarded("who you are", lambda: _caller(client)),
             *_guarded("gateways", lambda: _gateways(client)),
+            *_guarded("endpoints", lambda: _agreement(client)),
         ]
     return checks
 
@@ -109,6 +110,22 @@ def _gateways(client: Client) -> Check:
         ok=not silent,
         found=f"{len(seen) - len(silent)} of {len(seen)} answer",
         advice=f"look at the log of {silent[0].gateway} at {silent[0].url}" if silent else "",
+    )
+
+
+def _agreement(client: Client) -> Check:
+    """Whether endpoints serve what they follow, as the reconciler saw it last."""
+    endpoints = list(client.list_endpoints())
+    apart = [e for e in endpoints if e.disagreement is not None]
+    if not apart:
+        return Check(name="endpoints", ok=True, found=f"{len(endpoints)}, each serves what it follows")
+    first = apart[0]
+    assert first.disagreement is not None, "it was asked for a line ago"
+    return Check(
+        name="endpoints",
+        ok=False,
+        found=f"{len(apart)} of {len(endpoints)} do not agree; {first.name}: {first.disagreement.why}",
+        advice=f"see 'modelkeep endpoint show {first.name}'",
     )
 
 

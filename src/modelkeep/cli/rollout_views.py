@@ -66,6 +66,7 @@ def endpoint(found: "Endpoint") -> View:
                 ("serves", f"#{found.stable}" if found.stable is not None else "nothing yet"),
                 ("before", f"#{found.previous}" if found.previous is not None else None),
                 ("rollout", found.rollout),
+                ("disagrees", Text(disagreement(found), "bad") if found.disagreement else None),
                 ("plan", summary(plan)),
                 ("risk", f"a version no worse is taken back with a chance of at most {plan.alpha:.2%}"),
                 ("key", _key(found)),
@@ -79,6 +80,25 @@ def endpoint(found: "Endpoint") -> View:
         )
 
     return draw
+
+
+def disagreement(found: "Endpoint") -> str:
+    """What the reconciler says of an endpoint that does not serve what it follows."""
+    note = found.disagreement
+    if note is None:
+        return ""
+    return f"{note.why} (since {moment(note.since)}; {_MENDS.get(note.mend, note.mend)})"
+
+
+_MENDS = {
+    "start": "a rollout brings it there",
+    "point": "it names what is served again",
+    "let_go": "that rollout is forgotten",
+    "republish": "the route was said again",
+    "outrank": "the route was made newer",
+    "wait": "the end of the rollout mends it",
+    "nothing": "promote or set what is meant",
+}
 
 
 def _logged(found: "Endpoint") -> str:
@@ -288,6 +308,8 @@ def status(found: "RolloutStatus") -> View:
             f"and serves {found.stable or 'nothing yet'}"
             + (f"; before {found.previous}" if found.previous else ""),
         )
+        if found.endpoint.disagreement is not None:
+            screen.line(Text(f"It disagrees: {disagreement(found.endpoint)}.", "bad"))
         if found.rollout is not None:
             screen.blank()
             rollout(found.rollout)(screen)

@@ -57,6 +57,8 @@ class EventKind(StrEnum):
     ENDPOINT_CREATED = "endpoint.created"  # the stage that it follows, and its settings
     ENDPOINT_CHANGED = "endpoint.changed"  # its settings, or the version it serves after a rollback
     ENDPOINT_DELETED = "endpoint.deleted"
+    ENDPOINT_DISAGREED = "endpoint.disagreed"  # it does not serve what it follows: how, and what is done
+    ENDPOINT_AGREED = "endpoint.agreed"  # it serves again what it follows
     ENDPOINT_DRILLED = "endpoint.drilled"  # a rollback was rehearsed: what it took, and at which gateway
     ROLLOUT_STARTED = "rollout.started"
     ROLLOUT_STEPPED = "rollout.stepped"  # step, weight, the evidence it was decided on

@@ -28,6 +28,37 @@ LEASE_S_MIN, LEASE_S_MAX = 3.0, 86_400.0
 """A lease outlives a few reports that are lost, and ends within a day."""
 
 
+class Rift(StrEnum):
+    """How what an endpoint follows and what it serves can be apart.
+
+    apart      the stage or alias names another version than is served
+    vacant     it names none, and the endpoint goes on serving the last
+    withdrawn  it names a version that was taken back
+    lost       the endpoint names a rollout that is not under way
+    outrun     a gateway has a newer route than the registry, and would ignore it
+    deaf       a gateway has the present table and serves something else
+    """
+
+    APART = "apart"
+    VACANT = "vacant"
+    WITHDRAWN = "withdrawn"
+    LOST = "lost"
+    OUTRUN = "outrun"
+    DEAF = "deaf"
+
+
+class Disagreement(Struct, frozen=True, kw_only=True):
+    """What the reconciler found at an endpoint and has not seen mended yet: `why` in words, `mend` what it
+    did about it. `pointed` and `served` are version numbers."""
+
+    rift: Rift
+    mend: str
+    why: str
+    pointed: int | None = None
+    served: int | None = None
+    since: datetime
+
+
 class Endpoint(Struct, frozen=True, kw_only=True):
     """A stable name that callers use; it follows a stage of one model, or an alias.
 
@@ -58,6 +89,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     previous: int | None = None
     epoch: Epoch = Epoch(1, 0)
     rollout: str | None = None
+    disagreement: Disagreement | None = None
     created_at: datetime
     created_by: str
 

@@ -124,7 +124,7 @@ class Gateways:
             return
         target = self._former(act, endpoint, done)
         if target is None:
-            self._outrank(act, endpoint, running, words, done.epoch)
+            self.outrank(act, endpoint, running, words, done.epoch)
             return
         if running is not None:
             self._end(
@@ -152,9 +152,10 @@ class Gateways:
         former = catalog_store.get_version(act.tx, endpoint.model, endpoint.previous)
         return former if former.tombstone is None else None
 
-    def _outrank(
+    def outrank(
         self, act: Act, endpoint: Endpoint, running: Rollout | None, words: str, epoch: Epoch
     ) -> None:
+        """Have gateways follow again that have a route of this age."""
         newer = Epoch(epoch.term + 1, 0)
         _log.warning("gateways.rollback_outranked", extra={"endpoint": endpoint.name, "why": words})
         before = self._traffic.route(act, endpoint, running)

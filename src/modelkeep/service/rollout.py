@@ -14,12 +14,14 @@ from modelkeep.core.access import Verb
 from modelkeep.core.answers import Explanation, GatewayStatus, RolloutForecast, RolloutStatus
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
+from modelkeep.core.movement import Rift
 from modelkeep.core.observation import GatewayReply, GatewayReport
 from modelkeep.core.rollout import Advanced, Endpoint, Rollout, RolloutState
 from modelkeep.core.routing import Route, RoutingTable, VersionKey
 from modelkeep.core.values import ModelName, Ref
 from modelkeep.service import references
 from modelkeep.service.act import Act
+from modelkeep.service.agreement import Agreements
 from modelkeep.service.endpoints import EndpointPage, Endpoints
 from modelkeep.service.forecasts import Asked, foretell
 from modelkeep.service.gateways import SILENT_S, Gateways
@@ -59,6 +61,7 @@ class Rollouts(Endpoints):
     def __init__(self) -> None:
         super().__init__(Traffic())
         self._gateways = Gateways(self._traffic)
+        self._agreements = Agreements(self._traffic, self._gateways, self.start)
 
     @property
     def promotions(self) -> StageKeeper:
@@ -325,15 +328,20 @@ class Rollouts(Endpoints):
         current = store.get_rollout(act.tx, rollout_id)
         if current is None or current.state.finished:
             return False
+        if self._orphaned(act, current):
+            return True
         return self._looked(act, current).rollout != current
 
     def reconcile(self, act: Act, rollout_id: str, owner: str) -> Rollout | None:
         """One look at a rollout: take in new counts, decide, save, record. None when it is finished, or
-        another controller has it. Without news nothing is written.
+        another controller has it. Without news nothing is written. One that its endpoint does not name is
+        ended.
         """
         current = store.get_rollout(act.tx, rollout_id)
         if current is None or current.state.finished:
             return None
+        if self._orphaned(act, current):
+            return self._agreements.abandon(act, current, store.get_endpoint(act.tx, current.endpoint))
         advanced = self._looked(act, current)
         if advanced.rollout == current:
             return current
@@ -342,6 +350,19 @@ class Rollouts(Endpoints):
         endpoint = store.get_endpoint(act.tx, current.endpoint)
         assert endpoint is not None, "an endpoint with an unfinished rollout cannot be deleted"
         return self._traffic.apply(act, endpoint, current, advanced)
+
+    def _orphaned(self, act: Act, rollout: Rollout) -> bool:
+        """Whether the endpoint of an unfinished rollout does not name it: rows that were restored apart."""
+        endpoint = store.get_endpoint(act.tx, rollout.endpoint)
+        return endpoint is None or endpoint.rollout != rollout.id
+
+    def disagreeing(self, act: Act, after: str) -> tuple[dict[str, Rift | None], str]:
+        """A page of endpoints of which the reconciler has something to say; see `Agreements.look`."""
+        return self._agreements.look(act, after)
+
+    def agree(self, act: Act, name: str) -> None:
+        """Say and mend where an endpoint does not serve what it follows."""
+        self._agreements.agree(act, name)
 
     def release(self, act: Act, owner: str) -> None:
         """Let go of a controller's leases, so that the next one need not wait."""

@@ -189,12 +189,12 @@ class Traffic:
             stable=current.stable_counts,
             report=current.report,
         )
-        settled = _settled(endpoint, current)
-        if settled != endpoint:
-            store.save_endpoint(act.tx, settled, act.now)
-        self._fate(act, settled, current, change)
+        after = settled(endpoint, current)
+        if after != endpoint:
+            store.save_endpoint(act.tx, after, act.now)
+        self._fate(act, after, current, change)
         left = None if current.state.finished else current
-        self.moved(act, self.route(act, endpoint, before), self.route(act, settled, left), sequence)
+        self.moved(act, self.route(act, endpoint, before), self.route(act, after, left), sequence)
         return current
 
     def _fate(self, act: Act, endpoint: Endpoint, current: Rollout, change: Change) -> None:
@@ -214,8 +214,21 @@ class Traffic:
                 version = catalog_store.get_version(act.tx, current.model, current.candidate)
                 if version.tombstone is None:
                     self.promotions.tombstone(act, version, current.outcome or "rolled back")
+                self._point_back(act, endpoint, current)
+            case Change.FAILED | Change.CANCELLED | Change.SUPERSEDED | Change.CONCLUDED | Change.ROLLED_BACK:
+                self._point_back(act, endpoint, current)
             case _:
                 pass
+
+    def _point_back(self, act: Act, endpoint: Endpoint, current: Rollout) -> None:
+        """Should the stage or alias name the candidate already, although it has not succeeded, it names the
+        stable version again."""
+        if endpoint.stable is None or self.pointed(act, endpoint) != current.candidate:
+            return
+        stable = catalog_store.get_version(act.tx, endpoint.model, endpoint.stable)
+        if stable.number != current.candidate and stable.tombstone is None:
+            why = f"{endpoint.follows} named {current.candidate_semver}: {current.outcome or current.state}"
+            self.point(act, endpoint, stable, cause=MoveCause.ROLLBACK, reason=why)
 
     def revert(
         self, act: Act, endpoint: Endpoint, to: ModelVersion, reason: str, epoch: Epoch | None = None
@@ -245,7 +258,7 @@ class Traffic:
         return changed
 
 
-def _settled(endpoint: Endpoint, current: Rollout) -> Endpoint:
+def settled(endpoint: Endpoint, current: Rollout) -> Endpoint:
     """The endpoint after a change of its rollout."""
     if current.state is RolloutState.ROLLING_BACK and endpoint.previous == current.candidate:
         return structs.replace(endpoint, previous=None)  # what was taken back is no version to go back to

@@ -138,6 +138,7 @@ _GATEWAYS = (
 )
 _FORGET_GATEWAYS = delete(gateways).where(gateways.c.seen_at < bindparam("before"))
 _TABLE = select(settings.c.value).where(settings.c.key == "routing_table")
+_TABLE_SINCE = select(settings.c.updated_at).where(settings.c.key == "routing_table")
 _SET_TABLE = insert(settings)
 _SET_TABLE = _SET_TABLE.on_conflict_do_update(
     index_elements=["key"],
@@ -427,6 +428,12 @@ def table_number(tx: Transaction) -> int:
     """The number of the routing table: that of the last event that changed a route; 0 before the first."""
     row = tx.one(_TABLE)
     return int(row[0]) if row else 0
+
+
+def table_since(tx: Transaction) -> datetime | None:
+    """When the routes changed last; None before the first."""
+    row = tx.one(_TABLE_SINCE)
+    return codec.parse_time(row[0]) if row else None
 
 
 def set_table_number(tx: Transaction, number: int, now: datetime) -> None:
