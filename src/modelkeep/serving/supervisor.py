@@ -273,6 +273,7 @@ class Supervisor:
         self.live, _, removed = moves.taken_back(self.live, endpoint)
         table = self.live
         self._remember(table)
+        self.versions.wanted(after.stable)  # were it asleep, it need not wait for who asks first
         await self.fronts.confirmed(serial)
         swapped_ms = (time.monotonic() - received) * 1000
         last_sent_ms = max(0.0, (self.fronts.last_sent(removed) - received) * 1000)

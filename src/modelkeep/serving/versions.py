@@ -24,7 +24,7 @@ REMOVAL_GRACE_S = 0.5
 """Between a version's last route and the word to stop, for pinned requests under way."""
 FORGET_TICKS = 3
 """A version is loaded for requests that fronts still spoke of within so many ticks."""
-SETTLE_TICKS = 2
+SETTLE_TICKS = 1
 """For so long a version that was just loaded gives way to none: it answers those that waited for it, and
 until then nobody has told that it is used."""
 
