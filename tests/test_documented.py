@@ -73,7 +73,7 @@ def gateway() -> str:
     front = FrontCounts(
         routes=[counts], statuses={200: 1}, retries=once, shed=once, log_lost=once, copies_dropped=once
     )
-    metrics.add(0, front, {("e", "stable"): "m:1.0.0", ("e", "candidate"): "m:1.1.0"})
+    metrics.add(0, front, {("e", 0): "m:1.0.0", ("e", 1): "m:1.1.0"})
     metrics.rollbacks["e"] = 1
     metrics.log = Noted()
     worked = Worked(

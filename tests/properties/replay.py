@@ -240,7 +240,7 @@ def _rollout_moved(state: State, event: Event) -> None:
     if "paused" in event.body:
         row["paused"] = event.body["paused"] is not None
         return
-    if event.kind not in (EventKind.ROLLOUT_HELD, EventKind.ROLLOUT_STEPPED):
+    if event.kind not in (EventKind.ROLLOUT_HELD, EventKind.ROLLOUT_STEPPED, EventKind.ROLLOUT_TAKEN_OUT):
         row["paused"] = False  # a step on somebody's word leaves a pause a pause
     row.update({name: event.body[name] for name in ("state", "step", "weight_ppm")})
     endpoint = state["endpoints"][event.subject]
@@ -313,6 +313,7 @@ FOLDS: dict[EventKind, Fold] = {
     EventKind.ROLLOUT_STARTED: _rollout_started,
     EventKind.ROLLOUT_STEPPED: _rollout_moved,
     EventKind.ROLLOUT_HELD: _rollout_moved,
+    EventKind.ROLLOUT_TAKEN_OUT: _rollout_moved,
     EventKind.ROLLOUT_RESUMED: _rollout_moved,
     EventKind.ROLLOUT_SUCCEEDED: _rollout_moved,
     EventKind.ROLLOUT_ROLLING_BACK: _rollout_moved,

@@ -19,7 +19,7 @@ from modelkeep.core.access import Effect, PrincipalKind, Role, Verb
 from modelkeep.core.catalog import DEFAULT_STAGES, ModelChange, StageSpec
 from modelkeep.core.drill import Measured
 from modelkeep.core.events import Event, EventKind
-from modelkeep.core.plan import Plan, Step, Strategy
+from modelkeep.core.plan import Plan, Step, Strategy, Variant
 from modelkeep.core.promotion import Vote
 from modelkeep.core.values import PAGE_MAX, ModelName
 from modelkeep.service import drills, renaming
@@ -247,6 +247,14 @@ def _of_traffic(world: RegistryWorld) -> Iterator[str]:
     for _ in range(5):
         world.turn(gateway)
         yield "until its time is over"
+    another = world.register(CHURN, b"another", semver="9.0.0")
+    yield "a version is made"
+    gateway.failing[world.key_of(CHURN, 3)] = 60
+    beside = (Variant(version=f"#{another.number}", weight_ppm=100_000),)
+    promote(world, 3, plan=structs.replace(A_TEST, versions=beside), others_verified=(True,))
+    for _ in range(7):
+        world.turn(gateway)
+        yield "a test of three goes on without the one that is shown worse"
     world.do("owner", rollouts.delete_endpoint, "churn")
     yield "the endpoint is deleted"
 

@@ -21,7 +21,7 @@ from modelkeep.core.plan import OnInconclusive, Plan, Step, check_plan
 from modelkeep.core.policy import Approvals, Facts, FilesVerifiedGate, Outcome, Policy, StageRules
 from modelkeep.core.promotion import Granted, Interval, MoveCause, decide, rollback_target
 from modelkeep.core.rollout import Advanced, Observed, Rollout, RolloutState, Verdict
-from modelkeep.core.routing import WHOLE_PPM, Epoch, Role, Route, RoutingTable
+from modelkeep.core.routing import WHOLE_PPM, Arm, Epoch, Role, Route, RoutingTable
 from modelkeep.serving import moves
 from tests.core.test_outlook import fresh
 from tests.core.test_promotion import ANN, decided, version, vote
@@ -287,6 +287,49 @@ def test_a_caller_changes_sides_once_at_most(salt: str, key: bytes, weights: lis
     changes = sum(one is not two for one, two in pairwise(sides_taken))
     assert changes <= 1
     assert sides_taken == sorted(sides_taken, key=lambda side: side is Role.CANDIDATE)
+
+
+@st.composite
+def routes_of_many(draw: st.DrawFn) -> Route:
+    """A route with several versions beside stable, each in its place."""
+    cuts = sorted(draw(st.lists(SHARES, min_size=2, max_size=2 * routing.OTHERS_MAX, unique=True)))
+    keys = [routing.VersionKey(f"version:{number}") for number in range(len(cuts))]
+    others = tuple(
+        Arm(key=keys[n], weight_ppm=high - low, from_ppm=low)
+        for n, (low, high) in enumerate(zip(cuts[::2], cuts[1::2], strict=False))
+    )
+    first = draw(st.integers(0, cuts[0]))
+    return structs.replace(_split(draw(SALTS), first, Epoch(1, 0)), others=others)
+
+
+@pytest.mark.req("S3")
+@given(route=routes_of_many(), keys=st.lists(CALLER_KEYS, min_size=5, max_size=30), data=st.data())
+def test_a_version_of_a_test_gives_and_takes_stable_s_callers_alone(
+    route: Route, keys: list[bytes], data: st.DataObject
+) -> None:
+    """Invariant 10: where one version's weight sinks (to nothing, when it is taken out) its callers go to
+    stable, where it rises again they come from stable, as many as the weights differ by; nobody else's
+    callers move, and whose side a caller is on depends on salt, key and places alone."""
+    place = data.draw(st.integers(1, 1 + len(route.others)))
+    had = route.candidate_ppm if place == 1 else route.others[place - 2].weight_ppm
+    weight = data.draw(st.integers(0, had) | st.just(0))
+    if place == 1:
+        lower = structs.replace(route, candidate_ppm=weight)
+    else:
+        others = list(route.others)
+        others[place - 2] = structs.replace(others[place - 2], weight_ppm=weight)
+        lower = structs.replace(route, others=tuple(others))
+    for key in keys:
+        before, after = routing.place(route, key), routing.place(lower, key)
+        assert after in (before, 0)
+        assert after == before or before == place
+        assert routing.place(codec.decode(codec.encode(route), Route), key) == before
+        bucket = routing.bucket(route.salt, key)
+        begin = 0 if place == 1 else route.others[place - 2].from_ppm
+        assert (after != before) == (begin + weight <= bucket < begin + had)
+    assert sum(arm.weight_ppm for arm in lower.arms) == WHOLE_PPM
+    back = routing.rolled_back(route)
+    assert {routing.place(back, key) for key in keys} == {0}
 
 
 def _split(salt: str, weight: int, epoch: Epoch) -> Route:

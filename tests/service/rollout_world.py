@@ -221,9 +221,8 @@ class FakeGateway:
 
     def _tick(self, route: Route) -> Tick:
         self._number += 1
-        share = route.candidate_ppm
-        on_candidate = self.callers * share // WHOLE_PPM
-        assert route.candidate is not None
+        shares = (route.candidate_ppm, *route.others_ppm)
+        callers, *others = (self.callers * share // WHOLE_PPM for share in shares)
         return Tick(
             endpoint=route.endpoint,
             rollout=route.rollout,
@@ -231,10 +230,12 @@ class FakeGateway:
             number=self._number,
             started_at=self.world.now,
             ended_at=self.world.now,
-            candidate_ppm=share,
-            stable=self._side(route.stable, self.callers - on_candidate),
-            candidate=self._side(route.candidate, on_candidate),
+            candidate_ppm=route.candidate_ppm,
+            stable=self._side(route.stable, self.callers - callers - sum(others)),
+            candidate=self._side(route.candidate, callers) if route.candidate else SideCounts(),
             pairs=self._pairs(route),
+            others=tuple(self._side(arm.key, n) for arm, n in zip(route.others, others, strict=True)),
+            others_ppm=route.others_ppm,
         )
 
     def _pairs(self, route: Route) -> PairCounts | None:
@@ -277,6 +278,7 @@ class FakeGateway:
                     candidate=route.candidate,
                     candidate_ppm=route.candidate_ppm,
                     previous=route.previous,
+                    others_ppm=route.others_ppm,
                 )
                 for route in self.live.routes
             ),

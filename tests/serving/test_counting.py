@@ -17,7 +17,7 @@ from modelkeep.core.observation import (
     SideCounts,
     Tick,
 )
-from modelkeep.core.routing import Epoch, Role, VersionKey
+from modelkeep.core.routing import Arm, Epoch, Route, VersionKey
 from modelkeep.serving import counting
 from modelkeep.serving.counting import BUCKETS_MS, Callers, Ledger, RouteTally, arrive, count
 from modelkeep.serving.memory import Memory
@@ -163,9 +163,48 @@ def test_few_different_error_texts_are_kept() -> None:
     assert tally.errors_seen == ["a", "b" * 300, "c"]
 
 
+def moving(epoch: Epoch, ppm: int, rollout: str | None = "ro", others: tuple[Arm, ...] = ()) -> Route:
+    """A route under a rollout."""
+    a, b = (VersionKey(f"version:{letter}") for letter in "ab")
+    return Route(
+        endpoint="e", epoch=epoch, stable=a, candidate=b, candidate_ppm=ppm, rollout=rollout, others=others
+    )
+
+
+@pytest.mark.req("S3", "S7")
+def test_every_version_of_a_test_has_counts_of_its_own() -> None:
+    """Requests, crashes and first-time callers, each on the side they met, under the shares of the route; a
+    caller who changes to stable is not new there."""
+    others = tuple(
+        Arm(key=VersionKey(f"version:{letter}"), weight_ppm=200_000, from_ppm=at)
+        for letter, at in (("c", 100_000), ("d", 300_000))
+    )
+    route, ledger, book = moving(Epoch(1, 1), 100_000, others=others), Ledger(NOW, 1), Callers()
+    tally = RouteTally("e", "ro", route.epoch, route.candidate_ppm, route.others_ppm)
+    for place, caller in ((0, 1), (1, 2), (2, 3), (3, 4), (3, 5), (0, 5)):
+        arrive(tally.side(place), book, caller)
+        failed = caller == 5
+        count(tally.side(place), book, caller, 1.0, failed=failed, refused=False, violation=False, slow=False)
+    counts = tally.collect()
+    assert counts is not None
+    assert tally.collect() is None
+    ledger.add(counts)
+    ledger.crashed(route, 3)
+    ledger.touch(route)
+    ledger.close(NOW)
+    (tick,) = ledger.to_send()
+    sides = (tick.stable, tick.candidate, *tick.others)
+    assert (tick.candidate_ppm, tick.others_ppm) == (100_000, (200_000, 200_000))
+    assert [side.requests for side in sides] == [2, 1, 1, 2]
+    assert [side.new_callers for side in sides] == [1, 1, 1, 2]
+    assert [side.callers_first_error for side in sides] == [0, 0, 0, 1]
+    assert [side.crashes for side in sides] == [0, 0, 0, 1]
+    assert [side.requests for side in counting.merge(tick, tick).others] == [2, 4]
+
+
 def _ticks(ledger: Ledger, number: int, rollout: str | None = "ro") -> None:
     for index in range(number):
-        ledger.crashed("e", rollout, Epoch(1, 1), 1, Role.CANDIDATE)
+        ledger.crashed(moving(Epoch(1, 1), 1, rollout), 1)
         ledger.close(NOW + timedelta(seconds=index))
 
 
@@ -208,8 +247,8 @@ def test_while_the_control_plane_is_away_ticks_merge_and_none_is_lost(
 def test_a_rollout_without_traffic_has_ticks_too() -> None:
     """ "Nothing came" is reported, so that silence can be told from absence; epochs are never mixed."""
     ledger = Ledger(NOW, 1)
-    ledger.touch("e", "ro", Epoch(1, 2), 7)
-    ledger.touch("e", "ro", Epoch(1, 1), 3)
+    ledger.touch(moving(Epoch(1, 2), 7))
+    ledger.touch(moving(Epoch(1, 1), 3))
     ledger.close(NOW + timedelta(seconds=1))
     ticks = ledger.to_send()
     assert [(tick.epoch.seq, tick.candidate_ppm, tick.stable.requests) for tick in ticks] == [

@@ -13,7 +13,7 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages, records
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {3: "ce96e3ce6c236811"}
+WIRE = {3: "be08cd3d0d4d5d5c"}
 """By protocol: what goes over the channels, in short."""
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelkeep.core.routing import Epoch, Role, Route, VersionKey, VersionSpec, choose
+from modelkeep.core.routing import Arm, Epoch, Route, VersionKey, VersionSpec, place
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Digest
 from modelkeep.serving.counting import caller_hash, count
@@ -66,16 +66,38 @@ def test_a_request_goes_where_the_core_says(key: bytes, ppm: int) -> None:
     """The key header decides, whatever its case in the route; two fronts with one table agree."""
     wanted = route(candidate_ppm=ppm)
     for made in (router(swap(1, wanted)), router(swap(1, route()), swap(2, wanted))):
-        role, caller = made.targets[b"churn"].assign({b"x-user": key}, b"10.0.0.1")
-        assert role is choose(wanted, key)
+        at, caller = made.targets[b"churn"].assign({b"x-user": key}, b"10.0.0.1")
+        assert at == place(wanted, key)
         assert caller == (caller_hash(key) if ppm else 0)
+
+
+@pytest.mark.req("S3")
+@given(key=st.binary(min_size=1, max_size=40))
+def test_each_version_of_a_test_answers_its_own_callers(key: bytes) -> None:
+    """A place of the route is a version and a side to count on, first seen and remembered alike; one that was
+    taken out is stable."""
+    others = (
+        Arm(key=PREVIOUS, weight_ppm=300_000, from_ppm=300_000),
+        Arm(key=STABLE, weight_ppm=0, from_ppm=600_000),
+    )
+    wanted = route(candidate_ppm=300_000, previous=None, others=others)
+    target = router(swap(1, wanted)).targets[b"churn"]
+    for _ in range(2):
+        at, caller = target.assign({b"x-user": key}, b"")
+        assert (at, caller) == (place(wanted, key), caller_hash(key))
+    version = target.at(at) or target.stable
+    assert version.key == {0: STABLE, 1: CANDIDATE, 2: PREVIOUS}[at]
+    side = target.tally.side(at)
+    arrived = [side is one for one in (target.tally.stable, target.tally.candidate, *target.tally.others)]
+    assert arrived.index(True) == at
+    assert target.tally.others_ppm == (300_000, 0)
 
 
 def test_without_its_header_a_caller_is_its_address() -> None:
     """A missing or empty header falls back to the address; so does a route that names none."""
     target = router(swap(1, route())).targets[b"churn"]
     for headers in ({}, {b"x-user": b""}):
-        assert target.assign(headers, b"10.0.0.1") == (choose(route(), b"10.0.0.1"), caller_hash(b"10.0.0.1"))
+        assert target.assign(headers, b"10.0.0.1") == (place(route(), b"10.0.0.1"), caller_hash(b"10.0.0.1"))
     plain = router(swap(1, route(key_header=None))).targets[b"churn"]
     assert plain.assign({b"x-user": b"me"}, b"10.0.0.1")[1] == caller_hash(b"10.0.0.1")
 
@@ -100,7 +122,7 @@ def test_a_key_is_looked_for_in_header_cookie_body_and_address() -> None:
         ({}, b"{", b"10.0.0.1"),
         ({}, b"", b"10.0.0.1"),
     ):
-        assert target.assign(headers, b"10.0.0.1", data) == (choose(keyed, key), caller_hash(key)), data
+        assert target.assign(headers, b"10.0.0.1", data) == (place(keyed, key), caller_hash(key)), data
     plain = router(swap(1, route())).targets[b"churn"]
     assert plain.assign(cookie, b"10.0.0.1", body)[1] == caller_hash(b"10.0.0.1")
 
@@ -109,7 +131,7 @@ def test_without_a_rollout_nobody_is_hashed() -> None:
     """A route without candidate and rollout costs no hash: everybody is on stable, counted as requests
     only."""
     quiet = route(candidate=None, candidate_ppm=0, rollout=None)
-    assert router(swap(1, quiet)).targets[b"churn"].assign({b"x-user": b"me"}, b"") == (Role.STABLE, 0)
+    assert router(swap(1, quiet)).targets[b"churn"].assign({b"x-user": b"me"}, b"") == (0, 0)
 
 
 def test_an_older_swap_changes_nothing() -> None:
@@ -136,7 +158,7 @@ def test_only_a_route_with_a_preview_shows_its_candidate() -> None:
     """Without a share nobody else meets it, nobody is hashed, and nobody's first time is used up."""
     shown = router(swap(1, route(candidate_ppm=0, preview=True))).targets[b"churn"]
     assert shown.previewed is VERSIONS[CANDIDATE]
-    assert shown.assign({b"x-user": b"me"}, b"") == (Role.STABLE, 0)
+    assert shown.assign({b"x-user": b"me"}, b"") == (0, 0)
     assert shown.callers is None
     assert router(swap(1, route())).targets[b"churn"].previewed is None
 

@@ -55,6 +55,35 @@ def stated(path: str | None, strategy: str | None, steps: tuple[str, ...]) -> "P
     return check_plan(plan)
 
 
+def tested(plan: "Plan | None", beside: tuple[str, ...]) -> "Plan | None":
+    """A plan with further versions to test beside the one that is promoted, each as VERSION:SHARE; where no
+    plan was said, that of an A/B test.
+
+    Raises:
+        InvalidPlan: it cannot be carried out.
+    """
+    if not beside:
+        return plan
+    from msgspec.structs import replace
+
+    from modelkeep.core.plan import PRESETS, Strategy, Variant, check_plan
+
+    named = [text.rpartition(":") for text in beside]
+    versions = tuple(Variant(version=name, weight_ppm=_ppm(part, "--beside")) for name, _, part in named)
+    return check_plan(replace(plan or PRESETS[Strategy.AB_TEST], versions=versions))
+
+
+def _ppm(text: str, option: str) -> int:
+    """`25%` or `25` in ppm."""
+    try:
+        percent = float(text.removesuffix("%"))
+        if 0 < percent < 100:
+            return round(percent * 10_000)
+    except ValueError:
+        pass
+    raise click.BadParameter(f"write VERSION:SHARE, such as 2.1.0:25%, not {text!r}", param_hint=option)
+
+
 def _step(text: str) -> "Step":
     """`10%:60`: a tenth of the traffic for at least 60 s; `10%:60:600` waits 600 s for evidence."""
     from modelkeep.core.plan import Step
@@ -91,7 +120,8 @@ def summary(plan: "Plan") -> str:
         case "ab_test":
             step = plan.steps[0]
             until = f"until {moment(plan.ends_at)}" if plan.ends_at else f"for {duration(step.min_s)}"
-            return f"A/B test by {plan.goal.value}: {share(step.weight_ppm)} {until}"
+            beside = "".join(f", {share(one.weight_ppm)} {one.version}" for one in plan.versions)
+            return f"A/B test by {plan.goal.value}: {share(step.weight_ppm)}{beside} {until}"
         case "blue_green":
             switch = f"preview for {duration(plan.preview_s)}, " if plan.preview_s else "preview, "
             return f"blue-green: {switch}then {steps}{by_hand}"

@@ -4,7 +4,7 @@ import click
 
 from modelkeep.cli import promotion_views as views
 from modelkeep.cli.catalog_commands import within
-from modelkeep.cli.plans import plan_options, stated
+from modelkeep.cli.plans import plan_options, stated, tested
 from modelkeep.cli.session import DefaultGroup, Session, limit, pairs, read_text, reason, verb
 
 _TO = click.option("--to", required=True, metavar="STAGE", help="The stage, such as production.")
@@ -30,6 +30,12 @@ def gate(session: Session, ref: str, to: str, explain: bool) -> int:
 @click.option("--request", metavar="ID", help="The request whose approvals count.")
 @_TICKET
 @plan_options
+@click.option(
+    "--beside",
+    multiple=True,
+    metavar="VERSION:SHARE",
+    help="A further version of an A/B test, such as 2.1.0:25%.",
+)
 @click.option("--supersede", is_flag=True, help="End the rollout that is under way, and begin this one.")
 @click.option("--dry-run", is_flag=True, help="Ask the gates and show the plan; change nothing.")
 def promote(
@@ -42,11 +48,12 @@ def promote(
     plan_file: str | None,
     strategy: str | None,
     steps: tuple[str, ...],
+    beside: tuple[str, ...],
     supersede: bool,
     dry_run: bool,
 ) -> int:
     """Move REF to a stage; where an endpoint follows it, its traffic begins to move."""
-    plan = stated(plan_file, strategy, steps)
+    plan = tested(stated(plan_file, strategy, steps), beside)
     if dry_run:
         report = session.client.gate(ref, to)
         if plan is not None and report.endpoint is not None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from modelkeep.cli import contest_views
 from modelkeep.cli.catalog_views import View
 from modelkeep.cli.plans import summary
 from modelkeep.cli.show import Screen, Text, duration, moment, number, share
@@ -150,6 +151,7 @@ def rollout(found: "Rollout") -> View:
     def draw(screen: Screen) -> None:
         steps = len(found.plan.steps)
         step = f"step {found.step + 1} of {steps}, " if steps and not found.state.finished else ""
+        tried_ppm = found.weight_ppm + sum(found.others_ppm)
         screen.facts(
             (
                 ("rollout", Text(found.id, "strong")),
@@ -157,7 +159,7 @@ def rollout(found: "Rollout") -> View:
                 ("state", _state(found.state.value)),
                 ("plan", summary(found.plan) + (f" ({found.note})" if found.note else "")),
                 ("preview", _preview(found)),
-                ("traffic", f"{_bar(found.weight_ppm)} {step}{share(found.weight_ppm)} to the candidate"),
+                ("traffic", f"{_bar(tried_ppm)} {step}{contest_views.split(found)}"),
                 ("paused", found.paused),
                 ("waits", found.held),
                 ("outcome", found.outcome),
@@ -165,8 +167,7 @@ def rollout(found: "Rollout") -> View:
                 ("ended", moment(found.finished_at) if found.finished_at else None),
             )
         )
-        c, s = found.candidate_counts, found.stable_counts
-        if c.requests or s.requests:
+        if any(side.requests for _, side in contest_views.sides(found)):
             screen.blank()
             screen.table(
                 ("", "requests", "errors", "slow", "callers", "failing callers", "mean ms"),
@@ -180,10 +181,7 @@ def rollout(found: "Rollout") -> View:
                         side.callers_first_error,
                         f"{side.duration_ms_sum / side.requests:.2f}" if side.requests else "",
                     )
-                    for name, side in (
-                        (f"candidate {found.candidate_semver}", c),
-                        (f"stable {found.stable_semver or ''}", s),
-                    )
+                    for name, side in contest_views.sides(found)
                 ],
                 right=range(1, 7),
             )
@@ -195,12 +193,12 @@ def rollout(found: "Rollout") -> View:
                 f"(p = {judgement.p_value:.2g}): {judgement.why}",
             )
         if found.plan.strategy.value == "ab_test":
-            _report(screen, found)
+            contest_views.report(screen, found)
         if found.pairs is not None:
             _pairs(screen, found.pairs)
         if found.outputs is not None:
             _outputs(screen, found.outputs)
-        if found.plan.quality is not None and c.requests:
+        if found.plan.quality is not None and found.candidate_counts.requests:
             _labels(screen, found)
         for note in found.notes:
             screen.line(Text(f"  the candidate said: {note}", "bad"))
@@ -275,16 +273,6 @@ def _mean(total: float, count: int) -> str:
     return f"{total / count:.2f}" if count else ""
 
 
-def _report(screen: Screen, found: "Rollout") -> None:
-    """Who fares better in an A/B test: at its end, or so far."""
-    from modelkeep.core.rollout import report
-
-    told = found.report or report(found)
-    word = "winner" if found.report is not None else "so far"
-    seen = Text(told.winner.value, "good" if told.winner.value != "nobody" else "dim")
-    screen.line(word, seen, f"(confidence {told.confidence:.1%}): {told.why}")
-
-
 def _preview(found: "Rollout") -> str | None:
     """Where a candidate can be asked before it has traffic."""
     if found.state.value != "previewing":
@@ -343,6 +331,7 @@ def change(found: "RolloutStatus") -> str:
     if r is None:
         return f"{found.endpoint.name} serves {found.stable or 'nothing yet'}; no rollout yet"
     words = [f"{r.model}:{r.candidate_semver} {r.state.value.replace('_', ' ')} {share(r.weight_ppm)}"]
+    words += [f"{semver} was taken out" for semver, _ in contest_views.outs(r)]
     if r.outcome:
         words.append(r.outcome)
     elif r.paused:
@@ -385,6 +374,13 @@ def explanation(told: "Explanation", found: "Rollout") -> View:
         screen.table(
             ("test", "p-value"), ((name, number(p)) for name, p in _p_values(told.recomputed)), right=(1,)
         )
+        for other, evidence in zip(found.others, told.recomputed.others, strict=False):
+            screen.line(f"and of {other.semver}:")
+            screen.table(
+                ("test", "p-value"), ((name, number(p)) for name, p in _p_values(evidence)), right=(1,)
+            )
+        if told.report is not None:
+            screen.line(f"report, recomputed: {told.report.why}")
         for name, value in told.judgement.contributions.items():
             screen.line(Text(f"  {name}: {number(value)}", "dim"))
 

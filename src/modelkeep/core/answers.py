@@ -14,6 +14,7 @@ from modelkeep.core.access import AuthMode, Grant, TokenInfo, Verb
 from modelkeep.core.catalog import ModelVersion, RegisteredModel, StoredBlob
 from modelkeep.core.events import ChainedEvent, ChainReport, Event, KnownHead
 from modelkeep.core.forecast import Flow, Outlook
+from modelkeep.core.judgement import WinnerReport
 from modelkeep.core.observation import VersionPhase
 from modelkeep.core.plan import Plan
 from modelkeep.core.policy import GateResult, Policy
@@ -366,6 +367,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
     recomputed: Evidence
     equal: bool
     judgement: Judgement
+    report: WinnerReport | None = None
+    """Of an A/B test: what it has come to by the recomputed evidence."""
 
 
 # ------------------------------------------------------------------------------------------- access and audit

@@ -62,6 +62,7 @@ class EventKind(StrEnum):
     ENDPOINT_DRILLED = "endpoint.drilled"  # a rollback was rehearsed: what it took, and at which gateway
     ROLLOUT_STARTED = "rollout.started"
     ROLLOUT_STEPPED = "rollout.stepped"  # step, weight, the evidence it was decided on
+    ROLLOUT_TAKEN_OUT = "rollout.taken_out"  # some versions of an A/B test, which goes on with the others
     ROLLOUT_HELD = "rollout.held"
     ROLLOUT_RESUMED = "rollout.resumed"
     ROLLOUT_SUCCEEDED = "rollout.succeeded"

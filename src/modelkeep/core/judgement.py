@@ -34,12 +34,22 @@ class Verdict(StrEnum):
     ROLLBACK = "rollback"
 
 
+class Rivals(Struct, frozen=True, kw_only=True):
+    """Two versions of an A/B test against each other: whether the first one's odds of trouble are below the
+    second one's, or above."""
+
+    better: BinaryEProcess = field(default_factory=BinaryEProcess)
+    worse: BinaryEProcess = field(default_factory=BinaryEProcess)
+
+
 class Evidence(Struct, frozen=True, kw_only=True):
     """The state of every test of a rollout. `errors`, `slow` and `shares` compare with stable and can take
     the candidate back, as can `high_rate` with all of the traffic, where nobody is left to compare with;
     `no_worse` and `low_rate` can let it advance. `wrong` and `right` are the same of predictions and their
     labels: the one can take it back, and without the other it does not advance. `better` and `worse` decide
-    an A/B test, `pair_errors` and `pair_slow` a shadow; they see nothing elsewhere.
+    an A/B test, `pair_errors` and `pair_slow` a shadow; they see nothing elsewhere. Of an A/B test of several
+    versions `others` are the same for each further version against stable, and `rivals` the pairs of those
+    beside stable, the candidate first, each with all that come behind it.
     """
 
     errors: BinaryEProcess = field(default_factory=BinaryEProcess)
@@ -55,6 +65,8 @@ class Evidence(Struct, frozen=True, kw_only=True):
     worse: BinaryEProcess = field(default_factory=BinaryEProcess)
     pair_errors: BinaryEProcess = field(default_factory=BinaryEProcess)
     pair_slow: BinaryEProcess = field(default_factory=BinaryEProcess)
+    others: tuple["Evidence", ...] = ()
+    rivals: tuple[Rivals, ...] = ()
 
 
 class Missing(StrEnum):
@@ -78,11 +90,27 @@ class Judgement(Struct, frozen=True, kw_only=True):
 
 
 class Winner(StrEnum):
-    """Who fared better in an A/B test. Nobody: what was seen is what equal versions do as well."""
+    """Who fared better in an A/B test. Nobody: what was seen is what equal versions do as well. Other: a
+    further version, which the report names."""
 
     CANDIDATE = "candidate"
+    OTHER = "other"
     STABLE = "stable"
     NOBODY = "nobody"
+
+
+class Compared(Struct, frozen=True, kw_only=True):
+    """One version of an A/B test of several, beside stable. `p_value` is for both directions against stable,
+    with all comparisons of the test accounted for, and valid at any time. `rate` is what was seen. `better`
+    says what was shown of it against stable: that its callers fare better, worse, or neither; `out` why it
+    was taken out of the test."""
+
+    semver: str
+    callers: int
+    rate: float | None
+    p_value: float
+    better: bool | None
+    out: str | None = None
 
 
 class WinnerReport(Struct, frozen=True, kw_only=True):
@@ -92,7 +120,8 @@ class WinnerReport(Struct, frozen=True, kw_only=True):
     with probability at most alpha, however often one looks before the end. `p_value` is for both directions
     together and valid at any time; `confidence` is what is left of it. `candidate_rate` and `stable_rate` are
     the shares of callers with trouble, of those who were counted on each side: what was seen, not what is
-    shown.
+    shown. With several versions (`arms`, the candidate first) every pair is compared, in both directions:
+    each of the `comparisons` has its equal share of alpha, and `semver` names the winner.
     """
 
     winner: Winner
@@ -104,6 +133,9 @@ class WinnerReport(Struct, frozen=True, kw_only=True):
     candidate_callers: int
     stable_callers: int
     why: str
+    semver: str | None = None
+    comparisons: int = 2
+    arms: tuple[Compared, ...] = ()
 
 
 class Specs(Struct, frozen=True, kw_only=True):
@@ -421,6 +453,7 @@ def report(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCo
 
 _SAID = {
     Winner.CANDIDATE: "the candidate's callers fare better",
+    Winner.OTHER: "another version's callers fare better",
     Winner.STABLE: "stable's callers fare better",
     Winner.NOBODY: "nobody is shown to be better",
 }

@@ -179,6 +179,20 @@ WITHOUT_SUCCESS = frozenset(
 """How a rollout ends whose candidate does not enter the stage."""
 
 
+class Contender(Struct, frozen=True, kw_only=True):
+    """A further version of an A/B test: its share, where its callers begin among all, and how it fares. `out`
+    is why it was taken out while the others went on."""
+
+    number: int
+    semver: str
+    digest: Digest
+    weight_ppm: int
+    from_ppm: int
+    counts: SideCounts = field(default_factory=SideCounts)
+    judgement: Judgement | None = None
+    out: str | None = None
+
+
 class Rollout(Struct, frozen=True, kw_only=True):
     """One movement of an endpoint from one version to another, with everything that was counted and
     concluded. Once it has succeeded, the stage or the alias that its endpoint follows names the candidate.
@@ -187,8 +201,9 @@ class Rollout(Struct, frozen=True, kw_only=True):
     predictions so far, `outputs` what was predicted. `step_since` is when the clock of the present state
     began to run: for a step, when the gateways had confirmed its weight. `requests_before` are the
     candidate's requests before the present step. `report` is what an A/B test came to, `pairs` what a
-    shadow's answers to copies were, beside stable's. `ticks` were taken in, the last of which arrived at
-    `ticks_until`.
+    shadow's answers to copies were, beside stable's. `others` are the further versions of an A/B test, and
+    `out` is why the candidate was taken out of one while they went on. `ticks` were taken in, the last of
+    which arrived at `ticks_until`.
     """
 
     id: str
@@ -234,6 +249,27 @@ class Rollout(Struct, frozen=True, kw_only=True):
     outputs: BandCounts | None = None
     note: str | None = None
     """Why it goes another way than was asked for, where it does."""
+    others: tuple[Contender, ...] = ()
+    out: str | None = None
+
+    @property
+    def others_ppm(self) -> tuple[int, ...]:
+        """The shares that the further versions shall have now; none where no route names them."""
+        if self.state.finished or self.state is RolloutState.ROLLING_BACK:
+            return ()
+        stepping = self.state is RolloutState.STEPPING
+        return tuple(other.weight_ppm if stepping and not other.out else 0 for other in self.others)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The versions that are tried: the candidate, and the further ones of an A/B test."""
+        return (self.candidate, *(other.number for other in self.others))
+
+    @property
+    def in_test(self) -> tuple[int, ...]:
+        """Who is tried still: 0 is the candidate, from 1 on the others."""
+        outs = (self.out, *(other.out for other in self.others))
+        return tuple(place for place, out in enumerate(outs) if out is None)
 
     @property
     def current(self) -> Step:
@@ -245,13 +281,20 @@ class Rollout(Struct, frozen=True, kw_only=True):
         return self.step == len(self.plan.steps) - 1
 
 
+class Sight(Struct, frozen=True, kw_only=True):
+    """A version's worst phase among the gateways that answer (None: one does not say), and its text."""
+
+    phase: VersionPhase | None = None
+    error: str | None = None
+
+
 class Observed(Struct, frozen=True, kw_only=True):
     """What was learned since the last look.
 
     `applied` is the oldest epoch among the gateways that answer now and split the traffic as wanted (None: no
     gateway answers). `phase` is the candidate's worst phase among them, `error` its text. `rolled_back` is
     set when a gateway took the candidate back by itself, with why. `ticks` are in order of arrival, each
-    once.
+    once. `others` are the further versions of an A/B test, in order.
     """
 
     applied: Epoch | None = None
@@ -260,6 +303,13 @@ class Observed(Struct, frozen=True, kw_only=True):
     rolled_back: str | None = None
     rolled_back_epoch: Epoch | None = None
     ticks: tuple[Tick, ...] = ()
+    others: tuple[Sight, ...] = ()
+
+    def sight(self, place: int) -> Sight:
+        """The candidate (0), or one of the others (from 1 on)."""
+        if place == 0:
+            return Sight(phase=self.phase, error=self.error)
+        return self.others[place - 1] if place <= len(self.others) else Sight()
 
 
 class Change(StrEnum):
@@ -267,6 +317,7 @@ class Change(StrEnum):
 
     STEPPED = "stepped"
     HELD = "held"
+    TAKEN_OUT = "taken_out"
     ROLLING_BACK = "rolling_back"
     ROLLED_BACK = "rolled_back"
     SUCCEEDED = "succeeded"

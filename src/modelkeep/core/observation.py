@@ -15,7 +15,7 @@ from itertools import zip_longest
 from msgspec import Struct
 
 from modelkeep.core import errors, values
-from modelkeep.core.routing import ROUTES_MAX, WHOLE_PPM, Epoch, VersionKey
+from modelkeep.core.routing import OTHERS_MAX, ROUTES_MAX, WHOLE_PPM, Epoch, VersionKey
 from modelkeep.core.sequential import COUNT_MAX
 from modelkeep.core.shift import BANDS
 
@@ -197,6 +197,15 @@ class Tick(Struct, frozen=True, kw_only=True):
     """What became known of predictions; None where nothing did."""
     outputs: BandCounts | None = None
     """What was predicted for callers; None where it is not compared."""
+    others: tuple[SideCounts, ...] = ()
+    """What the further versions of an A/B test met with, in the order of the route."""
+    others_ppm: tuple[int, ...] = ()
+    """Their shares."""
+
+    @property
+    def tried(self) -> bool:
+        """Whether anybody but stable could be asked during this tick."""
+        return self.candidate_ppm > 0 or any(self.others_ppm)
 
 
 class VersionPhase(StrEnum):
@@ -247,6 +256,7 @@ class RouteState(Struct, frozen=True, kw_only=True):
     candidate: VersionKey | None
     candidate_ppm: int
     previous: VersionKey | None
+    others_ppm: tuple[int, ...] = ()
 
 
 class GatewayReport(Struct, frozen=True, kw_only=True):
@@ -321,9 +331,14 @@ def _check_tick(tick: Tick) -> None:
             raise errors.Invalid(f"A tick has callers in {BANDS} bands, from 0 on each.", field="outputs")
     _epoch(tick.epoch)
     _number("tick number", tick.number)
-    if not 0 <= tick.candidate_ppm <= WHOLE_PPM:
-        raise errors.Invalid("A tick's share lies within 0 and 1,000,000 ppm.", field="candidate_ppm")
-    for side in (tick.candidate, tick.stable):
+    shares = (tick.candidate_ppm, *tick.others_ppm)
+    if not all(0 <= share <= WHOLE_PPM for share in shares) or sum(shares) > WHOLE_PPM:
+        raise errors.Invalid(
+            "A tick's shares lie within 0 and 1,000,000 ppm, also together.", field="candidate_ppm"
+        )
+    if not len(tick.others) == len(tick.others_ppm) <= OTHERS_MAX:
+        raise errors.Invalid("A tick has one share for each of its further versions.", field="others_ppm")
+    for side in (tick.candidate, tick.stable, *tick.others):
         for name in side.__struct_fields__:
             if not 0 <= getattr(side, name) <= COUNT_MAX:
                 raise errors.Invalid(f"A tick cannot hold {name}={getattr(side, name)}.", field=name)

@@ -15,7 +15,7 @@ from msgspec import Struct, field, structs
 
 from modelkeep.core import codec, errors, values
 from modelkeep.core.quality import Quality, check_quality
-from modelkeep.core.routing import WHOLE_PPM
+from modelkeep.core.routing import OTHERS_MAX, WHOLE_PPM
 from modelkeep.core.shift import Shift, check_shift
 
 SCHEMA = "modelkeep.rollout/v1"
@@ -96,6 +96,13 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_s: float = 3_600.0
 
 
+class Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A further version of an A/B test, by its semver or as `#3`, and its share of the callers."""
+
+    version: str
+    weight_ppm: int
+
+
 class Guards(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Certain faults, outside the statistics: reached means rolled back."""
 
@@ -133,7 +140,8 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     is taken back when its first requests are shown (again at `alpha`) to fail at `fail_rate` or more.
     `metrics` are the metrics' shares of `alpha`. `preview_s` is how long a blue-green candidate stands under
     its preview address before the switch. `ends_at` is when an A/B test ends (without it, after the `min_s`
-    of its step), `goal` what it is decided by, and `promote_winner` whether the candidate takes over when it
+    of its step), `goal` what it is decided by, `versions` the further ones that are tested beside the
+    candidate, whose share stands in the step, and `promote_winner` whether the candidate takes over when it
     has won; otherwise stable goes on and the report is all that follows. `quality` has predictions judged by
     labels that come later: an advance then needs them too. `prediction_shift` has them compared with
     stable's as they are made. A shadow gets copies of the share `shadow_ppm` of
@@ -168,6 +176,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shadow_s: float = 0.0
     shadow_pairs: int = 1
     goal: Goal = Goal.ERRORS
+    versions: tuple[Variant, ...] = ()
     promote_winner: bool = False
     prepare_s: float = 600.0
     guards: Guards = field(default_factory=Guards)
@@ -265,6 +274,20 @@ def check_metrics(plan: Plan) -> None:
         check_shift(plan.prediction_shift)
 
 
+def check_standing(plan: Plan) -> Plan:
+    """Refuse a plan that could not be the one of an endpoint or a stage, for any version to come.
+
+    Raises:
+        InvalidPlan: as `check_plan`; or it names versions.
+    """
+    if plan.versions:
+        raise errors.InvalidPlan(
+            "'versions' belong to one test and not to all to come; name them in the plan of the promotion "
+            "('modelkeep promote ... --plan FILE')."
+        )
+    return check_plan(plan)
+
+
 def _check_steps(plan: Plan) -> None:
     if plan.strategy is Strategy.SHADOW:
         if plan.steps:
@@ -282,11 +305,32 @@ def _check_steps(plan: Plan) -> None:
             )
     elif weights[-1] != WHOLE_PPM:
         raise errors.InvalidPlan(f"The last step must give the candidate everything ({WHOLE_PPM} ppm).")
+    _check_versions(plan)
     for step in plan.steps:
         if not 0 <= step.min_s <= step.max_s <= STEP_S_MAX:
             raise errors.InvalidPlan(
                 f"A step lasts min_s <= max_s, both within 0 and {STEP_S_MAX:.0f} seconds."
             )
+
+
+def _check_versions(plan: Plan) -> None:
+    """Refuse further versions that leave nothing for stable, or that are one."""
+    if not plan.versions:
+        return
+    if plan.strategy is not Strategy.AB_TEST:
+        raise errors.InvalidPlan(
+            "'versions' are what an ab_test tries beside the candidate; leave them out of a plan of "
+            f"{plan.strategy}."
+        )
+    names = {variant.version for variant in plan.versions}
+    if len(plan.versions) > OTHERS_MAX or len(names) < len(plan.versions):
+        raise errors.InvalidPlan(f"An ab_test has up to {OTHERS_MAX} further 'versions', each of them once.")
+    shares = [variant.weight_ppm for variant in plan.versions]
+    if min(shares) <= 0 or plan.steps[0].weight_ppm + sum(shares) >= WHOLE_PPM:
+        raise errors.InvalidPlan(
+            f"The shares of an ab_test's 'versions' lie above 0, and with the step's they are less than "
+            f"{WHOLE_PPM} ppm: stable has the rest."
+        )
 
 
 def _check_strategy(plan: Plan) -> None:
@@ -348,9 +392,11 @@ def _check_shadow(plan: Plan) -> None:
 def apart(plan: Plan) -> Plan:
     """The plan by which each part of a rollout is judged: where there are several, each has its share of
     alpha, so that all of them together keep to it (Boole's inequality). The copies before a canary and its
-    steps are two parts.
+    steps are two parts; of an A/B test each version beside stable is one.
     """
-    parts = 2 if plan.strategy is Strategy.CANARY and plan.shadow_ppm else 1
+    parts = 1 + len(plan.versions)
+    if plan.strategy is Strategy.CANARY and plan.shadow_ppm:
+        parts = 2
     return structs.replace(plan, alpha=plan.alpha / parts) if parts > 1 else plan
 
 

@@ -19,7 +19,7 @@ from modelkeep.core import bump, codec, errors, metadata, values
 from modelkeep.core.access import ROLE_VERBS, Role, Verb
 from modelkeep.core.bump import VersionRules
 from modelkeep.core.catalog import Direction, Metric, ModelVersion, metric_label
-from modelkeep.core.plan import Plan, check_plan, completed
+from modelkeep.core.plan import Plan, check_standing, completed
 from modelkeep.core.values import Digest
 
 GATES_MAX = 100
@@ -522,7 +522,7 @@ def _check_rules(stage: str, rules: StageRules) -> None:
         raise errors.InvalidPolicy(f"The policy for {stage!r} {wrong}.")
     if rules.rollout is not None:
         try:
-            check_plan(rules.rollout)
+            check_standing(rules.rollout)
         except errors.InvalidPlan as problem:
             raise errors.InvalidPolicy(f"The rollout for {stage!r}: {problem.message}") from problem
     labels: set[str] = set()

@@ -21,6 +21,7 @@ from typing import assert_never
 from msgspec import structs
 
 from modelkeep.core import errors, values
+from modelkeep.core.contest import report
 from modelkeep.core.judgement import Evidence, Judgement, Missing, Verdict, Winner
 from modelkeep.core.movement import (
     WITHOUT_SUCCESS,
@@ -45,7 +46,7 @@ from modelkeep.core.plan import (
     check_plan,
     read_plan,
 )
-from modelkeep.core.rollout_evidence import counts_for, found_of, judge, replay, report, take_in
+from modelkeep.core.rollout_evidence import counts_for, fallen, found_of, judge, replay, take_in
 from modelkeep.core.rollout_routes import observe, route_of
 from modelkeep.core.routing import WHOLE_PPM, Epoch
 
@@ -185,11 +186,16 @@ def _prepare(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
     if observed.phase is VersionPhase.FAILED:
         why = f"the version could not be loaded: {observed.error or 'the gateway gives no reason'}"
         return _finish(rollout, RolloutState.FAILED, why, now)
+    for place, other in enumerate(rollout.others, start=1):
+        if (seen := observed.sight(place)).phase is VersionPhase.FAILED:
+            why = f"{other.semver} could not be loaded: {seen.error or 'the gateway gives no reason'}"
+            return _finish(rollout, RolloutState.FAILED, why, now)
     if observed.applied is None:
         return _hold(rollout, "no gateway answers; start one with 'modelkeep gateway'")
     since = rollout.step_since or now
     rollout = structs.replace(rollout, step_since=since)
-    if observed.applied >= rollout.epoch and observed.phase is VersionPhase.READY:
+    ready = all(observed.sight(place).phase is VersionPhase.READY for place in range(1 + len(rollout.others)))
+    if observed.applied >= rollout.epoch and ready:
         if rollout.paused is not None:
             return _hold(rollout, _paused(rollout.paused))
         if rollout.stable is None:
@@ -296,7 +302,11 @@ def _enter(rollout: Rollout, step: int, why: str) -> Advanced:
 def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
     found = found_of(rollout, observed)
     rollout = structs.replace(rollout, judgement=found)
-    if found.verdict is Verdict.ROLLBACK:
+    if rollout.others:
+        rollout, gone = fallen(rollout, observed)
+        if gone:
+            return _take_out(rollout, gone, now)
+    elif found.verdict is Verdict.ROLLBACK:
         return take_back(rollout, found.why, now)
     if observed.applied is None:
         return _hold(rollout, "no gateway answers; the candidate's share stays as it is")
@@ -333,6 +343,27 @@ def _longest_s(rollout: Rollout, found: Judgement) -> float:
     if found.missing is Missing.LABELS and quality is not None:
         return max(rollout.current.max_s, quality.wait_s)
     return rollout.current.max_s
+
+
+def _take_out(rollout: Rollout, gone: dict[int, str], now: datetime) -> Advanced:
+    """Send the callers of some versions of a test to stable, while the test goes on with the others: under a
+    new term, so that nothing older gives any back. With the last of them the test is taken back."""
+    why = "; ".join(gone.values())
+    if len(gone) == len(rollout.in_test):
+        return take_back(rollout, why, now)
+    rollout = structs.replace(
+        rollout,
+        others=tuple(
+            structs.replace(other, out=gone.get(place, other.out))
+            for place, other in enumerate(rollout.others, start=1)
+        ),
+        out=gone.get(0, rollout.out),
+        weight_ppm=0 if 0 in gone else rollout.weight_ppm,
+        epoch=Epoch(rollout.epoch.term + 1, 0),
+        step_since=None,
+        held=None,
+    )
+    return Advanced(rollout=rollout, change=Change.TAKEN_OUT, why=f"taken out of the test: {why}")
 
 
 def _conclude(rollout: Rollout, why: str, now: datetime) -> Advanced:
@@ -433,9 +464,12 @@ def step_on(rollout: Rollout, observed: Observed, why: str, now: datetime) -> Ad
             f"The rollout {rollout.id} is {rollout.state}; there is no next step.", rollout=rollout.id
         )
     found = found_of(rollout, observed)
-    if found.verdict is Verdict.ROLLBACK:
+    against = found.why if found.verdict is Verdict.ROLLBACK else None
+    if rollout.others:
+        against = "; ".join(fallen(rollout, observed)[1].values()) or None
+    if against is not None:
         raise errors.GateFailed(
-            f"The candidate is about to be taken back: {found.why}. Nobody can step on past that; register a "
+            f"The candidate is about to be taken back: {against}. Nobody can step on past that; register a "
             "better version.",
             rollout=rollout.id,
         )

@@ -9,7 +9,8 @@ from itertools import islice
 from msgspec import structs
 
 from modelkeep.core import judgement
-from modelkeep.core.judgement import Evidence, Judgement, Verdict, WinnerReport, evidence_of
+from modelkeep.core.contest import evidence_of
+from modelkeep.core.judgement import Evidence, Judgement, Verdict
 from modelkeep.core.movement import Observed, Rollout, RolloutState
 from modelkeep.core.observation import Tick, VersionPhase
 from modelkeep.core.plan import Strategy, apart
@@ -21,7 +22,7 @@ NOTES_MAX = 3
 
 def counts_for(rollout: Rollout, tick: Tick) -> bool:
     """Whether a tick is evidence of this rollout: of its own, with a share or copies for the candidate."""
-    return tick.rollout == rollout.id and (tick.candidate_ppm > 0 or tick.pairs is not None)
+    return tick.rollout == rollout.id and (tick.tried or tick.pairs is not None)
 
 
 def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
@@ -34,7 +35,10 @@ def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
         return rollout
     candidate, stable, notes = rollout.candidate_counts, rollout.stable_counts, rollout.notes
     pairs, labels, outputs = rollout.pairs, rollout.labels, rollout.outputs
+    sides = [other.counts for other in rollout.others]
     for tick in own:
+        for place, side in enumerate(tick.others[: len(sides)]):
+            sides[place] = sides[place].plus(side)
         if tick.labels is not None:
             labels = labels.plus(tick.labels) if labels is not None else tick.labels
         if tick.outputs is not None:
@@ -54,6 +58,9 @@ def take_in(rollout: Rollout, ticks: Sequence[Tick]) -> Rollout:
         pairs=pairs,
         labels=labels,
         outputs=outputs,
+        others=tuple(
+            structs.replace(other, counts=counts) for other, counts in zip(rollout.others, sides, strict=True)
+        ),
         notes=notes,
         ticks=rollout.ticks + len(own),
     )
@@ -82,9 +89,26 @@ def judge(rollout: Rollout) -> Judgement:
     return judgement.judge(plan, rollout.evidence, *seen)
 
 
-def report(rollout: Rollout) -> WinnerReport:
-    """What an A/B test has come to by now; meaningless for any other rollout."""
-    return judgement.report(rollout.plan, rollout.evidence, rollout.candidate_counts, rollout.stable_counts)
+def judge_other(rollout: Rollout, place: int) -> Judgement:
+    """What the evidence says of one of an A/B test's further versions (1 is the first), beside stable."""
+    other = rollout.others[place - 1]
+    evidence = rollout.evidence.others[place - 1] if rollout.evidence.others else Evidence()
+    found = judgement.judge(apart(rollout.plan), evidence, other.counts, rollout.stable_counts)
+    return structs.replace(found, why=found.why.replace("the candidate", other.semver))
+
+
+def fallen(rollout: Rollout, observed: Observed) -> tuple[Rollout, dict[int, str]]:
+    """A test of several versions with what is said of each of the others now, and those who are to be taken
+    out, by their places, each with why."""
+    others, gone = list(rollout.others), dict[int, str]()
+    for place in rollout.in_test:
+        found = alarm_of(rollout, observed, place)
+        found = found or (judge_other(rollout, place) if place else judge(rollout))
+        if place:
+            others[place - 1] = structs.replace(others[place - 1], judgement=found)
+        if found.verdict is Verdict.ROLLBACK:
+            gone[place] = found.why
+    return structs.replace(rollout, others=tuple(others)), gone
 
 
 def found_of(rollout: Rollout, observed: Observed) -> Judgement:
@@ -102,13 +126,15 @@ def found_of(rollout: Rollout, observed: Observed) -> Judgement:
     return judge(rollout)
 
 
-def alarm_of(rollout: Rollout, observed: Observed) -> Judgement | None:
-    """The hard guards: facts, outside the statistics."""
-    counts, guards, why = rollout.candidate_counts, rollout.plan.guards, None
-    if observed.phase is VersionPhase.FAILED:
-        why = f"the candidate's process failed for good: {observed.error or 'it crashed again and again'}"
+def alarm_of(rollout: Rollout, observed: Observed, place: int = 0) -> Judgement | None:
+    """The hard guards: facts, outside the statistics; of the candidate, or (from 1 on) another version."""
+    sight, guards, why = observed.sight(place), rollout.plan.guards, None
+    counts = rollout.others[place - 1].counts if place else rollout.candidate_counts
+    who = rollout.others[place - 1].semver if place else "the candidate"
+    if sight.phase is VersionPhase.FAILED:
+        why = f"{who}'s process failed for good: {sight.error or 'it crashed again and again'}"
     elif counts.crashes >= guards.crashes:
-        why = f"the candidate crashed {counts.crashes} times"
+        why = f"{who} crashed {counts.crashes} times"
     elif counts.schema_violations >= guards.schema_violations:
-        why = f"the candidate broke its own output schema {counts.schema_violations} times"
+        why = f"{who} broke its own output schema {counts.schema_violations} times"
     return Judgement(verdict=Verdict.ROLLBACK, why=why, blamed="guard") if why is not None else None

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from msgspec import structs
 
 from modelkeep.core import values
-from modelkeep.core.movement import Endpoint, Observed, Rollout, RolloutState
+from modelkeep.core.movement import Endpoint, Observed, Rollout, RolloutState, Sight
 from modelkeep.core.observation import GatewayReport, Tick, VersionPhase
 from modelkeep.core.plan import Strategy
-from modelkeep.core.routing import Epoch, Loading, Route, VersionKey
+from modelkeep.core.routing import Arm, Epoch, Loading, Route, VersionKey
 
 NOTE_MAX = 300
 """Characters of an error text that people read."""
@@ -54,9 +54,18 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
     if endpoint.stable is None:
         first = route(keys[rollout.candidate], rollout.epoch)
         return structs.replace(first, load=Loading.ALWAYS)  # it has to be seen to work before it may sleep
+    stable = keys[endpoint.stable]
     return structs.replace(
-        route(keys[endpoint.stable], rollout.epoch),
-        candidate=keys[rollout.candidate],
+        route(stable, rollout.epoch),
+        candidate=keys[rollout.candidate] if rollout.out is None else None,
+        others=tuple(
+            Arm(
+                key=keys[other.number] if other.out is None else stable,
+                weight_ppm=weight_ppm,
+                from_ppm=other.from_ppm,
+            )
+            for other, weight_ppm in zip(rollout.others, rollout.others_ppm, strict=True)
+        ),
         candidate_ppm=rollout.weight_ppm,
         salt=rollout.salt,
         rollout=rollout.id,
@@ -83,20 +92,32 @@ _UNSEEN = Epoch(0, 0)
 
 
 def observe(
-    rollout: Rollout, candidate: VersionKey, answering: Sequence[GatewayReport], ticks: Sequence[Tick]
+    rollout: Rollout,
+    candidate: VersionKey,
+    answering: Sequence[GatewayReport],
+    ticks: Sequence[Tick],
+    others: Sequence[VersionKey] = (),
 ) -> Observed:
-    """What the gateways that answer now say about a rollout and its candidate, which they call by its key.
+    """What the gateways that answer now say about a rollout and its candidate, which they call by its key,
+    and about a test's `others`.
 
     A gateway has confirmed an epoch only when it also splits the traffic as the rollout wants: one that was
     killed comes back with stable alone under the same epoch. What a gateway says of the candidate counts from
     the first table on that names it, for the same version may have failed in an earlier rollout.
     """
     applied = min((_confirmed(rollout, report) for report in answering), default=None)
-    told = [_entry(rollout, candidate, report) for report in answering]
+    first, *further = (_sight(rollout, key, answering) for key in (candidate, *others))
+    return Observed(
+        applied=applied, phase=first.phase, error=first.error, ticks=tuple(ticks), others=tuple(further)
+    )
+
+
+def _sight(rollout: Rollout, key: VersionKey, answering: Sequence[GatewayReport]) -> Sight:
+    told = [_entry(rollout, key, report) for report in answering]
     if not told or None in told:
-        return Observed(applied=applied, ticks=tuple(ticks))
+        return Sight()
     phase, error = min((entry for entry in told if entry is not None), key=lambda one: _BADNESS.index(one[0]))
-    return Observed(applied=applied, phase=phase, error=error, ticks=tuple(ticks))
+    return Sight(phase=phase, error=error)
 
 
 def shown(text: str) -> str:
@@ -106,7 +127,8 @@ def shown(text: str) -> str:
 
 def _confirmed(rollout: Rollout, report: GatewayReport) -> Epoch:
     for route in report.routes:
-        if route.endpoint == rollout.endpoint and route.candidate_ppm == rollout.weight_ppm:
+        shares = (route.candidate_ppm, route.others_ppm)
+        if route.endpoint == rollout.endpoint and shares == (rollout.weight_ppm, rollout.others_ppm):
             return route.epoch
     known = any(route.endpoint == rollout.endpoint for route in report.routes)
     gone = rollout.state is RolloutState.ROLLING_BACK and not known  # who has no route sends nobody astray

@@ -32,6 +32,9 @@ WHOLE_PPM = 1_000_000
 """All of the traffic."""
 ROUTES_MAX = 10_000
 """Endpoints of one table."""
+OTHERS_MAX = 7
+"""Further versions of one A/B test, beside candidate and stable: each is a process, and each more pair to
+compare costs every pair some power."""
 _KEY_DOMAIN = b"modelkeep served version 1\n"
 """Before what a key is taken of, so that it is never the digest of anything else."""
 
@@ -91,18 +94,20 @@ class VersionSpec(Struct, frozen=True, kw_only=True):
 
 
 class Arm(Struct, frozen=True, kw_only=True):
-    """A version and its share."""
+    """A version and its share; among a route's others, of the callers whose buckets begin at `from_ppm`."""
 
     key: VersionKey
     weight_ppm: int
+    from_ppm: int = 0
 
 
 class Role(StrEnum):
     """What a version is to a route. `previous` has no weight; loaded, it makes a rollback one swap. `shadow`
-    gets copies of requests and answers nobody."""
+    gets copies of requests and answers nobody. `other` is one of an A/B test's further versions."""
 
     STABLE = "stable"
     CANDIDATE = "candidate"
+    OTHER = "other"
     PREVIOUS = "previous"
     SHADOW = "shadow"
 
@@ -118,13 +123,15 @@ class Loading(StrEnum):
 class Route(Struct, frozen=True, kw_only=True):
     """How one endpoint's callers are split.
 
-    `stable` answers whatever the candidate does not. `rollout` names the movement under way. `key_header`
-    names the request header that holds the caller's key, `key_cookie` a cookie, `key_field` (a JSON pointer)
-    a place in the body; the first that is there counts. Without any the connection's address is the key.
-    `preview`: the candidate may be asked under the endpoint's preview address, whatever its share. `slow_ms`
-    is the response time above which an answer counts as slow. `lease_s`: when the gateway has not heard from
-    its control plane for this long while the candidate has weight, it takes the candidate back by itself (0:
-    never).
+    `stable` answers whatever nobody else does. `others` are the further versions of an A/B test, in order,
+    behind the candidate's callers; each keeps its place, so that one whose share sinks, or who is taken out
+    (and then stands there as stable, with no share), sends its callers to stable and moves nobody else's.
+    `rollout` names the movement under way. `key_header` names the request header that holds the caller's key,
+    `key_cookie` a cookie, `key_field` (a JSON pointer) a place in the body; the first that is there counts.
+    Without any the connection's address is the key. `preview`: the candidate may be asked under the
+    endpoint's preview address, whatever its share. `slow_ms` is the response time above which an answer
+    counts as slow. `lease_s`: when the gateway has not heard from its control plane for this long while the
+    candidate has weight, it takes the candidate back by itself (0: never).
     """
 
     endpoint: str
@@ -154,6 +161,23 @@ class Route(Struct, frozen=True, kw_only=True):
     shift: Shift | None = None
     """How they are compared with stable's as they are made; None: they are not."""
     load: Loading = Loading.ALWAYS
+    others: tuple[Arm, ...] = ()
+
+    @property
+    def others_ppm(self) -> tuple[int, ...]:
+        """The shares of the further versions."""
+        return tuple(other.weight_ppm for other in self.others)
+
+    @property
+    def tried_ppm(self) -> int:
+        """The share of the callers whom somebody else than stable answers."""
+        return self.candidate_ppm + sum(self.others_ppm)
+
+    @property
+    def tried(self) -> frozenset[VersionKey]:
+        """The versions that are tried beside stable."""
+        keys = (self.candidate, *(other.key for other in self.others))
+        return frozenset(key for key in keys if key is not None and key != self.stable)
 
     @property
     def may_sleep(self) -> bool:
@@ -170,16 +194,16 @@ class Route(Struct, frozen=True, kw_only=True):
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The versions with a share of the traffic; the shares sum to 1,000,000."""
-        stable = Arm(key=self.stable, weight_ppm=WHOLE_PPM - self.candidate_ppm)
-        if self.candidate is None or self.candidate_ppm == 0:
-            return (stable,)
-        return (stable, Arm(key=self.candidate, weight_ppm=self.candidate_ppm))
+        arms = [Arm(key=self.stable, weight_ppm=WHOLE_PPM - self.tried_ppm, from_ppm=self.tried_ppm)]
+        if self.candidate is not None and self.candidate_ppm:
+            arms.append(Arm(key=self.candidate, weight_ppm=self.candidate_ppm))
+        return (*arms, *(other for other in self.others if other.weight_ppm))
 
     @property
     def keys(self) -> frozenset[VersionKey]:
         """All versions that have to be loaded for this route."""
         named = (self.stable, self.candidate, self.previous, self.shadow)
-        return frozenset(key for key in named if key is not None)
+        return frozenset(key for key in named if key is not None) | self.tried
 
 
 class RoutingTable(Struct, frozen=True, kw_only=True):
@@ -231,6 +255,7 @@ def check_table(table: RoutingTable) -> RoutingTable:
             )
         if route.shadow is None and route.shadow_ppm:
             raise errors.Invalid(f"The route {route.endpoint!r} gives a share to a shadow it does not name.")
+        _check_others(route)
         if route.endpoint in seen:
             raise errors.Invalid(f"The endpoint {route.endpoint!r} stands twice in one table.")
         if not route.keys <= known:
@@ -239,6 +264,19 @@ def check_table(table: RoutingTable) -> RoutingTable:
             )
         seen.add(route.endpoint)
     return table
+
+
+def _check_others(route: Route) -> None:
+    """Refuse places that overlap: a caller would have two versions. Raises Invalid."""
+    if len(route.others) > OTHERS_MAX:
+        raise errors.LimitExceeded(f"A route has at most {OTHERS_MAX} versions beside candidate and stable.")
+    free = route.candidate_ppm
+    for other in route.others:
+        if other.weight_ppm < 0 or other.from_ppm < free or other.from_ppm + other.weight_ppm > WHOLE_PPM:
+            raise errors.Invalid(
+                f"The shares of the versions on {route.endpoint!r} overlap, or are more than 1,000,000 ppm."
+            )
+        free = other.from_ppm + other.weight_ppm
 
 
 def bucket(salt: str, key: bytes) -> int:
@@ -253,18 +291,37 @@ def bucket(salt: str, key: bytes) -> int:
 
 def choose(route: Route, key: bytes) -> Role:
     """Which side a caller is on: the same key gets the same side for as long as weight and salt stand."""
-    if route.candidate is None or route.candidate_ppm == 0:
-        return Role.STABLE
-    if route.candidate_ppm >= WHOLE_PPM or bucket(route.salt, key) < route.candidate_ppm:
-        return Role.CANDIDATE
-    return Role.STABLE
+    return role_at(place(route, key))
+
+
+STABLE_PLACE, CANDIDATE_PLACE = 0, 1
+
+
+def place(route: Route, key: bytes) -> int:
+    """Whom a caller is answered by: 0 is stable, 1 the candidate, 2 and above are the others in order."""
+    if not route.candidate_ppm and not route.others:
+        return STABLE_PLACE
+    if route.candidate_ppm >= WHOLE_PPM:
+        return CANDIDATE_PLACE
+    at = bucket(route.salt, key)
+    if at < route.candidate_ppm:
+        return CANDIDATE_PLACE
+    for number, other in enumerate(route.others, start=2):
+        if other.from_ppm <= at < other.from_ppm + other.weight_ppm:
+            return number
+    return STABLE_PLACE
+
+
+def role_at(number: int) -> Role:
+    """What whoever stands at a place is to the route."""
+    return (Role.STABLE, Role.CANDIDATE, Role.OTHER)[min(number, 2)]
 
 
 def rolled_back(route: Route) -> Route:
     """The route after a rollback: needs nothing but the route itself.
 
-    With a candidate under way the stable version keeps everything. Without one the previous version, kept
-    loaded for this, becomes the stable one. The term rises, so that nothing older can undo it.
+    With a candidate (or others) under way the stable version keeps everything. Without one the previous
+    version, kept loaded for this, becomes the stable one. The term rises, so that nothing older can undo it.
 
     Raises:
         NoRollbackTarget: there is neither a candidate nor a previous version.
@@ -282,8 +339,9 @@ def rolled_back(route: Route) -> Route:
         rollout=None,
         quality=None,
         shift=None,
+        others=(),
     )
-    if route.candidate is not None:
+    if route.candidate is not None or route.others:
         return settled
     if route.previous is None:
         raise errors.NoRollbackTarget(

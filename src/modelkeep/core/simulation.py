@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 
 from modelkeep.core import errors
 from modelkeep.core.judgement import Evidence
+from modelkeep.core.movement import Sight
 from modelkeep.core.observation import SideCounts, Tick, VersionPhase
 from modelkeep.core.plan import Plan, check_plan
 from modelkeep.core.rollout import Change, Observed, Rollout, RolloutState, advance
@@ -84,6 +85,8 @@ def simulate(recorded: Rollout, plan: Plan, ticks: Iterable[Tick]) -> Simulation
         InvalidPlan: the plan cannot be carried out.
         Conflict: nothing was counted, so that nothing can be said.
     """
+    if plan.versions and plan.versions != recorded.plan.versions:
+        raise errors.InvalidPlan("No further 'versions' can be simulated but those of the rollout itself.")
     led = _Led(recorded, check_plan(plan))
     for tick in ticks:
         if led.over or led.ticks >= TICKS_MAX:
@@ -123,6 +126,11 @@ class _Led:
             pairs=None,
             labels=None,
             outputs=None,
+            others=tuple(
+                structs.replace(other, counts=SideCounts(), judgement=None, out=None)
+                for other in (recorded.others if plan.versions else ())
+            ),
+            out=None,
         )
         self.from_at: datetime | None = None
         self.now: datetime | None = None
@@ -153,7 +161,13 @@ class _Led:
             return
         assert self.now is not None, "there was a tick"
         assert self.from_at is not None, "and it was the first"
-        seen = Observed(applied=self.rollout.epoch, phase=VersionPhase.READY, ticks=ticks)
+        ready = Sight(phase=VersionPhase.READY)
+        seen = Observed(
+            applied=self.rollout.epoch,
+            phase=ready.phase,
+            ticks=ticks,
+            others=(ready,) * len(self.rollout.others),
+        )
         advanced = advance(self.rollout, seen, self.now)
         self.rollout = now = advanced.rollout
         if advanced.change is None or len(self.moments) >= MOMENTS_MAX:

@@ -16,13 +16,14 @@ from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.movement import check_keys
-from modelkeep.core.plan import AT_ONCE, dated
+from modelkeep.core.plan import AT_ONCE, check_standing, dated
 from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
 from modelkeep.core.routing import Epoch, Loading, VersionKey
 from modelkeep.core.values import ModelName
 from modelkeep.service import labels
 from modelkeep.service.act import Act
+from modelkeep.service.contenders import contenders
 from modelkeep.service.stages import PRODUCTION
 from modelkeep.service.traffic import Traffic
 from modelkeep.store import catalog as catalog_store
@@ -91,7 +92,7 @@ class Endpoints:
             raise errors.Invalid("An endpoint follows a stage or an alias; leave one out.", field="alias")
         else:
             labels.check_alias(alias)
-        core.check_plan(plan)
+        check_standing(plan)
         core.check_endpoint(slow_ms, lease_s, workers, log_ppm, privacy)
         act.readable(model)
         act.authorise(Verb.OPERATE, model)
@@ -301,6 +302,7 @@ class Endpoints:
             if not plan.strategy.moves:
                 raise errors.Conflict(f"{note}: they cannot be compared; promote it by another strategy.")
             plan, plan_from = AT_ONCE, "equal bytes"
+        others = contenders(act, plan, stable, version)
         rollout_id = act.new_id("rol")
         sequence = self._traffic.record(
             act,
@@ -320,6 +322,7 @@ class Endpoints:
         )
         started = Rollout(
             note=note,
+            others=others,
             id=rollout_id,
             endpoint=endpoint.name,
             model=endpoint.model,

@@ -43,6 +43,7 @@ from modelkeep.core.rollout import Endpoint
 from modelkeep.core.values import Actor, ModelName, Ref
 from modelkeep.service import stages
 from modelkeep.service.act import Act, Context, Desk
+from modelkeep.service.contenders import admit
 from modelkeep.service.gates import report
 from modelkeep.service.policies import Policies, refuse_weaker
 from modelkeep.service.references import present
@@ -130,6 +131,7 @@ class Promotions:
         plan: Plan | None = None,
         supersede: bool = False,
         files_verified: bool | None = None,
+        others_verified: Sequence[bool | None] = (),
     ) -> Promotion:
         """Move a version to a stage, or start the rollout at whose end it moves.
 
@@ -139,6 +141,7 @@ class Promotions:
                 to be one who may operate the model.
             supersede: end the rollout of the endpoint that is under way, and begin this one.
             files_verified: as in `gate`.
+            others_verified: the same for the versions that the plan tests beside it, in its order.
 
         Raises:
             NotAllowed: the caller may not promote.
@@ -175,6 +178,7 @@ class Promotions:
             case AwaitingApproval():
                 raise self._awaiting(act, case, case.decision, reason, ticket)
             case Granted():
+                admit(act, self._requests, case, plan, others_verified)
                 return self._carry_out(act, case, case.decision, reason, plan, supersede)
             case _:
                 assert_never(case.decision)

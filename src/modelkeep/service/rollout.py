@@ -292,12 +292,14 @@ class Rollouts(Endpoints):
         """
         found = self.get_rollout(act, name)
         recomputed = core.replay(found, store.ticks_of(act.tx, found.id))
+        again = structs.replace(found, evidence=recomputed)
         return Explanation(
             rollout=found.id,
             ticks=found.ticks,
             recomputed=recomputed,
             equal=recomputed == found.evidence,
-            judgement=core.judge(structs.replace(found, evidence=recomputed)),
+            judgement=core.judge(again),
+            report=core.report(again) if found.plan.strategy is core.Strategy.AB_TEST else None,
         )
 
     # ---------------------------------------------------------------------------------------------- gateways
@@ -383,8 +385,9 @@ class Rollouts(Endpoints):
         if arrived:
             current = structs.replace(current, ticks_until=arrived[-1].at)
         ticks = [one.tick for one in arrived]
-        candidate = self._traffic.spec(act, current.model, current.candidate).key
-        return current, core.observe(current, candidate, self._gateways.answering(act), ticks)
+        specs = (self._traffic.spec(act, current.model, number) for number in current.numbers)
+        candidate, *others = (spec.key for spec in specs)
+        return current, core.observe(current, candidate, self._gateways.answering(act), ticks, others)
 
 
 def _gateway_status(
@@ -408,6 +411,6 @@ def _gateway_status(
         in_step=in_step
         and state is not None
         and wanted is not None
-        and state.candidate_ppm == wanted.candidate_ppm,
+        and (state.candidate_ppm, state.others_ppm) == (wanted.candidate_ppm, wanted.others_ppm),
         phases={names[one.key]: one.phase for one in report.versions if one.key in keys},
     )

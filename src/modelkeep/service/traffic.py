@@ -28,6 +28,7 @@ from modelkeep.store import rollout as store
 _EVENT_OF: dict[Change, EventKind] = {
     Change.STEPPED: EventKind.ROLLOUT_STEPPED,
     Change.HELD: EventKind.ROLLOUT_HELD,
+    Change.TAKEN_OUT: EventKind.ROLLOUT_TAKEN_OUT,
     Change.ROLLING_BACK: EventKind.ROLLOUT_ROLLING_BACK,
     Change.ROLLED_BACK: EventKind.ROLLOUT_ROLLED_BACK,
     Change.SUCCEEDED: EventKind.ROLLOUT_SUCCEEDED,
@@ -135,7 +136,7 @@ class Traffic:
 
     def served(self, act: Act, endpoint: Endpoint, rollout: Rollout | None) -> dict[int, VersionSpec]:
         """What gateways have to know of the versions that an endpoint and its rollout name, by number."""
-        numbers = {endpoint.stable, endpoint.previous, rollout.candidate if rollout is not None else None}
+        numbers = {endpoint.stable, endpoint.previous, *(rollout.numbers if rollout is not None else ())}
         return {n: self.spec(act, endpoint.model, n) for n in numbers if n is not None}
 
     def spec(self, act: Act, model: ModelName, number: int) -> VersionSpec:
@@ -188,16 +189,17 @@ class Traffic:
             candidate=current.candidate_counts,
             stable=current.stable_counts,
             report=current.report,
+            others=current.others or None,
         )
         after = settled(endpoint, current)
         if after != endpoint:
             store.save_endpoint(act.tx, after, act.now)
-        self._fate(act, after, current, change)
+        self._fate(act, before, after, current, change)
         left = None if current.state.finished else current
         self.moved(act, self.route(act, endpoint, before), self.route(act, after, left), sequence)
         return current
 
-    def _fate(self, act: Act, endpoint: Endpoint, current: Rollout, change: Change) -> None:
+    def _fate(self, act: Act, before: Rollout, endpoint: Endpoint, current: Rollout, change: Change) -> None:
         match change:
             case Change.SUCCEEDED:
                 version = catalog_store.get_version(act.tx, current.model, current.candidate)
@@ -210,11 +212,13 @@ class Traffic:
                         reason=current.reason,
                         rollout=current,
                     )
-            case Change.ROLLING_BACK:
-                version = catalog_store.get_version(act.tx, current.model, current.candidate)
-                if version.tombstone is None:
-                    self.promotions.tombstone(act, version, current.outcome or "rolled back")
-                self._point_back(act, endpoint, current)
+            case Change.TAKEN_OUT | Change.ROLLING_BACK:
+                for number, why in _lost(before, current):
+                    version = catalog_store.get_version(act.tx, current.model, number)
+                    if version.tombstone is None:
+                        self.promotions.tombstone(act, version, why)
+                if change is Change.ROLLING_BACK:
+                    self._point_back(act, endpoint, current)
             case Change.FAILED | Change.CANCELLED | Change.SUPERSEDED | Change.CONCLUDED | Change.ROLLED_BACK:
                 self._point_back(act, endpoint, current)
             case _:
@@ -256,6 +260,18 @@ class Traffic:
         )
         self.moved(act, self.route(act, endpoint, running), self.route(act, changed, running), sequence)
         return changed
+
+
+def _lost(before: Rollout, current: Rollout) -> list[tuple[int, str]]:
+    """The versions whose callers this change took from them, each with why: all that were tried still, or
+    some of an A/B test."""
+    outs = (current.out, *(other.out for other in current.others))
+    why = current.outcome or "rolled back"
+    return [
+        (current.numbers[place], outs[place] or why)
+        for place in before.in_test
+        if current.state is RolloutState.ROLLING_BACK or outs[place] is not None
+    ]
 
 
 def settled(endpoint: Endpoint, current: Rollout) -> Endpoint:

@@ -24,7 +24,7 @@ from modelkeep.core.observation import (
     SideCounts,
     Tick,
 )
-from modelkeep.core.routing import Epoch, Role
+from modelkeep.core.routing import CANDIDATE_PLACE, Epoch, Route
 from modelkeep.core.shift import BANDS
 from modelkeep.serving.memory import First, Memory, RolloutKey
 from modelkeep.serving.options import ERROR_TEXT_MAX, ERRORS_SEEN_MAX, TICKS_KEPT_MAX
@@ -157,19 +157,36 @@ class RouteTally:
         "epoch",
         "errors_seen",
         "open",
+        "others",
+        "others_ppm",
         "rollout",
         "stable",
     )
 
-    def __init__(self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        rollout: str | None,
+        epoch: Epoch,
+        candidate_ppm: int,
+        others_ppm: tuple[int, ...] = (),
+    ) -> None:
         self.endpoint = endpoint
         self.rollout = rollout
         self.epoch = epoch
         self.candidate_ppm = candidate_ppm
+        self.others_ppm = others_ppm
         self.stable = SideTally()
         self.candidate = SideTally()
+        self.others = [SideTally() for _ in others_ppm]
         self.errors_seen: list[str] = []
         self.open = 0
+
+    def side(self, place: int) -> SideTally:
+        """Whoever stands at a place of the route: stable, the candidate, or one of the others."""
+        if place > CANDIDATE_PLACE:
+            return self.others[place - CANDIDATE_PLACE - 1]
+        return self.candidate if place == CANDIDATE_PLACE else self.stable
 
     def note_error(self, text: str) -> None:
         """Keep the first few different error texts of the candidate."""
@@ -179,7 +196,7 @@ class RouteTally:
 
     def collect(self) -> "RouteCounts | None":
         """Hand over what was counted since the last call; None when there was nothing."""
-        sides = (self.stable, self.candidate)
+        sides = (self.stable, self.candidate, *self.others)
         if not any(side.requests or side.arrived for side in sides):
             return None
         counts = RouteCounts(
@@ -190,7 +207,10 @@ class RouteTally:
             stable=self.stable.delta(),
             candidate=self.candidate.delta(),
             errors_seen=tuple(self.errors_seen),
+            others=tuple(side.delta() for side in self.others),
+            others_ppm=self.others_ppm,
         )
+        self.others = [SideTally() for _ in self.others]
         self.stable, self.candidate, self.errors_seen = SideTally(), SideTally(), []
         return counts
 
@@ -258,23 +278,26 @@ class RouteCounts(Struct, frozen=True, kw_only=True):
     stable: SideDelta
     candidate: SideDelta
     errors_seen: tuple[str, ...] = ()
+    others: tuple[SideDelta, ...] = ()
+    others_ppm: tuple[int, ...] = ()
 
 
 class _OpenTick:
-    __slots__ = ("candidate", "errors_seen", "labels", "outputs", "pairs", "stable", "started_at")
+    __slots__ = ("candidate", "errors_seen", "labels", "others", "outputs", "pairs", "stable", "started_at")
 
-    def __init__(self, started_at: datetime) -> None:
+    def __init__(self, started_at: datetime, others: int) -> None:
         self.started_at = started_at
         self.stable = SideCounts()
         self.candidate = SideCounts()
+        self.others = [SideCounts()] * others
         self.errors_seen: tuple[str, ...] = ()
         self.pairs: PairCounts | None = None
         self.labels: Labelled | None = None
         self.outputs: BandCounts | None = None
 
 
-_TickKey = tuple[str, str | None, Epoch, int]
-"""With the weight: a route may get its weight later than its epoch, when its candidate is ready."""
+_TickKey = tuple[str, str | None, Epoch, int, tuple[int, ...]]
+"""With the weights: a route may get them later than its epoch, when its versions are ready."""
 
 
 class Ledger:
@@ -334,7 +357,9 @@ class Ledger:
 
     def add(self, counts: RouteCounts) -> None:
         """Take in what one front counted."""
-        tick = self._tick(counts.endpoint, counts.rollout, counts.epoch, counts.candidate_ppm)
+        tick = self._tick(
+            counts.endpoint, counts.rollout, counts.epoch, counts.candidate_ppm, counts.others_ppm
+        )
         book, noted = None, []
         if counts.rollout is not None:
             self.begin(counts.endpoint, counts.rollout)
@@ -342,6 +367,8 @@ class Ledger:
             noted = self._noted.setdefault((counts.endpoint, counts.rollout), [])
         tick.stable = tick.stable.plus(_resolve(counts.stable, book, noted))
         tick.candidate = tick.candidate.plus(_resolve(counts.candidate, book, noted))
+        for place, side in enumerate(counts.others):
+            tick.others[place] = tick.others[place].plus(_resolve(side, book, noted))
         for text in counts.errors_seen:
             if len(tick.errors_seen) < ERRORS_SEEN_MAX and text not in tick.errors_seen:
                 tick.errors_seen = (*tick.errors_seen, text)
@@ -393,25 +420,34 @@ class Ledger:
         told = BandCounts(candidate=sides[0], stable=sides[1])
         tick.outputs = told if tick.outputs is None else tick.outputs.plus(told)
 
-    def crashed(
-        self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int, role: Role
-    ) -> None:
-        """Count the death of a worker on the side it served."""
-        tick = self._tick(endpoint, rollout, epoch, candidate_ppm)
-        if role is Role.CANDIDATE:
-            tick.candidate = msgspec.structs.replace(tick.candidate, crashes=tick.candidate.crashes + 1)
-        elif role is Role.STABLE:
-            tick.stable = msgspec.structs.replace(tick.stable, crashes=tick.stable.crashes + 1)
+    def crashed(self, route: Route, place: int) -> None:
+        """Count the death of a worker on the side it served, by its place in the route."""
+        tick = self._tick(route.endpoint, route.rollout, route.epoch, route.candidate_ppm, route.others_ppm)
+        crash = SideCounts(crashes=1)
+        if place > CANDIDATE_PLACE:
+            other = place - CANDIDATE_PLACE - 1
+            tick.others[other] = tick.others[other].plus(crash)
+        elif place == CANDIDATE_PLACE:
+            tick.candidate = tick.candidate.plus(crash)
+        else:
+            tick.stable = tick.stable.plus(crash)
 
-    def touch(self, endpoint: str, rollout: str, epoch: Epoch, candidate_ppm: int) -> None:
+    def touch(self, route: Route) -> None:
         """Have a tick for a rollout in which nothing happened: "no traffic" is a fact too."""
-        self._tick(endpoint, rollout, epoch, candidate_ppm)
+        self._tick(route.endpoint, route.rollout, route.epoch, route.candidate_ppm, route.others_ppm)
 
-    def _tick(self, endpoint: str, rollout: str | None, epoch: Epoch, candidate_ppm: int) -> _OpenTick:
-        key = (endpoint, rollout, epoch, candidate_ppm)
+    def _tick(
+        self,
+        endpoint: str,
+        rollout: str | None,
+        epoch: Epoch,
+        candidate_ppm: int,
+        others_ppm: tuple[int, ...] = (),
+    ) -> _OpenTick:
+        key = (endpoint, rollout, epoch, candidate_ppm, others_ppm)
         tick = self._open.get(key)
         if tick is None:
-            tick = self._open[key] = _OpenTick(self._since)
+            tick = self._open[key] = _OpenTick(self._since, len(others_ppm))
         return tick
 
     def close(self, now: datetime) -> None:
@@ -423,7 +459,7 @@ class Ledger:
                     self._memory.note(key, done)
         self._noted.clear()
         by_age = sorted(self._open.items(), key=lambda item: item[0][2:])
-        for (endpoint, rollout, epoch, ppm), tick in by_age:
+        for (endpoint, rollout, epoch, ppm, others_ppm), tick in by_age:
             number = self._numbers.get((endpoint, rollout), self._first - 1) + 1
             self._numbers[endpoint, rollout] = number
             self._waiting.append(
@@ -441,6 +477,8 @@ class Ledger:
                     pairs=tick.pairs,
                     labels=tick.labels,
                     outputs=tick.outputs,
+                    others=tuple(tick.others),
+                    others_ppm=others_ppm,
                 )
             )
         self._open.clear()
@@ -454,7 +492,7 @@ class Ledger:
         kept = self._waiting[: self._sent]
         joined: dict[_TickKey, Tick] = {}
         for tick in self._waiting[self._sent :]:
-            key = (tick.endpoint, tick.rollout, tick.epoch, tick.candidate_ppm)
+            key = (tick.endpoint, tick.rollout, tick.epoch, tick.candidate_ppm, tick.others_ppm)
             joined[key] = merge(joined[key], tick) if key in joined else tick
         self._waiting = [*kept, *sorted(joined.values(), key=lambda tick: (tick.ended_at, tick.number))]
 
@@ -544,7 +582,7 @@ def _told(
 
 
 def merge(first: Tick, second: Tick) -> Tick:
-    """Two spans of one endpoint, rollout, epoch and weight as one."""
+    """Two spans of one endpoint, rollout, epoch and weights as one."""
     pairs = first.pairs.plus(second.pairs) if first.pairs and second.pairs else first.pairs or second.pairs
     labels = (
         first.labels.plus(second.labels) if first.labels and second.labels else first.labels or second.labels
@@ -561,6 +599,7 @@ def merge(first: Tick, second: Tick) -> Tick:
         ended_at=max(first.ended_at, second.ended_at),
         stable=first.stable.plus(second.stable),
         candidate=first.candidate.plus(second.candidate),
+        others=tuple(one.plus(other) for one, other in zip(first.others, second.others, strict=True)),
         errors_seen=texts[:ERRORS_SEEN_MAX],
         pairs=pairs,
         labels=labels,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from modelkeep.core import codec
-from modelkeep.core.routing import WHOLE_PPM, Role, Route
+from modelkeep.core.routing import CANDIDATE_PLACE, STABLE_PLACE, WHOLE_PPM, Role, Route
 from modelkeep.serving import frames, records
 from modelkeep.serving.answers import Answers
 from modelkeep.serving.counting import count
@@ -39,8 +39,8 @@ class Call:
 
     __slots__ = (
         "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "hurried",
-        "identity", "parked_until", "received", "request_id", "role", "sent", "suspect", "target", "tried",
-        "tries", "version",
+        "identity", "parked_until", "place", "received", "request_id", "role", "sent", "suspect", "target",
+        "tried", "tries", "version",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,7 @@ class Call:
         self.request_id = b""
         self.role: Role | None = None
         """None for a pinned request: it is on no side and is counted on none."""
+        self.place = STABLE_PLACE
         self.version = target.stable
         self.caller = 0
         self.counted = False
@@ -89,9 +90,11 @@ class Call:
         return True
 
 
-def _weight(route: Route, role: Role) -> int:
+def _weight(route: Route, place: int) -> int:
     """The share of the callers that a side has, in ppm."""
-    return route.candidate_ppm if role is Role.CANDIDATE else WHOLE_PPM - route.candidate_ppm
+    if place > CANDIDATE_PLACE:
+        return route.others[place - CANDIDATE_PLACE - 1].weight_ppm
+    return route.candidate_ppm if place == CANDIDATE_PLACE else WHOLE_PPM - route.tried_ppm
 
 
 class Dispatch:
@@ -124,8 +127,7 @@ class Dispatch:
             self._failed(call, 503, "OVERLOADED", detail, now - (call.sent or now))
             return
         call.tries += 1
-        candidate = call.role is Role.CANDIDATE and not call.counted
-        share = _CANDIDATE_SHARE if candidate else 1.0
+        share = _CANDIDATE_SHARE if call.place and not call.counted else 1.0
         call.deadline = now + (call.expires - now) * share
         upstream.send(call, now, alone=call.suspect)
 
@@ -151,7 +153,7 @@ class Dispatch:
 
     def _patience(self, call: Call, now: float) -> float | None:
         """Until when a request waits for a process of its version; None: it does not."""
-        if call.version.sleeps and (call.role is not Role.CANDIDATE or call.counted):
+        if call.version.sleeps and (not call.place or call.counted):
             return call.expires
         if call.role is not None and call.version is call.target.stable:
             return min(call.expires, now + self._options.hold_s)
@@ -173,7 +175,7 @@ class Dispatch:
                 self.mirror.lost(call)
                 continue
             call.suspect = True
-            if call.role is Role.CANDIDATE and not call.counted:
+            if call.place and not call.counted:
                 self._failed(
                     call, 503, "WORKER_UNAVAILABLE", "The worker died with the request.", now - call.sent
                 )
@@ -278,7 +280,7 @@ class Dispatch:
         first = not call.counted
         if first:
             self._count(call, elapsed_s, failed=blame, refused=not blame, violation=violation)
-        if first and call.role is Role.CANDIDATE:
+        if first and call.place:
             if blame:
                 call.target.tally.note_error(f"{code}: {detail}")
             name = call.target.route.endpoint
@@ -306,9 +308,8 @@ class Dispatch:
         warm = version.warm_left == 0
         if not warm:
             version.warm_left -= 1
-        candidate = role is Role.CANDIDATE
         count(
-            tally.candidate if candidate else tally.stable,
+            tally.side(call.place),
             target.callers,
             call.caller,
             milliseconds,
@@ -335,7 +336,7 @@ class Dispatch:
             record = records.Logged(
                 route.endpoint, route.rollout, request_id.decode("latin-1"),
                 role.value if role is not None else "pinned",
-                None if role is None else _weight(route, role),
+                None if role is None else _weight(route, call.place),
                 time.time(), call.door, call.body, records.Reply(key, status, latency_ms, payload),
             )  # fmt: skip
             self._tap.put(route.endpoint, record)

@@ -16,7 +16,7 @@ from typing import cast
 
 from modelkeep import telemetry
 from modelkeep.core import errors
-from modelkeep.core.routing import Role, VersionKey
+from modelkeep.core.routing import VersionKey, role_at
 from modelkeep.serving import frames, messages
 from modelkeep.serving.answers import Answers
 from modelkeep.serving.counting import arrive
@@ -177,7 +177,7 @@ class Front:
         if down.failed:
             version.sleeps = False
         targets = self._router.targets.values()
-        used = {id(v) for t in targets for v in (t.stable, t.candidate, t.previous, t.shadow)}
+        used = {id(v) for t in targets for v in (t.stable, t.candidate, t.previous, t.shadow, *t.others)}
         if id(version) not in used and not version.in_flight and not version.parked and not version.paths:
             del self._versions[down.key]
 
@@ -380,14 +380,14 @@ class Front:
             problem(connection, 400, "MALFORMED_BODY", detail, request_id)
             return
         if semver is None:
-            call.role, call.caller = target.assign(headers, connection.peer_key, call.body)
+            call.place, call.caller = target.assign(headers, connection.peer_key, call.body)
+            call.role = role_at(call.place)
             tally = target.tally
             tally.open += 1
             if target.callers is not None:
-                side = tally.candidate if call.role is Role.CANDIDATE else tally.stable
-                arrive(side, target.callers, call.caller)
-            if call.role is Role.CANDIDATE and target.candidate is not None:
-                call.version = target.candidate
+                arrive(tally.side(call.place), target.callers, call.caller)
+            if call.place and (tried := target.at(call.place)) is not None:
+                call.version = tried
         else:
             preview = semver is PREVIEW
             pinned = target.previewed if preview else target.pinned(semver.decode("latin-1"))

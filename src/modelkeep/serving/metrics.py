@@ -41,9 +41,9 @@ class Metrics:
         self.rollbacks: dict[str, int] = {}
         self.crashes: dict[str, int] = {}
 
-    def add(self, front: int, counts: FrontCounts, labels: Mapping[tuple[str, str], str]) -> None:
-        """Take in what one front counted. `labels` names the version of each (endpoint, side) under the
-        counts' epoch."""
+    def add(self, front: int, counts: FrontCounts, labels: Mapping[tuple[str, int], str]) -> None:
+        """Take in what one front counted. `labels` names the version at each (endpoint, place of its route)
+        under the counts' epoch."""
         self._fronts[front] = counts
         for status, number in counts.statuses.items():
             self._statuses[status] = self._statuses.get(status, 0) + number
@@ -59,8 +59,8 @@ class Metrics:
             self._waits[bisect.bisect_left(WAIT_BUCKETS_S, waited_s)] += 1
             self._waited_s += waited_s
         for route in counts.routes:
-            for side, delta in (("stable", route.stable), ("candidate", route.candidate)):
-                label = labels.get((route.endpoint, side))
+            for place, delta in enumerate((route.stable, route.candidate, *route.others)):
+                label = labels.get((route.endpoint, place))
                 if delta.counts.requests and label is not None:
                     self._add_side(route.endpoint, label, delta)
 

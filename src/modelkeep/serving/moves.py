@@ -18,8 +18,8 @@ def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Vers
     they are.
 
     A route older than the live one is ignored, so that a late control plane cannot undo a rollback. A route
-    whose stable or candidate version is not ready keeps its old form; where there is no old form, or the term
-    rose, which takes traffic away from somebody, the stable version alone serves as soon as it is ready.
+    of whose stable or tried versions one is not ready keeps its old form; where there is no old form, or the
+    term rose, which takes traffic away from somebody, the stable version alone serves as soon as it is ready.
     Endpoints that `desired` no longer names are gone.
     """
     current = {route.endpoint: route for route in live.routes}
@@ -28,10 +28,10 @@ def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Vers
         have = current.get(wanted.endpoint)
         if have is not None and wanted.epoch < have.epoch:
             routes.append(have)
-        elif wanted.stable in ready and (wanted.candidate is None or wanted.candidate in ready):
+        elif wanted.stable in ready and wanted.tried.issubset(ready):
             routes.append(wanted)
         elif wanted.stable in ready and (have is None or wanted.epoch.term > have.epoch.term):
-            routes.append(msgspec.structs.replace(wanted, candidate_ppm=0))
+            routes.append(_stable_alone(wanted))
         elif have is not None:
             routes.append(have)
     return _table(desired.number, routes, desired.versions, live.versions)
@@ -103,7 +103,7 @@ def taken_back(live: RoutingTable, endpoint: str) -> tuple[RoutingTable, Route, 
             f"This gateway serves no endpoint {endpoint!r}; see: modelkeep gateway status."
         )
     after = rolled_back(route)
-    removed = route.candidate or route.stable
+    removed = next((arm.key for arm in route.arms[1:]), route.candidate or route.stable)
     routes = [after if other.endpoint == endpoint else other for other in live.routes]
     return _table(live.number, routes, live.versions, ()), route, removed
 
@@ -111,8 +111,13 @@ def taken_back(live: RoutingTable, endpoint: str) -> tuple[RoutingTable, Route, 
 def stable_only(live: RoutingTable) -> RoutingTable:
     """The table with no candidate's weight: what a gateway trusts after it was killed, until it is told
     again."""
-    routes = [msgspec.structs.replace(route, candidate_ppm=0) for route in live.routes]
-    return msgspec.structs.replace(live, routes=tuple(routes))
+    return msgspec.structs.replace(live, routes=tuple(_stable_alone(route) for route in live.routes))
+
+
+def _stable_alone(route: Route) -> Route:
+    """A route with nobody's weight but stable's; what it names stays."""
+    others = tuple(msgspec.structs.replace(other, weight_ppm=0) for other in route.others)
+    return msgspec.structs.replace(route, candidate_ppm=0, others=others)
 
 
 def _table(

@@ -95,7 +95,8 @@ class Pages:
                 connection, 200 if ready else 503, {"name": endpoint, "ready": ready}, request_id
             )
             return
-        versions = [v.semver for v in (target.stable, target.candidate, target.previous) if v is not None]
+        loaded = dict.fromkeys((target.stable, target.candidate, *target.others, target.previous))
+        versions = [version.semver for version in loaded if version is not None]
         tensors = {"inputs": version.name.inputs, "outputs": version.name.outputs}
         body = {"name": endpoint, "versions": versions, "platform": "modelkeep", **tensors}
         self._answers.json(connection, 200, body, request_id)
@@ -151,7 +152,7 @@ def _can_answer(version: ServedVersion) -> bool:
 
 def _described(target: Target[ServedVersion]) -> dict[str, Any]:
     route = target.route
-    named = {v.key: v for v in (target.stable, target.candidate) if v is not None}
+    named = {v.key: v for v in (target.stable, target.candidate, *target.others) if v is not None}
     versions = [
         {
             "version": named[arm.key].label,

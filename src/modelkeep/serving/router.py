@@ -7,7 +7,15 @@ half by another. Sockets, workers and bytes are not known here.
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
-from modelkeep.core.routing import Role, Route, VersionKey, VersionSpec, choose
+from modelkeep.core.routing import (
+    CANDIDATE_PLACE,
+    OTHERS_MAX,
+    STABLE_PLACE,
+    Route,
+    VersionKey,
+    VersionSpec,
+    place,
+)
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving.counting import Callers, RouteTally, caller_hash
 from modelkeep.serving.keys import Finder
@@ -26,6 +34,9 @@ ASSIGNED_MAX = 8_192
 """Callers whose side is remembered per target, to save two hashes a request; past it, all are hashed anew.
 Few enough that letting go of them all holds nobody up."""
 
+_PLACES = OTHERS_MAX + 2
+"""Places of a route: stable, the candidate, the others."""
+
 V = TypeVar("V", bound=Served)
 
 
@@ -33,8 +44,8 @@ class Target(Generic[V]):
     """One endpoint under one epoch, with everything a request needs at hand."""
 
     __slots__ = (
-        "_assigned", "_finder", "callers", "candidate", "key_header", "name", "previous", "remembered",
-        "rollout_header", "route", "shadow", "stable", "tally", "watched",
+        "_assigned", "_finder", "callers", "candidate", "key_header", "name", "others", "previous",
+        "remembered", "rollout_header", "route", "shadow", "stable", "tally", "tried", "watched",
     )  # fmt: skip
 
     def __init__(self, route: Route, versions: dict[VersionKey, V], callers: Callers | None) -> None:
@@ -42,6 +53,7 @@ class Target(Generic[V]):
         self.route = route
         self.stable = versions[route.stable]
         self.candidate = versions[route.candidate] if route.candidate is not None else None
+        self.others = [versions[other.key] for other in route.others]
         self.previous = versions[route.previous] if route.previous is not None else None
         self.shadow = versions[route.shadow] if route.shadow is not None else None
         self.remembered = route.judged and route.rollout is not None and route.candidate_ppm > 0
@@ -52,24 +64,26 @@ class Target(Generic[V]):
         beyond = route.key_cookie is not None or route.key_field is not None
         self._finder = Finder(route.key_cookie, route.key_field) if beyond else None
         self.key_header = route.key_header.lower().encode() if route.key_header else None
-        self.callers = callers if route.candidate_ppm else None
-        """None while the candidate has no share: nobody is evidence then, and nobody's first time is used up.
-        """
-        self.tally = RouteTally(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
+        self.tried = route.tried_ppm > 0
+        self.callers = callers if self.tried else None
+        """None while stable has everybody: nobody is evidence then, and nobody's first time is used up."""
+        self.tally = RouteTally(
+            route.endpoint, route.rollout, route.epoch, route.candidate_ppm, route.others_ppm
+        )
         self._assigned: dict[bytes, int] = {}
-        """Twice the caller's hash, and one more on the candidate's side: plain numbers, which the garbage
+        """The caller's hash times `_PLACES`, plus the caller's place: plain numbers, which the garbage
         collector need not walk through while callers wait."""
         self.rollout_header = b""
         if route.rollout is not None:
             name = "".join(c for c in route.rollout if c.isascii() and c.isprintable())
             self.rollout_header = b"X-Modelkeep-Rollout: %b\r\n" % name.encode()
 
-    def assign(self, headers: dict[bytes, bytes], peer_key: bytes, body: bytes = b"") -> tuple[Role, int]:
-        """The side a caller is on, and the 64 bits that stand for the caller (0 where callers are not
-        counted)."""
+    def assign(self, headers: dict[bytes, bytes], peer_key: bytes, body: bytes = b"") -> tuple[int, int]:
+        """The place in the route of whoever answers a caller, and the 64 bits that stand for the caller (0
+        where callers are not counted)."""
         route = self.route
-        if route.candidate_ppm == 0:
-            return Role.STABLE, 0
+        if not self.tried:
+            return STABLE_PLACE, 0
         key = headers.get(self.key_header) if self.key_header is not None else None
         if not key and self._finder is not None:
             key = self._finder.find(headers, body)
@@ -79,8 +93,14 @@ class Target(Generic[V]):
             if len(self._assigned) >= ASSIGNED_MAX:
                 self._assigned.clear()
             caller = caller_hash(key) if route.rollout is not None else 0
-            known = self._assigned[key] = caller * 2 + (choose(route, key) is Role.CANDIDATE)
-        return Role.CANDIDATE if known & 1 else Role.STABLE, known >> 1
+            known = self._assigned[key] = caller * _PLACES + place(route, key)
+        return known % _PLACES, known // _PLACES
+
+    def at(self, number: int) -> V | None:
+        """The version at a place of the route, where it is not stable's."""
+        if number > CANDIDATE_PLACE:
+            return self.others[number - CANDIDATE_PLACE - 1]
+        return self.candidate if number == CANDIDATE_PLACE else None
 
     @property
     def previewed(self) -> V | None:
@@ -89,7 +109,7 @@ class Target(Generic[V]):
 
     def pinned(self, semver: str) -> V | None:
         """The loaded version with this semver, whatever its weight."""
-        for version in (self.stable, self.candidate, self.previous):
+        for version in (self.stable, self.candidate, *self.others, self.previous):
             if version is not None and version.semver == semver:
                 return version
         return None

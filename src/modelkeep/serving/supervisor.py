@@ -22,7 +22,7 @@ from modelkeep.core.observation import (
     LocalRollback,
     VersionPhase,
 )
-from modelkeep.core.routing import Role, Route, RoutingTable, VersionKey, rolled_back
+from modelkeep.core.routing import Route, RoutingTable, VersionKey, rolled_back
 from modelkeep.serving import messages, moves, telling
 from modelkeep.serving.cache import Cache
 from modelkeep.serving.contact import Contact
@@ -96,7 +96,7 @@ class Supervisor:
         memory = Memory(options.data / "callers")
         self.ledger = Ledger(now, int(now.timestamp() * 1000), memory=memory, resumed=under_way)
         self.metrics = Metrics()
-        self._sides: dict[tuple[str, int, int], tuple[str, str]] = {}
+        self._sides: dict[tuple[str, int, int], tuple[str, ...]] = {}
         self._dirty = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.started = time.monotonic()
@@ -203,9 +203,7 @@ class Supervisor:
             after = moves.next_table(before, self._desired, self.versions.servable())
             if after == before:
                 continue
-            used = {
-                key for route in after.routes for key in (route.stable, route.candidate) if key is not None
-            }
+            used = {key for route in after.routes for key in (route.stable, *route.tried)}
             await self.fronts.reach(partial(self.versions.ready, used), within_s=CONNECT_WAIT_S)
             for route in after.routes:
                 if route.rollout is not None:
@@ -319,7 +317,7 @@ class Supervisor:
         }
 
     async def _automatic(self, route: Route, cause: str) -> None:
-        if self.live.route(route.endpoint) is route and route.candidate is not None:
+        if self.live.route(route.endpoint) is route and route.tried:
             await self.rollback(route.endpoint, cause, "gateway", time.monotonic())
 
     # ------------------------------------------------------------------------------------------------ journal
@@ -346,7 +344,9 @@ class Supervisor:
         if unit.phase is VersionPhase.FAILED:
             cause = "candidate crashed" if unit.report().crashes else "candidate could not be loaded"
             for route in self.live.routes:
-                if route.candidate == key and route.candidate_ppm > 0:
+                if [arm.key for arm in route.arms[1:]] == [key]:
+                    # One of several in a test is left to the controller, which takes it out alone: until then
+                    # stable answers in its place, request by request.
                     self.spawn(self._automatic(route, cause))
         self._dirty.set()
         self.versions.review()
@@ -369,9 +369,10 @@ class Supervisor:
         """Count the crash on every side that the version serves."""
         key = unit.spec.key
         for route in self.live.routes:
-            for role, other in ((Role.STABLE, route.stable), (Role.CANDIDATE, route.candidate)):
+            others = (other.key if other.key != route.stable else None for other in route.others)
+            for place, other in enumerate((route.stable, route.candidate, *others)):
                 if other == key:
-                    self.ledger.crashed(route.endpoint, route.rollout, route.epoch, route.candidate_ppm, role)
+                    self.ledger.crashed(route, place)
 
     def version_gone(self, key: VersionKey) -> None:
         """The last process of a version that no table needed has ended."""
@@ -462,16 +463,17 @@ class Supervisor:
             self._sides[route.endpoint, route.epoch.term, route.epoch.seq] = (
                 labels.get(route.stable, ""),
                 candidate,
+                *(labels.get(other.key, "") for other in route.others),
             )
 
     def _counted(self, unit: FrontUnit, counts: messages.FrontCounts) -> None:
         unit.collected.set()
         self.versions.counted(unit.index, counts)
-        labels: dict[tuple[str, str], str] = {}
+        labels: dict[tuple[str, int], str] = {}
         for route in counts.routes:
             self.ledger.add(route)
-            stable, candidate = self._sides.get((route.endpoint, route.epoch.term, route.epoch.seq), ("", ""))
-            labels[route.endpoint, "stable"], labels[route.endpoint, "candidate"] = stable, candidate
+            names = self._sides.get((route.endpoint, route.epoch.term, route.epoch.seq), ("", ""))
+            labels.update(((route.endpoint, place), name) for place, name in enumerate(names))
         self.metrics.add(unit.index, counts, labels)
 
     # --------------------------------------------------------------------------------------------- the clocks
@@ -483,7 +485,7 @@ class Supervisor:
             await self.fronts.collect(within_s=self.options.tick_s / 4)
             for route in self.live.routes:
                 if route.rollout is not None:
-                    self.ledger.touch(route.endpoint, route.rollout, route.epoch, route.candidate_ppm)
+                    self.ledger.touch(route)
             self.versions.tick()
             self.ledger.close(_now())
             self.ledger.forget(
@@ -497,7 +499,7 @@ class Supervisor:
             await asyncio.sleep(LEASE_CHECK_S)
             silent_s = self.contact.silent_s
             for route in self.live.routes:
-                if 0 < route.lease_s < silent_s and route.candidate_ppm > 0:
+                if 0 < route.lease_s < silent_s and route.tried_ppm > 0:
                     await self._automatic(route, "lease lost")
 
     async def taken(self, report: GatewayReport, reply: GatewayReply) -> None:

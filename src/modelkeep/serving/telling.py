@@ -61,6 +61,7 @@ def report(place: Place) -> GatewayReport:
                 candidate=route.candidate,
                 candidate_ppm=route.candidate_ppm,
                 previous=route.previous,
+                others_ppm=route.others_ppm,
             )
             for route in place.live.routes
         ),
@@ -80,6 +81,9 @@ def status(place: Place) -> dict[str, Any]:
             "stable": label(route.stable),
             "candidate": label(route.candidate) if route.candidate else None,
             "candidate_ppm": route.candidate_ppm,
+            "others": [
+                {"version": label(other.key), "weight_ppm": other.weight_ppm} for other in route.others
+            ],
             "previous": label(route.previous) if route.previous else None,
             "rollout": route.rollout,
         }

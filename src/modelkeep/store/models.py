@@ -456,7 +456,7 @@ def serving(tx: Transaction, model_id: str) -> dict[int, str]:
                 found[number] = endpoint.name
     for (document,) in tx.all(_ROLLOUTS_OF, model_id=model_id):
         rollout = codec.decode(document, Rollout)
-        found[rollout.candidate] = rollout.endpoint
+        found.update((number, rollout.endpoint) for number in rollout.numbers)
         if rollout.stable is not None:
             found[rollout.stable] = rollout.endpoint
     return found

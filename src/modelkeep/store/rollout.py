@@ -350,11 +350,7 @@ def add_ticks(tx: Transaction, gateway: str, ticks: Sequence[Tick], now: datetim
 
     Only one transaction writes at a time, so an arrival that is read is never followed by an earlier one.
     """
-    telling = [
-        tick
-        for tick in ticks
-        if tick.rollout is not None and (tick.candidate_ppm > 0 or tick.pairs is not None)
-    ]
+    telling = [tick for tick in ticks if tick.rollout is not None and (tick.tried or tick.pairs is not None)]
     stored = 0
     for (rollout, endpoint), own in groupby(telling, key=lambda tick: (tick.rollout, tick.endpoint)):
         if tx.one(_TAKES, id=rollout, endpoint=endpoint) is None:

@@ -115,7 +115,7 @@ def beside(tx: Transaction, ids: Sequence[str]) -> dict[str, Beside]:
     rows: list[tuple[Any, ...]] = tx.all(_BESIDE, ids=ids) if ids else []
     for version_id, number, updated_at, document in rows:
         rollout = codec.decode(document, Rollout) if document is not None else None
-        moving = rollout.id if rollout is not None and rollout.candidate == number else None
+        moving = rollout.id if rollout is not None and number in rollout.numbers else None
         if moving is not None or version_id not in found:
             found[version_id] = Beside(codec.parse_time(updated_at), moving)
     return found

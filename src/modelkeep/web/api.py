@@ -12,6 +12,7 @@ from modelkeep.core import codec, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import Done, Health
 from modelkeep.core.plan import chosen, read_plan
+from modelkeep.core.routing import OTHERS_MAX
 from modelkeep.core.values import ModelName, Ref, parse_model_name, parse_ref
 from modelkeep.service import renaming
 from modelkeep.service.act import Act
@@ -250,8 +251,11 @@ def hash_for_gate(call: Call) -> Any:
 
 
 def hash_for_promotion(call: Call) -> Any:
-    """The same, for who may promote it."""
-    return _hashed(call, parse_ref(call.body.ref), Verb.PROMOTE)
+    """The same, for who may promote it, and of the versions that the plan tests beside it."""
+    ref, plan = parse_ref(call.body.ref), call.body.plan
+    names = [variant.version for variant in plan.versions] if plan is not None else []
+    refs = [ref, *(parse_ref(f"{ref.model}:{name}") for name in names[:OTHERS_MAX])]
+    return [_hashed(call, each, Verb.PROMOTE) for each in refs]
 
 
 def hash_for_request(call: Call) -> Any:
@@ -285,7 +289,8 @@ def promote(act: Act, call: Call) -> Any:
         ticket=b.ticket,
         plan=chosen(b.plan, b.strategy),
         supersede=b.supersede,
-        files_verified=call.prepared,
+        files_verified=call.prepared[0],
+        others_verified=call.prepared[1:],
     )
 
 

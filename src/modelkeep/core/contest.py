@@ -1,0 +1,177 @@
+"""What an A/B test of several versions comes to: each against stable, all against each other, and the report.
+
+Each version is judged against stable as the candidate of a test of two is, on the callers of those two alone:
+given that a caller came to one of the two, the version's share of both is the chance that it was that one, so
+nothing that happens to a third version matters. Who is taken out, and when, is decided in `rollout`.
+"""
+
+from collections.abc import Iterable
+from itertools import combinations
+
+from msgspec import structs
+
+from modelkeep.core import judgement, sequential
+from modelkeep.core.judgement import (
+    BETTER,
+    WORSE,
+    Compared,
+    Evidence,
+    Rivals,
+    Specs,
+    Winner,
+    WinnerReport,
+)
+from modelkeep.core.movement import Rollout
+from modelkeep.core.observation import SideCounts, Tick
+from modelkeep.core.plan import Goal, Plan
+from modelkeep.core.routing import WHOLE_PPM
+from modelkeep.core.sequential import BinaryEProcess, CallerTick
+
+_NOBODY = SideCounts()
+
+
+def evidence_of(plan: Plan, ticks: Iterable[Tick], before: Evidence | None = None) -> Evidence:
+    """What ticks amount to, on top of what there was before: the same ticks in the same order, the same bits.
+    A test of two versions, and any other rollout, has one evidence; one of several has one for each.
+    """
+    if not plan.versions:
+        return judgement.evidence_of(plan, ticks, before)
+    specs, evidence = Specs.of(plan), before or Evidence()
+    for tick in ticks:
+        evidence = _taken(plan, specs, evidence, tick)
+    return evidence
+
+
+def _taken(plan: Plan, specs: Specs, evidence: Evidence, tick: Tick) -> Evidence:
+    """The evidence after one more tick."""
+    missing = len(plan.versions) - len(tick.others)
+    sides = (tick.candidate, *tick.others, *[_NOBODY] * missing)
+    shares = (tick.candidate_ppm, *tick.others_ppm, *[0] * missing)
+    rest_ppm = WHOLE_PPM - sum(shares)
+    own = (evidence, *(evidence.others or [Evidence()] * len(plan.versions)))
+    candidate, *others = (
+        specs.update(state, _between(tick, side, share, rest_ppm))
+        for state, side, share in zip(own, sides, shares, strict=True)
+    )
+    pairs = list(combinations(range(len(sides)), 2))
+    rivals = evidence.rivals or (Rivals(),) * len(pairs)
+    return structs.replace(
+        candidate,
+        others=tuple(others),
+        rivals=tuple(
+            _met(plan, state, (sides[one], sides[two]), (shares[one], shares[two]))
+            for state, (one, two) in zip(rivals, pairs, strict=True)
+        ),
+    )
+
+
+def _between(tick: Tick, side: SideCounts, share_ppm: int, rest_ppm: int) -> Tick:
+    """The tick as a test of this version and stable alone would have had it: the share is that of both, to
+    the millionth below. A version with no share was not asked."""
+    own_ppm = max(1, share_ppm * WHOLE_PPM // (share_ppm + rest_ppm)) if share_ppm else 0
+    return structs.replace(tick, candidate=side, candidate_ppm=own_ppm, others=(), others_ppm=())
+
+
+def _met(plan: Plan, state: Rivals, sides: tuple[SideCounts, SideCounts], shares: tuple[int, int]) -> Rivals:
+    """Two versions beside stable after one more tick, in which both were asked."""
+    if not all(shares):
+        return state
+    x, y = (_troubled(plan, side) for side in sides)
+    weight_ppm = max(1, shares[0] * WHOLE_PPM // sum(shares))
+    met = CallerTick(x=x, y=y, weight_ppm=weight_ppm)
+    return Rivals(
+        better=sequential.update(state.better, BETTER, met), worse=sequential.update(state.worse, WORSE, met)
+    )
+
+
+def _troubled(plan: Plan, side: SideCounts) -> int:
+    """Callers with the trouble that the test is decided by."""
+    return side.callers_first_error if plan.goal is Goal.ERRORS else side.callers_first_slow
+
+
+def comparisons_of(plan: Plan) -> int:
+    """Pairs of all versions, stable among them, each in both directions."""
+    versions = 2 + len(plan.versions)
+    return versions * (versions - 1)
+
+
+def report(rollout: Rollout) -> WinnerReport:
+    """What an A/B test has come to by now, of two versions or of several.
+
+    Of several, a version has won when its callers are shown to fare better than stable's and no version that
+    is still in the test is shown to be better than it. Where that holds of more than one, nothing is shown
+    between them, and the one with the lowest rate that was seen is named.
+    """
+    plan, evidence = rollout.plan, rollout.evidence
+    two = judgement.report(plan, evidence, rollout.candidate_counts, rollout.stable_counts)
+    if not rollout.others:
+        return two
+    comparisons = comparisons_of(plan)
+    level = plan.alpha / comparisons
+    own = (evidence, *(evidence.others or [Evidence()] * len(rollout.others)))
+    arms = tuple(_compared(plan, rollout, place, state, comparisons) for place, state in enumerate(own))
+    contenders = [place for place in range(len(arms)) if arms[place].out is None and arms[place].better]
+    beaten: set[int] = set()
+    for (one, two_), state in zip(combinations(range(len(arms)), 2), evidence.rivals, strict=False):
+        shown = _shown(state.better, state.worse, level)
+        if shown is not None and arms[one].out is None and arms[two_].out is None:
+            beaten.add(two_ if shown else one)
+    unbeaten = sorted(set(contenders) - beaten, key=lambda place: (arms[place].rate or 0.0, place))
+    staying = [arm for arm in arms if arm.out is None]
+    x, m = _troubled(plan, rollout.stable_counts), rollout.stable_counts.new_callers
+    trouble = "failed" if plan.goal is Goal.ERRORS else "were answered slowly"
+    seen = ", ".join(
+        [_seen(arm.semver, arm.rate, arm.callers) for arm in arms]
+        + [_seen("stable", x / m if m else None, m)]
+    )
+    winner, semver, p_value = Winner.NOBODY, None, min(arm.p_value for arm in arms)
+    said = "nobody is shown to be better"
+    if unbeaten:
+        first = unbeaten[0]
+        winner = Winner.CANDIDATE if first == 0 else Winner.OTHER
+        semver, p_value = arms[first].semver, arms[first].p_value
+        said = f"the callers of {semver} fare better than stable's"
+        if len(unbeaten) > 1:
+            rest = ", ".join(arms[place].semver for place in unbeaten[1:])
+            said = f"{said}, and so do those of {rest}, between which nothing is shown"
+    elif staying and all(arm.better is False for arm in staying):
+        winner, semver = Winner.STABLE, rollout.stable_semver
+        said = "stable's callers fare better than those of every other version"
+        p_value = max(arm.p_value for arm in staying)
+    numbers = f"p = {p_value:.2g} over all {comparisons} comparisons, limit {plan.alpha:g}"
+    return structs.replace(
+        two,
+        winner=winner,
+        semver=semver,
+        p_value=p_value,
+        confidence=1 - p_value,
+        comparisons=comparisons,
+        arms=arms,
+        why=f"{said}: {seen} {trouble}; {numbers}",
+    )
+
+
+def _compared(plan: Plan, rollout: Rollout, place: int, state: Evidence, comparisons: int) -> Compared:
+    """One version beside stable."""
+    other = rollout.others[place - 1] if place else None
+    side = rollout.candidate_counts if other is None else other.counts
+    callers = side.new_callers
+    return Compared(
+        semver=rollout.candidate_semver if other is None else other.semver,
+        callers=callers,
+        rate=_troubled(plan, side) / callers if callers else None,
+        p_value=min(1.0, comparisons * min(state.better.p_value, state.worse.p_value)),
+        better=_shown(state.better, state.worse, plan.alpha / comparisons),
+        out=rollout.out if other is None else other.out,
+    )
+
+
+def _shown(better: BinaryEProcess, worse: BinaryEProcess, level: float) -> bool | None:
+    """Whether the first one's callers are shown to fare better, or worse; None where neither is."""
+    if not (better.ever_reached(level) or worse.ever_reached(level)):
+        return None
+    return better.max_log_v > worse.max_log_v
+
+
+def _seen(who: str, rate: float | None, callers: int) -> str:
+    return f"{rate:.2%} of {who}'s {callers} callers" if rate is not None else f"no callers of {who}"
