@@ -49,6 +49,7 @@ from modelkeep.core.catalog import Metric
 from modelkeep.core.events import GENESIS, Event, EventKind, chain
 from modelkeep.core.forecast import Flow, Healthy, Outlook, Regression
 from modelkeep.core.judgement import Missing, labels_seen
+from modelkeep.core.label_outlook import LabelsNeeded, LabelsOutlook
 from modelkeep.core.observation import BandCounts, LabelCounts, Labelled, SideCounts, VersionPhase
 from modelkeep.core.plan import JUDGED_LATER
 from modelkeep.core.policy import GateResult, Mode, Outcome
@@ -424,6 +425,20 @@ def _forecast(**more: Any) -> RolloutForecast:
     return RolloutForecast(**{**made, **more})
 
 
+def _label_outlook() -> LabelsOutlook:
+    """What labels are to be expected."""
+    return LabelsOutlook(
+        labelled=0.25,
+        wrong=0.08,
+        counted=True,
+        proof=LabelsNeeded(odds=1.0, callers=171.0, takes_s=4_300.0),
+        regressions=(
+            LabelsNeeded(odds=1.5, callers=None, takes_s=None),
+            LabelsNeeded(odds=4.0, callers=61.0, takes_s=1_200.0),
+        ),
+    )
+
+
 def _labelled() -> Rollout:
     """A rollout that has shown all but its labels."""
     judged = structs.replace(
@@ -460,6 +475,7 @@ def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:
             "rollout forecast, given",
             rollout_views.forecast(_forecast(measured=None, assumed=("slow callers",))),
         ),
+        ("rollout forecast, with labels", rollout_views.forecast(_forecast(labels=_label_outlook()))),
         ("watch", rollout_views.one_line(rollout_views.change(_status(_rollout())))),
         ("watch, ended", rollout_views.one_line(rollout_views.change(_status(done)))),
     )

@@ -9,6 +9,7 @@ from msgspec import structs
 
 from modelkeep.core import codec, errors, judgement
 from modelkeep.core.judgement import Missing, evidence_of
+from modelkeep.core.label_outlook import LABELLED, WRONG, labels_outlook
 from modelkeep.core.observation import LabelCounts, Labelled, SideCounts, Tick, check_report
 from modelkeep.core.plan import JUDGED_LATER, check_plan, read_plan
 from modelkeep.core.quality import Kind, Quality, Value, is_wrong, label_of, value_of
@@ -231,3 +232,22 @@ def test_healthy_candidates_are_seldom_blamed_for_their_labels() -> None:
         rng.shuffle(late)
         blamed += judgement.combined(plan, evidence_of(plan, [*ticks, *late])).rollback
     assert blamed <= 0.1 * 0.2 * 300 + 4
+
+
+@pytest.mark.req("S7")
+def test_a_forecast_says_how_many_labels_it_takes() -> None:
+    """Fewer callers for grosser faults, and more time where labels are few; what was counted goes before what
+    is assumed; a plan without labels is told nothing."""
+    told = labels_outlook(JUDGED, callers_per_s=10.0, labelled=0, wrong=0, callers=0)
+    assert told is not None
+    assert (told.counted, told.wrong, told.labelled) == (False, WRONG, LABELLED)
+    assert told.proof.callers == pytest.approx(100, rel=0.4)
+    needed = [each.callers or 0.0 for each in told.regressions]
+    assert needed == sorted(needed, reverse=True)
+    assert all(needed)
+    rare = labels_outlook(JUDGED, callers_per_s=10.0, labelled=100, wrong=10, callers=1_000)
+    assert rare is not None
+    assert rare.counted
+    assert (rare.labelled, rare.wrong) == (pytest.approx(0.1, rel=0.01), pytest.approx(0.1, rel=0.05))
+    assert (rare.proof.takes_s or 0) > 5 * (told.proof.takes_s or 0)
+    assert labels_outlook(PLAN, callers_per_s=1.0, labelled=0, wrong=0, callers=0) is None

@@ -6,7 +6,8 @@ from msgspec import structs
 
 from modelkeep.core import errors
 from modelkeep.core.answers import RolloutForecast
-from modelkeep.core.plan import Step
+from modelkeep.core.plan import JUDGED_LATER, Step
+from modelkeep.core.quality import Quality
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.values import parse_ref
@@ -93,6 +94,10 @@ def test_another_plan_may_be_tried(world: RolloutWorld) -> None:
     slow = foretold(world, "1.1.0", structs.replace(GIVEN, plan=tenth)).outlook.regressions[3]
     assert (quick.formula_s or 0) < (slow.formula_s or 0)
     assert (quick.half_s or 0) < (slow.half_s or 0)
+    judged = structs.replace(half, quality=Quality(), metrics=JUDGED_LATER)
+    labels = foretold(world, "1.1.0", structs.replace(GIVEN, plan=judged)).labels
+    assert labels is not None
+    assert not labels.counted
     broken = structs.replace(PLAN, steps=())
     with pytest.raises(errors.InvalidPlan):
         foretold(world, "1.1.0", structs.replace(GIVEN, plan=broken))

@@ -12,6 +12,7 @@ from modelkeep.cli.show import Screen, Text, duration, moment, number, share
 
 if TYPE_CHECKING:
     from modelkeep.core.answers import Explanation, RolloutForecast, RolloutStatus
+    from modelkeep.core.label_outlook import LabelsOutlook
     from modelkeep.core.observation import BandCounts, PairCounts
     from modelkeep.core.rollout import Endpoint, Rollout
 
@@ -486,8 +487,30 @@ def forecast(told: "RolloutForecast") -> View:
                 "dim",
             )
         )
+        if told.labels is not None:
+            _labels_needed(screen, told.labels)
 
     return draw
+
+
+def _labels_needed(screen: Screen, labels: "LabelsOutlook") -> None:
+    """How many labels a rollout needs, beside what was simulated without them."""
+    base = f"{labels.labelled:.0%} of callers get a label, {labels.wrong:.1%} of those of stable are wrong"
+    screen.blank()
+    screen.line(f"Labels, which the times above do not wait for ({base}):")
+    proof, worse = labels.proof, labels.regressions
+    rows = [("as good as stable: may advance", proof)]
+    rows += [(f"odds of being wrong x{one.odds:g}: seen", one) for one in worse]
+    screen.table(
+        ("a candidate", "callers with a wrong one", "takes"),
+        (
+            (what, f"{needed.callers:,.0f}" if needed.callers is not None else "-", _time(needed.takes_s))
+            for what, needed in rows
+        ),
+        right=(1, 2),
+    )
+    counted = "counted in former rollouts" if labels.counted else "assumed, for none were counted"
+    screen.line(Text(f"Computed means; the shares are {counted}. A label's own delay comes on top.", "dim"))
 
 
 def _counted(told: "RolloutForecast") -> str | None:

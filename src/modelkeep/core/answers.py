@@ -15,6 +15,7 @@ from modelkeep.core.catalog import ModelVersion, RegisteredModel, StoredBlob
 from modelkeep.core.events import ChainedEvent, ChainReport, Event, KnownHead
 from modelkeep.core.forecast import Flow, Outlook
 from modelkeep.core.judgement import WinnerReport
+from modelkeep.core.label_outlook import LabelsOutlook
 from modelkeep.core.observation import VersionPhase
 from modelkeep.core.plan import Plan
 from modelkeep.core.policy import GateResult, Policy
@@ -335,6 +336,8 @@ class Measured(Struct, frozen=True, kw_only=True):
     stable_failed: int
     stable_failed_first: int
     stable_slow: int
+    stable_labelled: int = 0
+    stable_wrong: int = 0
 
 
 class RolloutForecast(Struct, frozen=True, kw_only=True):
@@ -356,6 +359,8 @@ class RolloutForecast(Struct, frozen=True, kw_only=True):
     given: tuple[str, ...]
     assumed: tuple[str, ...]
     outlook: Outlook
+    labels: LabelsOutlook | None = None
+    """What is to be expected of labels, by formula; None where the plan has none judged."""
     alias: str | None = None
 
 

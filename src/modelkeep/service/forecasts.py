@@ -15,7 +15,8 @@ from modelkeep.core import errors, forecast
 from modelkeep.core.answers import Measured, RolloutForecast
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.forecast import Flow
-from modelkeep.core.observation import SideCounts, Tick
+from modelkeep.core.label_outlook import labels_outlook
+from modelkeep.core.observation import LabelCounts, SideCounts, Tick
 from modelkeep.core.plan import Plan, check_plan
 from modelkeep.core.rollout import Endpoint
 from modelkeep.service.act import Act
@@ -76,6 +77,13 @@ def foretell(
         given=given,
         assumed=assumed,
         outlook=outlook(plan, flow, seed=asked.seed, runs=asked.runs),
+        labels=labels_outlook(
+            plan,
+            callers_per_s=flow.callers_per_s,
+            labelled=measured.stable_labelled if measured is not None else 0,
+            wrong=measured.stable_wrong if measured is not None else 0,
+            callers=measured.stable_callers if measured is not None else 0,
+        ),
     )
 
 
@@ -98,10 +106,12 @@ def _measured(act: Act, endpoint: Endpoint) -> Measured | None:
 def measured_of(rollout: str, ticks: Iterable[Tick]) -> Measured | None:
     """What the ticks of one rollout, from all gateways, say of its traffic; None when nobody came."""
     both = stable = SideCounts()
+    labels = LabelCounts()
     from_at: datetime | None = None
     to_at: datetime | None = None
     for tick in ticks:
         both, stable = both.plus(tick.candidate).plus(tick.stable), stable.plus(tick.stable)
+        labels = labels.plus(tick.labels.stable) if tick.labels is not None else labels
         from_at = min(from_at or tick.started_at, tick.started_at)
         to_at = max(to_at or tick.ended_at, tick.ended_at)
     if from_at is None or to_at is None or to_at <= from_at or not stable.new_callers:
@@ -117,6 +127,8 @@ def measured_of(rollout: str, ticks: Iterable[Tick]) -> Measured | None:
         stable_failed=stable.callers_first_error,
         stable_failed_first=stable.new_callers_failed,
         stable_slow=stable.callers_first_slow,
+        stable_labelled=labels.callers_labelled,
+        stable_wrong=labels.callers_first_wrong,
     )
 
 
@@ -134,6 +146,8 @@ def _joined(one: Measured, other: Measured) -> Measured:
         stable_failed=one.stable_failed + other.stable_failed,
         stable_failed_first=one.stable_failed_first + other.stable_failed_first,
         stable_slow=one.stable_slow + other.stable_slow,
+        stable_labelled=one.stable_labelled + other.stable_labelled,
+        stable_wrong=one.stable_wrong + other.stable_wrong,
     )
 
 
