@@ -81,20 +81,6 @@ class _Split(Struct, forbid_unknown_fields=True):
     index: list[Any] = []
 
 
-class _NumbersSplit(Struct, forbid_unknown_fields=True):
-    data: list[list[float | None]]
-    columns: list[str]
-    index: list[Any] = []
-
-
-class _NumbersScoring(Struct, forbid_unknown_fields=True):
-    """The commonest body by far: a frame of numbers, with the names of its columns."""
-
-    dataframe_split: _NumbersSplit
-    params: dict[str, Any] | None = None
-
-
-_NUMBERS_SCORING = msgspec.json.Decoder(_NumbersScoring)
 _FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 TENSOR_TYPES: dict[str, tuple[str, str]] = {  # Open Inference's name to ours, and the kinds that fit
     "BOOL": ("bool", "b"), "BYTES": ("object", "U"),
@@ -111,6 +97,14 @@ def _decoder_of(name: str, kind: Any) -> msgspec.json.Decoder[Any]:
     forms = [(form, kind | msgspec.UnsetType, msgspec.UNSET) for form in ("inputs", "instances")]
     members = [*forms, ("params", dict[str, Any] | None, None)]
     return msgspec.json.Decoder(msgspec.defstruct(name, members, forbid_unknown_fields=True))
+
+
+def _frame_decoder(number: Any) -> msgspec.json.Decoder[Any]:
+    """Reads the commonest body by far: a frame of numbers, with the names of its columns."""
+    frame: list[Any] = [("data", list[list[number]]), ("columns", list[str]), ("index", list[Any], [])]
+    split = msgspec.defstruct("NumbersSplit", frame, forbid_unknown_fields=True, gc=False)
+    members: list[Any] = [("dataframe_split", split), ("params", dict[str, Any] | None, None)]
+    return msgspec.json.Decoder(msgspec.defstruct("NumbersScoring", members, forbid_unknown_fields=True))
 
 
 def _whole_decoder(signature: Signature) -> msgspec.json.Decoder[Any] | None:
@@ -130,6 +124,9 @@ class Decoder:
         self._signature = signature if fields else None
         self._fields: Sequence[Field] = fields
         self._numbers = validation.Numbers.of(fields)
+        self._frame = _frame_decoder(
+            float | None if self._numbers is not None and self._numbers.nullable else float
+        )
         self._order: tuple[list[str], list[int]] = ([], [])
         """The names of the columns that were sent last, and where each field stood among them."""
         self._infer = msgspec.json.Decoder(_Infer)
@@ -266,16 +263,17 @@ class Decoder:
         """A frame of nothing but numbers, at once. None for anything else, also for what has to be refused:
         who looks at every value can say which one is wrong."""
         try:
-            value = _NUMBERS_SCORING.decode(body).dataframe_split
+            value = self._frame.decode(body).dataframe_split
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         names, rows = value.columns, value.data
         if names != self._order[0]:
             if sorted(names) != sorted(numbers.names):
                 return None
-            self._order = (names, [names.index(name) for name in numbers.names])
+            places = [names.index(name) for name in numbers.names]
+            self._order = (names, places if names != numbers.names else [])
         width = len(names)
-        if not 0 < len(rows) <= ROWS_MAX or any(len(row) != width for row in rows):
+        if not 0 < len(rows) <= ROWS_MAX or {*map(len, rows)} != {width}:
             return None
         columns = numbers.checked(rows, self._order[1])
         return Asked(columns=columns, rows=len(rows)) if columns is not None else None

@@ -54,6 +54,8 @@ _FLOATS = frozenset({DataType.FLOAT32, DataType.FLOAT64})
 _NUMBERS = _INTEGERS | _FLOATS
 _CATEGORIES_SHOWN = 5
 _PLAIN_KINDS = "biufUM"
+_WIDTHS: Mapping[DataType, int] = {DataType.INT32: 4, DataType.INT64: 8}
+"""Bytes of whole numbers, of which the widest is what their field allows."""
 
 
 class Table(dict[str, Array]):
@@ -158,6 +160,9 @@ class Numbers:
     def __init__(self, fields: Sequence[Field]) -> None:
         limits = [_limits(field) for field in fields]
         self.names = [field.name for field in fields]
+        self.nullable = any(field.nullable for field in fields)
+        """Whether a value may be missing: else the decoder sees to it that none is."""
+        self._limited = any(limit is not None for pair in limits for limit in pair)
         self._dtype = DTYPES[fields[0].type]
         self._low = np.array([-math.inf if low is None else low for low, _ in limits])
         self._high = np.array([math.inf if high is None else high for _, high in limits])
@@ -175,14 +180,19 @@ class Numbers:
         return Table(self.names, np.array(rows, dtype=self._dtype))
 
     def checked(self, rows: Sequence[Sequence[float | None]], order: Sequence[int]) -> Table | None:
-        """Rows of numbers in another order; None where a value is out of range, or missing and needed.
+        """Rows of numbers, maybe in another order; None where a value is out of range, or missing and needed.
 
         Args:
-            order: where each field's value stands in a row.
+            order: where each field's value stands in a row; nothing where that is the fields' own order.
         """
-        found = np.array(rows, dtype="float64").take(order, axis=1)
-        wrong = (found < self._low) | (found > self._high) | (np.isnan(found) & self._needed)
-        return None if wrong.any() else Table(self.names, found.astype(self._dtype, copy=False))
+        found = np.array(rows, dtype="float64")
+        if order:
+            found = found.take(order, axis=1)
+        if self._limited and ((found < self._low) | (found > self._high)).any():
+            return None
+        if self.nullable and (np.isnan(found) & self._needed).any():
+            return None
+        return Table(self.names, found.astype(self._dtype, copy=False))
 
 
 def _objects(values: Sequence[Any]) -> Array:
@@ -393,6 +403,9 @@ def _wrong(field: Field, array: Array) -> tuple[int | None, str] | None:
     if len(shape) != len(wanted) or any(w >= 0 and s != w for s, w in zip(shape, wanted, strict=True)):
         return None, f"a row's shape must be {list(wanted)}, not {list(shape)}."
     kind = array.dtype.kind
+    free = field.minimum is None and field.maximum is None and field.categories is None
+    if free and kind == "i" and array.dtype.itemsize == _WIDTHS.get(field.type):
+        return None
     holes = field.nullable and field.type in _INTEGERS and kind == "f"  # missing integers are NaN
     if kind not in _KINDS[field.type] and not holes:
         return None, f"the values must be {field.type}, not {array.dtype}."

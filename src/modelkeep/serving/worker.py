@@ -42,6 +42,8 @@ READ_BYTES = 256 * 1024
 TURN_S = 0.0005
 """Calls are made one after the other for this long before answers go out and what has arrived is read: many
 small ones share a write and a read, a slow one waits for none."""
+COLLECT_AFTER = (10_000, 20, 50)
+"""When the garbage collector looks: a request leaves nothing behind for it, but a model's own code may."""
 TELL_S = 1.0
 """Between two words to the supervisor about what was done."""
 QUIET_S = 0.3
@@ -473,6 +475,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
     gc.collect()
     gc.freeze()  # libraries and model stay: no request is to wait while they are looked through
+    gc.set_threshold(*COLLECT_AFTER)
     took_s = time.monotonic() - started
     loaded = messages.Loaded(runtime=runtime.name, took_s=took_s, warmed=warmed, together=service.together)
     channel.sendall(messages.pack(loaded))

@@ -55,7 +55,7 @@ class SklearnRuntime:
         columns = self._in_order(columns)
         matrix = self._numbers(columns)
         if matrix is not None:
-            return arrange(self._outputs(self._direct, matrix), self._fields)
+            return self._outputs(self._direct, matrix)
         table = self._table(columns)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
