@@ -12,7 +12,7 @@ from tests.serving import models
 from tests.serving.control_plane import FakeControlPlane, until
 from tests.serving.gateways import Answer, Gateway, running
 
-pytestmark = [pytest.mark.journey, pytest.mark.network, pytest.mark.req("S1")]
+pytestmark = [pytest.mark.journey, pytest.mark.network, pytest.mark.req("S2")]
 
 FILES = {"model.onnx": models.linear_onnx()}
 BROKEN = {"model.joblib": models.misbehaving(models.ECHO, on_load="[][1]")}

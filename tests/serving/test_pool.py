@@ -62,7 +62,7 @@ def settled(everybody: list[Resident]) -> list[Resident]:
     return [structs.replace(one, stay=moved.get(one.stay, one.stay)) for one in everybody]
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 @given(everybody=residents(), budget=st.just(0) | BUDGET)
 def test_who_is_pinned_or_busy_is_never_put_to_sleep(everybody: list[Resident], budget: int) -> None:
     """Only an awake version that nothing pins and nobody is being answered by goes to sleep, and each at most
@@ -74,7 +74,7 @@ def test_who_is_pinned_or_busy_is_never_put_to_sleep(everybody: list[Resident], 
     assert not {one.key for one in put} & set(decision.wake)
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 @given(everybody=residents(), budget=st.just(0) | BUDGET)
 def test_who_is_pinned_is_loaded_whatever_the_budget_says(everybody: list[Resident], budget: int) -> None:
     """A rollout does not wait for memory; and nobody is loaded whom nobody asked for."""
@@ -87,7 +87,7 @@ def test_who_is_pinned_is_loaded_whatever_the_budget_says(everybody: list[Reside
             assert one.asked_s is not None
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 @given(everybody=residents(), budget=BUDGET)
 def test_loading_on_demand_never_exceeds_the_budget(everybody: list[Resident], budget: int) -> None:
     """Whoever is loaded on demand fits beside all that is held at that moment, also by those that are
@@ -98,7 +98,7 @@ def test_loading_on_demand_never_exceeds_the_budget(everybody: list[Resident], b
         assert held(done(everybody, decision)) <= budget
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 @given(everybody=residents(), budget=BUDGET)
 def test_the_budget_is_not_exceeded_while_somebody_could_give_way(
     everybody: list[Resident], budget: int
@@ -110,7 +110,7 @@ def test_the_budget_is_not_exceeded_while_somebody_could_give_way(
     assert staying <= budget or not any(one.free for one in after)
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 @given(everybody=residents(), budget=BUDGET)
 def test_the_longest_unasked_gives_way_first(everybody: list[Resident], budget: int) -> None:
     """Nobody sleeps for want of memory while another who was asked earlier, and could sleep, stays awake."""
@@ -122,7 +122,7 @@ def test_the_longest_unasked_gives_way_first(everybody: list[Resident], budget: 
         assert all(after[key].used_s <= used_s for used_s in stayed)
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 @given(everybody=residents(), budget=BUDGET)
 def test_nobody_gives_way_in_vain(everybody: list[Resident], budget: int) -> None:
     """Where the budget is not exceeded already, versions sleep only if somebody who waits gets in by it."""
@@ -136,7 +136,7 @@ def test_nobody_gives_way_in_vain(everybody: list[Resident], budget: int) -> Non
         assert demanded
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 @given(everybody=residents(), budget=BUDGET)
 def test_whoever_waits_gets_in_as_soon_as_there_is_room(everybody: list[Resident], budget: int) -> None:
     """Carried out again and again with nobody busy, everybody who was asked for is loaded sooner or later,
@@ -155,7 +155,7 @@ def test_whoever_waits_gets_in_as_soon_as_there_is_room(everybody: list[Resident
         assert pinned + of(everybody)[key].memory_bytes > budget
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 @given(everybody=residents())
 def test_without_a_budget_everybody_asked_for_is_loaded_at_once(everybody: list[Resident]) -> None:
     """No budget, no queue; then idleness alone puts to sleep, and exactly those not asked for so long."""
@@ -167,7 +167,7 @@ def test_without_a_budget_everybody_asked_for_is_loaded_at_once(everybody: list[
     assert not decision.hopeless
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 def test_who_was_asked_first_is_served_first() -> None:
     """Room for one: the one that waits longer gets it, and the other waits."""
     first, second, old = (
@@ -181,7 +181,7 @@ def test_who_was_asked_first_is_served_first() -> None:
     assert decide([first, second, left], budget_bytes=100, idle_s=0, now_s=NOW).wake == (first.key,)
 
 
-@pytest.mark.req("S1")
+@pytest.mark.req("S2")
 def test_what_a_version_will_hold_is_what_it_held() -> None:
     """Measured once, it is believed; before that its files count beside a bare process, for each of them."""
     assert expected_bytes(10, 2, 77) == 77

@@ -19,7 +19,7 @@ from modelkeep.serving.tap import Tap
 from modelkeep.serving.upstream import Parked, ServedVersion, Upstream
 from tests.serving.test_upstream import Asked, Party, answer
 
-pytestmark = pytest.mark.req("S1")
+pytestmark = pytest.mark.req("S2")
 
 KEY = VersionKey("version:1")
 FAR = 1e12

@@ -185,6 +185,13 @@ class VersionUnit:
         self._reckon()
         self.have(self.wanted)
 
+    def let_sleep(self, may: bool) -> None:
+        """Say whether it may sleep. What was needed until now counts as used until now: a version that
+        callers were just brought back to is not put to sleep before them."""
+        if may and not self.may_sleep:
+            self.rest.used_s = max(self.rest.used_s, time.monotonic())
+        self.may_sleep = may
+
     @property
     def leaving(self) -> bool:
         """Whether processes of it are ending."""

@@ -112,7 +112,7 @@ class Versions:
             elif key not in self._leaving and not self._stopping:
                 self._add(spec, workers.get(key, 1), asleep=key in may_sleep)
             if key in self._units:
-                self._units[key].may_sleep = key in may_sleep
+                self._units[key].let_sleep(key in may_sleep)
         self.review()
         for key, unit in list(self._units.items()):
             unit.is_stable = key in stable
