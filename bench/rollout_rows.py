@@ -98,6 +98,7 @@ TITLES = {
     "shadow errors": "Shadow: pairs of which one failed",
     "shadow latency": "Shadow: pairs of which one was slow",
     "bound": "At an absolute bound",
+    "proof": "Candidates twice as bad, shown to be better than that",
 }
 """How the tables are called, in their order."""
 
@@ -109,7 +110,7 @@ def show_nulls(rows: Sequence[Row]) -> None:
         if not lines:
             continue
         judges = list(dict.fromkeys(row.judge for row in lines))
-        print(f"**{title}**\n\n| Healthy candidates | {' | '.join(judges)} |")
+        print(f"**{title}**\n\n| Candidates | {' | '.join(judges)} |")
         print("|---|" + "---:|" * len(judges))
         for scenario in dict.fromkeys(row.scenario for row in lines):
             by_judge = {row.judge: row for row in lines if row.scenario == scenario}

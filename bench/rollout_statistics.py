@@ -66,9 +66,10 @@ MCNEMAR_PPM = sequential.WHOLE_PPM // 2
 SLOW_ODD = {"odd_rate": 0.02, "both_rate": 0.03}
 """Of pairs: 5 % slow on either version, three fifths of them on both."""
 Z_NAME = "z-test each minute, 1 %"
+FIRST = "false proof of less than twice, by first requests"
 WRONG_NAME = "errors, by request (wrong unit)"
 WRONG_UNIT_RUNS = 2_000
-"""Nothing is promised of it, and it is slow."""
+"""Runs of what is slow and promises nothing."""
 RANKS_NAME = "Mann-Whitney on p95 each minute, 1 %"
 
 
@@ -235,6 +236,36 @@ def bound_rows(runs: int, seed: int) -> list[Row]:
     return rows
 
 
+def proof_rows(runs: int, seed: int) -> list[Row]:
+    """The proof that the candidate fails less than twice as often, at its worst: one that fails exactly twice
+    as often. Callers whose first failures are counted wear out, on the worse side first; first requests do
+    not.
+    """
+    spec = sequential.pass_spec(bound=2.0)
+    scenario = Scenario(
+        name="2000 callers who come again, 2 % x2", callers=2_000, error_rate=0.02, effect=2.0
+    )
+    rng = _rng(seed, scenario.name)
+    rows = {
+        name: Row(kind="proof", scenario=scenario.name, judge=name, limit=BETA if name == FIRST else None)
+        for name in (FIRST, "false proof, by first failures (wrong)")
+    }
+    more = Row(kind="proof", scenario="50 new callers a tick, 2 % x2", judge=FIRST, limit=BETA)
+    first, failures = rows.values()
+    for size in _chunks(runs):
+        if failures.runs < WRONG_UNIT_RUNS:
+            drawn = world(scenario, size, rng)
+            failures.add(_crossed(spec, drawn.columns("errors", Unit.CALLER), BETA), TICK_S)
+            come = drawn.first["share"]
+            at_once = [rng.binomial(n, rate) for n, rate in zip(come, (0.04, 0.02), strict=True)]
+            first.add(_crossed(spec, [*at_once, drawn.weight_ppm], BETA), TICK_S)
+        w = scenario.weights()[:, None] / sequential.WHOLE_PPM
+        failed = [rng.poisson(50 * w * 0.04, (TICKS, size)), rng.poisson(50 * (1 - w) * 0.02, (TICKS, size))]
+        weight_ppm = np.repeat(scenario.weights()[:, None], size, axis=1)
+        more.add(_crossed(spec, [*failed, weight_ppm], BETA), TICK_S)
+    return [first, failures, more]
+
+
 # --------------------------------------------------------------------------- bad candidates
 
 BAD = (
@@ -345,6 +376,7 @@ def nulls(runs: int, seed: int, only: Sequence[str] | None = None) -> list[Row]:
         *((f"shadow, {each.name}", lambda each=each: pair_rows(each, runs, seed)) for each in PAIR_NULLS),
         (f"shadow, {PAIR_REPEATS.name}", lambda: pair_rows(PAIR_REPEATS, runs, seed, promised=False)),
         ("at the bound", lambda: bound_rows(runs, seed)),
+        ("twice as bad", lambda: proof_rows(runs, seed)),
     ]  # fmt: skip
     return [row for name, rows in parts if only is None or name in only for row in rows()]
 

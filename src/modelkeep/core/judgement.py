@@ -45,8 +45,9 @@ class Rivals(Struct, frozen=True, kw_only=True):
 class Evidence(Struct, frozen=True, kw_only=True):
     """The state of every test of a rollout. `errors`, `slow` and `shares` compare with stable and can take
     the candidate back, as can `high_rate` with all of the traffic, where nobody is left to compare with;
-    `no_worse` and `low_rate` can let it advance. `wrong` and `right` are the same of predictions and their
-    labels: the one can take it back, and without the other it does not advance. `better` and `worse` decide
+    `no_worse` and `low_rate`, which look at callers' first requests alone, can let it advance. `wrong` and
+    `right` are the same of predictions and their labels: the one can take it back, and without the other it
+    does not advance. `better` and `worse` decide
     an A/B test, `pair_errors` and `pair_slow` a shadow; they see nothing elsewhere. Of an A/B test of several
     versions `others` are the same for each further version against stable, and `rivals` the pairs of those
     beside stable, the candidate first, each with all that come behind it.
@@ -182,6 +183,9 @@ class Specs(Struct, frozen=True, kw_only=True):
         failing = CallerTick(x=c.callers_first_error, y=s.callers_first_error, weight_ppm=weight)
         slow = CallerTick(x=c.callers_first_slow, y=s.callers_first_slow, weight_ppm=weight)
         arrived = CallerTick(x=c.callers_arrived, y=s.callers_arrived, weight_ppm=weight)
+        # Callers who fail wear out, on the worse side first, so that later failures make it look better. A
+        # proof therefore takes of each caller the first request alone.
+        at_once = CallerTick(x=c.new_callers_failed, y=s.new_callers_failed, weight_ppm=weight)
         trials = TrialTick(n=c.new_callers, k=c.new_callers_failed)
         alone = trials if weight == WHOLE_PPM else TrialTick(n=0, k=0)
         better, worse = evidence.better, evidence.worse
@@ -196,7 +200,7 @@ class Specs(Struct, frozen=True, kw_only=True):
             errors=sequential.update(evidence.errors, self.errors, failing),
             slow=sequential.update(evidence.slow, self.slow, slow),
             shares=sequential.update(evidence.shares, self.shares, arrived),
-            no_worse=sequential.update(evidence.no_worse, self.no_worse, failing),
+            no_worse=sequential.update(evidence.no_worse, self.no_worse, at_once),
             low_rate=sequential.update_rate(evidence.low_rate, self.low_rate, trials),
             high_rate=sequential.update_rate(evidence.high_rate, self.high_rate, alone),
         )
@@ -334,7 +338,8 @@ def _proof(plan: Plan, evidence: Evidence, seen: str) -> tuple[str, str] | None:
         why = f"fewer than {plan.pass_rate:.2%} of first requests fail, shown at {1 - beta:.1%}: {seen}"
         return "low_rate", why
     if evidence.no_worse.holds(beta):
-        why = f"odds of failing below {plan.pass_odds:g} times stable's, shown at {1 - beta:.1%}: {seen}"
+        limit = f"less than {plan.pass_odds:g} times as often as stable's"
+        why = f"first requests fail {limit}, shown at {1 - beta:.1%}: {seen}"
         return "no_worse", why
     return None
 

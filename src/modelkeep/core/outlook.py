@@ -124,13 +124,13 @@ def horizon_s(plan: Plan) -> float:
 
 class Counts(Struct, frozen=True):
     """Who came in one tick, an entry each for each rollout, on the candidate and on stable: new callers,
-    callers with their first error and with their first slow answer; and on the candidate, new callers whose
-    first request failed."""
+    callers with their first error, with their first slow answer, and new callers whose first request
+    failed."""
 
     callers: tuple[Array, Array]
     failing: tuple[Array, Array]
     slow: tuple[Array, Array]
-    failed_at_once: Array
+    failed_at_once: tuple[Array, Array]
 
 
 class World(ABC):
@@ -214,13 +214,13 @@ class World(ABC):
         self.failed += counts.failing[0]
         for state, spec, (on_candidate, on_stable) in (
             (self.errors, specs.errors, counts.failing),
-            (self.no_worse, specs.no_worse, counts.failing),
+            (self.no_worse, specs.no_worse, counts.failed_at_once),
             (self.slow, specs.slow, counts.slow),
             (self.shares, specs.shares, counts.callers),
         ):
             state.update(*log_e_callers(spec, on_candidate, on_stable, weight))
         alone = weight == WHOLE_PPM
-        come, first = counts.callers[0], counts.failed_at_once
+        come, first = counts.callers[0], counts.failed_at_once[0]
         self.low.update(*log_e_trials(specs.low_rate, come, first))
         self.high.update(*log_e_trials(specs.high_rate, come * alone, first * alone))
 
@@ -244,7 +244,8 @@ class _Drawn(World):
         expected = self.open * flow.callers_per_s * lasts
         c, s = rng.poisson(expected * share), rng.poisson(expected * (1 - share))
         x, y = rng.binomial(c, self._failing[0]), rng.binomial(s, self._failing[1])
-        first = rng.binomial(x, flow.failing_first / flow.failing)
+        at_once = flow.failing_first / flow.failing
+        first = rng.binomial(x, at_once), rng.binomial(y, at_once)
         slow = rng.binomial(c, flow.slow), rng.binomial(s, flow.slow)
         return Counts((c, s), (x, y), slow, first)
 

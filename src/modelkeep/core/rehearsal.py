@@ -188,7 +188,7 @@ class _Rehearsed(World):
         order = first + np.argsort(traffic.caller[first:end], kind="stable")
         if not len(order):
             none = np.zeros(len(self.step), dtype=np.int64)
-            return Counts((none, none), (none, none), (none, none), none)
+            return Counts((none, none), (none, none), (none, none), (none, none))
         whose = traffic.caller[order]
         starts = np.flatnonzero(np.diff(whose, prepend=-1))
         who, asked = whose[starts], np.diff(starts, append=len(whose))
@@ -213,7 +213,7 @@ class _Rehearsed(World):
             ((on & new).sum(axis=1), (off & new).sum(axis=1)),
             ((on & first_error).sum(axis=1), (off & first_error).sum(axis=1)),
             ((on & slow).sum(axis=1), (off & slow).sum(axis=1)),
-            (on & new & fails_first).sum(axis=1),
+            ((on & new & fails_first).sum(axis=1), (off & new & fails_first).sum(axis=1)),
         )
 
 

@@ -154,7 +154,7 @@ class ArmTick(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     By requests: `count` requests, of which `failed` failed and `slow` were slow. By callers: `count` callers
     seen for the first time in this rollout, `failed` who failed for the first time, whenever they came, and
     `slow` likewise; `failed_at_once` of the `count` failed with their first request (left out: not known, and
-    nothing is concluded from the failing rate itself).
+    nothing is concluded that would let the candidate go on).
     """
 
     count: Count = 0
@@ -288,11 +288,16 @@ def _update(specs: Specs, evidence: Evidence, tick: CountedTick, unit: Unit) -> 
         failing = CallerTick(x=c.failed, y=s.failed, weight_ppm=weight)
         slow = CallerTick(x=c.slow, y=s.slow, weight_ppm=weight)
         at_once = c.failed_at_once
+        # As in `judgement`: a proof takes of each caller the first request alone, where it is known.
+        known = at_once is not None and s.failed_at_once is not None
+        first: CallerTick | RequestTick = CallerTick(
+            x=at_once or 0 if known else 0, y=s.failed_at_once or 0 if known else 0, weight_ppm=weight
+        )
         alone = weight == WHOLE_PPM
     else:
         failing = RequestTick(x=c.failed, y=s.failed, n1=c.count, n0=s.count)
         slow = RequestTick(x=c.slow, y=s.slow, n1=c.count, n0=s.count)
-        at_once = c.failed
+        at_once, first = c.failed, failing
         alone = s.count == 0 and tick.candidate_ppm in (None, WHOLE_PPM)
     trials = TrialTick(n=c.count, k=at_once) if at_once is not None else TrialTick(n=0, k=0)
     none = TrialTick(n=0, k=0)
@@ -304,7 +309,7 @@ def _update(specs: Specs, evidence: Evidence, tick: CountedTick, unit: Unit) -> 
         errors=sequential.update(evidence.errors, specs.errors, failing),
         slow=sequential.update(evidence.slow, specs.slow, slow),
         shares=shares,
-        no_worse=sequential.update(evidence.no_worse, specs.no_worse, failing),
+        no_worse=sequential.update(evidence.no_worse, specs.no_worse, first),
         low_rate=sequential.update_rate(evidence.low_rate, specs.low_rate, trials),
         high_rate=sequential.update_rate(evidence.high_rate, specs.high_rate, trials if alone else none),
     )
