@@ -9,7 +9,12 @@ from modelkeep.core.rollout import RolloutState as State
 from tests.journeys.houses import running_house
 from tests.journeys.test_strategies import World, until
 
-pytestmark = [pytest.mark.journey, pytest.mark.network, pytest.mark.req("S7", "S11")]
+pytestmark = [
+    pytest.mark.journey,
+    pytest.mark.long,
+    pytest.mark.network,
+    pytest.mark.req("S7", "S11"),
+]
 
 PLAN = """\
 schema: modelkeep.rollout/v1

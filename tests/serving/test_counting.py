@@ -18,8 +18,9 @@ from modelkeep.core.observation import (
     Tick,
 )
 from modelkeep.core.routing import Arm, Epoch, Route, VersionKey
-from modelkeep.serving import counting
-from modelkeep.serving.counting import BUCKETS_MS, Callers, Ledger, RouteTally, arrive, count
+from modelkeep.serving import ledger as ledger_of
+from modelkeep.serving.counting import BUCKETS_MS, Callers, RouteTally, arrive, count
+from modelkeep.serving.ledger import Ledger
 from modelkeep.serving.memory import Memory
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
@@ -199,7 +200,7 @@ def test_every_version_of_a_test_has_counts_of_its_own() -> None:
     assert [side.new_callers for side in sides] == [1, 1, 1, 2]
     assert [side.callers_first_error for side in sides] == [0, 0, 0, 1]
     assert [side.crashes for side in sides] == [0, 0, 0, 1]
-    assert [side.requests for side in counting.merge(tick, tick).others] == [2, 4]
+    assert [side.requests for side in ledger_of.merge(tick, tick).others] == [2, 4]
 
 
 def _ticks(ledger: Ledger, number: int, rollout: str | None = "ro") -> None:
@@ -226,7 +227,7 @@ def test_while_the_control_plane_is_away_ticks_merge_and_none_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Memory is bounded, the sums are kept, and what went out once is never merged into something new."""
-    monkeypatch.setattr(counting, "TICKS_KEPT_MAX", 50)
+    monkeypatch.setattr(ledger_of, "TICKS_KEPT_MAX", 50)
     ledger = Ledger(NOW, 1)
     _ticks(ledger, 5)
     sent = ledger.to_send()
@@ -277,7 +278,7 @@ def test_callers_of_a_past_rollout_are_forgotten() -> None:
 def test_pairs_go_with_their_tick_and_are_merged_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was compared belongs to the epoch and weight of its copy, adds up within a tick, and survives the
     merging of ticks that nobody takes."""
-    monkeypatch.setattr(counting, "TICKS_KEPT_MAX", 2)
+    monkeypatch.setattr(ledger_of, "TICKS_KEPT_MAX", 2)
     ledger = Ledger(NOW, 1)
     one = PairCounts(version=VersionKey("version:2"), pairs=1, compared=1, difference_sum=0.5)
     for second in range(6):
@@ -326,7 +327,7 @@ def test_labels_count_each_caller_once_in_the_tick_of_its_prediction(tmp_path: P
     again.close(NOW)
     (late,) = again.to_send()
     assert late.labels == Labelled(candidate=counts)
-    both = counting.merge(first, second).labels
+    both = ledger_of.merge(first, second).labels
     assert both is not None
     assert (both.candidate.labels, both.candidate.callers_labelled) == (6, 2)
 
@@ -348,6 +349,6 @@ def test_predictions_are_compared_once_a_caller(tmp_path: Path) -> None:
     again.predicted(key, Epoch(1, 2), 5, [(1, 0), (5, 1)], [])
     again.close(NOW)
     (second,) = again.to_send()
-    both = counting.merge(first, second).outputs
+    both = ledger_of.merge(first, second).outputs
     assert both is not None
     assert both.candidate[:4] == (2, 1, 0, 1)

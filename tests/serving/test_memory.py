@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from modelkeep.core.observation import SideCounts
 from modelkeep.core.routing import Epoch
-from modelkeep.serving.counting import Callers, Ledger, RouteTally, arrive, count
+from modelkeep.serving.counting import Callers, RouteTally, arrive, count
+from modelkeep.serving.ledger import Ledger
 from modelkeep.serving.memory import KEPT_S, RECORD, First, Memory
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)

@@ -27,11 +27,11 @@ from modelkeep.serving import messages, moves, telling
 from modelkeep.serving.cache import Cache
 from modelkeep.serving.contact import Contact
 from modelkeep.serving.control import ControlServer, RunFolder
-from modelkeep.serving.counting import Ledger
 from modelkeep.serving.drills import drill
 from modelkeep.serving.environments import LOCKED, Environments
 from modelkeep.serving.fronts import Fronts, swap
 from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
+from modelkeep.serving.ledger import Ledger
 from modelkeep.serving.memory import Memory
 from modelkeep.serving.metrics import Metrics
 from modelkeep.serving.options import GatewayOptions

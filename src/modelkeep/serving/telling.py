@@ -17,8 +17,8 @@ from modelkeep.core.observation import GatewayReport, LocalRollback, RouteState
 from modelkeep.core.routing import RoutingTable
 from modelkeep.serving import openapi
 from modelkeep.serving.contact import Contact
-from modelkeep.serving.counting import Ledger
 from modelkeep.serving.fronts import Fronts
+from modelkeep.serving.ledger import Ledger
 from modelkeep.serving.metrics import Metrics
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.recorder_unit import RecorderUnit
