@@ -389,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.quick:
         options.seconds, options.rounds = 1, 1
-        options.connections, options.workers, options.mlserver_workers = (1, 8), (1,), (0,)
+        options.connections, options.workers, options.mlserver_workers = (8,), (1,), (0,)
     machine = report.this_machine()
     with tempfile.TemporaryDirectory(prefix="modelkeep-bench-", dir=options.folder) as name:
         table = rounds_of(options, Path(name))
