@@ -34,6 +34,7 @@ from modelkeep.core.answers import (
     GatewayStatus,
     History,
     Measured,
+    PolicyRecord,
     Promotion,
     PromotionKind,
     Registration,
@@ -52,7 +53,7 @@ from modelkeep.core.judgement import Missing, labels_seen
 from modelkeep.core.label_outlook import LabelsNeeded, LabelsOutlook
 from modelkeep.core.observation import BandCounts, LabelCounts, Labelled, SideCounts, VersionPhase
 from modelkeep.core.plan import JUDGED_LATER
-from modelkeep.core.policy import GateResult, Mode, Outcome
+from modelkeep.core.policy import GateResult, Mode, Outcome, read_policy
 from modelkeep.core.promotion import Approval, Interval, MoveCause, PromotionRequest, Seen, Vote
 from modelkeep.core.quality import Quality
 from modelkeep.core.rollout import Attempt, Endpoint, Judgement, Rollout, RolloutState, Verdict, attempt_of
@@ -642,3 +643,14 @@ def test_sizes_are_said_as_people_do(count: int, text: str) -> None:
 def test_a_styled_text_is_its_text() -> None:
     """Style is beside the text, so comparing and joining see the text alone."""
     assert Text("x", "good") == "x"
+
+
+@pytest.mark.req("S2")
+def test_a_policy_says_how_it_moves_traffic_and_is_its_document_all_the_same() -> None:
+    """The plan of a stage in one line above the YAML, which can be set again as it was printed."""
+    text = "name: team\nstages: {production: {rollout: {strategy: blue_green, preview_s: 60}}}"
+    held = read_policy(text)
+    record = PolicyRecord(scope="", source="", version=2, digest=digest("a"), policy=held)
+    drawn = _drawn(("policy", promotion_views.policy(record)))
+    assert "# traffic to production: blue-green: preview for 60 s, then 100" in drawn
+    assert read_policy(drawn.removeprefix("--- policy\n")) == held

@@ -34,6 +34,8 @@ ENDS = {
     Outcome.ROLLED_BACK: EventKind.ROLLOUT_ROLLED_BACK,
     Outcome.FAILED: EventKind.ROLLOUT_FAILED,
     Outcome.CANCELLED: EventKind.ROLLOUT_CANCELLED,
+    Outcome.SUPERSEDED: EventKind.ROLLOUT_SUPERSEDED,
+    Outcome.CONCLUDED: EventKind.ROLLOUT_CONCLUDED,
 }
 
 
@@ -159,7 +161,12 @@ def by_hand(found: list[Story], since: int, until: int) -> dict[str, Any]:
         "rolled_back": len(tally[Outcome.ROLLED_BACK]),
         "failed": len(tally[Outcome.FAILED]),
         "cancelled": len(tally[Outcome.CANCELLED]),
-        "success": (len(tally[Outcome.SUCCEEDED]), len(ended) - len(tally[Outcome.CANCELLED])),
+        "superseded": len(tally[Outcome.SUPERSEDED]),
+        "concluded": len(tally[Outcome.CONCLUDED]),
+        "success": (
+            len(tally[Outcome.SUCCEEDED]),
+            sum(len(tally[o]) for o in (Outcome.SUCCEEDED, Outcome.ROLLED_BACK, Outcome.FAILED)),
+        ),
         "change_failure": (
             sum(one.outcome is Outcome.ROLLED_BACK or one.number in gone for one in met),
             len(met),
@@ -178,7 +185,10 @@ def by_hand(found: list[Story], since: int, until: int) -> dict[str, Any]:
 
 def figures(found: DeliveryReport) -> dict[str, Any]:
     """The counts of a report as the oracle has them."""
-    names = ("deployments", "succeeded", "rolled_back", "failed", "cancelled", "under_way")
+    names = (
+        "deployments", "succeeded", "rolled_back", "failed", "cancelled", "superseded", "concluded",
+        "under_way",
+    )  # fmt: skip
     shares = {
         name: (getattr(found, name).count, getattr(found, name).of) for name in ("success", "change_failure")
     }

@@ -103,6 +103,23 @@ def test_another_plan_may_be_tried(world: RolloutWorld) -> None:
         foretold(world, "1.1.0", structs.replace(GIVEN, plan=broken))
 
 
+def test_a_plan_is_foretold_before_there_is_a_version(world: RolloutWorld) -> None:
+    """The endpoint's own traffic by its own plan or another: the same figures as for any version."""
+    world.made()
+    with pytest.raises(errors.Conflict, match="serves nothing yet to compare with a candidate"):
+        world.read("owner", world.rollouts.forecast_any, "churn", GIVEN)
+    world.do("owner", world.rollouts.delete_endpoint, "churn")
+    gateway = world.serving()
+    world.promote("1.1.0", by="owner")
+    world.until(RolloutState.SUCCEEDED, gateway)
+    told = world.read("owner", world.rollouts.forecast_any, "churn", Asked(runs=20))
+    same = foretold(world, "1.2.0", Asked(runs=20))
+    assert (told.version, told.plan) == (None, PLAN)
+    assert (told.measured, told.outlook) == (same.measured, same.outlook)
+    with pytest.raises(errors.EndpointNotFound):
+        world.read("owner", world.rollouts.forecast_any, "nowhere", GIVEN)
+
+
 def test_a_forecast_of_nothing_is_refused(world: RolloutWorld) -> None:
     """No endpoint, an endpoint that serves nothing, a version that is served already, another's figures."""
     with pytest.raises(errors.EndpointNotFound, match="a promotion moves no traffic"):

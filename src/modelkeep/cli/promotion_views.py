@@ -312,6 +312,9 @@ def policy(found: "PolicyRecord") -> View:
         origin = f"set by {found.set_by}" if found.set_by else "the one Modelkeep begins with"
         screen.line(Text(f"# {found.source or 'installation'}, version {found.version}, {origin}", "dim"))
         screen.line(Text(f"# {short(found.digest)}", "dim"))
+        for name, rules in found.policy.stages.items():
+            if rules.rollout is not None:
+                screen.line(Text(f"# traffic to {name}: {summary(rules.rollout)}", "dim"))
         policy_document(found.policy)(screen)
 
     return draw

@@ -60,6 +60,8 @@ def _counts(found: "DeliveryReport") -> str:
             (found.rolled_back, "rolled back"),
             (found.failed, "failed to load"),
             (found.cancelled, "cancelled"),
+            (found.superseded, "superseded"),
+            (found.concluded, "concluded"),
         )
         if count
     ]

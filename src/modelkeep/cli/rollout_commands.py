@@ -258,7 +258,10 @@ def rollout_explain(session: Session, endpoint: str) -> int:
 
 
 @verb(rollout, "forecast")
-@click.argument("ref")
+@click.argument("ref", metavar="REF|PLAN", required=False)
+@click.option(
+    "--endpoint", metavar="ENDPOINT", help="Without a version: the traffic of this one, by PLAN or its own."
+)
 @click.option(
     "--to", default="production", show_default=True, metavar="STAGE", help="The stage it would enter."
 )
@@ -274,7 +277,8 @@ def rollout_explain(session: Session, endpoint: str) -> int:
 @click.option("--runs", type=int, metavar="N", help="Rollouts to simulate of each kind.")
 def rollout_forecast(
     session: Session,
-    ref: str,
+    ref: str | None,
+    endpoint: str | None,
     to: str,
     traffic: str | None,
     requests_per_caller: float | None,
@@ -285,9 +289,19 @@ def rollout_forecast(
     seed: int | None,
     runs: int | None,
 ) -> None:
-    """Say what moving traffic to REF may be expected to look like; change nothing."""
+    """Say what moving traffic to REF may be expected to look like; change nothing.
+
+    With --endpoint no version is needed: what is varied is how good a candidate is. PLAN is then a file.
+    """
+    if endpoint is None and ref is None:
+        raise click.UsageError("name a version, or an endpoint with --endpoint")
+    if endpoint is not None and ref is not None:
+        if plan_file is not None:
+            raise click.UsageError("name the plan once: as PLAN or by --plan")
+        ref, plan_file = None, ref
     told = session.client.rollout_forecast(
         ref,
+        endpoint=endpoint,
         to=to,
         traffic_per_s=_rate(traffic) if traffic is not None else None,
         requests_per_caller=requests_per_caller,

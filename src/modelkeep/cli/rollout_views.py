@@ -426,7 +426,7 @@ def forecast(told: "RolloutForecast") -> View:
         flow, found, healthy = told.flow, told.outlook, told.outlook.healthy
         callers = f"{flow.callers_per_s:.3g} new callers a second"
         share = f"{healthy.taken_back:.2%}, credibly at most {healthy.taken_back_at_most:.2%}"
-        screen.line(Text(f"{told.version} over {told.stable} on {told.endpoint}", "strong"))
+        screen.line(Text(f"{told.version or 'Any version'} over {told.stable} on {told.endpoint}", "strong"))
         screen.facts(
             (
                 ("plan", summary(told.plan)),

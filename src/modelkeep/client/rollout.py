@@ -85,8 +85,9 @@ class RolloutVerbs(Wire):
 
     def rollout_forecast(
         self,
-        ref: str,
+        ref: str | None = None,
         *,
+        endpoint: str | None = None,
         to: str = "production",
         traffic_per_s: float | None = None,
         requests_per_caller: float | None = None,
@@ -98,6 +99,7 @@ class RolloutVerbs(Wire):
         """What moving a stage's endpoint to a version may be expected to look like; changes nothing.
 
         Args:
+            endpoint: in the place of a version: what moving this one to any other may be expected to.
             traffic_per_s: requests a second, where the endpoint's own are not meant or not known.
             error_rate: the share of stable's callers who have an error.
             plan: another plan than the endpoint's.
@@ -110,7 +112,8 @@ class RolloutVerbs(Wire):
         """
         query = given(
             ref=ref,
-            to=to,
+            endpoint=endpoint,
+            to=to if ref is not None else None,
             traffic_per_s=traffic_per_s,
             requests_per_caller=requests_per_caller,
             error_rate=error_rate,

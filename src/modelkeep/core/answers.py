@@ -341,7 +341,7 @@ class Measured(Struct, frozen=True, kw_only=True):
 
 
 class RolloutForecast(Struct, frozen=True, kw_only=True):
-    """What moving an endpoint to a version may be expected to look like.
+    """What moving an endpoint to a version, or to any other one, may be expected to look like.
 
     `flow` is the traffic that was reckoned with; `measured` what of it was counted, None for nothing.
     `given` and `assumed` name the figures that were said and those that nobody knows. In `outlook` each
@@ -350,7 +350,7 @@ class RolloutForecast(Struct, frozen=True, kw_only=True):
     """
 
     endpoint: str
-    version: str
+    version: str | None
     stable: str | None
     stage: str | None
     plan: Plan

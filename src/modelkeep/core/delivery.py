@@ -57,23 +57,30 @@ class Outcome(StrEnum):
     succeeded    the version serves the stage
     rolled_back  it had traffic, and lost it before the stage was its own
     failed       it could not be loaded; no caller ever met it
-    cancelled    a person ended it before it had traffic, another took its place, or it was an A/B test that
-                 ended with its report; it counts for and against nobody
+    cancelled    a person ended it before it had traffic
+    superseded   another took its place
+    concluded    it was a shadow or an A/B test that ended with its report, and stable went on
+
+    The last three count for and against nobody.
     """
 
     SUCCEEDED = "succeeded"
     ROLLED_BACK = "rolled_back"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    CONCLUDED = "concluded"
 
+
+_UNJUDGED = (Outcome.CANCELLED, Outcome.SUPERSEDED, Outcome.CONCLUDED)
 
 _OUTCOMES = {
     EventKind.ROLLOUT_SUCCEEDED: Outcome.SUCCEEDED,
     EventKind.ROLLOUT_ROLLED_BACK: Outcome.ROLLED_BACK,
     EventKind.ROLLOUT_FAILED: Outcome.FAILED,
     EventKind.ROLLOUT_CANCELLED: Outcome.CANCELLED,
-    EventKind.ROLLOUT_SUPERSEDED: Outcome.CANCELLED,
-    EventKind.ROLLOUT_CONCLUDED: Outcome.CANCELLED,
+    EventKind.ROLLOUT_SUPERSEDED: Outcome.SUPERSEDED,
+    EventKind.ROLLOUT_CONCLUDED: Outcome.CONCLUDED,
 }
 
 
@@ -139,7 +146,7 @@ class DeliveryReport(Struct, frozen=True, kw_only=True):
     """Deployment figures of a span. Each rate stands beside its counts, each time beside how many it is of.
 
     Attributes:
-        deployments: ended in the span; the four counts below add up to it.
+        deployments: ended in the span; the six counts below add up to it.
         under_way: begun in the span and not ended by its end.
         success: succeeded, of those that succeeded, were rolled back or failed.
         change_failure: taken back, while moving or later, of those that had callers.
@@ -161,6 +168,8 @@ class DeliveryReport(Struct, frozen=True, kw_only=True):
     rolled_back: int
     failed: int
     cancelled: int
+    superseded: int = 0
+    concluded: int = 0
     under_way: int
     success: Share
     change_failure: Share
@@ -314,7 +323,7 @@ class _Folding:
         place = self._place.setdefault(rollout, len(self.found))
         if place == len(self.found):
             endpoint = event.subject.removeprefix("endpoint/")
-            stage = str(event.body.get("stage", self.stage))
+            stage = event.body.get("stage", self.stage) or f"@{event.body.get('alias')}"
             self.found.append(
                 Deployment(model=model, number=number, stage=stage, rollout=rollout, endpoint=endpoint)
             )
@@ -371,7 +380,7 @@ def report(
 
     ended = [one for one in found.deployments if within(one.ended_at)]
     tally = {outcome: sum(one.outcome is outcome for one in ended) for outcome in Outcome}
-    judged = len(ended) - tally[Outcome.CANCELLED]
+    judged = len(ended) - sum(tally[outcome] for outcome in _UNJUDGED)
     drills = [one for one in found.drills if within(one.at)]
     met = [one for one in ended if one.outcome in (Outcome.SUCCEEDED, Outcome.ROLLED_BACK)]
     days = (until - since).total_seconds() / DAY_S
@@ -386,6 +395,8 @@ def report(
         rolled_back=tally[Outcome.ROLLED_BACK],
         failed=tally[Outcome.FAILED],
         cancelled=tally[Outcome.CANCELLED],
+        superseded=tally[Outcome.SUPERSEDED],
+        concluded=tally[Outcome.CONCLUDED],
         under_way=sum(one.ended_at is None and within(one.began_at) for one in found.deployments),
         success=share(tally[Outcome.SUCCEEDED], judged),
         change_failure=share(sum(_went_wrong(one) for one in met), len(met)),

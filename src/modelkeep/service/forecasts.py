@@ -48,9 +48,12 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 def foretell(
-    act: Act, endpoint: Endpoint, version: ModelVersion, stable: str | None, asked: Asked
+    act: Act, endpoint: Endpoint, version: ModelVersion | None, stable: str | None, asked: Asked
 ) -> RolloutForecast:
     """Run a plan over the endpoint's traffic, many times.
+
+    Args:
+        version: which one it is for; None for whichever, since no candidate is looked at.
 
     Raises:
         Conflict: the endpoint serves the version already, or serves nothing yet: nothing would be compared.
@@ -59,15 +62,16 @@ def foretell(
     """
     from modelkeep.core.outlook import outlook  # loads numpy, which a server need not do to start
 
-    if endpoint.stable is None or endpoint.stable == version.number:
+    if endpoint.stable is None or (version is not None and endpoint.stable == version.number):
         serves = "already serves" if endpoint.stable is not None else "serves nothing yet to compare with"
-        raise errors.Conflict(f"The endpoint {endpoint.name} {serves} {version.reference}.")
+        what = version.reference if version is not None else "a candidate"
+        raise errors.Conflict(f"The endpoint {endpoint.name} {serves} {what}.")
     plan = check_plan(asked.plan or endpoint.plan)
     measured = _measured(act, endpoint)
     flow, given, assumed = _flow(endpoint, measured, asked)
     return RolloutForecast(
         endpoint=endpoint.name,
-        version=version.reference,
+        version=version.reference if version is not None else None,
         stable=stable,
         stage=endpoint.stage,
         alias=endpoint.alias,

@@ -283,6 +283,20 @@ class Rollouts(Endpoints):
         stable = self._semver(act, version.model, endpoint.stable)
         return foretell(act, endpoint, version, stable, asked)
 
+    def forecast_any(self, act: Act, name: str, asked: Asked) -> RolloutForecast:
+        """The same of an endpoint and its plan, or another, before there is a version to move to.
+
+        Raises:
+            EndpointNotFound.
+            Conflict: the endpoint serves nothing yet.
+            InvalidPlan, Invalid: a figure does not fit, or no traffic is known and none was said.
+        """
+        endpoint = self._endpoint(act, name)
+        if asked.plan is None and endpoint.stage is not None:
+            plan = self._traffic.promotions.plan_for(act, endpoint.model, endpoint.stage)
+            asked = structs.replace(asked, plan=plan or endpoint.plan)
+        return foretell(act, endpoint, None, self._semver(act, endpoint.model, endpoint.stable), asked)
+
     def _semver(self, act: Act, model: ModelName, number: int | None) -> str | None:
         return catalog_store.get_version(act.tx, model, number).semver if number is not None else None
 

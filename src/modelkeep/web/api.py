@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from modelkeep import __version__
-from modelkeep.core import codec, values
+from modelkeep.core import codec, errors, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import Done, Health
 from modelkeep.core.plan import chosen, read_plan
@@ -436,6 +436,10 @@ def rollout_forecast(act: Act, call: Call) -> Any:
         seed=q.seed,
         runs=q.runs,
     )
+    if q.endpoint is not None and q.ref is None:
+        return call.house.rollouts.forecast_any(act, q.endpoint, asked)
+    if q.ref is None or q.endpoint is not None:
+        raise errors.Invalid("Name a version ('ref') or an endpoint ('endpoint'), and not both.", field="ref")
     return call.house.rollouts.forecast(act, parse_ref(q.ref), q.to, asked)
 
 

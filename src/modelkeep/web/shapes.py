@@ -150,12 +150,14 @@ class RolloutsQuery(ListQuery, frozen=True, kw_only=True):
 
 
 class ForecastQuery(Shape, frozen=True, kw_only=True):
-    """The version to move traffic to, and what is to be reckoned with instead of what was counted.
+    """The version to move traffic to, or else the endpoint whose traffic it is, and what is to be reckoned
+    with instead of what was counted.
 
     `plan` is a rollout plan in YAML or JSON in the place of the endpoint's.
     """
 
-    ref: RefText
+    ref: RefText | None = None
+    endpoint: NameText | None = None
     to: NameText = "production"
     traffic_per_s: Annotated[float, Meta(gt=0, le=1e6, description="Requests a second.")] | None = None
     requests_per_caller: Annotated[float, Meta(ge=1, le=1e6)] | None = None
