@@ -446,7 +446,9 @@ def _labelled() -> Rollout:
         _endpoint().plan, quality=Quality(threshold=0.5, wait_s=259_200.0), metrics=JUDGED_LATER
     )
     labels = Labelled(
-        candidate=LabelCounts(labels=31, wrong=4, odd=1, callers_labelled=29, callers_first_wrong=4),
+        candidate=LabelCounts(
+            labels=31, wrong=4, odd=1, callers_labelled=29, callers_wrong_at_once=4, callers_first_wrong=4
+        ),
         stable=LabelCounts(labels=270, wrong=25, callers_labelled=244, callers_first_wrong=22),
     )
     why = f"not enough labels yet: {labels_seen(labels)}"

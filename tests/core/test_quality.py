@@ -47,7 +47,7 @@ ENDPOINT = Endpoint(
 def labelled(weight: int, wrong: tuple[int, int], known: tuple[int, int] = (400, 3_600)) -> Tick:
     """Labels alone: (candidate, stable)."""
     sides = (
-        LabelCounts(labels=n, wrong=x, callers_labelled=n, callers_first_wrong=x)
+        LabelCounts(labels=n, wrong=x, callers_labelled=n, callers_wrong_at_once=x, callers_first_wrong=x)
         for n, x in zip(known, wrong, strict=True)
     )
     candidate, stable = sides
@@ -251,3 +251,17 @@ def test_a_forecast_says_how_many_labels_it_takes() -> None:
     assert (rare.labelled, rare.wrong) == (pytest.approx(0.1, rel=0.01), pytest.approx(0.1, rel=0.05))
     assert (rare.proof.takes_s or 0) > 5 * (told.proof.takes_s or 0)
     assert labels_outlook(PLAN, callers_per_s=1.0, labelled=0, wrong=0, callers=0) is None
+
+
+@pytest.mark.req("S7")
+def test_callers_who_are_wrong_again_and_again_prove_nothing() -> None:
+    """Only first labels speak for a candidate: where later ones lie on stable, because the callers of a worse
+    candidate have all been wrong already, it holds."""
+    waits = stepping(plan=JUDGED)
+    counts = LabelCounts(labels=400, wrong=1, callers_labelled=1, callers_first_wrong=1)
+    later = Labelled(candidate=counts, stable=structs.replace(counts, wrong=360, callers_first_wrong=360))
+    told = (good(100_000), structs.replace(good(100_000), labels=later))
+    after = advance(waits, structs.replace(seen(waits), ticks=told), NOW + timedelta(seconds=MIN_S)).rollout
+    assert after.step == 0
+    assert after.evidence.right.informative_ticks == 0
+    assert after.evidence.wrong.informative_ticks == 1

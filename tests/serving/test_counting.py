@@ -306,8 +306,8 @@ def test_labels_count_each_caller_once_in_the_tick_of_its_prediction(tmp_path: P
     memory = Memory(tmp_path / "callers")
 
     def tell(ledger: Ledger, seq: int) -> None:
-        nobody: tuple[LabelCounts, list[int], list[int]] = (LabelCounts(), [], [])
-        ledger.labelled(key, Epoch(1, seq), seq * 100_000, (counts, [1, 1, 2], [1, 1]), nobody)
+        callers = [(1, False), (1, True), (2, True)]
+        ledger.labelled(key, Epoch(1, seq), seq * 100_000, (counts, callers), (LabelCounts(), []))
 
     ledger = Ledger(NOW, 1, memory=memory)
     tell(ledger, 1)
@@ -319,7 +319,7 @@ def test_labels_count_each_caller_once_in_the_tick_of_its_prediction(tmp_path: P
     ledger.close(NOW)
     first, second = ledger.to_send()
     assert first.labels == Labelled(
-        candidate=structs.replace(counts, callers_labelled=2, callers_first_wrong=1)
+        candidate=structs.replace(counts, callers_labelled=2, callers_wrong_at_once=1, callers_first_wrong=2)
     )
     assert (second.epoch, second.labels) == (Epoch(1, 2), Labelled(candidate=counts))
     again = Ledger(NOW, 9, memory=memory, resumed=[key])

@@ -13,7 +13,7 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages, records
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {3: "be08cd3d0d4d5d5c"}
+WIRE = {3: "35d54dd3dbbfe4a8"}
 """By protocol: what goes over the channels, in short."""
 
 

@@ -112,13 +112,13 @@ def test_labels_are_counted_where_was_predicted(tmp_path: Path) -> None:
     assert joining.noted() == []
     first, second = told(joining, ("a", 10.5), ("b", 99), ("c", "ten"), ("nobody", 1))
     assert (first.epoch, first.candidate_ppm) == (Epoch(1, 2), 100_000)
-    assert first.candidate == messages.ToldSide(labels=1, callers=[7])
-    assert first.stable == messages.ToldSide(labels=1, wrong=1, callers=[8], mistaken=[8])
+    assert first.candidate == messages.ToldSide(labels=1, callers=[(7, False)])
+    assert first.stable == messages.ToldSide(labels=1, wrong=1, callers=[(8, True)])
     assert (second.epoch, second.candidate) == (Epoch(1, 3), messages.ToldSide(labels=1, odd=1))
     assert told(joining, ("a", 99)) == []
     joining.labelled("churn", [Label(request_id="a", row=1, label=99)])
     (row,) = joining.noted()
-    assert row.candidate.mistaken == [7]
+    assert row.candidate.callers == [(7, True)]
     joining.close()
 
 

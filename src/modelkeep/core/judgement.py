@@ -206,15 +206,17 @@ class Specs(Struct, frozen=True, kw_only=True):
         )
 
     def _labelled(self, evidence: Evidence, tick: Tick) -> Evidence:
-        """Callers with their first wrong prediction count on the side that predicted, at its weight then."""
+        """Callers count on the side that predicted, at its weight then: against the candidate with their
+        first wrong prediction, for it with their first label, because callers who are wrong wear out."""
         if tick.labels is None or self.wrong is None or self.right is None:
             return evidence
-        x, y = tick.labels.candidate.callers_first_wrong, tick.labels.stable.callers_first_wrong
-        mistaken = CallerTick(x=x, y=y, weight_ppm=tick.candidate_ppm)
+        c, s, weight = tick.labels.candidate, tick.labels.stable, tick.candidate_ppm
+        mistaken = CallerTick(x=c.callers_first_wrong, y=s.callers_first_wrong, weight_ppm=weight)
+        at_once = CallerTick(x=c.callers_wrong_at_once, y=s.callers_wrong_at_once, weight_ppm=weight)
         return structs.replace(
             evidence,
             wrong=sequential.update(evidence.wrong, self.wrong, mistaken),
-            right=sequential.update(evidence.right, self.right, mistaken),
+            right=sequential.update(evidence.right, self.right, at_once),
         )
 
     def _compared(self, evidence: Evidence, tick: Tick) -> Evidence:
@@ -360,8 +362,10 @@ def _with_labels(
                 missing=Missing.LABELS,
                 contributions=against.contributions,
             )
-        limit = f"below {plan.quality.pass_odds:g} times stable's, shown at {1 - plan.beta:.1%}"
-        why = f"{why}; odds of a wrong prediction {limit}: {told}"
+        limit = (
+            f"less than {plan.quality.pass_odds:g} times as often as stable's, shown at {1 - plan.beta:.1%}"
+        )
+        why = f"{why}; callers' first labels say wrong {limit}: {told}"
     return Judgement(verdict=Verdict.ADVANCE, why=why, passed=passed, p_value=against.p_value)
 
 

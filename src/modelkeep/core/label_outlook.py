@@ -28,7 +28,7 @@ class LabelsNeeded(Struct, frozen=True, kw_only=True):
 
 class LabelsOutlook(Struct, frozen=True, kw_only=True):
     """What to expect of labels. `labelled` is the share of callers who get one, `wrong` the share of those of
-    stable with a wrong prediction; `counted` says whether former rollouts counted both, or they are assumed.
+    stable whose first label says wrong; `counted` says whether former rollouts counted both, or they are assumed.
     `proof` is what an advance waits for, of a candidate as good as stable."""
 
     labelled: float
@@ -44,8 +44,8 @@ def labels_outlook(
     """What to expect of labels; None where the plan has none judged.
 
     Args:
-        labelled, wrong, callers: stable's callers in former rollouts: with a label, with a wrong prediction,
-            and all; half an event is added, so that a share is never nothing and never all.
+        labelled, wrong, callers: stable's callers in former rollouts: with a label, with a first label that
+            says wrong, and all; half an event is added, so that a share is never nothing and never all.
 
     Raises:
         InvalidPlan: the plan moves no traffic.

@@ -126,14 +126,16 @@ class LabelCounts(Struct, frozen=True, kw_only=True):
     """Labels that came during one tick for predictions of one side, whenever those were made.
 
     `labels` are rows, each counted once; `wrong` of them were predicted wrongly, and `odd` could not be
-    compared. `callers_labelled` had a label for the first time in this rollout, `callers_first_wrong` a wrong
-    prediction for the first time.
+    compared. `callers_labelled` had a label for the first time in this rollout, and with
+    `callers_wrong_at_once` that label said wrong; `callers_first_wrong` had a wrong prediction for the first
+    time, by whichever of their labels.
     """
 
     labels: int = 0
     wrong: int = 0
     odd: int = 0
     callers_labelled: int = 0
+    callers_wrong_at_once: int = 0
     callers_first_wrong: int = 0
 
     def plus(self, other: "LabelCounts") -> "LabelCounts":
@@ -143,6 +145,7 @@ class LabelCounts(Struct, frozen=True, kw_only=True):
             wrong=self.wrong + other.wrong,
             odd=self.odd + other.odd,
             callers_labelled=self.callers_labelled + other.callers_labelled,
+            callers_wrong_at_once=self.callers_wrong_at_once + other.callers_wrong_at_once,
             callers_first_wrong=self.callers_first_wrong + other.callers_first_wrong,
         )
 

@@ -132,7 +132,7 @@ def measured_of(rollout: str, ticks: Iterable[Tick]) -> Measured | None:
         stable_failed_first=stable.new_callers_failed,
         stable_slow=stable.callers_first_slow,
         stable_labelled=labels.callers_labelled,
-        stable_wrong=labels.callers_first_wrong,
+        stable_wrong=labels.callers_wrong_at_once,
     )
 
 

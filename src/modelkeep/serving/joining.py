@@ -49,10 +49,8 @@ class _Tally:
         if wrong is None:
             side.odd += 1
             return
-        side.callers.append(made.caller)
-        if wrong:
-            side.wrong += 1
-            side.mistaken.append(made.caller)
+        side.callers.append((made.caller, wrong))
+        side.wrong += wrong
 
 
 class Joining:

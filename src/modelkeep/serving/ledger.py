@@ -128,14 +128,14 @@ class Ledger:
         key: tuple[str, str],
         epoch: Epoch,
         ppm: int,
-        candidate: tuple[LabelCounts, Iterable[int], Iterable[int]],
-        stable: tuple[LabelCounts, Iterable[int], Iterable[int]],
+        candidate: tuple[LabelCounts, Iterable[tuple[int, bool]]],
+        stable: tuple[LabelCounts, Iterable[tuple[int, bool]]],
     ) -> None:
         """Take in labels of a rollout under way, by the epoch and weight under which was predicted.
 
         Args:
-            candidate, stable: the counts of rows, the callers with a label, and those with a wrong
-                prediction.
+            candidate, stable: the counts of rows, and the callers with a label, in the order in which those
+                came, with whether it says wrong.
         """
         if key not in self._books:
             return  # it is over, and nothing is evidence of it any more
@@ -312,18 +312,24 @@ def _in_bands(
 
 def _told(
     counts: LabelCounts,
-    labelled: Iterable[int],
-    mistaken: Iterable[int],
+    labelled: Iterable[tuple[int, bool]],
     callers: Callers | None,
     noted: list[tuple[First, int]],
 ) -> LabelCounts:
     """A side's labels with its callers counted against the book of the whole rollout."""
     if callers is None:
         return counts
-    known = [(First.LABELLED, caller) for caller in labelled if callers.is_labelled(caller)]
-    wrong = [(First.MISTAKEN, caller) for caller in mistaken if callers.is_mistaken(caller)]
-    noted += known + wrong
-    return msgspec.structs.replace(counts, callers_labelled=len(known), callers_first_wrong=len(wrong))
+    known = at_once = mistaken = 0
+    for caller, wrong in labelled:
+        if callers.is_labelled(caller):
+            known, at_once = known + 1, at_once + wrong
+            noted.append((First.LABELLED, caller))
+        if wrong and callers.is_mistaken(caller):
+            mistaken += 1
+            noted.append((First.MISTAKEN, caller))
+    return msgspec.structs.replace(
+        counts, callers_labelled=known, callers_wrong_at_once=at_once, callers_first_wrong=mistaken
+    )
 
 
 def merge(first: Tick, second: Tick) -> Tick:

@@ -279,20 +279,18 @@ class PairsOf(Struct, frozen=True, kw_only=True):
 
 
 class ToldSide(Struct, kw_only=True):
-    """Labels of one side since they were last told; `callers` had one that could be compared, those of
-    `mistaken` a wrong prediction."""
+    """Labels of one side since they were last told; `callers` had one that could be compared, in the order in
+    which they came, and whether it says that the prediction was wrong."""
 
     labels: int = 0
     wrong: int = 0
     odd: int = 0
-    callers: list[int] = []
-    mistaken: list[int] = []
+    callers: list[tuple[int, bool]] = []
 
     @property
-    def told(self) -> tuple[LabelCounts, list[int], list[int]]:
+    def told(self) -> tuple[LabelCounts, list[tuple[int, bool]]]:
         """As the ledger takes it."""
-        counts = LabelCounts(labels=self.labels, wrong=self.wrong, odd=self.odd)
-        return counts, self.callers, self.mistaken
+        return LabelCounts(labels=self.labels, wrong=self.wrong, odd=self.odd), self.callers
 
 
 class LabelsOf(Struct, frozen=True, kw_only=True):
