@@ -28,8 +28,8 @@ class LabelsNeeded(Struct, frozen=True, kw_only=True):
 
 class LabelsOutlook(Struct, frozen=True, kw_only=True):
     """What to expect of labels. `labelled` is the share of callers who get one, `wrong` the share of those of
-    stable whose first label says wrong; `counted` says whether former rollouts counted both, or they are assumed.
-    `proof` is what an advance waits for, of a candidate as good as stable."""
+    stable whose first label says wrong; `counted` says whether former rollouts counted both, or they are
+    assumed. `proof` is what an advance waits for, of a candidate as good as stable."""
 
     labelled: float
     wrong: float
