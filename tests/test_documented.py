@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from modelkeep.core.observation import SideCounts, VersionPhase, VersionReport
+from modelkeep.core.observation import FieldMisses, SideCounts, VersionPhase, VersionReport
 from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey
 from modelkeep.serving.counting import BUCKETS_MS, RouteCounts, SideDelta
 from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, FrontCounts, Noted, Worked
@@ -82,6 +82,7 @@ def gateway() -> str:
         rows_buckets=[1] + [0] * len(ROWS_BUCKETS),
         delay_s=1.0,
         delay_buckets=[1] + [0] * len(DELAY_BUCKETS_MS),
+        misses=FieldMisses(refused={"age": 1}),
     )
     metrics.worked("m:1.0.0", worked)
     metrics.slept("m:1.0.0", Cause.IDLE)

@@ -40,7 +40,7 @@ def test_every_setting_can_be_said_in_the_environment_and_in_the_file(name: str,
     }  # fmt: skip
     word = words.get(name, "7" if name == "timeout_s" else "word")
     file = tmp_path / "modelkeep.toml"
-    several = name in ("host_names", "webhook_allow", "webhook_ports")
+    several = name in ("host_names", "webhook_allow", "webhook_ports", "gateway_cors_origins")
     file.write_text(f'{name} = ["{word}"]\n' if several else f'{name} = "{word}"\n')
     more = {"MODELKEEP_AUTH": "token"} if name == "host" else {}
     said = settings.load({}, more | {f"MODELKEEP_{name.upper()}": word})

@@ -54,6 +54,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gateway_port: int = 5001  # the gateway's port
     gateway_callers_token_file: str | None = None  # a token a line; the gateway's callers show one
     gateway_open: bool = False  # whether anybody may ask who reaches a gateway beyond this machine
+    gateway_cors_origins: tuple[str, ...] = ()  # origins whose pages may ask it, like https://app.example.com
     gateway_fronts: int = 1  # processes that take requests
     gateway_allow_code: bool = False  # whether versions may bring Python code of their own
     gateway_environments: str = "off"  # locked: a version runs with the packages it lists, installed by uv

@@ -51,7 +51,14 @@ from modelkeep.core.events import GENESIS, Event, EventKind, chain
 from modelkeep.core.forecast import Flow, Healthy, Outlook, Regression
 from modelkeep.core.judgement import Missing, labels_seen
 from modelkeep.core.label_outlook import LabelsNeeded, LabelsOutlook
-from modelkeep.core.observation import BandCounts, LabelCounts, Labelled, SideCounts, VersionPhase
+from modelkeep.core.observation import (
+    BandCounts,
+    FieldMisses,
+    LabelCounts,
+    Labelled,
+    SideCounts,
+    VersionPhase,
+)
 from modelkeep.core.plan import JUDGED_LATER
 from modelkeep.core.policy import GateResult, Mode, Outcome, read_policy
 from modelkeep.core.promotion import Approval, Interval, MoveCause, PromotionRequest, Seen, Vote
@@ -340,6 +347,7 @@ def _status(rollout: Rollout | None) -> RolloutStatus:
         epoch=Epoch(2, 1),
         candidate_ppm=100_000,
         in_step=True,
+        misses=FieldMisses(refused={"age": 3}, fitted={"age": 1, "plan": 7}),
         phases={
             "1.0.0": VersionPhase.READY,
             "1.1.0": VersionPhase.READY,
@@ -467,7 +475,7 @@ def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:
     )
     text = _drawn(
         ("endpoint ls", rollout_views.endpoints([_endpoint()])),
-        ("endpoint show", rollout_views.endpoint(_endpoint())),
+        ("endpoint show", rollout_views.endpoint_with_misses(_status(_rollout()))),
         ("rollout status", rollout_views.status(_status(_rollout()))),
         ("rollout status, ended", rollout_views.status(_status(done))),
         ("rollout status, waiting for labels", rollout_views.status(_status(_labelled()))),

@@ -1,5 +1,6 @@
-"""Callers of a real gateway who hang up, who cannot wait, who speak in bytes, and who ask what they may ask:
-what nobody waits for is not computed, and no version is blamed for it."""
+"""Callers of a real gateway who hang up, who cannot wait, who speak in bytes, who miss the signature, who are
+pages in a browser, and who ask what they may ask: what nobody waits for is not computed, and no version is
+blamed for it."""
 
 import json
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelkeep.core.routing import Epoch, Route, RoutingTable
+from modelkeep.core.routing import Epoch, Route, RoutingTable, Strictness
 from tests.serving import models
 from tests.serving.control_plane import FakeControlPlane, until
 from tests.serving.gateways import Gateway, running
@@ -25,9 +26,11 @@ TABLE = RoutingTable(
     routes=(
         Route(endpoint="churn", epoch=Epoch(1, 1), stable=V1.key),
         Route(endpoint="quick", epoch=Epoch(1, 1), stable=V2.key),
+        Route(endpoint="easy", epoch=Epoch(1, 1), stable=V2.key, schema=Strictness.LENIENT),
     ),
     versions=(V1, V2),
 )
+APP = "https://app.example.com"
 BODY = json.dumps({"inputs": [[10, 0]]}).encode()
 
 
@@ -44,7 +47,8 @@ def plane() -> Iterator[FakeControlPlane]:
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, plane: FakeControlPlane) -> Iterator[Gateway]:
     """A gateway that serves both."""
-    with running(tmp_path_factory.mktemp("callers") / "gw", plane.url) as made:
+    options = f"cors_origins=({APP!r},)"
+    with running(tmp_path_factory.mktemp("callers") / "gw", plane.url, options=options) as made:
         made.wait_route("churn", stable="churn:1.0.0")
         made.wait_route("quick", stable="quick:2.0.0")
         yield made
@@ -158,3 +162,57 @@ def test_other_origins_are_let_in_by_nobody(gateway: Gateway) -> None:
     for method, path in (("OPTIONS", "/endpoints/quick/predict"), ("POST", "/endpoints/quick/predict")):
         answer = gateway.request(method, path, {"inputs": [[1, 2]]}, {"Origin": "https://other.example"})
         assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.req("S1")
+@pytest.mark.hostile("wrong-kinds")
+def test_a_lenient_endpoint_makes_fit_what_a_strict_one_refuses(
+    gateway: Gateway, plane: FakeControlPlane
+) -> None:
+    """Both count it by field, for monitoring and for the control plane; a caller's own words are no label."""
+    amiss = [{"age": "40", "income": 2, "red<script>": 1}]
+    refused = gateway.predict(amiss, endpoint="quick")
+    assert (refused.status, refused.json()["details"]["field"]) == (422, "age")
+    assert gateway.predict(amiss, endpoint="easy").json() == {"outputs": [82.0]}
+    beyond = gateway.predict([{"age": "forty", "income": 2}], endpoint="easy")
+    assert (beyond.status, beyond.json()["details"]["field"]) == (422, "age")
+
+    def counted(field: str, outcome: str) -> float:
+        return sample(gateway, "input_violations_total", version="quick:2.0.0", field=field, outcome=outcome)
+
+    until(lambda: counted("age", "refused") == 2, "refusals are counted by field")
+    until(lambda: counted("(unknown)", "fitted") == 1, "what was made to fit is counted as well")
+    assert counted("age", "fitted") == 1
+    assert "script" not in gateway.request("GET", "/metrics").body.decode()
+
+    def told() -> dict[str, int]:
+        report = plane.reports[-1] if plane.reports else None
+        found = [version for version in report.versions if version.key == V2.key] if report else []
+        return found[0].misses.fitted if found else {}
+
+    until(lambda: told() == {"age": 1, "(unknown)": 1}, "the control plane is told")
+
+
+@pytest.mark.req("S1")
+@pytest.mark.hostile("other-origins")
+def test_pages_of_named_origins_may_ask_and_no_others(gateway: Gateway) -> None:
+    """A browser is told before it asks; a page of another origin is refused, whatever it asks, and no answer
+    lets it read anything. Callers that are no browsers notice nothing."""
+    path = "/endpoints/quick/predict"
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    told = gateway.request("OPTIONS", path, None, {"Origin": APP, **asks})
+    assert (told.status, told.body) == (204, b"")
+    assert told.headers["access-control-allow-origin"] == APP
+    assert told.headers["access-control-allow-headers"] == "content-type"
+    answer = gateway.request("POST", path, BODY, {"Origin": APP})
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, APP)
+    refusal = gateway.request("POST", path, b"{", {"Origin": APP})
+    assert (refusal.status, refusal.headers["vary"]) == (400, "Origin")
+    for method, more in (("OPTIONS", asks), ("POST", {}), ("POST", {"Content-Type": "text/plain"})):
+        foreign = gateway.request(method, path, BODY, {"Origin": "https://evil.example", **more})
+        assert (foreign.status, foreign.json()["code"]) == (403, "OTHER_ORIGIN")
+        assert not [name for name in foreign.headers if name.startswith("access-control")]
+    feedback = gateway.request("POST", "/endpoints/quick/feedback", b"[]", {"Origin": "null"})
+    assert feedback.status == 403
+    own = gateway.request("POST", path, BODY, {"Origin": f"http://127.0.0.1:{gateway.port}"})
+    assert own.status == gateway.request("POST", path, BODY).status == 200

@@ -13,7 +13,7 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages, records
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {3: "35d54dd3dbbfe4a8"}
+WIRE = {4: "a54c0b8c0a315c1a"}
 """By protocol: what goes over the channels, in short."""
 
 

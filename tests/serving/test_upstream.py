@@ -34,6 +34,7 @@ class Asked:
         self.body = b"{}"
         self.identity = 0
         self.sent = 0.0
+        self.lenient = False
         self.tried = False
 
 

@@ -63,6 +63,11 @@ def endpoint() -> None:
     type=click.Choice(["always", "on_demand"]),
     help="When gateways load its versions; always unless told.",
 )
+@click.option(
+    "--schema",
+    type=click.Choice(["strict", "lenient"]),
+    help="Refuse what misses the signature, or make it fit where that is plain.",
+)
 @click.option("--log", metavar="SHARE", help="Log this share of the answers at the gateway, such as 10%.")
 @click.option(
     "--log-field",
@@ -87,6 +92,7 @@ def endpoint_create(
     lease_s: float | None,
     workers: int | None,
     load: str | None,
+    schema: str | None,
     log: str | None,
     fields: tuple[str, ...],
     others: str | None,
@@ -95,6 +101,8 @@ def endpoint_create(
     steps: tuple[str, ...],
 ) -> None:
     """Create an endpoint that follows a stage or an alias, or change its settings."""
+    from modelkeep.core.routing import Strictness
+
     made = session.client.put_endpoint(
         name,
         model,
@@ -109,6 +117,7 @@ def endpoint_create(
         log_ppm=_log_share(log) if log is not None else None,
         privacy=_privacy(fields, others),
         load=_loading(load),
+        schema=Strictness(schema) if schema is not None else None,
         plan=stated(plan_file, strategy, steps),
     )
     session.answer(made, [made.name], views.endpoint(made))
@@ -152,8 +161,8 @@ def _privacy(fields: tuple[str, ...], others: str | None) -> "Privacy | None":
 @click.argument("name")
 def endpoint_show(session: Session, name: str) -> None:
     """Show an endpoint and its plan."""
-    found = session.client.get_endpoint(name)
-    session.answer(found, [found.name], views.endpoint(found))
+    found = session.client.rollout_status(name)
+    session.answer(found.endpoint, [name], views.endpoint_with_misses(found))
 
 
 @verb(endpoint, "ls")

@@ -11,7 +11,7 @@ from modelkeep.cli.plans import summary
 from modelkeep.cli.show import Screen, Text, duration, moment, number, share
 
 if TYPE_CHECKING:
-    from modelkeep.core.answers import Explanation, RolloutForecast, RolloutStatus
+    from modelkeep.core.answers import Explanation, GatewayStatus, RolloutForecast, RolloutStatus
     from modelkeep.core.label_outlook import LabelsOutlook
     from modelkeep.core.observation import BandCounts, PairCounts
     from modelkeep.core.rollout import Endpoint, Rollout
@@ -73,6 +73,7 @@ def endpoint(found: "Endpoint") -> View:
                 ("risk", f"a version no worse is taken back with a chance of at most {plan.alpha:.2%}"),
                 ("key", _key(found)),
                 ("slow", f"above {found.slow_ms:g} ms"),
+                ("schema", found.schema.value if found.schema.value != "strict" else None),
                 ("lease", duration(found.lease_s) if found.lease_s else None),
                 ("workers", str(found.workers) if found.workers > 1 else None),
                 ("loaded", "on demand" if found.load == "on_demand" else None),
@@ -101,6 +102,30 @@ _MENDS = {
     "wait": "the end of the rollout mends it",
     "nothing": "promote or set what is meant",
 }
+
+
+def endpoint_with_misses(found: "RolloutStatus") -> View:
+    """One endpoint, and what requests missed of the signature since its gateways started its versions."""
+
+    def draw(screen: Screen) -> None:
+        endpoint(found.endpoint)(screen)
+        missed = misses(found.gateways)
+        if missed:
+            screen.blank()
+            screen.table(("field", "refused", "made to fit"), missed, right=(1, 2))
+
+    return draw
+
+
+def misses(gateways: Sequence["GatewayStatus"]) -> list[tuple[str, int, int]]:
+    """Field, requests refused for it and requests made to fit, of all gateways; the most first."""
+    rows: dict[str, tuple[int, int]] = {}
+    for gateway in gateways:
+        told = gateway.misses
+        for name in told.refused | told.fitted:
+            refused, fitted = rows.get(name, (0, 0))
+            rows[name] = (refused + told.refused.get(name, 0), fitted + told.fitted.get(name, 0))
+    return [(name, *counts) for name, counts in sorted(rows.items(), key=lambda row: (-sum(row[1]), row[0]))]
 
 
 def _logged(found: "Endpoint") -> str:

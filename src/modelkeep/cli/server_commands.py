@@ -34,6 +34,10 @@ _CALLERS = (
         "--open", "gateway_open", is_flag=True, default=None,
         help="Let anybody ask the gateway who reaches it [MODELKEEP_GATEWAY_OPEN].",
     ),
+    click.option(
+        "--cors-origin", "gateway_cors_origins", multiple=True, metavar="ORIGIN",
+        help="Let pages of this origin ask the gateway [MODELKEEP_GATEWAY_CORS_ORIGINS].",
+    ),
 )  # fmt: skip
 _MODELS = (
     click.option(
@@ -64,7 +68,7 @@ _SECRET = "Shown once, keep it: the token of 'admin' is"
 
 
 def _settings(session: Session, **flags: Any) -> "Settings":
-    session.flags.update(flags)
+    session.flags.update((name, value) for name, value in flags.items() if value != ())
     return session.settings
 
 
@@ -91,6 +95,7 @@ def _ready(channel: int | None, data: object, what: str) -> "Any":
 @click.option("--gateway-host", metavar="ADDRESS", help="The gateway's address [MODELKEEP_GATEWAY_HOST].")
 @_CALLERS[0]
 @_CALLERS[1]
+@_CALLERS[2]
 @_MODELS[0]
 @_MODELS[1]
 @_MODELS[2]
@@ -115,6 +120,7 @@ def up(session: Session, host_names: tuple[str, ...], log_level: str | None, **f
 
     tokens = settings.gateway_callers_token_file
     callers = ["--callers-token", tokens] if tokens else ["--open"] if settings.gateway_open else []
+    callers += [word for origin in settings.gateway_cors_origins for word in ("--cors-origin", origin)]
     models = ["--environments", settings.gateway_environments]
     models += ["--allow-code"] if settings.gateway_allow_code else []
     models += ["--memory-budget", settings.gateway_memory_budget]
@@ -208,6 +214,7 @@ def gateway() -> None:
 @click.option("--token-file", metavar="FILE", help="The token to show it; DIR/token when that is there.")
 @_CALLERS[0]
 @_CALLERS[1]
+@_CALLERS[2]
 @_MODELS[0]
 @_MODELS[1]
 @_MODELS[2]
@@ -248,6 +255,7 @@ def gateway_run(
         token_file=Path(token_file) if token_file else None,
         callers_token_file=Path(tokens) if (tokens := settings.gateway_callers_token_file) else None,
         open=settings.gateway_open,
+        cors_origins=settings.gateway_cors_origins,
         allow_code=settings.gateway_allow_code,
         environments=settings.gateway_environments,
         memory_budget_bytes=settings.gateway_memory_budget_bytes,

@@ -12,7 +12,7 @@ from modelkeep.core import codec
 from modelkeep.core.answers import Done, Explanation, RolloutForecast, RolloutStatus
 from modelkeep.core.recording import Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
-from modelkeep.core.routing import Loading
+from modelkeep.core.routing import Loading, Strictness
 
 
 class RolloutVerbs(Wire):
@@ -42,6 +42,7 @@ class RolloutVerbs(Wire):
         log_ppm: int | None = None,
         privacy: Privacy | None = None,
         load: Loading | None = None,
+        schema: Strictness | None = None,
         plan: Plan | None = None,
     ) -> Endpoint:
         """Create an endpoint that follows a stage of a model (production, when nothing is said) or an alias,
@@ -54,6 +55,7 @@ class RolloutVerbs(Wire):
         body: dict[str, Any] = {"model": model} | given(stage=stage, alias=alias)
         body |= given(key_header=key_header, slow_ms=slow_ms, lease_s=lease_s, workers=workers, plan=plan)
         body |= given(load=load, log_ppm=log_ppm, privacy=privacy, key_cookie=key_cookie, key_field=key_field)
+        body |= given(schema=schema)
         return self.send(Endpoint, "PUT", _endpoint(name), body)
 
     def delete_endpoint(self, name: str) -> Done:

@@ -16,7 +16,7 @@ from modelkeep.core.events import ChainedEvent, ChainReport, Event, KnownHead
 from modelkeep.core.forecast import Flow, Outlook
 from modelkeep.core.judgement import WinnerReport
 from modelkeep.core.label_outlook import LabelsOutlook
-from modelkeep.core.observation import VersionPhase
+from modelkeep.core.observation import FieldMisses, VersionPhase
 from modelkeep.core.plan import Plan
 from modelkeep.core.policy import GateResult, Policy
 from modelkeep.core.promotion import Interval, PromotionRequest
@@ -298,7 +298,7 @@ class GatewayStatus(Struct, frozen=True, kw_only=True):
     """What one gateway does for an endpoint, as far as it has told.
 
     `in_step` says that it obeys the newest route; `phases` are of the versions that this route names,
-    by semver.
+    by semver, and `misses` what requests missed of the signatures of those.
     """
 
     gateway: str
@@ -309,6 +309,7 @@ class GatewayStatus(Struct, frozen=True, kw_only=True):
     candidate_ppm: int
     in_step: bool
     phases: dict[str, VersionPhase]
+    misses: FieldMisses = FieldMisses()
 
 
 class RolloutStatus(Struct, frozen=True, kw_only=True):

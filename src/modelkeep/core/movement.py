@@ -15,7 +15,7 @@ from modelkeep.core.judgement import Evidence, Judgement, WinnerReport
 from modelkeep.core.observation import BandCounts, Labelled, PairCounts, SideCounts, Tick, VersionPhase
 from modelkeep.core.plan import CANARY, Plan, Step
 from modelkeep.core.recording import KEEP_ALL, Privacy, check_privacy
-from modelkeep.core.routing import WHOLE_PPM, Epoch, Loading
+from modelkeep.core.routing import WHOLE_PPM, Epoch, Loading, Strictness
 from modelkeep.core.values import Actor, Digest, ModelName
 
 _COOKIE = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
@@ -84,6 +84,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """Share of the answers that gateways keep in their prediction logs, as `privacy` lets them."""
     privacy: Privacy = KEEP_ALL
     load: Loading = Loading.ALWAYS
+    schema: Strictness = Strictness.STRICT
+    """What becomes of requests that miss the signature."""
     plan: Plan = CANARY
     stable: int | None = None
     previous: int | None = None

@@ -19,6 +19,8 @@ from modelkeep.core.routing import OTHERS_MAX, ROUTES_MAX, WHOLE_PPM, Epoch, Ver
 from modelkeep.core.sequential import COUNT_MAX
 from modelkeep.core.shift import BANDS
 
+FIELDS_COUNTED_MAX = 50
+"""Fields of one version whose misses are counted by name, the first of its signature; the others are one."""
 TICKS_PER_REPORT_MAX = 120
 """Ticks that one report carries; older unsent ones are merged, never dropped."""
 CALLERS_TRACKED_MAX = 200_000
@@ -225,8 +227,27 @@ class VersionPhase(StrEnum):
     """Its files are there, and it is loaded when somebody asks for it."""
 
 
+class FieldMisses(Struct, frozen=True, kw_only=True):
+    """In how many requests each field missed the signature: of those `refused` for it, and of those that were
+    `fitted` on a lenient endpoint. Fields are a signature's own, or one of three words in brackets.
+    """
+
+    refused: dict[str, int] = {}
+    fitted: dict[str, int] = {}
+
+    def plus(self, other: "FieldMisses") -> "FieldMisses":
+        """Both together."""
+        return FieldMisses(
+            refused=_added(self.refused, other.refused), fitted=_added(self.fitted, other.fitted)
+        )
+
+
+def _added(one: dict[str, int], two: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + two.get(name, 0) for name in one | two}
+
+
 class VersionReport(Struct, frozen=True, kw_only=True):
-    """One version on one gateway. `crashes` and `loads` count since it was first needed there."""
+    """One version on one gateway. `crashes`, `loads` and `misses` count since it was first needed there."""
 
     key: VersionKey
     phase: VersionPhase
@@ -234,6 +255,7 @@ class VersionReport(Struct, frozen=True, kw_only=True):
     error: str | None = None
     memory_bytes: int = 0
     loads: int = 0
+    misses: FieldMisses = FieldMisses()
 
 
 class LocalRollback(Struct, frozen=True, kw_only=True):
@@ -309,6 +331,12 @@ def check_report(report: GatewayReport) -> GatewayReport:
         _epoch(route.epoch)
     for version in report.versions:
         _texts(version.error or "")
+        for counted in (version.misses.refused, version.misses.fitted):
+            if len(counted) > FIELDS_COUNTED_MAX + 3:
+                raise errors.LimitExceeded("A version's misses name too many fields.", field="misses")
+            for name, number in counted.items():
+                _texts(name)
+                _number("misses", number)
     for done in report.rollbacks:
         _texts(done.endpoint, done.rollout or "", done.cause, done.actor)
         _epoch(done.epoch)

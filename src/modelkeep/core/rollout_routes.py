@@ -41,6 +41,7 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
             slow_ms=endpoint.slow_ms,
             lease_s=endpoint.lease_s,
             workers=endpoint.workers,
+            schema=endpoint.schema,
             log_ppm=endpoint.log_ppm,
             privacy=endpoint.privacy,
             load=endpoint.load,

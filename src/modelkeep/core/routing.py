@@ -120,6 +120,15 @@ class Loading(StrEnum):
     ON_DEMAND = "on_demand"
 
 
+class Strictness(StrEnum):
+    """What becomes of a request that misses its version's signature. `strict`: it is refused. `lenient`: what
+    can be converted is, unknown columns are left out, values out of their range or categories are passed on.
+    """
+
+    STRICT = "strict"
+    LENIENT = "lenient"
+
+
 class Route(Struct, frozen=True, kw_only=True):
     """How one endpoint's callers are split.
 
@@ -150,6 +159,7 @@ class Route(Struct, frozen=True, kw_only=True):
     lease_s: float = 0.0
     workers: int = 1
     """Processes of each version of this route."""
+    schema: Strictness = Strictness.STRICT
     shadow: VersionKey | None = None
     shadow_ppm: int = 0
     """Share of the requests that stable answers of which the shadow gets a copy; outside the weights."""

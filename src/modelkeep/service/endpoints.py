@@ -19,7 +19,7 @@ from modelkeep.core.movement import check_keys
 from modelkeep.core.plan import AT_ONCE, check_standing, dated
 from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
-from modelkeep.core.routing import Epoch, Loading, VersionKey
+from modelkeep.core.routing import Epoch, Loading, Strictness, VersionKey
 from modelkeep.core.values import ModelName
 from modelkeep.service import labels
 from modelkeep.service.act import Act
@@ -31,8 +31,8 @@ from modelkeep.store import paging
 from modelkeep.store import rollout as store
 from modelkeep.store.visibility import visible_to
 
-_FIXED = ("key_header", "key_cookie", "key_field", "slow_ms")
-"""What must be the same for a whole rollout: who a caller is, and what slow means."""
+_FIXED = ("key_header", "key_cookie", "key_field", "slow_ms", "schema")
+"""What must be the same for a whole rollout: who a caller is, what slow means, and what is refused."""
 
 
 class EndpointPage(Struct, frozen=True, kw_only=True):
@@ -65,14 +65,15 @@ class Endpoints:
         log_ppm: int = 0,
         privacy: Privacy = KEEP_ALL,
         load: Loading = Loading.ALWAYS,
+        schema: Strictness = Strictness.STRICT,
         plan: Plan = core.CANARY,
     ) -> Endpoint:
         """Create an endpoint, or change the settings of one. One whose stage is occupied, or whose alias
         points somewhere, begins to serve at once; one that could not, tries again.
 
         While traffic is being moved only the plan (of the next rollout), the lease, the number of workers,
-        when versions are loaded and what is logged may change: the rest says who a caller is and what slow
-        means, and must be the same for the whole rollout.
+        when versions are loaded and what is logged may change: the rest says who a caller is, what slow means
+        and what is refused, and must be the same for the whole rollout.
 
         Args:
             stage, alias: what it follows, one of the two; without either the stage production.
@@ -109,6 +110,7 @@ class Endpoints:
             "log_ppm": log_ppm,
             "privacy": privacy,
             "load": load,
+            "schema": schema,
             "plan": plan,
         }
         registered = catalog_store.get_model(act.tx, model)

@@ -5,6 +5,7 @@ Each method is one act. What a rollout does next is decided by `core.rollout`; w
 """
 
 from datetime import datetime, timedelta
+from functools import reduce
 
 from msgspec import Struct, structs
 
@@ -15,7 +16,7 @@ from modelkeep.core.answers import Explanation, GatewayStatus, RolloutForecast, 
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.movement import Rift
-from modelkeep.core.observation import GatewayReply, GatewayReport
+from modelkeep.core.observation import FieldMisses, GatewayReply, GatewayReport
 from modelkeep.core.rollout import Advanced, Endpoint, Rollout, RolloutState
 from modelkeep.core.routing import Route, RoutingTable, VersionKey
 from modelkeep.core.values import ModelName, Ref
@@ -427,4 +428,7 @@ def _gateway_status(
         and wanted is not None
         and (state.candidate_ppm, state.others_ppm) == (wanted.candidate_ppm, wanted.others_ppm),
         phases={names[one.key]: one.phase for one in report.versions if one.key in keys},
+        misses=reduce(
+            FieldMisses.plus, (one.misses for one in report.versions if one.key in keys), FieldMisses()
+        ),
     )

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from msgspec import Struct
 
+from modelkeep.core.observation import FieldMisses
 from modelkeep.serving.messages import DELAY_BUCKETS_MS, ROWS_BUCKETS, Worked
 from modelkeep.serving.validation import Array, Columns, Table
 
@@ -317,6 +318,9 @@ def _same(one: Array, two: Array) -> bool:
 # --------------------------------------------------------------------------------------------------- counting
 
 
+NOTHING_MISSED = FieldMisses()
+
+
 class Tally:
     """What a worker counted since it last said so."""
 
@@ -346,9 +350,9 @@ class Tally:
         self._rows_buckets[bisect_left(ROWS_BUCKETS, rows)] += 1
         self._counts[taken.reason] = self._counts.get(taken.reason, 0) + 1
 
-    def hand_over(self) -> Worked | None:
-        """The counts, once; None when nothing happened."""
-        if not self._counts and not self.expired and not self.cancelled:
+    def hand_over(self, misses: FieldMisses = NOTHING_MISSED) -> Worked | None:
+        """The counts, once, with what requests missed of the signature; None when nothing happened."""
+        if not (self._counts or self.expired or self.cancelled or misses.refused or misses.fitted):
             return None
         worked = Worked(
             batches={str(reason): number for reason, number in self._counts.items()},
@@ -358,6 +362,7 @@ class Tally:
             delay_buckets=self._delay_buckets,
             expired=self.expired,
             cancelled=self.cancelled,
+            misses=misses,
         )
         self._clear()
         return worked

@@ -39,8 +39,8 @@ class Call:
 
     __slots__ = (
         "body", "caller", "connection", "counted", "deadline", "door", "endpoint", "expires", "hurried",
-        "identity", "parked_until", "place", "received", "request_id", "role", "sent", "suspect", "target",
-        "tried", "tries", "version",
+        "identity", "lenient", "parked_until", "place", "received", "request_id", "role", "sent",
+        "suspect", "target", "tried", "tries", "version",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,7 @@ class Call:
         self.parked_until = 0.0
         self.received = request.received
         self.identity = 0
+        self.lenient = target.lenient
 
     def hurry(self, milliseconds: bytes, now: float) -> bool:
         """Keep to the time that the caller gives it. Returns False when that is no number."""

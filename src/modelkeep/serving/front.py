@@ -26,6 +26,7 @@ from modelkeep.serving.http import HttpConnection, Request
 from modelkeep.serving.messages import Door
 from modelkeep.serving.mirror import Copy
 from modelkeep.serving.options import GatewayOptions
+from modelkeep.serving.origins import Origins
 from modelkeep.serving.pages import PROBES, Pages
 from modelkeep.serving.processes import die_with_parent, new_loop
 from modelkeep.serving.router import Router
@@ -73,6 +74,7 @@ class Front:
         self._first_waits_s: list[float] = []
         self._pages = Pages(self.answers, self._router, self._ask_page, known=hello.known)
         self._guard: Guard | None = None
+        self._origins = Origins(self.options.cors_origins)
         if self.options.callers_token_file is not None:
             self._guard = Guard(self.options.callers_token_file)
         self._sweeps = 0
@@ -288,6 +290,14 @@ class Front:
         parts = path.split(b"/")
         length = len(parts)
         try:
+            origin = request.headers.get(b"origin")
+            if origin is not None and path not in PROBES:
+                if self._origins.refuses(request, origin):
+                    self._foreign_page(connection, request)
+                    return
+                if self._origins.preflight(connection, request):
+                    self.answers.count(204)
+                    return
             if self._guard is not None and path not in PROBES and not self._guard.admits(request.headers):
                 self._stranger(connection, request)
                 return
@@ -316,6 +326,10 @@ class Front:
             log.failure("A request could not be handled.", path=path.decode("latin-1"))
             detail = "The gateway failed; its log says why."
             self.answers.problem(connection, 500, "INTERNAL", detail, self.answers.request_id(request))
+
+    def _foreign_page(self, connection: HttpConnection, request: Request) -> None:
+        detail = "Pages of this origin may not ask here; the gateway's owner names those that may."
+        self.answers.problem(connection, 403, "OTHER_ORIGIN", detail, self.answers.request_id(request))
 
     def _stranger(self, connection: HttpConnection, request: Request) -> None:
         detail = "Send one of this gateway's callers' tokens as 'Authorization: Bearer TOKEN'."

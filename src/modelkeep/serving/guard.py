@@ -11,6 +11,7 @@ from pathlib import Path
 from modelkeep import telemetry
 from modelkeep.core import errors
 from modelkeep.serving.options import GatewayOptions
+from modelkeep.serving.origins import check_origins
 
 TOKENS_MAX = 64
 """In one file: each request is held against them all."""
@@ -82,8 +83,9 @@ def check_openness(options: GatewayOptions) -> None:
 
     Raises:
         InvalidSetting: anybody who reaches the address could ask, and nobody said that this is meant; or the
-            tokens cannot be used.
+            tokens cannot be used, or what is named is no origin.
     """
+    check_origins(options.cors_origins)
     if options.callers_token_file is not None:
         read_tokens(options.callers_token_file)
         return

@@ -25,7 +25,8 @@ from modelkeep.serving.options import (
 STATUS_LINES: dict[int, bytes] = {
     code: b"HTTP/1.1 %d %s\r\n" % (code, reason)
     for code, reason in {
-        200: b"OK", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found",
+        200: b"OK", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized",
+        403: b"Forbidden", 404: b"Not Found",
         405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
         411: b"Length Required", 413: b"Content Too Large", 414: b"URI Too Long",
         415: b"Unsupported Media Type", 417: b"Expectation Failed", 422: b"Unprocessable Content",
@@ -44,15 +45,17 @@ lost to a reset."""
 
 
 class Request:
-    """One whole request. Header names are lower case; of a repeated header the first counts."""
+    """One whole request. Header names are lower case; of a repeated header the first counts. `extra` are
+    header lines that its answer has whatever it is."""
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "path", "received")
+    __slots__ = ("body", "extra", "headers", "keep_alive", "method", "path", "received")
 
     def __init__(self) -> None:
         self.method = b""
         self.path = b""
         self.headers: dict[bytes, bytes] = {}
         self.body: bytes = b""
+        self.extra: bytes = b""
         self.keep_alive = True
         self.received = 0.0
 
@@ -290,6 +293,8 @@ class HttpConnection(asyncio.Protocol):
         self._since = time.monotonic()
         if request.method == b"HEAD":
             body = b""
+        if request.extra:
+            head += request.extra
         if request.keep_alive and not self._app.draining and not (self._closing and not self._queue):
             transport.write(b"%bDate: %b\r\n\r\n%b" % (head, self._app.answers.date, body))
             if self._queue or self._paused_reading:

@@ -147,6 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--token-file", type=Path, help="file with the bearer token")
     parser.add_argument("--callers-token-file", type=Path, help="file with tokens of which callers show one")
     parser.add_argument("--open", action="store_true", help="let anybody ask who reaches the address")
+    parser.add_argument("--cors-origin", dest="cors_origins", action="append", default=[])
     parser.add_argument("--allow-code", action="store_true", help="run code that versions bring with them")
     parser.add_argument("--environments", choices=("off", "locked"), default="off", help="of versions")
     parser.add_argument("--fronts", type=int, default=1, help="processes that speak HTTP")
@@ -155,6 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--log-level", default="INFO")
     given = parser.parse_args(arguments)
     telemetry.configure(level=given.log_level)
+    given.cors_origins = tuple(given.cors_origins)
     try:
         run_gateway(GatewayOptions(**vars(given)), on_start=lambda url: print(url, flush=True))  # noqa: T201 - for scripts
     except errors.ModelkeepError as problem:

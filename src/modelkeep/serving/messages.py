@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import msgspec
 from msgspec import Struct
 
-from modelkeep.core.observation import LabelCounts, PairCounts
+from modelkeep.core.observation import FieldMisses, LabelCounts, PairCounts
 from modelkeep.core.routing import Epoch, Route, VersionKey, VersionSpec
 from modelkeep.core.values import Digest
 from modelkeep.serving import frames
@@ -248,6 +248,7 @@ class Worked(Struct, frozen=True, kw_only=True, tag=True):
     delay_buckets: list[int]
     expired: int = 0
     cancelled: int = 0
+    misses: FieldMisses = FieldMisses()
 
 
 FromWorker = Loaded | LoadFailed | Pong | Worked

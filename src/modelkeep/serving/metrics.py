@@ -119,6 +119,15 @@ class Metrics:
         for label, done in work:
             page.sample("not_computed_total", done.expired, version=label, why="expired")
             page.sample("not_computed_total", done.cancelled, version=label, why="cancelled")
+        page.family(
+            "input_violations_total",
+            "counter",
+            "Requests that missed the signature, by field: refused, or made to fit by a lenient endpoint.",
+        )
+        for label, done in work:
+            for outcome, fields in (("refused", done.misses.refused), ("fitted", done.misses.fitted)):
+                for field, number in sorted(fields.items()):
+                    page.sample("input_violations_total", number, version=label, field=field, outcome=outcome)
 
     def _render_sleep(
         self, page: "_Page", reports: Sequence[VersionReport], labels: Mapping[VersionKey, str]
@@ -312,6 +321,7 @@ def _together(one: Worked, two: Worked) -> Worked:
         delay_buckets=[a + b for a, b in zip(one.delay_buckets, two.delay_buckets, strict=True)],
         expired=one.expired + two.expired,
         cancelled=one.cancelled + two.cancelled,
+        misses=one.misses.plus(two.misses),
     )
 
 

@@ -35,8 +35,8 @@ class Copy:
     """A copy of one request on its way to a shadow version."""
 
     __slots__ = (
-        "at", "body", "deadline", "door", "endpoint", "identity", "log", "reply", "request_id", "role",
-        "sent", "target", "version",
+        "at", "body", "deadline", "door", "endpoint", "identity", "lenient", "log", "reply", "request_id",
+        "role", "sent", "target", "version",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class Copy:
         self.sent = 0.0
         self.deadline = 0.0
         self.identity = 0
+        self.lenient = target.lenient
 
     @property
     def held_bytes(self) -> int:

@@ -57,6 +57,8 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     url: str | None = None
     callers_token_file: Path | None = None
     open: bool = False
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may ask from a browser, beside the gateway's own."""
     fronts: int = 1
     log_level: str = "INFO"
     allow_code: bool = False

@@ -12,7 +12,7 @@ business.
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from modelkeep.core import errors
 from modelkeep.core.signature import DataType, Field, Signature
-from modelkeep.serving import binary, validation
+from modelkeep.serving import binary, leniency, validation
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import ROWS_MAX
 from modelkeep.serving.validation import Array, Columns, refused
@@ -33,7 +33,8 @@ TENSORS_MAX = 5_000
 
 class Asked(Struct, frozen=True, kw_only=True):
     """A decoded request. `as_columns`: the caller sent columns and gets columns. `outputs`: the tensors that
-    the caller wants, in this order; empty for all. `binary`: those of them that leave as bytes."""
+    the caller wants, in this order; empty for all. `binary`: those of them that leave as bytes. `missed`: the
+    fields that missed the signature and were made to fit."""
 
     columns: Columns
     rows: int
@@ -41,6 +42,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     identity: str = ""
     outputs: tuple[str, ...] = ()
     binary: frozenset[str] | bool = False
+    missed: frozenset[str] = frozenset()
 
 
 class _InParameters(Struct, frozen=True):
@@ -162,14 +164,26 @@ class Decoder:
         self._whole = _whole_decoder(signature) if signature is not None else None
         self._one_row = _decoder_of("OneRow", validation.row_type(fields)) if fields else None
 
-    def decode(self, door: Door, body: bytes) -> Asked:
+    def decode(self, door: Door, body: bytes, *, lenient: bool = False) -> Asked:
         """The columns of a request.
+
+        Args:
+            lenient: what misses the signature is made to fit where that is plain.
 
         Raises:
             MalformedBody: not JSON (or CSV), or not the protocol's own shape.
             InvalidInput: breaks the signature, or is no table; names row and field.
             LimitExceeded: too many rows.
         """
+        try:
+            return self._strictly(door, body)
+        except errors.Invalid:
+            asked = self._leniently(door, body) if lenient and self._signature is not None else None
+            if asked is None:
+                raise
+            return asked
+
+    def _strictly(self, door: Door, body: bytes) -> Asked:
         try:
             match door:
                 case Door.PREDICT:
@@ -202,6 +216,30 @@ class Decoder:
             ) from problem
         except (msgspec.DecodeError, UnicodeDecodeError) as problem:
             raise errors.MalformedBody(f"The body is not valid JSON: {_plain(problem)}.") from problem
+
+    def _leniently(self, door: Door, body: bytes) -> Asked | None:
+        """A request that missed the signature, made to fit. None: it is not even of the protocol's shape."""
+        signature = self._signature
+        assert signature is not None
+        asked = Asked(columns={}, rows=0)
+        given: Mapping[str, Sequence[Any]]
+        match door:
+            case Door.INFER | Door.INFER_BINARY:
+                head, blobs = binary.parts(body) if door is Door.INFER_BINARY else (body, b"")
+                asked = self._tensors(head, blobs, checked=False)
+                given = {name: array.tolist() for name, array in asked.columns.items()}
+                rows = asked.rows
+            case Door.INVOCATIONS_CSV:
+                given = _csv_columns(body)
+                rows = _rows(given)
+            case _:
+                value = _plain_table(body, ("inputs",) if door is Door.PREDICT else _FORMATS)
+                if value is None:
+                    return None
+                given, rows, as_columns = leniency.columns_of(value, signature)
+                asked = msgspec.structs.replace(asked, as_columns=as_columns and door is Door.PREDICT)
+        columns, missed = leniency.fit(signature, given, rows, typed=door is not Door.INVOCATIONS_CSV)
+        return msgspec.structs.replace(asked, columns=columns, rows=rows, missed=missed)
 
     # ------------------------------------------------------------------------------------------------- tables
 
@@ -337,25 +375,14 @@ class Decoder:
         return msgspec.structs.replace(self._from_columns(value), as_columns=False)
 
     def _csv(self, body: bytes) -> Asked:
-        try:
-            lines = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
-        except (UnicodeDecodeError, csv.Error) as problem:
-            raise errors.MalformedBody(f"The body is not valid CSV in UTF-8: {problem}.") from problem
-        lines = [line for line in lines if line]
-        if len(lines) < 2:
-            raise refused("There are no rows; send a header line and at least one row.")
-        header, *rows = lines
-        for index, row in enumerate(rows):
-            if len(row) != len(header):
-                raise refused(f"this row has {len(row)} values for {len(header)} columns.", row=index)
-        names: dict[str, list[Any]] = {n: [row[i] or None for row in rows] for i, n in enumerate(header)}
+        names = _csv_columns(body)
         if self._signature is None:
             names = {name: _numbers(column) for name, column in names.items()}
         return self._named(names, strict=False)
 
     # ------------------------------------------------------------------------------------------------ tensors
 
-    def _tensors(self, body: bytes, blobs: bytes) -> Asked:
+    def _tensors(self, body: bytes, blobs: bytes, *, checked: bool = True) -> Asked:
         asked = self._typed(self._infer, body, ())
         if not asked.inputs or len(asked.inputs) > TENSORS_MAX:
             raise errors.MalformedBody(f"Send 1 to {TENSORS_MAX:,} input tensors.")
@@ -372,7 +399,7 @@ class Decoder:
             else:
                 columns[tensor.name] = self._binary(tensor, raw.take(size, tensor.name))
         raw.end()
-        if self._signature is not None:
+        if checked and self._signature is not None:
             columns = validation.check_columns(self._signature, columns)
         elif len({len(array) for array in columns.values()}) != 1:
             raise refused("The tensors have different numbers of rows.")
@@ -442,6 +469,43 @@ def _tensor_array(tensor: _Tensor) -> Array:
         return raw.astype(dtype).reshape(tensor.shape)
 
 
+def _csv_columns(body: bytes) -> dict[str, list[Any]]:
+    """Text by column; what is empty is null."""
+    try:
+        lines = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise errors.MalformedBody(f"The body is not valid CSV in UTF-8: {problem}.") from problem
+    lines = [line for line in lines if line]
+    if len(lines) < 2:
+        raise refused("There are no rows; send a header line and at least one row.")
+    header, *rows = lines
+    for index, row in enumerate(rows):
+        if len(row) != len(header):
+            raise refused(f"this row has {len(row)} values for {len(header)} columns.", row=index)
+    return {n: [row[i] or None for row in rows] for i, n in enumerate(header)}
+
+
+def _plain_table(body: bytes, names: Sequence[str]) -> Any:
+    """What stands under the one of these names that a body has, as plain values; None when there is none."""
+    try:
+        document = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    given = [name for name in names if isinstance(document, dict) and name in document]
+    if len(given) != 1:
+        return None
+    value = document[given[0]]
+    if given[0] != "dataframe_split":
+        return value
+    try:
+        split = msgspec.convert(value, _Split)
+    except msgspec.ValidationError:
+        return None
+    if split.columns is None:
+        return split.data
+    return [dict(zip(map(str, split.columns), row, strict=False)) for row in split.data]
+
+
 def _numbers(column: list[Any]) -> list[Any]:
     """A CSV column that no signature describes: numbers where all are, else text."""
     try:
@@ -450,7 +514,7 @@ def _numbers(column: list[Any]) -> list[Any]:
         return ["" if value is None else value for value in column]
 
 
-def _rows(columns: Columns) -> int:
+def _rows(columns: Mapping[str, Sequence[Any] | Array]) -> int:
     return len(next(iter(columns.values())))
 
 

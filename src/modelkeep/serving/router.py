@@ -12,6 +12,7 @@ from modelkeep.core.routing import (
     OTHERS_MAX,
     STABLE_PLACE,
     Route,
+    Strictness,
     VersionKey,
     VersionSpec,
     place,
@@ -44,7 +45,7 @@ class Target(Generic[V]):
     """One endpoint under one epoch, with everything a request needs at hand."""
 
     __slots__ = (
-        "_assigned", "_finder", "callers", "candidate", "key_header", "name", "others", "previous",
+        "_assigned", "_finder", "callers", "candidate", "key_header", "lenient", "name", "others", "previous",
         "remembered", "rollout_header", "route", "shadow", "stable", "tally", "tried", "watched",
     )  # fmt: skip
 
@@ -56,6 +57,7 @@ class Target(Generic[V]):
         self.others = [versions[other.key] for other in route.others]
         self.previous = versions[route.previous] if route.previous is not None else None
         self.shadow = versions[route.shadow] if route.shadow is not None else None
+        self.lenient = route.schema is Strictness.LENIENT
         self.remembered = route.judged and route.rollout is not None and route.candidate_ppm > 0
         """Whether what is predicted is evidence, at once or when its label comes."""
         shadowed = self.shadow is not None and route.shadow_ppm > 0

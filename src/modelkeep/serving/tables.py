@@ -104,7 +104,7 @@ class Rows:
     def add(self, logged: Logged) -> int:
         """Take in a request. Returns the number of rows it gave."""
         door = Door(logged.door)
-        inputs = self._read_inputs(door, logged.body)
+        inputs = self._read_inputs(door, logged.body, lenient=logged.reply.status == 200)
         answers = self._read_outputs(door, logged.reply.body) if logged.reply.body else {}
         rows = max((len(column) for column in (*inputs.values(), *answers.values())), default=1)
         rows = min(max(rows, 1), ROWS_PER_REQUEST_MAX)
@@ -139,10 +139,11 @@ class Rows:
 
     # ------------------------------------------------------------------------------------------------ reading
 
-    def _read_inputs(self, door: Door, body: bytes) -> dict[str, list[Any]]:
-        """The columns of a request by the names they have here."""
+    def _read_inputs(self, door: Door, body: bytes, *, lenient: bool) -> dict[str, list[Any]]:
+        """The columns of a request by the names they have here. `lenient`: it was answered, so that it was
+        made to fit where it missed the signature."""
         try:
-            columns = self._decoder.decode(door, body).columns
+            columns = self._decoder.decode(door, body, lenient=lenient).columns
         except (errors.ModelkeepError, ValueError, OverflowError):  # it was refused, and the status says so
             return {}
         plain = {name: [_plain(value) for value in array.tolist()] for name, array in columns.items()}

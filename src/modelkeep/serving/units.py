@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from modelkeep import telemetry
 from modelkeep.core import errors
-from modelkeep.core.observation import VersionPhase, VersionReport
+from modelkeep.core.observation import FieldMisses, VersionPhase, VersionReport
 from modelkeep.core.routing import VersionKey, VersionSpec
 from modelkeep.serving import messages
 from modelkeep.serving.cache import Cache, Fetch
@@ -126,6 +126,7 @@ class VersionUnit:
         self._fetch_tries = 0
         self._fetch_error: str | None = None
         self._past_crashes = 0
+        self._misses = FieldMisses()
         """Of processes that it has no more."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -238,6 +239,7 @@ class VersionUnit:
             error=self.error,
             memory_bytes=sum(telemetry.memory_bytes(worker.pid) for worker in self.workers if worker.pid),
             loads=self.rest.loads,
+            misses=self._misses,
         )
 
     def _reckon(self) -> None:
@@ -349,6 +351,7 @@ class VersionUnit:
 
     def worker_worked(self, worked: messages.Worked) -> None:
         """A process says what it did."""
+        self._misses = self._misses.plus(worked.misses)
         self._owner.version_worked(self, worked)
 
     async def stop(self, *, grace_s: float) -> None:

@@ -22,6 +22,8 @@ endpoint's name; then the name."""
 ALONE = 0x80
 """Set in the door of a request that a worker died with: it is computed by itself, so as to take no other
 along."""
+LENIENT = 0x40
+"""Set in the door of a request to a lenient endpoint: what misses the signature is made to fit."""
 _JOIN_MAX_BYTES = 64 * 1024
 """Bodies up to this size are joined to their head: one buffer is cheaper than two writes."""
 
@@ -37,6 +39,7 @@ class Waiting(Protocol):
     body: bytes
     identity: int
     sent: float
+    lenient: bool
 
 
 class Parked:
@@ -167,6 +170,8 @@ class Upstream(asyncio.Protocol):
         body, name = call.body, call.endpoint
         length = PREFIX.size + len(name) + len(body)
         door = call.door | ALONE if alone else call.door
+        if call.lenient:
+            door |= LENIENT
         head = (
             frames.HEADER.pack(length, identity, 1) + PREFIX.pack(call.deadline, now, door, len(name)) + name
         )

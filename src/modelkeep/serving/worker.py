@@ -26,16 +26,17 @@ import numpy as np
 
 from modelkeep import telemetry
 from modelkeep.core import codec, errors
+from modelkeep.core.observation import FieldMisses
 from modelkeep.core.routing import VersionSpec
 from modelkeep.core.signature import DataType, Field
-from modelkeep.serving import batcher, frames, golden, messages, protocols, runtimes, validation
+from modelkeep.serving import batcher, frames, golden, leniency, messages, protocols, runtimes, validation
 from modelkeep.serving.batcher import Ask, Queue
 from modelkeep.serving.cache import verify
 from modelkeep.serving.frames import Kind
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import ERROR_TEXT_MAX, FRAME_MAX_BYTES
 from modelkeep.serving.processes import die_with_parent, give_up_privileges
-from modelkeep.serving.upstream import ALONE, PREFIX
+from modelkeep.serving.upstream import ALONE, LENIENT, PREFIX
 
 READ_BYTES = 256 * 1024
 """Taken from one front at a time, so that none starves the others."""
@@ -66,6 +67,7 @@ class Service:
         self._label = spec.label
         self._semver = spec.semver
         self._decoder = protocols.Decoder(spec.signature)
+        self._misses = leniency.Misses(spec.signature)
         self._outputs = spec.signature.outputs if spec.signature is not None else ()
         self._inputs = spec.signature.inputs if spec.signature is not None else ()
         self.together = not getattr(runtime, "single", False)
@@ -76,15 +78,23 @@ class Service:
         _, _, number, length = PREFIX.unpack_from(ask.payload)
         start = PREFIX.size + length
         try:
-            door = Door(number & ~ALONE)
-            asked = self._decoder.decode(door, ask.payload[start:])
+            door = Door(number & ~(ALONE | LENIENT))
+            asked = self._decoder.decode(door, ask.payload[start:], lenient=bool(number & LENIENT))
         except errors.ModelkeepError as refusal:
+            if isinstance(refusal, errors.InvalidInput):
+                self._misses.refuse(refusal.details.get("field"))
             return Kind.REFUSED, _refusal(refusal)
         except Exception as problem:  # noqa: BLE001 - whatever it is, it is this request's fault alone
             return Kind.FAILED, _blame(problem)
         ask.content = door, ask.payload[PREFIX.size : start], asked
         ask.rows = asked.rows
+        if asked.missed:
+            self._misses.fit(asked.missed)
         return None
+
+    def misses(self) -> FieldMisses:
+        """What requests missed of the signature since this was last asked."""
+        return self._misses.hand_over()
 
     def key(self, ask: Ask[Any]) -> Hashable:
         """What requests must have in common to share a call of the model."""
@@ -341,7 +351,7 @@ class Worker:
         if now - self._told < TELL_S:
             return
         self._told, self._untold = now, False
-        worked = self._tally.hand_over()
+        worked = self._tally.hand_over(self._service.misses())
         if worked is not None:
             self._say(worked)
 

@@ -374,6 +374,7 @@ def put_endpoint(act: Act, call: Call) -> Any:
         log_ppm=b.log_ppm,
         privacy=b.privacy,
         load=b.load,
+        schema=b.schema,
         plan=b.plan,
     )
 

@@ -15,7 +15,7 @@ from modelkeep.core.forecast import RUNS, RUNS_MAX, SEED_MAX
 from modelkeep.core.plan import CANARY, Plan, Strategy
 from modelkeep.core.promotion import RequestState, Vote
 from modelkeep.core.recording import KEEP_ALL, Privacy
-from modelkeep.core.routing import Loading
+from modelkeep.core.routing import Loading, Strictness
 
 Limit = Annotated[int, Meta(ge=1, le=values.PAGE_MAX, description="Rows of a page.")]
 Token = Annotated[
@@ -305,6 +305,7 @@ class NewEndpoint(Shape, frozen=True, kw_only=True):
     log_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     privacy: Privacy = KEEP_ALL
     load: Loading = Loading.ALWAYS
+    schema: Strictness = Strictness.STRICT
     plan: Plan = CANARY
 
 
