@@ -47,7 +47,7 @@ HALF_LOAD = CAPACITY_MIN / 2
 CONNECTIONS = 32
 SHARES_PPM = (0, 500_000, WHOLE_PPM, 100_000)
 """The candidate's shares that follow one another: no caller stays where it was for long."""
-SETTLED_S = 1.0
+SETTLED_S = 0.5
 """Before and after what is done under load, so that there is load."""
 
 
@@ -104,6 +104,7 @@ async def _noting(pipe: Connection, port: int, connections: int) -> None:
     ]
     for caller in callers:
         caller.begin()
+    pipe.send("begun")
     await loop.run_in_executor(None, pipe.recv)  # until told to stop
     for caller in callers:
         caller.over = True
@@ -131,7 +132,8 @@ class NotedLoad:
         theirs.close()
 
     def __enter__(self) -> "NotedLoad":
-        time.sleep(2 * SETTLED_S)  # it has to import things first
+        self._ours.recv()
+        time.sleep(SETTLED_S)
         return self
 
     def __exit__(self, *_: object) -> None:

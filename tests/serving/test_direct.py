@@ -3,14 +3,19 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
+from modelkeep.core.errors import InvalidInput
+from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving.runtimes import sklearn_direct
-from modelkeep.serving.validation import Array
+from modelkeep.serving.runtimes.sklearn import SklearnRuntime
+from modelkeep.serving.validation import Array, Table
+from tests.serving import models
 
 RANDOM = np.random.default_rng(3)
 ROWS = RANDOM.normal(size=(120, 4)) * (1.0, 10.0, 100.0, 0.01)
@@ -77,3 +82,38 @@ def test_what_is_not_known_or_answers_otherwise_has_no_direct_way() -> None:
     changed.predict = lambda rows: np.full(len(rows), 7.0)
     assert sklearn_direct.direct(changed) is None
     assert sklearn_direct.direct(object()) is None
+
+
+def runtime_of(model: Any, *outputs: str) -> SklearnRuntime:
+    """A fitted model as a worker has it."""
+    fields = tuple(Field(name=name, type=DataType.FLOAT64) for name in outputs)
+    spec = models.spec({"model.joblib": b""}, "1.0.0", signature=Signature(inputs=(), outputs=fields))
+    return SklearnRuntime(model, spec)
+
+
+def test_a_frame_of_names_is_answered_alike_whichever_way_it_goes() -> None:
+    """Columns in any order, as a matrix or one by one, whole numbers among them, and values that are missing,
+    which the library sees: always what it answers for the frame."""
+    names = ["a", "b", "c", "d"]
+    frame = pd.DataFrame(ROWS, columns=names)
+    forest = RandomForestClassifier(7, random_state=1, n_jobs=-1).fit(frame, TARGET > 0)
+    runtime = runtime_of(forest, "class", "probability")
+    assert forest.n_jobs == 1
+    whole = Table(names, np.ascontiguousarray(ROWS[:5]))
+    rounded = {name: np.round(array).astype("int64") for name, array in whole.items()}
+    holes = Table(names, np.where(ROWS[:5] > 0.5, np.nan, ROWS[:5]))
+    backwards = {name: whole[name] for name in reversed(names)}
+    for columns in (whole, backwards, rounded, holes, dict(holes)):
+        wanted = pd.DataFrame({name: columns[name] for name in names})
+        found = runtime.predict(columns)
+        assert found["class"].tolist() == forest.predict(wanted).tolist()
+        assert found["probability"].tolist() == forest.predict_proba(wanted)[:, 1].tolist()
+
+
+def test_the_direct_way_is_refused_what_the_library_refuses() -> None:
+    """Too few columns, or a value without end: the model raises, as ever."""
+    runtime = runtime_of(KNOWN["linear"], "value")
+    with pytest.raises(InvalidInput):
+        runtime.predict(Table(["a", "b"], np.zeros((1, 2))))
+    with pytest.raises(ValueError, match="infinity"):
+        runtime.predict(Table(["a", "b", "c", "d"], np.full((1, 4), np.inf)))

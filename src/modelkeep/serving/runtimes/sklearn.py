@@ -133,9 +133,11 @@ class SklearnRuntime:
 def _one_thread(model: Any) -> None:
     """A worker is one of several processes on its machine, and rows come by the handful: a pool of threads
     for each call costs more than it brings."""
-    if hasattr(model, "get_params") and hasattr(model, "set_params"):
+    try:
         pools = [name for name in model.get_params() if name.rpartition("__")[2] == "n_jobs"]
         model.set_params(**dict.fromkeys(pools, 1))
+    except (AttributeError, TypeError, ValueError):
+        return  # no estimator by the library's rules: it has its own ways
 
 
 def _plain(result: Any) -> Array:

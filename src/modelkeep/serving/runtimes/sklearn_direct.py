@@ -53,8 +53,8 @@ class Direct:
         return bool(self._precisions)
 
     def _agrees(self, model: Any, asked: Sequence[str], rows: Array) -> bool:
-        """Whether both ways answer rows alike, one by one and all at once."""
-        for matrix in (rows, rows[:1], rows[1:2]):
+        """Whether both ways answer rows alike, all at once and one by itself."""
+        for matrix in (rows, rows[:1]):
             for name in asked:
                 ours, theirs = getattr(self, name)(matrix), np.asarray(getattr(model, name)(matrix))
                 if ours.dtype != theirs.dtype or not np.array_equal(ours, theirs):
