@@ -242,20 +242,20 @@ def proof_rows(runs: int, seed: int) -> list[Row]:
     not.
     """
     spec = sequential.pass_spec(bound=2.0)
-    scenario = Scenario(
-        name="2000 callers who come again, 2 % x2", callers=2_000, error_rate=0.02, effect=2.0
-    )
+    name = "2000 callers who come again, 2 % x2"
+    scenario = Scenario(name=name, callers=2_000, error_rate=0.02, effect=2.0, labels=True)
     rng = _rng(seed, scenario.name)
     rows = {
         name: Row(kind="proof", scenario=scenario.name, judge=name, limit=BETA if name == FIRST else None)
-        for name in (FIRST, "false proof, by first failures (wrong)")
+        for name in (FIRST, "by first failures (wrong)", "by first wrong labels, 5 % x2")
     }
     more = Row(kind="proof", scenario="50 new callers a tick, 2 % x2", judge=FIRST, limit=BETA)
-    first, failures = rows.values()
+    first, failures, labelled = rows.values()
     for size in _chunks(runs):
         if failures.runs < WRONG_UNIT_RUNS:
             drawn = world(scenario, size, rng)
             failures.add(_crossed(spec, drawn.columns("errors", Unit.CALLER), BETA), TICK_S)
+            labelled.add(_crossed(spec, drawn.labels, BETA), TICK_S)
             come = drawn.first["share"]
             at_once = [rng.binomial(n, rate) for n, rate in zip(come, (0.04, 0.02), strict=True)]
             first.add(_crossed(spec, [*at_once, drawn.weight_ppm], BETA), TICK_S)
@@ -263,7 +263,7 @@ def proof_rows(runs: int, seed: int) -> list[Row]:
         failed = [rng.poisson(50 * w * 0.04, (TICKS, size)), rng.poisson(50 * (1 - w) * 0.02, (TICKS, size))]
         weight_ppm = np.repeat(scenario.weights()[:, None], size, axis=1)
         more.add(_crossed(spec, [*failed, weight_ppm], BETA), TICK_S)
-    return [first, failures, more]
+    return [first, failures, labelled, more]
 
 
 # --------------------------------------------------------------------------- bad candidates
