@@ -227,7 +227,8 @@ def rollout(found: "Rollout") -> View:
         if found.plan.quality is not None and found.candidate_counts.requests:
             _labels(screen, found)
         for note in found.notes:
-            screen.line(Text(f"  the candidate said: {note}", "bad"))
+            who = "one of the versions" if found.others else "the candidate"
+            screen.line(Text(f"  {who} said: {note}", "bad"))
 
     return draw
 

@@ -124,7 +124,7 @@ def report(rollout: Rollout) -> WinnerReport:
         [_seen(arm.semver, arm.rate, arm.callers) for arm in arms]
         + [_seen("stable", x / m if m else None, m)]
     )
-    winner, semver, p_value = Winner.NOBODY, None, min(arm.p_value for arm in arms)
+    winner, semver, p_value = Winner.NOBODY, None, min((arm.p_value for arm in staying), default=1.0)
     said = "nobody is shown to be better"
     if unbeaten:
         first = unbeaten[0]

@@ -283,7 +283,8 @@ class Dispatch:
             self._count(call, elapsed_s, failed=blame, refused=not blame, violation=violation)
         if first and call.place:
             if blame:
-                call.target.tally.note_error(f"{code}: {detail}")
+                which = f"{call.version.semver}: " if call.target.others else ""
+                call.target.tally.note_error(f"{which}{code}: {detail}")
             name = call.target.route.endpoint
             self.retries[name] = self.retries.get(name, 0) + 1
             call.version = call.target.stable
