@@ -247,7 +247,7 @@ def proof_rows(runs: int, seed: int) -> list[Row]:
     rng = _rng(seed, scenario.name)
     rows = {
         name: Row(kind="proof", scenario=scenario.name, judge=name, limit=BETA if name == FIRST else None)
-        for name in (FIRST, "by first failures (wrong)", "by first wrong labels, 5 % x2")
+        for name in (FIRST, "by first failures (wrong)", "by first wrong labels, 5 % x2 (wrong)")
     }
     more = Row(kind="proof", scenario="50 new callers a tick, 2 % x2", judge=FIRST, limit=BETA)
     first, failures, labelled = rows.values()
