@@ -135,7 +135,7 @@ def test_who_may_set_aliases_may_not_therefore_move_traffic(
     world.do("cleo", world.house.catalog.set_alias, CHURN, "mine", parse_ref("churn:1.1.0"))
 
 
-@pytest.mark.req("S9", "I6")
+@pytest.mark.req("S9")
 def test_an_alias_that_is_followed_is_not_deleted(world: RolloutWorld, gateway: FakeGateway) -> None:
     """Callers would be served what nothing names; with the endpoint gone it goes."""
     with pytest.raises(errors.Protected, match="the endpoint churn follows it"):
