@@ -52,7 +52,15 @@ from modelkeep.core.rollout import (
     supersede,
     take_back,
 )
-from modelkeep.core.routing import WHOLE_PPM, Epoch, RoutingTable, VersionKey, VersionSpec, check_table
+from modelkeep.core.routing import (
+    WHOLE_PPM,
+    Epoch,
+    Loading,
+    RoutingTable,
+    VersionKey,
+    VersionSpec,
+    check_table,
+)
 from modelkeep.core.values import SYSTEM, Digest, ModelName
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
@@ -473,6 +481,7 @@ def test_the_routes_of_every_state_could_be_obeyed() -> None:
         previous=1,
         epoch=Epoch(4, 1),
         rollout="rol_1",
+        load=Loading.ON_DEMAND,
         created_at=NOW,
         created_by="ann",
     )
@@ -495,6 +504,7 @@ def test_the_routes_of_every_state_could_be_obeyed() -> None:
             blue_green = of.plan.strategy is Strategy.BLUE_GREEN
             assert route.preview == (live and blue_green and of.state is not RolloutState.PREPARING)
             assert (route.candidate == KEYS[3]) == live
+            assert route.may_sleep == (not live)
             assert route.candidate_ppm == (of.weight_ppm if live else 0)
             assert (route.salt == of.salt) == live
 
@@ -555,7 +565,8 @@ def test_a_pause_while_preparing_keeps_the_weight_at_nothing() -> None:
 
 @pytest.mark.req("S9")
 def test_the_first_version_of_an_endpoint_serves_when_it_is_loaded() -> None:
-    """There is no stable version to compare with and nobody to take the traffic from."""
+    """There is no stable version to compare with and nobody to take the traffic from. It may not sleep before
+    it was seen to work, whatever the endpoint says."""
     of = begun(stable=None, stable_digest=None, stable_semver=None)
     endpoint = Endpoint(
         id="end_1",
@@ -563,12 +574,16 @@ def test_the_first_version_of_an_endpoint_serves_when_it_is_loaded() -> None:
         model=CHURN,
         stage="production",
         rollout=of.id,
+        load=Loading.ON_DEMAND,
         created_at=NOW,
         created_by="ann",
     )
     route = route_of(endpoint, of, KEYS)
     assert route is not None
-    assert (route.stable, route.candidate) == (KEYS[3], None)
+    assert (route.stable, route.candidate, route.may_sleep) == (KEYS[3], None, False)
+    settled = route_of(structs.replace(endpoint, stable=3, rollout=None), None, KEYS)
+    assert settled is not None
+    assert settled.may_sleep
     done = advance(of, seen(of), NOW)
     assert done.rollout.state is RolloutState.SUCCEEDED
     failed = advance(of, seen(of, phase=VersionPhase.FAILED, error="bad bytes"), NOW).rollout
