@@ -241,6 +241,16 @@ def _of_traffic(world: RegistryWorld) -> Iterator[str]:
     )
     world.do("owner", drills.record, rollouts, "churn", measured, "monthly")
     yield "its rollback is rehearsed"
+    served = world.do("owner", rollouts.get_endpoint, "churn")
+    world.do("owner", rollouts.revert, served, world.get("1.0.0"), "without the stage")
+    yield "it serves another version than stands in its stage"
+    world.do("owner", rollouts.agree, "churn")
+    yield "that is found, and a rollout begins"
+    for _ in range(6):
+        world.turn(gateway, seconds=400)
+        yield "until it serves what it follows"
+    world.do("owner", rollouts.agree, "churn")
+    yield "they agree"
     world.made(plan=A_TEST)
     promote(world, 3)
     yield "a test of two versions begins"
