@@ -94,6 +94,7 @@ TITLES = {
     "slow": "Latency: slow answers",
     "quality": "Quality: wrong labels, late",
     "share": "Shares of the arms",
+    "shift": "What is predicted",
     "whole": "The whole rollout: all metrics under one alpha",
     "shadow errors": "Shadow: pairs of which one failed",
     "shadow latency": "Shadow: pairs of which one was slow",

@@ -39,8 +39,8 @@ from bench.rollout_worlds import (
     pairs_world,
     world,
 )
-from bench.sequential_twin import Array, judge, replayed
-from modelkeep.core import forecast, sequential
+from bench.sequential_twin import Array, judge, judge_bands, replayed, replayed_bands
+from modelkeep.core import forecast, sequential, shift
 from modelkeep.core.mixing import log_threshold
 from modelkeep.core.sequential import EProcessSpec, RateSpec, Unit
 
@@ -61,6 +61,8 @@ SUBSET = (
 )
 """The tables of healthy candidates of the long test."""
 EFFECTS = (1.5, 2.0, 4.0, 10.0)
+SHIFTED = tuple(each for each in NULLS if each.name.startswith("all of it"))
+"""Where predictions are compared: ten bands both ways cost ten times as much as errors."""
 MCNEMAR_PPM = sequential.WHOLE_PPM // 2
 """An odd pair lies on either side with this chance where the versions are alike."""
 SLOW_ODD = {"odd_rate": 0.02, "both_rate": 0.03}
@@ -219,6 +221,25 @@ def _pair_hits(drawn: Pairs, kind: str, rng: np.random.Generator) -> dict[str, A
     return hits
 
 
+def shift_rows(scenario: Scenario, runs: int, seed: int) -> list[Row]:
+    """False rollbacks of a candidate that predicts as stable does: callers by the band of their first
+    prediction, which is one of ten whatever the side."""
+    spec = shift.shift_spec(1.0)
+    limit = log_threshold(ALPHA)
+    rng = _rng(seed, "shift " + scenario.name)
+    row = Row(kind="shift", scenario=scenario.name, judge="predictions, by caller", limit=ALPHA)
+    for size in _chunks(runs):
+        drawn = world(scenario, size, rng)
+        x, y = (rng.multinomial(side, [1 / shift.BANDS] * shift.BANDS) for side in drawn.first["share"])
+        path, final, peak = judge_bands(spec, x, y, drawn.weight_ppm)
+        for run in {0, *np.nonzero(peak >= limit)[0][:1].tolist()}:
+            log_v, max_log_v = replayed_bands(spec, x, y, drawn.weight_ppm, run)
+            if abs(log_v - final[run]) > AGREE or abs(max_log_v - peak[run]) > AGREE:
+                raise Disagreement(f"run {run}: {log_v} is not {final[run]}")
+        row.add(rivals.first_step(path >= limit), TICK_S)
+    return [row]
+
+
 def bound_rows(runs: int, seed: int) -> list[Row]:
     """The absolute bound, at its worst: a candidate that fails exactly at the bound, judged both ways."""
     rows = []
@@ -375,6 +396,7 @@ def nulls(runs: int, seed: int, only: Sequence[str] | None = None) -> list[Row]:
         *((each.name, lambda each=each: null_rows(each, runs, seed)) for each in NULLS),
         *((f"shadow, {each.name}", lambda each=each: pair_rows(each, runs, seed)) for each in PAIR_NULLS),
         (f"shadow, {PAIR_REPEATS.name}", lambda: pair_rows(PAIR_REPEATS, runs, seed, promised=False)),
+        *((f"predictions, {each.name}", lambda each=each: shift_rows(each, runs, seed)) for each in SHIFTED),
         ("at the bound", lambda: bound_rows(runs, seed)),
         ("twice as bad", lambda: proof_rows(runs, seed)),
     ]  # fmt: skip

@@ -8,12 +8,13 @@ replays a sample of its runs.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from modelkeep.core import sequential
+from modelkeep.core import sequential, shift
 from modelkeep.core.sequential import CallerTick, EProcessSpec, RateSpec, RequestTick, TrialTick, Unit
 from modelkeep.core.sequential_many import Many, log_e_callers, log_e_trials
 
@@ -76,4 +77,32 @@ def replayed(spec: EProcessSpec | RateSpec, columns: Sequence[Array], run: int) 
         state = sequential.replay(spec, (CallerTick(x=x, y=y, weight_ppm=w) for x, y, w in rows))
     else:
         state = sequential.replay(spec, (RequestTick(x=x, y=y, n1=n1, n0=n0) for x, y, n1, n0 in rows))
+    return state.log_v, state.max_log_v
+
+
+def judge_bands(spec: EProcessSpec, x: Array, y: Array, weight_ppm: Array) -> tuple[Array, Array, Array]:
+    """`shift.update_bands` for many runs: as `judge`, over callers by band, of shape (ticks, runs, bands)."""
+    bands = x.shape[2]
+    mixture = SimpleNamespace(mass=np.tile(spec.mass, bands) / bands, start_mass=spec.start_mass)
+    twin = Many(mixture, x.shape[1])
+    path = np.empty(x.shape[:2])
+    for t in range(len(path)):
+        each = [log_e_callers(spec, x[t, :, b], y[t, :, b], weight_ppm[t]) for b in range(bands)]
+        told = np.logical_or.reduce([band for _, band in each])
+        twin.update(np.concatenate([np.where(band[:, None], e, 0.0) for e, band in each], axis=1), told)
+        path[t] = twin.log_v
+    return path, twin.log_v, twin.max_log_v
+
+
+def replayed_bands(
+    spec: EProcessSpec, x: Array, y: Array, weight_ppm: Array, run: int
+) -> tuple[float, float]:
+    """The same run through the real code."""
+    state = shift.replay_bands(
+        spec,
+        (
+            shift.BandsTick(x=tuple(a), y=tuple(b), weight_ppm=int(w))
+            for a, b, w in zip(x[:, run].tolist(), y[:, run].tolist(), weight_ppm[:, run], strict=True)
+        ),
+    )
     return state.log_v, state.max_log_v

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import rollout_statistics, rollout_worlds, sequential_twin
-from modelkeep.core import sequential
+from modelkeep.core import sequential, shift
 from modelkeep.core.sequential import (
     BinaryEProcess,
     CallerTick,
@@ -314,6 +314,21 @@ def test_the_simulation_judges_rates_as_the_product_does(
     state = sequential.replay_rate(spec, ticks)
     assert final[0] == pytest.approx(state.log_v, rel=1e-9, abs=1e-9)
     assert peak[0] == pytest.approx(state.max_log_v, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.req("S7")
+def test_the_simulation_judges_predictions_as_the_product_does() -> None:
+    """The same for the bands of predictions, which share one mixture."""
+    rng = np.random.default_rng(5)
+    spec = shift.shift_spec(1.2)
+    x, y = rng.poisson(0.3, (40, 3, shift.BANDS)), rng.poisson(0.9, (40, 3, shift.BANDS))
+    x[7], y[7] = 0, 0
+    weight_ppm = np.where(np.arange(40)[:, None] < 20, 100_000, 500_000) * np.ones((1, 3), dtype=int)
+    _, final, peak = sequential_twin.judge_bands(spec, x, y, weight_ppm)
+    for run in range(3):
+        log_v, max_log_v = sequential_twin.replayed_bands(spec, x, y, weight_ppm, run)
+        assert final[run] == pytest.approx(log_v, rel=1e-9, abs=1e-9)
+        assert peak[run] == pytest.approx(max_log_v, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.req("S7")
