@@ -244,7 +244,13 @@ def _rollout_moved(state: State, event: Event) -> None:
         row["paused"] = False  # a step on somebody's word leaves a pause a pause
     row.update({name: event.body[name] for name in ("state", "step", "weight_ppm")})
     endpoint = state["endpoints"][event.subject]
-    if event.kind is EventKind.ROLLOUT_ROLLING_BACK and endpoint["previous"] == row["candidate"]:
+    others = event.body.get("others") or ()
+    lost = {other["number"] for other in others if other["out"] is not None}
+    if event.kind is EventKind.ROLLOUT_ROLLING_BACK:
+        lost = {row["candidate"], *(other["number"] for other in others)}
+    if event.kind is EventKind.ROLLOUT_TAKEN_OUT and not event.body["weight_ppm"]:
+        lost.add(row["candidate"])
+    if endpoint["previous"] in lost:
         endpoint["previous"] = None
     if row["state"] in FINISHED:
         endpoint["rollout"] = None

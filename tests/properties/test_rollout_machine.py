@@ -20,11 +20,12 @@ from msgspec import structs
 
 from modelkeep.core import codec, errors
 from modelkeep.core.observation import GatewayReport
-from modelkeep.core.plan import Plan, Step, Strategy
+from modelkeep.core.plan import Plan, Step, Strategy, Variant
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import WHOLE_PPM, Epoch, Route, check_table
 from modelkeep.core.values import parse_ref
 from modelkeep.service.gateways import SILENT_S
+from modelkeep.serving import moves
 from modelkeep.store import events as event_store
 from modelkeep.store.database import Database
 from modelkeep.store.rollout import active_rollouts
@@ -39,6 +40,7 @@ REFUSED = (
     errors.InvalidTransition,
     errors.NotFound,
     errors.NoRollbackTarget,
+    errors.InvalidPlan,
 )
 ACTIONS = (
     "turn",
@@ -61,6 +63,11 @@ PLANS = (
     structs.replace(PLAN, strategy=Strategy.ROLLING),
     Plan(strategy=Strategy.SHADOW, steps=(), shadow_ppm=500_000, shadow_s=STEP_S),
     structs.replace(PLAN, shadow_ppm=500_000, shadow_s=STEP_S, shadow_pairs=100),
+    Plan(
+        strategy=Strategy.AB_TEST,
+        steps=(Step(weight_ppm=300_000, min_s=STEP_S),),
+        versions=(Variant(version="1.3.0", weight_ppm=200_000),),
+    ),
     Plan(strategy=Strategy.AB_TEST, steps=(Step(weight_ppm=300_000, min_s=STEP_S),), promote_winner=True),
 )
 DELAYED_MAX = 4
@@ -185,7 +192,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def allow(self, route: Route) -> None:
         """A gateway may obey a route that was wanted, also without the candidate's share."""
-        self.allowed |= {codec.encode(one) for one in (route, structs.replace(route, candidate_ppm=0))}
+        self.allowed |= {codec.encode(one) for one in (route, moves.stable_alone(route))}
 
     # ------------------------------------------------------------------------------------ time and control
 
@@ -244,8 +251,9 @@ class RolloutMachine(RuleBasedStateMachine):
         status = self.world.status()
         rollout = status.rollout
         if rollout is not None and rollout.state is RolloutState.STEPPING:
-            candidate = self.world.get(rollout.candidate_semver)
-            assert candidate.tombstone is None
+            semvers = (rollout.candidate_semver, *(other.semver for other in rollout.others))
+            for place, semver in enumerate(semvers):
+                assert (self.world.get(semver).tombstone is None) == (place in rollout.in_test)
         assert self.world.get(status.stable or "1.0.0").tombstone is None
 
     def check_quiet(self) -> None:

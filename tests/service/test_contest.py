@@ -97,6 +97,31 @@ def test_with_the_last_version_the_test_is_taken_back(world: RolloutWorld) -> No
 
 
 @pytest.mark.req("S3", "S8")
+def test_a_former_version_that_is_taken_out_of_a_test_is_no_way_back(world: RolloutWorld) -> None:
+    """While it is tried no gateway keeps it as the former one; once it was taken out, no rollback leads to
+    it, in the registry or at a gateway."""
+    gateway = world.serving()
+    world.promote("1.1.0", by="owner")
+    world.until(RolloutState.SUCCEEDED, gateway)
+    world.turn(gateway)
+    assert world.endpoint().previous == 1
+    world.version("1.0.1")
+    gateway.failing[world.key("1.0.0")] = 60
+    plan = structs.replace(PLAN, versions=(Variant(version="1.0.0", weight_ppm=200_000),))
+    world.promote("1.2.0", by="owner", plan=plan)
+    world.until(RolloutState.STEPPING, gateway)
+    world.turn(gateway)
+    assert gateway.route().previous is None
+    for _ in range(3):
+        world.turn(gateway, seconds=1.0)
+    assert (world.state(), world.endpoint().previous) == (RolloutState.STEPPING, None)
+    world.until(RolloutState.CONCLUDED, gateway)
+    world.turn(gateway)
+    with pytest.raises(errors.NoRollbackTarget):
+        gateway.roll_back()
+
+
+@pytest.mark.req("S3", "S8")
 def test_a_gateway_that_takes_a_test_back_takes_all_of_it(world: RolloutWorld) -> None:
     """It asks nobody; the registry follows, and every version of the test bears the mark."""
     gateway = world.serving()

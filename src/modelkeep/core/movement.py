@@ -268,6 +268,14 @@ class Rollout(Struct, frozen=True, kw_only=True):
         return (self.candidate, *(other.number for other in self.others))
 
     @property
+    def lost(self) -> tuple[int, ...]:
+        """The versions whose callers were taken from them: all of a rollout that is taken back, and whoever
+        was taken out of a test."""
+        if self.state is RolloutState.ROLLING_BACK:
+            return self.numbers
+        return tuple(number for place, number in enumerate(self.numbers) if place not in self.in_test)
+
+    @property
     def in_test(self) -> tuple[int, ...]:
         """Who is tried still: 0 is the candidate, from 1 on the others."""
         outs = (self.out, *(other.out for other in self.others))

@@ -25,8 +25,8 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
         keys: what gateways call each version that endpoint and rollout name, by number.
     """
     former = endpoint.previous
-    if rollout is not None and not rollout.state.finished and rollout.candidate == former:
-        former = None  # a candidate that is taken back is no version to go back to
+    if rollout is not None and not rollout.state.finished and former in rollout.numbers:
+        former = None  # who is tried, and may be taken back, is no version to go back to
     previous = keys[former] if former is not None else None
 
     def route(stable: VersionKey, epoch: Epoch) -> Route:

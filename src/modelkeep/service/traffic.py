@@ -276,7 +276,7 @@ def _lost(before: Rollout, current: Rollout) -> list[tuple[int, str]]:
 
 def settled(endpoint: Endpoint, current: Rollout) -> Endpoint:
     """The endpoint after a change of its rollout."""
-    if current.state is RolloutState.ROLLING_BACK and endpoint.previous == current.candidate:
+    if not current.state.finished and endpoint.previous in current.lost:
         return structs.replace(endpoint, previous=None)  # what was taken back is no version to go back to
     if not current.state.finished:
         return endpoint

@@ -31,7 +31,7 @@ def next_table(live: RoutingTable, desired: RoutingTable, ready: Collection[Vers
         elif wanted.stable in ready and wanted.tried.issubset(ready):
             routes.append(wanted)
         elif wanted.stable in ready and (have is None or wanted.epoch.term > have.epoch.term):
-            routes.append(_stable_alone(wanted))
+            routes.append(stable_alone(wanted))
         elif have is not None:
             routes.append(have)
     return _table(desired.number, routes, desired.versions, live.versions)
@@ -111,10 +111,10 @@ def taken_back(live: RoutingTable, endpoint: str) -> tuple[RoutingTable, Route, 
 def stable_only(live: RoutingTable) -> RoutingTable:
     """The table with no candidate's weight: what a gateway trusts after it was killed, until it is told
     again."""
-    return msgspec.structs.replace(live, routes=tuple(_stable_alone(route) for route in live.routes))
+    return msgspec.structs.replace(live, routes=tuple(stable_alone(route) for route in live.routes))
 
 
-def _stable_alone(route: Route) -> Route:
+def stable_alone(route: Route) -> Route:
     """A route with nobody's weight but stable's; what it names stays."""
     others = tuple(msgspec.structs.replace(other, weight_ppm=0) for other in route.others)
     return msgspec.structs.replace(route, candidate_ppm=0, others=others)
