@@ -193,8 +193,8 @@ class Route(Struct, frozen=True, kw_only=True):
     def may_sleep(self) -> bool:
         """Whether its versions need not be loaded while nobody asks for them: never while traffic moves, for
         then each has to be seen to work, or to be there for the way back."""
-        settled = self.candidate is None and self.shadow is None and self.rollout is None
-        return self.load is Loading.ON_DEMAND and settled and not self.preview
+        moving = self.candidate or self.others or self.shadow or self.rollout or self.preview
+        return self.load is Loading.ON_DEMAND and not moving
 
     @property
     def judged(self) -> bool:
