@@ -910,6 +910,7 @@ def test_error_texts_of_the_candidate_are_kept_few_and_fit_to_show() -> None:
 # ---------------------------------------------------------------------------------------------- what comes in
 
 
+@pytest.mark.hostile("impossible-moves")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -958,6 +959,7 @@ def test_a_plan_that_could_not_be_carried_out_is_refused(changes: dict[str, Any]
         rollout.check_plan(structs.replace(CANARY, **changes))
 
 
+@pytest.mark.hostile("impossible-moves")
 def test_a_plan_is_read_from_yaml_and_nonsense_is_named() -> None:
     """People write plans; a misspelt word must not become a default."""
     text = "steps: [{weight_ppm: 50000, min_s: 60}, {weight_ppm: 1000000}]\nalpha: 0.02\n"

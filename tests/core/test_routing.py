@@ -160,6 +160,7 @@ def test_a_rollback_ends_the_shadow_and_keeps_what_is_logged() -> None:
     assert privacy.of("name") == "drop"
 
 
+@pytest.mark.hostile("impossible-moves")
 def test_a_table_that_cannot_be_obeyed_is_refused() -> None:
     """Shares out of range or without a candidate, endpoints twice, and undescribed versions are refused."""
     versions = (spec(STABLE), spec(CANDIDATE), spec(PREVIOUS))

@@ -19,7 +19,10 @@ from tests.serving.gateways import Gateway, running
 
 pytestmark = [pytest.mark.journey, pytest.mark.network]
 
-SLOW, ONNX = {"model.joblib": models.misbehaving(models.SLOW)}, {"model.onnx": models.linear_onnx(2.0)}
+LIMIT = 8 << 30
+"""Of a worker's memory: more than it needs, and less than what asks for it gets."""
+GREEDY = f"{models.SLOW} if (x[:, 0] <= 100).all() else bytearray({LIMIT})"
+SLOW, ONNX = {"model.joblib": models.misbehaving(GREEDY)}, {"model.onnx": models.linear_onnx(2.0)}
 V1, V2 = models.spec(SLOW, "1.0.0"), models.spec(ONNX, "2.0.0", model="quick")
 TABLE = RoutingTable(
     number=1,
@@ -47,7 +50,7 @@ def plane() -> Iterator[FakeControlPlane]:
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, plane: FakeControlPlane) -> Iterator[Gateway]:
     """A gateway that serves both."""
-    options = f"cors_origins=({APP!r},)"
+    options = f"cors_origins=({APP!r},), worker_memory_bytes={LIMIT}"
     with running(tmp_path_factory.mktemp("callers") / "gw", plane.url, options=options) as made:
         made.wait_route("churn", stable="churn:1.0.0")
         made.wait_route("quick", stable="quick:2.0.0")
@@ -216,3 +219,13 @@ def test_pages_of_named_origins_may_ask_and_no_others(gateway: Gateway) -> None:
     assert feedback.status == 403
     own = gateway.request("POST", path, BODY, {"Origin": f"http://127.0.0.1:{gateway.port}"})
     assert own.status == gateway.request("POST", path, BODY).status == 200
+
+
+@pytest.mark.req("S2")
+@pytest.mark.hostile("foreign-models")
+def test_a_model_that_asks_for_all_memory_gets_its_limit_and_no_more(gateway: Gateway) -> None:
+    """The request that made it ask fails; the worker goes on."""
+    answer = gateway.predict([[120, 0]])
+    assert (answer.status, answer.json()["code"]) == (500, "MODEL_FAILED")
+    assert "MemoryError" in answer.json()["detail"]
+    assert gateway.predict([[10, 0]]).json() == {"outputs": [10.0]}

@@ -77,6 +77,7 @@ def test_killed_workers_cost_no_request(tmp_path: Path, plane: FakeControlPlane)
         until(lambda: crashes() == (2, 2), "the crashes of both sides are reported")
 
 
+@pytest.mark.hostile("foreign-models")
 @pytest.mark.req("S7")
 def test_a_candidate_that_keeps_dying_is_taken_back(tmp_path: Path, plane: FakeControlPlane) -> None:
     """A request that kills the candidate is answered by stable; five deaths are enough, without any
@@ -110,6 +111,7 @@ def test_a_candidate_that_keeps_dying_is_taken_back(tmp_path: Path, plane: FakeC
         gateway.wait_route("churn", candidate="churn:2.0.0", candidate_ppm=500_000)
 
 
+@pytest.mark.hostile("foreign-models")
 @pytest.mark.req("S7")
 def test_a_candidate_that_hangs_costs_time_and_no_request(tmp_path: Path, plane: FakeControlPlane) -> None:
     """After its share of the time the request goes to stable; a hung worker is ended and started anew."""
@@ -131,6 +133,7 @@ def test_a_candidate_that_hangs_costs_time_and_no_request(tmp_path: Path, plane:
         assert (answer.status, answer.json()["code"]) == (504, "TIMED_OUT")
 
 
+@pytest.mark.hostile("foreign-models")
 @pytest.mark.req("S1")
 def test_a_request_that_kills_stable_is_tried_twice_and_no_more(
     tmp_path: Path, plane: FakeControlPlane
@@ -486,6 +489,7 @@ def _limit_files(pid: int, size: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size if size >= 0 else hard, hard))
 
 
+@pytest.mark.hostile("exhaustion")
 @pytest.mark.req("S1")
 def test_too_many_requests_are_turned_away_at_once(tmp_path: Path, plane: FakeControlPlane) -> None:
     """Beyond the queue's bound callers get 503 with Retry-After immediately, and those inside get their

@@ -116,6 +116,7 @@ def test_every_door_and_every_page(tmp_path: Path, plane: FakeControlPlane) -> N
         assert listed["endpoints"][0]["versions"][0]["version"] == "churn:1.0.0"
 
 
+@pytest.mark.hostile("wrong-kinds")
 @pytest.mark.req("S1", "S6")
 def test_what_is_asked_wrongly_is_said_clearly(tmp_path: Path, plane: FakeControlPlane) -> None:
     """Unknown names, methods, types, sizes and rows: problem+json with a stable code, and counted against
@@ -298,10 +299,13 @@ def test_metrics_keep_prometheus_rules(tmp_path: Path, plane: FakeControlPlane) 
         assert statuses["404"] == 40
 
 
+@pytest.mark.hostile("foreign-models")
 @pytest.mark.req("S1")
 def test_a_version_that_cannot_be_loaded_never_gets_weight(tmp_path: Path, plane: FakeControlPlane) -> None:
-    """Garbage, a missing file and outputs that cannot fit: reported as failed with the reason; stable serves
-    on."""
+    """Garbage, a missing file, outputs that cannot fit, one that prints and exits: told as failed with why;
+    stable serves on."""
+    noise = "[__import__('os').write(fd, b'noise' * 100_000) for fd in (1, 2)]"
+    exits = {"model.joblib": models.misbehaving(models.ECHO, f"[{noise}, __import__('sys').exit(3)]")}
     garbage, other = {"model.onnx": b"garbage"}, {"model.onnx": models.linear_onnx(6.0)}
     missing = {"model.onnx": b"nobody has this"}
     misfit_outputs = Signature(inputs=models.AGE_INCOME, outputs=(Field(name="score", type=DataType.STRING),))
@@ -309,8 +313,9 @@ def test_a_version_that_cannot_be_loaded_never_gets_weight(tmp_path: Path, plane
         (models.spec(garbage, "4.0.0"), "cannot load"),
         (models.spec(missing, "5.0.0"), "No such file"),
         (models.spec(other, "6.0.0", signature=misfit_outputs), "do not fit the signature"),
+        (models.spec(exits, "7.0.0"), "SystemExit"),
     ]
-    plane.blobs.update({**models.blobs(garbage), **models.blobs(other)})
+    plane.blobs.update({**models.blobs(garbage), **models.blobs(other), **models.blobs(exits)})
     publish(plane, 1, stable_route())
     with running(tmp_path / "gw", plane.url) as gateway:
         gateway.wait_route("churn", stable="churn:1.0.0")

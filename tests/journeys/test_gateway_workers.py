@@ -99,6 +99,7 @@ def test_their_number_changes_under_load(tmp_path: Path, plane: FakeControlPlane
         assert (version["phase"], version["crashes"]) == ("ready", 0)
 
 
+@pytest.mark.hostile("foreign-models")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_poisonous_request_takes_nobody_with_it(
     tmp_path: Path, plane: FakeControlPlane, workers: int

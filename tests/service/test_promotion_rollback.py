@@ -58,6 +58,7 @@ def test_rollbacks_go_further_back_and_never_back_and_forth(world: World) -> Non
     assert world.in_production() == "1.0.0"
 
 
+@pytest.mark.hostile("impossible-moves")
 @pytest.mark.req("G7")
 def test_what_was_taken_back_stays_away_until_it_is_cleared(world: World) -> None:
     """A tombstone stops promotion and request; clearing takes a reason and a permission, and is recorded."""

@@ -457,6 +457,7 @@ def test_nobody_steps_on_past_counts_that_have_just_come(world: RolloutWorld) ->
     assert world.state() is RolloutState.ROLLING_BACK
 
 
+@pytest.mark.hostile("impossible-moves")
 def test_a_second_promotion_waits_for_the_first(world: RolloutWorld) -> None:
     """At most one rollout of an endpoint is under way."""
     world.serving()
@@ -614,6 +615,7 @@ def test_a_gateways_rollback_without_a_rollout_moves_the_stage_back(world: Rollo
     events.verify(world.database)
 
 
+@pytest.mark.hostile("impossible-moves")
 @pytest.mark.req("S2", "S8", "V1")
 def test_a_version_of_equal_bytes_is_rolled_out_and_taken_back_as_itself(world: RolloutWorld) -> None:
     """A PATCH of other metadata or signature has the bytes of the version before, and is another."""

@@ -279,6 +279,7 @@ def test_a_canary_may_begin_with_copies_and_goes_on_with_the_same_processes(worl
 # ------------------------------------------------------------------------------------------------ equal bytes
 
 
+@pytest.mark.hostile("impossible-moves")
 @pytest.mark.req("S3")
 def test_a_version_with_stable_s_bytes_takes_over_at_once_and_says_why(world: RolloutWorld) -> None:
     """There is nothing to prove between a model and itself: it moves as soon as it is loaded, whatever the

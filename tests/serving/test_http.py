@@ -232,6 +232,7 @@ BAD = {
 }
 
 
+@pytest.mark.hostile("split-requests")
 @pytest.mark.req("S1")
 @pytest.mark.parametrize("name", BAD)
 def test_what_could_be_read_two_ways_is_refused(server: Server, name: str) -> None:
@@ -251,6 +252,7 @@ def test_what_could_be_read_two_ways_is_refused(server: Server, name: str) -> No
     assert b"smuggled" not in got
 
 
+@pytest.mark.hostile("exhaustion")
 def test_a_long_head_in_small_pieces_is_ended(server: Server) -> None:
     """A line that never ends is not collected for ever."""
     with server.connect() as connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -261,6 +263,7 @@ def test_a_long_head_in_small_pieces_is_ended(server: Server) -> None:
         assert read(connection).startswith(b"HTTP/1.1 431")
 
 
+@pytest.mark.hostile("exhaustion")
 @pytest.mark.req("S1")
 def test_a_slow_sender_meets_a_deadline(server: Server) -> None:
     """A byte now and then does not keep a request open: the deadline counts from its first byte."""
@@ -294,6 +297,7 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     assert [part.split()[0] for part in got.split(b"GET ")[1:]] == paths
 
 
+@pytest.mark.hostile("exhaustion")
 def test_a_pipeline_without_end_is_refused(server: Server) -> None:
     """More requests than the bound in one go: what came first is answered, the rest is not held."""
     data = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" * (PIPELINE_MAX + 50)
@@ -303,6 +307,7 @@ def test_a_pipeline_without_end_is_refused(server: Server) -> None:
     assert got.count(b"HTTP/1.1 200") <= PIPELINE_MAX + 1
 
 
+@pytest.mark.hostile("exhaustion")
 def test_a_caller_who_does_not_read_is_ended(server: Server) -> None:
     """Answers are not piled up in memory, and the connection does not stay for ever."""
     with server.connect() as connection:
@@ -348,6 +353,7 @@ def test_a_caller_who_asks_first_is_told_to_go_on(server: Server) -> None:
     assert refused.startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.hostile("exhaustion")
 def test_connections_have_a_cap() -> None:
     """One too many is answered 503 with Retry-After and closed; when another goes there is room again."""
     with Server(msgspec.structs.replace(OPTIONS, connections_max=2)) as server:

@@ -194,6 +194,7 @@ def test_an_object_that_predicts_nothing_is_refused() -> None:
         load({"model.joblib": buffer.getvalue()})
 
 
+@pytest.mark.hostile("foreign-models")
 @pytest.mark.req("S6")
 @pytest.mark.parametrize(
     ("code", "kind", "text"),

@@ -19,6 +19,10 @@ class Wire:
 
     def __init__(self) -> None:
         self.written = b""
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -114,3 +118,17 @@ def test_a_cancelled_request_is_under_way_until_the_worker_says_so() -> None:
     upstream.data_received(answer(call, frames.Kind.CANCELLED))
     assert party.answers == [(call, frames.Kind.CANCELLED, b"")]
     assert party.version.in_flight == 0
+
+
+@pytest.mark.hostile("foreign-models")
+@pytest.mark.parametrize(
+    "said", [b"\xff" * 64, frames.HEADER.pack(2**32 - 1, 1, 2), b"Traceback (most recent"]
+)
+def test_a_worker_that_says_garbage_is_as_good_as_dead(said: bytes) -> None:
+    """The connection ends at once, and what was under way goes back to be sent to another one."""
+    party = Party(1)
+    call, upstream = party.send()
+    upstream.data_received(said)
+    assert party.wires[0].aborted
+    upstream.connection_lost(None)
+    assert (party.lost, party.answers, party.version.in_flight) == ([call], [], 0)

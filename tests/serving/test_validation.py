@@ -99,6 +99,7 @@ BAD_ROWS = [
 ]
 
 
+@pytest.mark.hostile("wrong-kinds", "numbers")
 @pytest.mark.req("S1", "S6")
 @pytest.mark.parametrize(("row", "field", "text"), BAD_ROWS)
 def test_a_bad_row_is_refused_by_row_and_field(row: Any, field: str | None, text: str) -> None:
@@ -188,6 +189,7 @@ BODIES = [
 ]
 
 
+@pytest.mark.hostile("wrong-kinds")
 @pytest.mark.req("S1", "S6")
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 @pytest.mark.parametrize("door", list(Door))
@@ -227,6 +229,7 @@ def test_no_json_gets_past_the_gate_as_a_crash(body: Any, door: Door, wrapped: b
         assert {len(array) for array in asked.columns.values()} == {asked.rows}
 
 
+@pytest.mark.hostile("exhaustion")
 def test_too_many_rows_are_refused() -> None:
     """The bound is said; the body's own limit stands at the door."""
     with pytest.raises(errors.LimitExceeded, match="100,000"):
@@ -354,6 +357,7 @@ BAD_TENSORS = [
 ]
 
 
+@pytest.mark.hostile("wrong-kinds")
 @pytest.mark.parametrize(("tensors", "text"), BAD_TENSORS)
 def test_a_bad_tensor_says_what_is_wrong(tensors: list[dict[str, Any]], text: str) -> None:
     """Types, shapes, ranges and names of tensors are enforced as those of rows are."""
@@ -405,6 +409,7 @@ OUTPUTS = (
 )
 
 
+@pytest.mark.hostile("foreign-models")
 @pytest.mark.req("S6")
 def test_an_output_that_breaks_the_signature_is_found() -> None:
     """Missing, of another type, shape, range, category or number of rows, or not finite: one sentence
