@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from modelkeep.core import errors
 from modelkeep.core.routing import (
     EMPTY_TABLE,
+    Arm,
     Epoch,
     Loading,
     Route,
@@ -30,12 +31,19 @@ EPOCHS = st.builds(Epoch, st.integers(1, 3), st.integers(0, 3))
 def routes(draw: st.DrawFn, endpoint: str) -> Route:
     """Any route of an endpoint."""
     candidate = draw(st.none() | st.sampled_from(KEYS))
+    share = draw(st.integers(0, 1_000_000)) if candidate else 0
+    cuts = sorted(draw(st.lists(st.integers(share, 1_000_000), max_size=4)))
+    others = tuple(
+        Arm(key=draw(st.sampled_from(KEYS)), weight_ppm=high - low, from_ppm=low)
+        for low, high in zip(cuts[::2], cuts[1::2], strict=False)
+    )
     return Route(
         endpoint=endpoint,
         epoch=draw(EPOCHS),
         stable=draw(st.sampled_from(KEYS)),
         candidate=candidate,
-        candidate_ppm=draw(st.integers(0, 1_000_000)) if candidate else 0,
+        candidate_ppm=share,
+        others=others,
         previous=draw(st.none() | st.sampled_from(KEYS)),
         load=draw(st.sampled_from(Loading)),
         preview=draw(st.booleans()),
@@ -65,7 +73,7 @@ def test_what_a_movement_needs_does_not_sleep(live: RoutingTable, desired: Routi
     for route in (*live.routes, *desired.routes):
         have = live.route(route.endpoint)
         counts = have is None or route.epoch >= have.epoch
-        moving = route.candidate or route.shadow or route.rollout or route.preview
+        moving = route.candidate or route.others or route.shadow or route.rollout or route.preview
         if counts and (route.load is Loading.ALWAYS or moving):
             assert not route.keys & may
 
@@ -98,8 +106,8 @@ def test_a_move_forward_obeys_fencing_and_readiness(
             continue
         assert have is None or route.epoch >= have.epoch
         assert route.stable in ready
-        if route.candidate_ppm:
-            assert route.candidate in ready
+        if route.tried_ppm:
+            assert route.tried <= ready
             assert route == want
 
 
@@ -118,7 +126,8 @@ def test_a_raised_term_takes_traffic_away_whatever_is_not_loaded_yet(
         assert now is not None
         assert now.epoch == want.epoch
         assert (now.stable, now.candidate) == (want.stable, want.candidate)
-        assert now.candidate_ppm in (0, want.candidate_ppm)
+        nothing = (0, (0,) * len(want.others))
+        assert (now.candidate_ppm, now.others_ppm) in (nothing, (want.candidate_ppm, want.others_ppm))
 
 
 @given(live=tables(), desired=tables())
@@ -158,7 +167,9 @@ def test_nothing_late_undoes_a_rollback(live: RoutingTable, late: RoutingTable) 
         rolled = after.route(route.endpoint)
         assert rolled is not None
         assert rolled.candidate is None
-        assert removed == (route.candidate or route.stable)
+        assert rolled.others == ()
+        assert removed in route.tried | {route.stable}
+        assert route.others or removed == (route.candidate or route.stable)
         same_age = msgspec.structs.replace(live, number=99)
         assert moves.next_table(after, same_age, KEYS).route(route.endpoint) == rolled
         others = [other for other in after.routes if other.endpoint != route.endpoint]
@@ -178,7 +189,7 @@ def test_after_a_crash_nobody_has_weight_but_the_stable_versions(live: RoutingTa
     """Stable-only changes weights and nothing else, so that the same table from the control plane restores
     it."""
     after = moves.stable_only(live)
-    assert all(route.candidate_ppm == 0 for route in after.routes)
+    assert all(route.tried_ppm == 0 for route in after.routes)
     assert moves.next_table(after, live, KEYS).routes == tuple(sorted(live.routes, key=lambda r: r.endpoint))
 
 
