@@ -368,7 +368,8 @@ class Endpoints:
         return errors.RolloutActive(
             f"A rollout of {endpoint.name} is under way; wait for it ('modelkeep rollout status "
             f"{endpoint.name} --watch'), end it ('modelkeep rollout abort {endpoint.name} -m WHY'), or let "
-            "another take its place ('modelkeep promote ... --supersede').",
+            f"another take its place ('modelkeep {'promote' if endpoint.alias is None else 'alias set'} ... "
+            "--supersede').",
             endpoint=endpoint.name,
             rollout=endpoint.rollout,
         )
