@@ -23,6 +23,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 START_S = 150.0  # a start takes a second, MLflow's ten; a machine under load gets this much
@@ -294,10 +295,9 @@ class PostgresServer:
         Raises:
             ServerFailed: when it does not come up in three attempts.
         """
+        known = self.port  # after a crash it stays the same, so that the addresses given out remain true
         for attempt in range(1, START_ATTEMPTS + 1):
-            # After a crash the port stays the same, so that the addresses given out remain true.
-            if not self.port or attempt > 1:
-                self.port = free_port()
+            self.port = known or free_port()
             try:
                 self._start_on_port()
                 return
@@ -312,9 +312,14 @@ class PostgresServer:
             self._process = None
 
     def kill(self) -> None:
-        """Kill the first process as a crash would, for tests of recovery; start() brings it back."""
+        """Kill the first process as a crash would, for tests of recovery; start() brings it back.
+
+        Its children notice and end by themselves; the next one would refuse to start beside them.
+        """
         if self._process is not None:
+            children = psutil.Process(self._process.pid).children(recursive=True)
             self._process.end(signal.SIGKILL)
+            psutil.wait_procs(children, timeout=STOP_S)
             self._process = None
 
     def close(self) -> None:

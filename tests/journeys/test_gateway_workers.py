@@ -107,7 +107,7 @@ def test_a_poisonous_request_takes_nobody_with_it(
     """It kills a worker among others and another one alone, and gets 503; whoever waited with it is
     answered."""
     plane.publish(table(1, workers, mortal=True))
-    with running(tmp_path / "gw", plane.url, options="backoff_first_s=0.02") as gateway:
+    with running(tmp_path / "gw", plane.url, options="backoff_first_s=0.02, hold_s=30.0") as gateway:
         gateway.wait_route("churn", stable="churn:2.0.0")
         until(lambda: len(pids(gateway, "churn:2.0.0")) == workers, "the workers are ready")
         answers: dict[int, Answer] = {}
