@@ -234,12 +234,14 @@ def _refusal(refusal: errors.ModelkeepError) -> bytes:
 class _Peer:
     """One front's connection."""
 
-    __slots__ = ("out", "reader", "sock")
+    __slots__ = ("full", "out", "reader", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.reader = frames.FrameReader()
         self.out = bytearray()
+        self.full = False
+        """Its socket takes no more just now."""
 
 
 _Ticket = tuple[_Peer, int]
@@ -438,9 +440,10 @@ class Worker:
             del peer.out[:sent]
         except BlockingIOError:
             pass
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.out else 0)
-        if self._selector.get_key(peer.sock).events != wanted:
-            self._selector.modify(peer.sock, wanted, peer)
+        if bool(peer.out) != peer.full:
+            peer.full = bool(peer.out)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.full else 0)
+            self._selector.modify(peer.sock, events, peer)
 
 
 def _first_message(channel: socket.socket) -> messages.Load:
