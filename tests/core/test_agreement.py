@@ -49,6 +49,7 @@ def stepping(**more: object) -> Standing:
         (stepping(pointed=2), Rift.APART, Mend.WAIT),
         (stepping(pointed=3), Rift.APART, Mend.WAIT),
         (Standing(endpoint=ENDPOINT), Rift.VACANT, Mend.NOTHING),
+        (Standing(endpoint=structs.replace(ENDPOINT, alias=None, stage="staging")), None, None),
         (Standing(endpoint=ENDPOINT, pointed=2, pointed_withdrawn=True), Rift.WITHDRAWN, Mend.POINT),
         (
             Standing(endpoint=ENDPOINT, pointed=2, pointed_withdrawn=True, served_withdrawn=True),

@@ -88,6 +88,8 @@ def compare(seen: Standing) -> Found | None:
         return None
     if endpoint.stable is None:
         return _begun(seen)
+    if seen.pointed is None and endpoint.alias is None:
+        return None  # its version went on to another stage, as versions do; the endpoint keeps it meanwhile
     if seen.pointed is None:
         why = f"{endpoint.follows} names nothing; the endpoint goes on with number {endpoint.stable}"
         return Found(rift=Rift.VACANT, mend=Mend.WAIT if running is not None else Mend.NOTHING, why=why)

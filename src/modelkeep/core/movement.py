@@ -32,7 +32,7 @@ class Rift(StrEnum):
     """How what an endpoint follows and what it serves can be apart.
 
     apart      the stage or alias names another version than is served
-    vacant     it names none, and the endpoint goes on serving the last
+    vacant     the alias is gone, and the endpoint goes on serving the last
     withdrawn  it names a version that was taken back
     lost       the endpoint names a rollout that is not under way
     outrun     a gateway has a newer route than the registry, and would ignore it
