@@ -7,7 +7,7 @@ import pytest
 from modelkeep.core.plan import read_plan
 from modelkeep.core.rollout import RolloutState as State
 from tests.journeys.houses import running_house
-from tests.journeys.test_strategies import World, until
+from tests.journeys.test_strategies import ROWS, World, until
 
 pytestmark = [
     pytest.mark.journey,
@@ -16,6 +16,8 @@ pytestmark = [
     pytest.mark.req("S7", "S11"),
 ]
 
+TRUE = sum(ROWS["inputs"][0].values())
+"""What stable says of the row that is asked about."""
 PLAN = """\
 schema: modelkeep.rollout/v1
 steps:
@@ -38,22 +40,26 @@ def test_a_candidate_waits_for_labels_and_goes_back_by_them() -> None:
         world.reaches(State.STEPPING)
         asked = 0
 
-        def waits() -> bool:
+        def ask() -> None:
             nonlocal asked
-            for number in range(asked, asked + 20):
+            for number in range(asked, asked + 40):
                 world.asks(key=f"u{number}", request_id=f"order-{number}")
-            asked += 20
+            asked += 40
+
+        def waits() -> bool:
+            ask()
             found = world.client.rollout_status("churn").rollout
             return found is not None and found.held == "no labels yet: holding"
 
         until(waits, "all is shown but the labels")
         status = house.run("rollout", "status", "churn").stdout
         assert "Labels are waited for until" in status, status
-        rows = [{"request_id": f"order-{number}", "label": 40.0} for number in range(asked)]
         labels = house.data.parent / "labels.jsonl"
-        labels.write_text("\n".join(json.dumps(row) for row in rows))
 
         def back() -> bool:
+            ask()  # what was asked before the recorder was there is not remembered
+            rows = [{"request_id": f"order-{number}", "label": TRUE} for number in range(asked)]
+            labels.write_text("\n".join(json.dumps(row) for row in rows))
             sent = house.run("feedback", "churn", "--input", str(labels), "--gateway", house.gateway)
             assert sent.returncode == 0, sent
             found = world.client.rollout_status("churn").rollout
