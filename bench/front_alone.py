@@ -51,10 +51,11 @@ class _Echo(asyncio.Protocol):
 def _serve_worker(pipe: Connection, path: str) -> None:
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        await loop.create_unix_server(_Echo, path)
+        server = await loop.create_unix_server(_Echo, path)
         pipe.send(os.getpid())
         with contextlib.suppress(EOFError):
             await loop.run_in_executor(None, pipe.poll, None)
+        server.close()  # it is held until here: nobody else refers to it
 
     with new_loop() as runner:
         runner.run(serve())
