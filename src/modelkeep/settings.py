@@ -59,6 +59,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gateway_allow_code: bool = False  # whether versions may bring Python code of their own
     gateway_environments: str = "off"  # locked: a version runs with the packages it lists, installed by uv
     gateway_memory_budget: str = "0"  # for the versions together, like 2GiB; those loaded on demand give way
+    gateway_worker_memory: str = "0"  # what one process of a version may map, like 4GiB; 0 for no limit
     gateway_idle_timeout_s: float = 300.0  # a version loaded on demand sleeps after it; 0 for never
     gateway_data: str | None = None  # the gateway's own folder; one in the data folder when left out
 
@@ -90,6 +91,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def gateway_memory_budget_bytes(self) -> int:
         return values.parse_size(self.gateway_memory_budget)
+
+    @property
+    def gateway_worker_memory_bytes(self) -> int:
+        return values.parse_size(self.gateway_worker_memory)
 
     @property
     def gateway_folder(self) -> Path:
@@ -144,10 +149,11 @@ def _checked(settings: Settings) -> Settings:
             f"'gateway_environments' is 'off' or 'locked', not {settings.gateway_environments!r}.",
             field="gateway_environments",
         )
-    try:
-        values.parse_size(settings.gateway_memory_budget)
-    except errors.Invalid as problem:
-        raise errors.InvalidSetting(problem.message, field="gateway_memory_budget") from problem
+    for name in ("gateway_memory_budget", "gateway_worker_memory"):
+        try:
+            values.parse_size(getattr(settings, name))
+        except errors.Invalid as problem:
+            raise errors.InvalidSetting(problem.message, field=name) from problem
     if not 0 <= settings.gateway_idle_timeout_s <= IDLE_MAX_S:
         raise errors.InvalidSetting(
             "'gateway_idle_timeout_s' is a number of seconds from 0 (never) to a day.",

@@ -444,7 +444,9 @@ def alias() -> None:
 @click.argument("ref")
 @click.option("--expect", metavar="NUMBER", help="Only if it points to this number now ('none': nowhere).")
 @click.option("--protect/--unprotect", "protected", default=None, help="Keep its version from deletion.")
-@click.option("-m", "--reason", metavar="TEXT", help="Why, for the rollout where an endpoint follows it.")
+@click.option(
+    "-m", "--message", "reason", metavar="WHY", help="Why, for the rollout where an endpoint follows it."
+)
 @plan_options
 @click.option("--supersede", is_flag=True, help="End the rollout that is under way, and begin this one.")
 def alias_set(

@@ -22,7 +22,11 @@ def plan_options(function: F) -> F:
     """`--plan FILE`, `--strategy NAME` and `--step SHARE:SECONDS`, to be read by `stated`."""
     for option in (
         click.option(
-            "--step", "steps", multiple=True, metavar="SHARE:SECONDS", help="A step, such as 10%:60."
+            "--step",
+            "steps",
+            multiple=True,
+            metavar="SHARE:SECONDS[:MOST]",
+            help="A step, such as 10%:60, or 10%:60:600 with the time that evidence is waited for.",
         ),
         click.option(
             "--strategy", metavar="NAME", help="canary, blue-green, rolling, immediate, ab-test or shadow."

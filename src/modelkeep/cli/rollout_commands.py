@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from modelkeep.core.recording import Privacy
     from modelkeep.core.routing import Loading
 
+ARRIVED = ("succeeded", "concluded")
+"""States of a rollout that ended as it was meant to: the candidate took over, or a test has its report."""
 WATCH_S = 0.5
 """Between two looks while watching."""
 AWAY_MAX_S = 60.0
@@ -198,7 +200,9 @@ def rollout() -> None:
 @verb(rollout, "status")
 @click.argument("endpoint", metavar=EITHER)
 @click.option(
-    "--watch", is_flag=True, help="Go on showing until it ends. Exit code: 0 succeeded, 3 taken back."
+    "--watch",
+    is_flag=True,
+    help="Go on showing until it ends. Exit code: 0 succeeded or ended with its report, 3 anything else.",
 )
 def rollout_status(session: Session, endpoint: str, watch: bool) -> int:
     """Show how the traffic of an endpoint stands."""
@@ -227,7 +231,7 @@ def _watch(session: Session, endpoint: str, status: "RolloutStatus") -> int:
         status = _next_status(session, endpoint)
     if session.quiet:
         session.screen.line(status.rollout.id if status.rollout else status.endpoint.name)
-    return 0 if status.rollout is None or status.rollout.state.value == "succeeded" else 3
+    return 0 if status.rollout is None or status.rollout.state.value in ARRIVED else 3
 
 
 def _next_status(session: Session, endpoint: str) -> "RolloutStatus":

@@ -53,6 +53,10 @@ _MODELS = (
         help="For all versions together, like 2GiB [MODELKEEP_GATEWAY_MEMORY_BUDGET].",
     ),
     click.option(
+        "--worker-memory", "gateway_worker_memory", metavar="SIZE",
+        help="The most that one process of a version may map, like 4GiB [MODELKEEP_GATEWAY_WORKER_MEMORY].",
+    ),
+    click.option(
         "--idle-timeout", "gateway_idle_timeout_s", type=float, metavar="S",
         help="Seconds until a version loaded on demand sleeps [MODELKEEP_GATEWAY_IDLE_TIMEOUT_S].",
     ),
@@ -124,6 +128,7 @@ def up(session: Session, host_names: tuple[str, ...], log_level: str | None, **f
     models = ["--environments", settings.gateway_environments]
     models += ["--allow-code"] if settings.gateway_allow_code else []
     models += ["--memory-budget", settings.gateway_memory_budget]
+    models += ["--worker-memory", settings.gateway_worker_memory]
     models += ["--idle-timeout", f"{settings.gateway_idle_timeout_s:g}"]
 
     def gateway_words(former: str | None) -> list[str]:
@@ -259,6 +264,7 @@ def gateway_run(
         allow_code=settings.gateway_allow_code,
         environments=settings.gateway_environments,
         memory_budget_bytes=settings.gateway_memory_budget_bytes,
+        worker_memory_bytes=settings.gateway_worker_memory_bytes,
         sleep_after_s=settings.gateway_idle_timeout_s,
         name=name,
         url=address,

@@ -10,7 +10,7 @@ import click
 
 from modelkeep.cli import rollout_views, verdict_views
 from modelkeep.cli.plans import plan_options, stated
-from modelkeep.cli.rollout_commands import EITHER, _next_status, rollout
+from modelkeep.cli.rollout_commands import ARRIVED, EITHER, _next_status, rollout
 from modelkeep.cli.session import Session, read_text, verb
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ _UNIT_S = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 def rollout_wait(session: Session, endpoint: str, timeout: str) -> int:
     """Wait until a rollout has ended.
 
-    Exit code: 0 succeeded, 3 taken back or failed, 8 still under way when the time is over, 12 the same
-    without a single request to the candidate.
+    Exit code: 0 succeeded or ended with its report, 3 taken back, failed, cancelled or superseded, 8 still
+    under way when the time is over, 12 the same without a single request to the candidate.
     """
     until = time.monotonic() + _span(timeout)
     status = session.client.rollout_status(endpoint)
@@ -61,7 +61,7 @@ def how_it_ended(status: "RolloutStatus") -> int:
     """The exit code of a rollout that was waited for."""
     found = status.rollout
     assert found is not None, "somebody waited for it"
-    if found.state.value == "succeeded":
+    if found.state.value in ARRIVED:
         return SUCCEEDED
     if not status.active:
         return TAKEN_BACK

@@ -54,7 +54,7 @@ class EventKind(StrEnum):
     PROMOTION_DENIED = "promotion.denied"  # every gate's verdict
     POLICY_CHANGED = "policy.changed"  # scope, version, digest
     STAGES_CHANGED = "stages.changed"  # the graph of a model
-    ENDPOINT_CREATED = "endpoint.created"  # the stage that it follows, and its settings
+    ENDPOINT_CREATED = "endpoint.created"  # the stage or alias that it follows, and its settings
     ENDPOINT_CHANGED = "endpoint.changed"  # its settings, or the version it serves after a rollback
     ENDPOINT_DELETED = "endpoint.deleted"
     ENDPOINT_DISAGREED = "endpoint.disagreed"  # it does not serve what it follows: how, and what is done
@@ -71,7 +71,7 @@ class EventKind(StrEnum):
     ROLLOUT_FAILED = "rollout.failed"
     ROLLOUT_CANCELLED = "rollout.cancelled"
     ROLLOUT_SUPERSEDED = "rollout.superseded"  # another rollout of the endpoint took its place
-    ROLLOUT_CONCLUDED = "rollout.concluded"  # an A/B test has ended, with its report; stable goes on
+    ROLLOUT_CONCLUDED = "rollout.concluded"  # a shadow or A/B test has ended, with what it showed
     PRINCIPAL_CREATED = "principal.created"
     PRINCIPAL_DISABLED = "principal.disabled"
     TOKEN_CREATED = "token.created"
