@@ -2,7 +2,7 @@
 
     python -m bench                                          # everything; `make bench` says the same
     python -m bench transfer start_times                     # some of them
-    python -m bench --quick                                  # shows that all of them work, in a minute or two
+    python -m bench --quick                                  # shows that all of them work, in a few minutes
     python -m bench --write docs/explanation/performance.md  # puts the tables of what ran into the page
 
 What was promised comes last, in one table. It measures nothing itself. Each benchmark can be run alone
