@@ -191,12 +191,16 @@ def shown(call: Call) -> str:
 
 # ----------------------------------------------------------------------------------------------- without wrk
 
+CLOSED = 599
+"""In the place of a status: the server gave none and closed the connection."""
+
 
 async def _drive(
     port: int, calls: Iterator[Call], connections: int, seconds: float | None, errors_max: float
 ) -> Figure:
     times: list[float] = []
     refused: list[str] = []
+    gone: list[Call] = []
     numbers = itertools.count(next(_numbers))
     began = time.perf_counter()
     until = began + seconds if seconds is not None else float("inf")
@@ -209,11 +213,21 @@ async def _drive(
                 if sent >= until:
                     return
                 writer.write(_as_bytes(call, numbers))
-                status, body = await _answered(reader)
+                try:
+                    status, body = await _answered(reader)
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    status, body = CLOSED, b"the connection was closed"
                 times.append(time.perf_counter() - sent)
                 if status >= 400:
                     refused.append(f"{shown(call)}: {status} {body[:500].decode(errors='replace')}")
                     if errors_max == 0:
+                        return
+                if status == CLOSED:
+                    writer.close()
+                    try:
+                        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                    except OSError:
+                        gone.append(call)
                         return
         finally:
             writer.close()
@@ -222,6 +236,8 @@ async def _drive(
         for _ in range(connections):
             group.create_task(work())
     took_s = time.perf_counter() - began
+    if gone:
+        raise Refused(f"{shown(gone[0])}: nobody listens any more")
     if len(refused) > errors_max * len(times):
         raise Refused(f"{len(refused):,} of {len(times):,} requests failed, the first one: {refused[0]}")
     times.sort()

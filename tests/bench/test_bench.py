@@ -6,6 +6,7 @@ real work, that the table of benchmarks names all there are, and that the page h
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -212,6 +213,26 @@ def test_errors_end_a_measurement() -> None:
             load.drive(port, [Call("GET", "/gone")], connections=1, seconds=1)
         with pytest.raises(Refused, match="404 ok"):
             load.drive_each(port, [Call("GET", "/gone")] * 3, connections=1)
+
+
+@pytest.mark.network
+def test_a_peer_that_hangs_up_is_counted_and_asked_on() -> None:
+    """A connection that the server closes in the place of an answer is one failed request, where some may be."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for said in (b"", b"HTTP/1.1 200 ok\r\nContent-Length: 0\r\n\r\n"):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1_000)
+                    connection.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        calls = [Call("GET", "/a")] * 2
+        figure = load.drive_each(listener.getsockname()[1], calls, connections=1, errors_max=0.5)
+        thread.join()
+    assert (figure.requests, figure.failed) == (2, 1)
 
 
 def test_a_filled_registry_is_a_real_one(tmp_path: Path) -> None:
