@@ -217,7 +217,7 @@ def test_errors_end_a_measurement() -> None:
 
 @pytest.mark.network
 def test_a_peer_that_hangs_up_is_counted_and_asked_on() -> None:
-    """A connection that the server closes in the place of an answer is one failed request, where some may be."""
+    """A connection closed in the place of an answer is one failed request, where some may be."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
