@@ -61,6 +61,15 @@ _MODELS = (
         help="Seconds until a version loaded on demand sleeps [MODELKEEP_GATEWAY_IDLE_TIMEOUT_S].",
     ),
 )  # fmt: skip
+
+
+def _models(command: Any) -> Any:
+    """Give a command all options of how models are run: a list of them by hand would lose the last."""
+    for option in reversed(_MODELS):
+        command = option(command)
+    return command
+
+
 _LEVEL = click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
@@ -100,10 +109,7 @@ def _ready(channel: int | None, data: object, what: str) -> "Any":
 @_CALLERS[0]
 @_CALLERS[1]
 @_CALLERS[2]
-@_MODELS[0]
-@_MODELS[1]
-@_MODELS[2]
-@_MODELS[3]
+@_models
 @_AUTH
 @_NAMES
 @_LEVEL
@@ -220,10 +226,7 @@ def gateway() -> None:
 @_CALLERS[0]
 @_CALLERS[1]
 @_CALLERS[2]
-@_MODELS[0]
-@_MODELS[1]
-@_MODELS[2]
-@_MODELS[3]
+@_models
 @click.option("--fronts", "gateway_fronts", type=int, metavar="N", help="Processes that take requests.")
 @click.option("--name", metavar="NAME", help="What the server calls this gateway.")
 @click.option("--address", metavar="URL", help="Where callers reach it, when that is not host and port.")
