@@ -1,5 +1,6 @@
 """A log led through a plan: it is counted as a gateway would, and told the same for the same seed."""
 
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
@@ -75,6 +76,37 @@ def test_the_same_seed_tells_the_same() -> None:
     first = told(SHORT, small)
     assert first == told(SHORT, small)
     assert first != told(SHORT, small, seed=2)
+
+
+def test_blocks_of_any_size_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollouts are drawn some at a time for the memory's sake, and nothing else depends on how many."""
+    small = traffic(requests=2_000)
+    at_once = told(SHORT, small, runs=8)
+    for cells in (1, 777):
+        monkeypatch.setattr(rehearsal, "BLOCK_CELLS", cells)
+        assert told(SHORT, small, runs=8) == at_once
+
+
+def test_a_tick_takes_no_more_memory_than_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many callers come at once, what they meet is drawn block by block beside six bytes a cell."""
+    monkeypatch.setattr(rehearsal, "BLOCK_CELLS", cells := 50_000)
+    everybody, runs = 5_000, 200
+    none = np.zeros(everybody, dtype=bool)
+    log = Traffic(np.linspace(0, 1, everybody), np.arange(everybody), none, none)
+    tracemalloc.start()
+    try:
+        world = rehearsal._Rehearsed(QUICK, log, 1.0, runs, np.random.default_rng(1))
+        world.come(1.0, 2.0)
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        counts = world.come(1.0, 2.0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(counts.callers[0]) == 0, "they have all come already"
+    held = (world._bucket, world._has_failed, world.met)
+    assert sum(array.nbytes for array in held) == 6 * everybody * runs
+    assert peak - kept < 48 * cells
 
 
 def test_it_is_counted_as_a_gateway_counts() -> None:

@@ -33,7 +33,10 @@ from modelkeep.core.sequential_many import Array
 REQUESTS_MAX = 5_000_000
 """Requests of one log: a day of 58 a second; whoever has more chooses a shorter time."""
 CELLS_MAX = 20_000_000
-"""Callers times rollouts that are held in memory, at six bytes each."""
+"""Callers times rollouts that are held in memory: six bytes each, 120 MB."""
+BLOCK_CELLS = 500_000
+"""Callers of one tick times rollouts that are counted together, or one rollout where more callers come: some
+forty bytes each for as long as that takes."""
 RUNS = 200
 """Rollouts of each kind, unless more are asked for."""
 RUNS_MIN = 20
@@ -186,35 +189,58 @@ class _Rehearsed(World):
         traffic, since = self._traffic, before_steps_s(self.plan)
         first, end = np.searchsorted(traffic.at_s, [now - lasts - since, now - since])
         order = first + np.argsort(traffic.caller[first:end], kind="stable")
-        if not len(order):
-            none = np.zeros(len(self.step), dtype=np.int64)
-            return Counts((none, none), (none, none), (none, none), (none, none))
-        whose = traffic.caller[order]
-        starts = np.flatnonzero(np.diff(whose, prepend=-1))
-        who, asked = whose[starts], np.diff(starts, append=len(whose))
-        failed = np.add.reduceat(traffic.failed[order].astype(np.int64), starts)
-        failed_first = traffic.failed[order[starts]]
-        slow = np.logical_or.reduceat(traffic.slow[order], starts) & ~self._was_slow[who]
-        new = ~self._came[who]
-        self._came[who] = True
-        self._was_slow[who] |= slow
+        sums = np.zeros((4, 2, len(self.step)), dtype=np.int64)
+        if len(order):
+            whose = traffic.caller[order]
+            starts = np.flatnonzero(np.diff(whose, prepend=-1))
+            who = whose[starts]
+            slow = np.logical_or.reduceat(traffic.slow[order], starts) & ~self._was_slow[who]
+            visit = _Visit(
+                who=who,
+                asked=np.diff(starts, append=len(whose)),
+                failed=np.add.reduceat(traffic.failed[order].astype(np.int64), starts),
+                failed_first=traffic.failed[order[starts]],
+                slow=slow,
+                new=~self._came[who],
+            )
+            self._came[who] = True
+            self._was_slow[who] |= slow
+            rows = max(1, BLOCK_CELLS // len(who))
+            for begin in range(0, len(self.step), rows):
+                block = slice(begin, begin + rows)
+                sums[:, :, block] = self._meet(visit, block)
+        callers, failing, slowed, at_once = ((pair[0], pair[1]) for pair in sums)
+        return Counts(callers, failing, slowed, at_once)
 
-        under_way = self.open[:, None]
-        on = (self._bucket[:, who] < self.weights[self.step][:, None]) & under_way
+    def _meet(self, visit: "_Visit", block: slice) -> Array:
+        """What becomes of those who came, in some of the rollouts: the four `Counts` on both sides, as a
+        4 x 2 x rollouts array. The chances are drawn row by row, so that blocks of any size draw the same."""
+        who = visit.who
+        under_way = self.open[block, None]
+        on = (self._bucket[block, who] < self.weights[self.step[block]][:, None]) & under_way
         off = ~on & under_way
         chance = self._rng.random(on.shape)
-        fails = (failed > 0) | (on & (chance < 1 - (1 - self._fails_besides) ** (asked - failed)))
-        fails_first = failed_first | (on & (chance < self._fails_besides))
-        first_error = fails & ~self._has_failed[:, who]
-        self._has_failed[:, who] |= fails
-        self.met[:, who] |= on
-        self.requests += (on * asked).sum(axis=1)
-        return Counts(
-            ((on & new).sum(axis=1), (off & new).sum(axis=1)),
-            ((on & first_error).sum(axis=1), (off & first_error).sum(axis=1)),
-            ((on & slow).sum(axis=1), (off & slow).sum(axis=1)),
-            ((on & new & fails_first).sum(axis=1), (off & new & fails_first).sum(axis=1)),
-        )
+        fails_any = 1 - (1 - self._fails_besides) ** (visit.asked - visit.failed)
+        fails = (visit.failed > 0) | (on & (chance < fails_any))
+        fails_first = visit.failed_first | (on & (chance < self._fails_besides))
+        first_error = fails & ~self._has_failed[block, who]
+        self._has_failed[block, who] |= fails
+        self.met[block, who] |= on
+        self.requests[block] += (on * visit.asked).sum(axis=1)
+        those = (visit.new, first_error, visit.slow, visit.new & fails_first)
+        return np.array([[(side & which).sum(axis=1) for side in (on, off)] for which in those])
+
+
+class _Visit(Struct, frozen=True):
+    """Who came in one tick, an entry each for each caller: how often they asked and failed on stable, whether
+    the first of it failed, and whether they were slow, or came, for the first time."""
+
+    who: Array
+    asked: Array
+    failed: Array
+    failed_first: Array
+    slow: Array
+    new: Array
 
 
 def _regression(odds: float, world: _Rehearsed) -> Regression:
