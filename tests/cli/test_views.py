@@ -14,6 +14,8 @@ from msgspec.structs import replace
 from modelkeep.cli import (
     access_views,
     catalog_views,
+    endpoint_views,
+    forecast_views,
     promotion_views,
     rollout_views,
     server_views,
@@ -474,19 +476,19 @@ def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:
         finished_at=T0 + timedelta(minutes=3),
     )
     text = _drawn(
-        ("endpoint ls", rollout_views.endpoints([_endpoint()])),
-        ("endpoint show", rollout_views.endpoint_with_misses(_status(_rollout()))),
+        ("endpoint ls", endpoint_views.endpoints([_endpoint()])),
+        ("endpoint show", endpoint_views.endpoint_with_misses(_status(_rollout()))),
         ("rollout status", rollout_views.status(_status(_rollout()))),
         ("rollout status, ended", rollout_views.status(_status(done))),
         ("rollout status, waiting for labels", rollout_views.status(_status(_labelled()))),
         ("rollout status, none", rollout_views.status(_status(None))),
         ("rollout ls", rollout_views.rollouts([done, _rollout()])),
-        ("rollout forecast", rollout_views.forecast(_forecast())),
+        ("rollout forecast", forecast_views.forecast(_forecast())),
         (
             "rollout forecast, given",
-            rollout_views.forecast(_forecast(measured=None, assumed=("slow callers",))),
+            forecast_views.forecast(_forecast(measured=None, assumed=("slow callers",))),
         ),
-        ("rollout forecast, with labels", rollout_views.forecast(_forecast(labels=_label_outlook()))),
+        ("rollout forecast, with labels", forecast_views.forecast(_forecast(labels=_label_outlook()))),
         ("watch", rollout_views.one_line(rollout_views.change(_status(_rollout())))),
         ("watch, ended", rollout_views.one_line(rollout_views.change(_status(done)))),
     )
@@ -576,6 +578,7 @@ def test_care_reads_well(golden: Callable[[str, str], None]) -> None:
         ("fsck", server_views.fsck(report)),
         ("fsck", server_views.fsck(changed)),
         ("gateway rollback", server_views.gateway_rollback(back)),
+        ("gateway rollback, to one that slept", server_views.gateway_rollback(back | {"loading": True})),
     )
     golden("cli_server.txt", text)
 

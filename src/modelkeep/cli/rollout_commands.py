@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelkeep.cli import endpoint_views, forecast_views
 from modelkeep.cli import rollout_views as views
 from modelkeep.cli.plans import plan_options, stated
 from modelkeep.cli.session import Session, limit, read_text, reason, verb, yes
@@ -122,7 +123,7 @@ def endpoint_create(
         schema=Strictness(schema) if schema is not None else None,
         plan=stated(plan_file, strategy, steps),
     )
-    session.answer(made, [made.name], views.endpoint(made))
+    session.answer(made, [made.name], endpoint_views.endpoint(made))
 
 
 def _log_share(text: str) -> int:
@@ -164,7 +165,7 @@ def _privacy(fields: tuple[str, ...], others: str | None) -> "Privacy | None":
 def endpoint_show(session: Session, name: str) -> None:
     """Show an endpoint and its plan."""
     found = session.client.rollout_status(name)
-    session.answer(found.endpoint, [name], views.endpoint_with_misses(found))
+    session.answer(found.endpoint, [name], endpoint_views.endpoint_with_misses(found))
 
 
 @verb(endpoint, "ls")
@@ -172,7 +173,7 @@ def endpoint_show(session: Session, name: str) -> None:
 def endpoint_ls(session: Session, limit: int) -> None:
     """List endpoints."""
     found = session.client.list_endpoints(limit=limit).whole()
-    session.answer(found, (e.name for e in found.items), views.endpoints(found.items))
+    session.answer(found, (e.name for e in found.items), endpoint_views.endpoints(found.items))
     if not found.items:
         session.say("No endpoint yet; make one with 'modelkeep endpoint create NAME --model MODEL'.")
 
@@ -323,7 +324,7 @@ def rollout_forecast(
         seed=seed,
         runs=runs,
     )
-    session.answer(told, [told.endpoint], views.forecast(told))
+    session.answer(told, [told.endpoint], forecast_views.forecast(told))
 
 
 def _rate(text: str) -> float:

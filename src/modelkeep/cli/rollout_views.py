@@ -1,4 +1,5 @@
-"""How answers about traffic read: endpoints, a rollout with its evidence, and what the gateways say."""
+"""How answers about moving traffic read: a rollout with its evidence, how an endpoint stands, and what the
+gateways say. Endpoints by themselves and forecasts are drawn elsewhere."""
 
 import io
 from collections.abc import Sequence
@@ -7,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from modelkeep.cli import contest_views
 from modelkeep.cli.catalog_views import View
+from modelkeep.cli.endpoint_views import disagreement
 from modelkeep.cli.plans import summary
-from modelkeep.cli.show import Screen, Text, duration, moment, number, share
+from modelkeep.cli.show import Screen, Text, moment, number, share
 
 if TYPE_CHECKING:
-    from modelkeep.core.answers import Explanation, GatewayStatus, RolloutForecast, RolloutStatus
-    from modelkeep.core.label_outlook import LabelsOutlook
+    from modelkeep.core.answers import Explanation, RolloutStatus
     from modelkeep.core.observation import BandCounts, PairCounts
-    from modelkeep.core.rollout import Endpoint, Rollout
+    from modelkeep.core.rollout import Rollout
 
 _STATES = {
     "succeeded": "good",
@@ -33,116 +34,6 @@ BAR_CELLS = 30
 
 def _state(value: str) -> Text:
     return Text(value.replace("_", " "), _STATES.get(value, "dim"))
-
-
-def endpoints(items: Sequence["Endpoint"]) -> View:
-    """A list of endpoints."""
-
-    def draw(screen: Screen) -> None:
-        screen.table(
-            ("endpoint", "follows", "serves", "rollout", "plan"),
-            (
-                (
-                    e.name,
-                    e.follows,
-                    f"#{e.stable}" if e.stable is not None else Text("nothing yet", "dim"),
-                    e.rollout,
-                    summary(e.plan),
-                )
-                for e in items
-            ),
-        )
-
-    return draw
-
-
-def endpoint(found: "Endpoint") -> View:
-    """One endpoint and its plan."""
-
-    def draw(screen: Screen) -> None:
-        plan = found.plan
-        screen.facts(
-            (
-                ("endpoint", Text(found.name, "strong")),
-                ("follows", found.follows),
-                ("serves", f"#{found.stable}" if found.stable is not None else "nothing yet"),
-                ("before", f"#{found.previous}" if found.previous is not None else None),
-                ("rollout", found.rollout),
-                ("disagrees", Text(disagreement(found), "bad") if found.disagreement else None),
-                ("plan", summary(plan)),
-                ("risk", f"a version no worse is taken back with a chance of at most {plan.alpha:.2%}"),
-                ("key", _key(found)),
-                ("slow", f"above {found.slow_ms:g} ms"),
-                ("schema", found.schema.value if found.schema.value != "strict" else None),
-                ("lease", duration(found.lease_s) if found.lease_s else None),
-                ("workers", str(found.workers) if found.workers > 1 else None),
-                ("loaded", "on demand" if found.load == "on_demand" else None),
-                ("logged", _logged(found) if found.log_ppm else None),
-                ("created", f"{moment(found.created_at)} by {found.created_by}"),
-            )
-        )
-
-    return draw
-
-
-def disagreement(found: "Endpoint") -> str:
-    """What the reconciler says of an endpoint that does not serve what it follows."""
-    note = found.disagreement
-    if note is None:
-        return ""
-    return f"{note.why} (since {moment(note.since)}; {_MENDS.get(note.mend, note.mend)})"
-
-
-_MENDS = {
-    "start": "a rollout brings it there",
-    "point": "it names what is served again",
-    "let_go": "that rollout is forgotten",
-    "republish": "the route was said again",
-    "outrank": "the route was made newer",
-    "wait": "the end of the rollout mends it",
-    "nothing": "promote or set what is meant",
-}
-
-
-def endpoint_with_misses(found: "RolloutStatus") -> View:
-    """One endpoint, and what requests missed of the signature since its gateways started its versions."""
-
-    def draw(screen: Screen) -> None:
-        endpoint(found.endpoint)(screen)
-        missed = misses(found.gateways)
-        if missed:
-            screen.blank()
-            screen.table(("field", "refused", "made to fit"), missed, right=(1, 2))
-
-    return draw
-
-
-def misses(gateways: Sequence["GatewayStatus"]) -> list[tuple[str, int, int]]:
-    """Field, requests refused for it and requests made to fit, of all gateways; the most first."""
-    rows: dict[str, tuple[int, int]] = {}
-    for gateway in gateways:
-        told = gateway.misses
-        for name in told.refused | told.fitted:
-            refused, fitted = rows.get(name, (0, 0))
-            rows[name] = (refused + told.refused.get(name, 0), fitted + told.fitted.get(name, 0))
-    return [(name, *counts) for name, counts in sorted(rows.items(), key=lambda row: (-sum(row[1]), row[0]))]
-
-
-def _logged(found: "Endpoint") -> str:
-    """What share is logged, and what becomes of its fields."""
-    privacy = found.privacy
-    treated = [f"{name} {how}" for name, how in sorted(privacy.fields.items())]
-    if privacy.others != "keep":
-        treated.append(f"others {privacy.others}")
-    return ", ".join([share(found.log_ppm), *treated])
-
-
-def _key(found: "Endpoint") -> str:
-    """Where a caller's key is looked for, in order."""
-    cookie = f"the cookie {found.key_cookie}" if found.key_cookie else None
-    field = f"{found.key_field} of the body" if found.key_field else None
-    named = [place for place in (found.key_header, cookie, field) if place]
-    return ", else ".join(named) or "the connection's address"
 
 
 def rollouts(items: Sequence["Rollout"]) -> View:
@@ -193,44 +84,56 @@ def rollout(found: "Rollout") -> View:
                 ("ended", moment(found.finished_at) if found.finished_at else None),
             )
         )
-        if any(side.requests for _, side in contest_views.sides(found)):
-            screen.blank()
-            screen.table(
-                ("", "requests", "errors", "slow", "callers", "failing callers", "mean ms"),
-                [
-                    (
-                        name,
-                        side.requests,
-                        side.errors,
-                        side.slow,
-                        side.new_callers,
-                        side.callers_first_error,
-                        f"{side.duration_ms_sum / side.requests:.2f}" if side.requests else "",
-                    )
-                    for name, side in contest_views.sides(found)
-                ],
-                right=range(1, 7),
-            )
-        if found.judgement is not None:
-            judgement = found.judgement
-            screen.line(
-                "verdict",
-                Text(judgement.verdict.value, _VERDICTS[judgement.verdict.value]),
-                f"(p = {judgement.p_value:.2g}): {judgement.why}",
-            )
-        if found.plan.strategy.value == "ab_test":
-            contest_views.report(screen, found)
-        if found.pairs is not None:
-            _pairs(screen, found.pairs)
-        if found.outputs is not None:
-            _outputs(screen, found.outputs)
-        if found.plan.quality is not None and found.candidate_counts.requests:
-            _labels(screen, found)
+        _counts(screen, found)
+        _evidence(screen, found)
         for note in found.notes:
             who = "one of the versions" if found.others else "the candidate"
             screen.line(Text(f"  {who} said: {note}", "bad"))
 
     return draw
+
+
+def _counts(screen: Screen, found: "Rollout") -> None:
+    """What the callers of each side met, once there are any."""
+    sides = list(contest_views.sides(found))
+    if not any(side.requests for _, side in sides):
+        return
+    screen.blank()
+    screen.table(
+        ("", "requests", "errors", "slow", "callers", "failing callers", "mean ms"),
+        [
+            (
+                name,
+                side.requests,
+                side.errors,
+                side.slow,
+                side.new_callers,
+                side.callers_first_error,
+                _mean(side.duration_ms_sum, side.requests),
+            )
+            for name, side in sides
+        ],
+        right=range(1, 7),
+    )
+
+
+def _evidence(screen: Screen, found: "Rollout") -> None:
+    """The verdict, and what besides the counts speaks for it or against it."""
+    if found.judgement is not None:
+        judgement = found.judgement
+        screen.line(
+            "verdict",
+            Text(judgement.verdict.value, _VERDICTS[judgement.verdict.value]),
+            f"(p = {judgement.p_value:.2g}): {judgement.why}",
+        )
+    if found.plan.strategy.value == "ab_test":
+        contest_views.report(screen, found)
+    if found.pairs is not None:
+        _pairs(screen, found.pairs)
+    if found.outputs is not None:
+        _outputs(screen, found.outputs)
+    if found.plan.quality is not None and found.candidate_counts.requests:
+        _labels(screen, found)
 
 
 def _pairs(screen: Screen, pairs: "PairCounts") -> None:
@@ -429,135 +332,6 @@ def _p_values(evidence: Any) -> list[tuple[str, float]]:
         ("shift", "other predictions"),
     )
     return told + [(t, getattr(evidence, n).p_value) for n, t in later if getattr(evidence, n).ticks]
-
-
-_OUTLOOK = (
-    "odds",
-    "seen",
-    "10 % by",
-    "50 % by",
-    "90 % by",
-    "formula",
-    "callers",
-    "requests",
-    "failed",
-    "passes",
-)
-
-
-def forecast(told: "RolloutForecast") -> View:
-    """What a rollout may expect: the traffic, healthy candidates, worse ones, and which numbers are which."""
-
-    def draw(screen: Screen) -> None:
-        flow, found, healthy = told.flow, told.outlook, told.outlook.healthy
-        callers = f"{flow.callers_per_s:.3g} new callers a second"
-        share = f"{healthy.taken_back:.2%}, credibly at most {healthy.taken_back_at_most:.2%}"
-        screen.line(Text(f"{told.version or 'Any version'} over {told.stable} on {told.endpoint}", "strong"))
-        screen.facts(
-            (
-                ("plan", summary(told.plan)),
-                ("traffic", f"{callers}, {flow.requests_per_caller:.3g} requests each"),
-                ("stable", f"{flow.failing:.3%} of callers fail, {flow.slow:.3%} are answered slowly"),
-                ("counted", _counted(told)),
-                ("given", ", ".join(told.given)),
-                ("assumed", Text(", ".join(told.assumed), "warn") if told.assumed else None),
-            )
-        )
-        screen.blank()
-        screen.line("A candidate as good as stable:")
-        screen.facts(
-            (
-                ("all traffic", _times(healthy.full_half_s, healthy.full_nine_tenths_s)),
-                ("done", _times(healthy.done_half_s, None)),
-                ("taken back", f"{share}; promised: at most {healthy.alpha:.2%}"),
-                ("inconclusive", f"{healthy.inconclusive:.1%}" if healthy.inconclusive else None),
-                ("still waiting", f"{healthy.waiting:.1%}" if healthy.waiting else None),
-            )
-        )
-        screen.blank()
-        screen.line("A candidate whose callers fail at higher odds:")
-        screen.table(
-            (
-                "odds",
-                "seen",
-                "10 % by",
-                "50 % by",
-                "90 % by",
-                "formula",
-                "callers",
-                "requests",
-                "failed",
-                "passes",
-            ),
-            (
-                (
-                    f"x{r.odds:g}",
-                    f"{r.seen:.1%}",
-                    _time(r.tenth_s),
-                    _time(r.half_s),
-                    _time(r.nine_tenths_s),
-                    _time(r.formula_s),
-                    f"{r.callers:,.0f}",
-                    f"{r.requests:,.0f}",
-                    f"{r.failed_callers:,.0f}",
-                    f"{r.passed:.1%}",
-                )
-                for r in found.regressions
-            ),
-            right=range(1, 10),
-        )
-        screen.line(
-            Text(
-                f"Simulated: all but 'promised' and 'formula', by {found.runs} rollouts of each kind over "
-                f"{duration(found.horizon_s)}, seed {found.seed}; shares within {found.error:.1%}.",
-                "dim",
-            )
-        )
-        if told.labels is not None:
-            _labels_needed(screen, told.labels)
-
-    return draw
-
-
-def _labels_needed(screen: Screen, labels: "LabelsOutlook") -> None:
-    """How many labels a rollout needs, beside what was simulated without them."""
-    base = f"{labels.labelled:.0%} of callers get a label, {labels.wrong:.1%} of those of stable are wrong"
-    screen.blank()
-    screen.line(f"Labels, which the times above do not wait for ({base}):")
-    proof, worse = labels.proof, labels.regressions
-    rows = [("as good as stable: may advance", proof)]
-    rows += [(f"odds of being wrong x{one.odds:g}: seen", one) for one in worse]
-    screen.table(
-        ("a candidate", "callers with a wrong one", "takes"),
-        (
-            (what, f"{needed.callers:,.0f}" if needed.callers is not None else "-", _time(needed.takes_s))
-            for what, needed in rows
-        ),
-        right=(1, 2),
-    )
-    counted = "counted in former rollouts" if labels.counted else "assumed, for none were counted"
-    screen.line(Text(f"Computed means; the shares are {counted}. A label's own delay comes on top.", "dim"))
-
-
-def _counted(told: "RolloutForecast") -> str | None:
-    if told.measured is None:
-        return None
-    m = told.measured
-    return (
-        f"{m.callers:,} callers in {duration(m.span_s)} of {', '.join(m.rollouts)}, "
-        f"{m.stable_failed:,} of {m.stable_callers:,} failed on stable"
-    )
-
-
-def _times(half_s: float | None, nine_tenths_s: float | None) -> str:
-    if half_s is None:
-        return "not within the time that was simulated, for half of the rollouts"
-    later = f", nine tenths within {duration(nine_tenths_s)}" if nine_tenths_s is not None else ""
-    return f"half within {duration(half_s)}{later}"
-
-
-def _time(value: float | None) -> str:
-    return duration(value) if value is not None else "-"
 
 
 def prediction(outputs: Any) -> View:

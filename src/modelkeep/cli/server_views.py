@@ -52,6 +52,8 @@ def gateway_rollback(done: dict[str, Any]) -> View:
                 f"  swapped on {fronts} front{'' if fronts == 1 else 's'} in {done['took_ms']:.2f} ms", "dim"
             )
         )
+        if done.get("loading"):
+            screen.line(Text(f"  {done['version']} is being loaded; its callers wait for that", "warn"))
         if not done.get("journaled", True):
             screen.line(Text("  it could not be written down; free the gateway's disk", "bad"))
 
