@@ -3,31 +3,30 @@
 A value of another type is converted where its meaning is plain ("12" for 12, 3.0 for 3, 1 for true); columns
 that the signature does not know are left out; values beyond a range or outside of the known categories reach
 the model as they are. What is missing, has another shape, or cannot be converted is refused as anywhere else.
-Strict endpoints never come here, nor does a request that fits. Which endpoint is lenient is not known here.
+Strict endpoints never come here, nor does a request that fits. Which endpoint is lenient is not known here,
+nor how the table of a request is read (`plain`).
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import structs
 
 from modelkeep.core.observation import FIELDS_COUNTED_MAX, FieldMisses
 from modelkeep.core.signature import DataType, Field, Signature
-from modelkeep.serving import validation
-from modelkeep.serving.validation import Columns, refused
+from modelkeep.serving import plain, validation
+from modelkeep.serving.plain import LEFT_OUT
+from modelkeep.serving.validation import FLOATS, INTEGERS, Array, Columns, refused
 
 OTHERS = "(others)"
 """The fields of a signature beyond those that are counted by name."""
 UNKNOWN = "(unknown)"
-"""Columns that the signature does not know. Their names are the caller's, and no label."""
+"""Columns, and members of the body, that nobody knows. Their names are the caller's, and no label."""
 WHOLE = "(request)"
 """What was wrong with a request as a whole: no rows, ragged rows."""
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
-_INTEGERS = frozenset({DataType.INT32, DataType.INT64})
-_FLOATS = frozenset({DataType.FLOAT32, DataType.FLOAT64})
 
 
 def fit(
@@ -36,6 +35,7 @@ def fit(
     """Columns of plain values as the arrays that a version takes, and which fields missed the signature.
 
     Args:
+        given: columns of `rows` values each; `LEFT_OUT` where a row says nothing of a field.
         typed: the values have types of their own; where all are text, text is not amiss.
 
     Raises:
@@ -47,105 +47,110 @@ def fit(
     for field in signature.inputs:
         values = given.get(field.name)
         if values is None:
-            if field.required:
-                raise refused("this field is missing.", field=field.name)
-            values = [None] * rows
+            values = [LEFT_OUT] * rows
         loose = structs.replace(field, minimum=None, maximum=None, categories=None)
-        fitted, misses = _fitted(field, loose, values, typed=typed)
+        stated = [row for row, value in enumerate(values) if value is not LEFT_OUT]
+        if field.required and len(stated) < rows:
+            raise refused("this field is missing.", field=field.name)
+        fitted, misses = _fitted(field, loose, [values[row] for row in stated], stated, typed=typed)
         if misses:
             missed.add(field.name)
-        columns[field.name] = validation.to_array(loose, fitted)
-    bare = structs.replace(
-        signature,
-        inputs=tuple(
-            structs.replace(f, minimum=None, maximum=None, categories=None) for f in signature.inputs
-        ),
-    )
-    return validation.check_columns(bare, columns), frozenset(missed)
+        if len(stated) < rows:
+            found = dict(zip(stated, fitted, strict=True))
+            fitted = [found.get(row) for row in range(rows)]
+        columns[field.name] = _finite(field, validation.to_array(loose, fitted))
+    return columns, frozenset(missed)
 
 
-def _fitted(field: Field, loose: Field, values: Sequence[Any], *, typed: bool) -> tuple[list[Any], bool]:
-    """A column's values in its type, and whether any of them missed its field."""
+def of_tensors(signature: Signature, tensors: Columns) -> tuple[dict[str, list[Any]], set[str]]:
+    """The columns of tensors as plain values, and which of them are not what the signature says: a tensor has
+    a type even where each of its values would do."""
+    fields = {field.name: field for field in signature.inputs}
+    given: dict[str, list[Any]] = {}
+    amiss = set()
+    for name, array in tensors.items():
+        field = fields.get(name)
+        given[name] = (array if field is None else validation.scalar_shape(field, array)).tolist()
+        if field is not None and validation.amiss(field, array) is not None:
+            amiss.add(name)
+    return given, amiss
+
+
+def _fitted(
+    field: Field, loose: Field, values: Sequence[Any], rows: Sequence[int], *, typed: bool
+) -> tuple[list[Any], bool]:
+    """A column's values in its type, and whether any of them missed its field.
+
+    Args:
+        rows: where each of them stands.
+    """
     exact, kind = validation.value_type(field), validation.value_type(loose)
     try:
         return msgspec.convert(values, list[exact], strict=typed), False  # type: ignore[valid-type]  # made from data
     except msgspec.ValidationError:
         pass
+    depth = len(field.dimensions)
     fitted = []
-    for row, value in enumerate(values):
+    for row, value in zip(rows, values, strict=True):
         try:
-            fitted.append(msgspec.convert(_meant(field.type, value), kind))
+            fitted.append(msgspec.convert(_meant(field.type, value, depth), kind))
         except (msgspec.ValidationError, ValueError, OverflowError) as problem:
-            shown = "null" if value is None else repr(value)[:60]
+            shown = _shown(value)
             raise refused(f"{shown} cannot be made {field.type}.", row=row, field=field.name) from problem
     return fitted, True
 
 
-def _meant(kind: DataType, value: Any) -> Any:
-    """A value as it was plainly meant; what has no plain meaning is returned, or raised over, as it is."""
+def _meant(kind: DataType, value: Any, depth: int) -> Any:
+    """A value as it was plainly meant; what has no plain meaning is returned, or raised over, as it is.
+
+    Args:
+        depth: how many lists there may be around each value. Callers can nest without end.
+    """
     if isinstance(value, list):
-        return [_meant(kind, each) for each in value]
-    if value is None:
-        return None
-    if kind in _INTEGERS:
+        if depth == 0:
+            raise ValueError("nested more deeply than its field is")
+        return [_meant(kind, each, depth - 1) for each in value]
+    if not isinstance(value, str | int | float):
+        return value
+    if kind in INTEGERS:
         return _whole(value)
-    if kind in _FLOATS:
-        return _finite(float(value)) if isinstance(value, str | int) else value
+    if kind in FLOATS:
+        return float(plain.number(value.strip())) if isinstance(value, str) else float(value)
     if kind is DataType.BOOL:
         return _FLAGS.get(str(value).strip().lower(), value)
-    if kind is DataType.STRING and isinstance(value, bool | int | float):
+    if kind is DataType.STRING and not isinstance(value, str):
         return msgspec.json.encode(value).decode()
-    if kind is DataType.DATETIME:
-        return msgspec.convert(value, datetime, strict=False)
     return value
 
 
-def _finite(number: float) -> float:
-    if not math.isfinite(number):
-        raise ValueError("no finite number")
-    return number
-
-
-def _whole(value: Any) -> Any:
+def _whole(value: str | float) -> Any:
     """A number without a fraction, where it is one."""
     if isinstance(value, str):
-        text = value.strip()
-        return int(text) if text.lstrip("+-").isdecimal() else _whole(float(text))
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return int(value) if isinstance(value, bool) else value
+        return plain.whole(value.strip())
+    return int(value) if isinstance(value, int) or value.is_integer() else value
 
 
-def columns_of(value: Any, signature: Signature) -> tuple[dict[str, list[Any]], int, bool]:
-    """Rows (objects or lists) or columns, as columns; how many rows; and whether columns were sent. A field
-    that some rows leave out is null there.
+def _finite(field: Field, array: Array) -> Array:
+    """A column, without infinities; where nothing may be missing also without NaN. Tensors of bytes can have
+    both."""
+    if array.dtype.kind == "f":
+        bad = np.isinf(array) if field.nullable or not field.required else ~np.isfinite(array)
+        if bad.any():
+            row = int(np.argmax(bad.reshape(len(bad), -1).any(axis=1)))
+            raise refused("the value is not a finite number.", row=row, field=field.name)
+    return array
 
-    Raises:
-        InvalidInput: they form no table.
-    """
-    names = [field.name for field in signature.inputs]
-    if isinstance(value, dict):
-        if not value or not all(isinstance(column, list) for column in value.values()):
-            raise refused("Send a list of rows, or an object of columns of equal length.")
-        lengths = {len(column) for column in value.values()}
-        if len(lengths) != 1:
-            raise refused("The columns have different lengths.")
-        rows = lengths.pop()
-        validation.check_rows(rows)
-        return value, rows, True
-    if not isinstance(value, list):
-        raise refused("Send a list of rows, or an object of columns.")
-    validation.check_rows(len(value))
-    if isinstance(value[0], dict):
-        for index, row in enumerate(value):
-            if not isinstance(row, dict):
-                raise refused("this row is no object, as the first one is.", row=index)
-        given = {name: None for row in value for name in row}
-        return {name: [row.get(name) for row in value] for name in given}, len(value), False
-    for index, row in enumerate(value):
-        if not isinstance(row, list) or len(row) != len(names) or not signature.positional:
-            raise refused(f"this row is no list of the {len(names)} fields.", row=index)
-    return {name: [row[i] for row in value] for i, name in enumerate(names)}, len(value), False
+
+def _shown(value: Any) -> str:
+    """A value in a sentence, whatever it is."""
+    match value:
+        case None:
+            return "null"
+        case list() | dict():
+            return "a list" if isinstance(value, list) else "an object"
+        case str():
+            return repr(value[:60])
+    return repr(value)[:60]
 
 
 class Misses:

@@ -17,8 +17,8 @@ from modelkeep.core.observation import PairCounts
 from modelkeep.core.signature import DataType, Signature
 from modelkeep.serving import binary
 from modelkeep.serving.messages import Door
-from modelkeep.serving.protocols import TENSOR_TYPES
 from modelkeep.serving.records import Pair
+from modelkeep.serving.tensors import TENSOR_TYPES
 
 TOLERANCES: Mapping[DataType | None, tuple[float, float]] = {
     DataType.FLOAT32: (1e-4, 1e-6),

@@ -9,21 +9,19 @@ does not allow null the answer is a violation before it gets here. What the colu
 business.
 """
 
-import csv
-import io
-import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from modelkeep.core import errors
 from modelkeep.core.signature import DataType, Field, Signature
-from modelkeep.serving import binary, leniency, validation
+from modelkeep.serving import binary, leniency, plain, validation
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import ROWS_MAX
+from modelkeep.serving.plain import FORMATS, Split
+from modelkeep.serving.tensors import TENSOR_TYPES, Tensor, of_bytes, of_json
 from modelkeep.serving.validation import Array, Columns, refused
 
 _astuple = msgspec.structs.astuple
@@ -45,18 +43,6 @@ class Asked(Struct, frozen=True, kw_only=True):
     missed: frozenset[str] = frozenset()
 
 
-class _InParameters(Struct, frozen=True):
-    binary_data_size: Annotated[int, Meta(ge=0)] | None = None
-
-
-class _Tensor(Struct):
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
-    parameters: _InParameters = _InParameters()
-
-
 class _OutParameters(Struct, frozen=True):
     binary_data: bool | None = None
 
@@ -71,26 +57,12 @@ class _InferParameters(Struct, frozen=True):
 
 
 class _Infer(Struct):
-    inputs: list[_Tensor]
+    inputs: list[Tensor]
     id: str = ""
     parameters: _InferParameters = _InferParameters()
     outputs: list[_Wanted] = []
 
 
-class _Split(Struct, forbid_unknown_fields=True):
-    data: list[list[Any]]
-    columns: list[str | int] | None = None
-    index: list[Any] = []
-
-
-_FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-TENSOR_TYPES: dict[str, tuple[str, str]] = {  # Open Inference's name to ours, and the kinds that fit
-    "BOOL": ("bool", "b"), "BYTES": ("object", "U"),
-    "INT8": ("int8", "iu"), "INT16": ("int16", "iu"), "INT32": ("int32", "iu"), "INT64": ("int64", "iu"),
-    "UINT8": ("uint8", "iu"), "UINT16": ("uint16", "iu"), "UINT32": ("uint32", "iu"),
-    "UINT64": ("uint64", "iu"),
-    "FP16": ("float16", "iuf"), "FP32": ("float32", "iuf"), "FP64": ("float64", "iuf"),
-}  # fmt: skip
 _TYPE_NAMES = {dtype: name for name, (dtype, _) in TENSOR_TYPES.items()}
 
 
@@ -125,6 +97,7 @@ class Decoder:
         fields = signature.inputs if signature is not None else ()
         self._signature = signature if fields else None
         self._fields: Sequence[Field] = fields
+        self._blobs = {field.name for field in fields if field.type is DataType.BYTES}
         self._numbers = validation.Numbers.of(fields)
         self._frame = _frame_decoder(
             float | None if self._numbers is not None and self._numbers.nullable else float
@@ -134,7 +107,7 @@ class Decoder:
         self._infer = msgspec.json.Decoder(_Infer)
         rows: Any = list[Any]
         columns: Any = dict[str, Any]
-        split: Any = _Split
+        split: Any = Split
         if fields:
             assert signature is not None
             row: Any = validation.row_type(fields)
@@ -176,29 +149,30 @@ class Decoder:
             LimitExceeded: too many rows.
         """
         try:
-            return self._strictly(door, body)
-        except errors.Invalid:
-            asked = self._leniently(door, body) if lenient and self._signature is not None else None
-            if asked is None:
-                raise
-            return asked
-
-    def _strictly(self, door: Door, body: bytes) -> Asked:
-        try:
-            match door:
-                case Door.PREDICT:
-                    value = self._typed(self._predict, body, ("inputs",)).inputs
-                    return self._table(value)
-                case Door.INFER:
-                    return self._tensors(body, b"")
-                case Door.INFER_BINARY:
-                    return self._tensors(*binary.parts(body))
-                case Door.INVOCATIONS:
-                    return self._scoring(body)
-                case Door.INVOCATIONS_CSV:
-                    return self._csv(body)
+            try:
+                return self._strictly(door, body)
+            except errors.Invalid as refusal:
+                asked = self._leniently(door, body) if lenient and self._signature is not None else None
+                if asked is None:
+                    raise
+                place = str(refusal.details.get("field", leniency.WHOLE))
+                return asked if asked.missed else msgspec.structs.replace(asked, missed=frozenset({place}))
         except RecursionError as problem:
             raise errors.MalformedBody("The document is nested too deeply; flatten it.") from problem
+
+    def _strictly(self, door: Door, body: bytes) -> Asked:
+        match door:
+            case Door.PREDICT:
+                value = self._typed(self._predict, body, ("inputs",)).inputs
+                return self._table(value)
+            case Door.INFER:
+                return self._tensors(body, b"")
+            case Door.INFER_BINARY:
+                return self._tensors(*binary.parts(body))
+            case Door.INVOCATIONS:
+                return self._scoring(body)
+            case Door.INVOCATIONS_CSV:
+                return self._csv(body)
 
     def _typed(self, decoder: msgspec.json.Decoder[Any], body: bytes, members: Sequence[str]) -> Any:
         try:
@@ -222,24 +196,26 @@ class Decoder:
         signature = self._signature
         assert signature is not None
         asked = Asked(columns={}, rows=0)
+        amiss: set[str] = set()
         given: Mapping[str, Sequence[Any]]
         match door:
             case Door.INFER | Door.INFER_BINARY:
                 head, blobs = binary.parts(body) if door is Door.INFER_BINARY else (body, b"")
                 asked = self._tensors(head, blobs, checked=False)
-                given = {name: array.tolist() for name, array in asked.columns.items()}
                 rows = asked.rows
+                given, amiss = leniency.of_tensors(signature, asked.columns)
             case Door.INVOCATIONS_CSV:
-                given = _csv_columns(body)
-                rows = _rows(given)
+                given = plain.read_texts(self._fields, plain.csv_columns(body))
+                rows = plain.rows_of(given)
             case _:
-                value = _plain_table(body, ("inputs",) if door is Door.PREDICT else _FORMATS)
-                if value is None:
+                table = plain.sent(door, body, signature)
+                if table is None:
                     return None
-                given, rows, as_columns = leniency.columns_of(value, signature)
-                asked = msgspec.structs.replace(asked, as_columns=as_columns and door is Door.PREDICT)
+                given, rows = table.columns, table.rows
+                asked = msgspec.structs.replace(asked, as_columns=table.by_column)
+                amiss = {leniency.UNKNOWN} if table.more else amiss
         columns, missed = leniency.fit(signature, given, rows, typed=door is not Door.INVOCATIONS_CSV)
-        return msgspec.structs.replace(asked, columns=columns, rows=rows, missed=missed)
+        return msgspec.structs.replace(asked, columns=columns, rows=rows, missed=missed | amiss)
 
     # ------------------------------------------------------------------------------------------------- tables
 
@@ -283,19 +259,19 @@ class Decoder:
         if self._numbers is not None and (found := self._scored_numbers(body, self._numbers)) is not None:
             return found
         try:
-            asked = self._typed(self._invocations, body, _FORMATS)
+            asked = self._typed(self._invocations, body, FORMATS)
         except errors.Invalid:
             other = self._whole_tensor(body) or self._single_row(body)
             if other is None:
                 raise
             return other
-        given = [name for name in _FORMATS if getattr(asked, name) is not msgspec.UNSET]
+        given = [name for name in FORMATS if getattr(asked, name) is not msgspec.UNSET]
         if len(given) != 1:
-            raise errors.MalformedBody(f"Send exactly one of {', '.join(_FORMATS)}.")
+            raise errors.MalformedBody(f"Send exactly one of {', '.join(FORMATS)}.")
         value = getattr(asked, given[0])
-        if not isinstance(value, _Split):
+        if not isinstance(value, Split):
             return msgspec.structs.replace(self._table(value), as_columns=False)
-        return self._split(value)
+        return self._named(plain.framed(value, self._signature), strict=True)
 
     def _scored_numbers(self, body: bytes, numbers: validation.Numbers) -> Asked | None:
         """A frame of nothing but numbers, at once. None for anything else, also for what has to be refused:
@@ -315,26 +291,6 @@ class Decoder:
             return None
         columns = numbers.checked(rows, self._order[1])
         return Asked(columns=columns, rows=len(rows)) if columns is not None else None
-
-    def _split(self, value: _Split) -> Asked:
-        """A frame as pandas writes it; one whose columns have no names but 0, 1, ... is in the model's own
-        order."""
-        validation.check_rows(len(value.data))
-        width = len(value.data[0])
-        columns = list(range(width)) if value.columns is None else value.columns
-        for index, row in enumerate(value.data):
-            if len(row) != len(columns):
-                raise refused(f"this row has {len(row)} values for {len(columns)} columns.", row=index)
-        names = [str(name) for name in columns]
-        if columns == list(range(width)) and not set(names) & {field.name for field in self._fields}:
-            if self._signature is None:
-                return self._table(value.data)
-            if width != len(self._fields) or not self._signature.positional:
-                raise refused(f"Send the names of the {len(self._fields)} columns.")
-            names = [field.name for field in self._fields]
-        if len(set(names)) != len(names):
-            raise refused("A column stands twice.")
-        return self._named({n: [row[i] for row in value.data] for i, n in enumerate(names)}, strict=True)
 
     def _whole_tensor(self, body: bytes) -> Asked | None:
         """The one tensor that the model takes, as MLflow sends it: with neither a name nor a list around each
@@ -375,10 +331,10 @@ class Decoder:
         return msgspec.structs.replace(self._from_columns(value), as_columns=False)
 
     def _csv(self, body: bytes) -> Asked:
-        names = _csv_columns(body)
+        names = plain.csv_columns(body)
         if self._signature is None:
             names = {name: _numbers(column) for name, column in names.items()}
-        return self._named(names, strict=False)
+        return self._named(plain.read_texts(self._fields, names), strict=False)
 
     # ------------------------------------------------------------------------------------------------ tensors
 
@@ -393,11 +349,12 @@ class Decoder:
                 raise refused("this tensor stands twice.", field=tensor.name)
             size = tensor.parameters.binary_data_size
             if size is None:
-                columns[tensor.name] = _tensor_array(tensor)
+                columns[tensor.name] = of_json(tensor)
             elif tensor.data is not msgspec.UNSET:
                 raise refused("the data stands twice, as JSON and as bytes.", field=tensor.name)
             else:
-                columns[tensor.name] = self._binary(tensor, raw.take(size, tensor.name))
+                blob = raw.take(size, tensor.name)
+                columns[tensor.name] = of_bytes(tensor, blob, as_text=tensor.name not in self._blobs)
         raw.end()
         if checked and self._signature is not None:
             columns = validation.check_columns(self._signature, columns)
@@ -418,92 +375,6 @@ class Decoder:
             outputs=tuple(wanted.name for wanted in asked.outputs),
             binary=frozenset(as_bytes) if asked.outputs else asked.parameters.binary_data_output,
         )
-
-    def _binary(self, tensor: _Tensor, blob: bytes) -> Array:
-        dtype, _ = _known_type(tensor)
-        shape = _known_shape(tensor)
-        if dtype != "object":
-            return binary.numbers(blob, dtype, shape, tensor.name)
-        texts = any(field.name == tensor.name and field.type is DataType.BYTES for field in self._fields)
-        return binary.strings(blob, shape, tensor.name, as_text=not texts)
-
-
-def _known_type(tensor: _Tensor) -> tuple[str, str]:
-    known = TENSOR_TYPES.get(tensor.datatype)
-    if known is None:
-        raise refused(f"the datatype {tensor.datatype[:20]!r} is not known.", field=tensor.name)
-    return known
-
-
-def _known_shape(tensor: _Tensor) -> list[int]:
-    if not tensor.shape or any(length < 0 for length in tensor.shape):
-        raise refused(
-            "the shape needs at least the number of rows, and no negative length.", field=tensor.name
-        )
-    return tensor.shape
-
-
-def _tensor_array(tensor: _Tensor) -> Array:
-    dtype, kinds = _known_type(tensor)
-    size = math.prod(_known_shape(tensor))
-    if tensor.data is msgspec.UNSET:
-        raise refused("the tensor has no data.", field=tensor.name)
-    try:
-        raw = np.array(tensor.data)
-    except ValueError as problem:
-        raise refused("the data is ragged.", field=tensor.name) from problem
-    if raw.dtype.kind == "O" and "f" in kinds:
-        try:
-            raw = np.array(tensor.data, dtype="float64")
-        except (TypeError, ValueError) as problem:
-            raise refused(f"the data is not {tensor.datatype}.", field=tensor.name) from problem
-    if raw.size != size:
-        raise refused(f"the shape {tensor.shape} asks for {size} values, not {raw.size}.", field=tensor.name)
-    if size and raw.dtype.kind not in kinds:
-        raise refused(f"the data is not {tensor.datatype}.", field=tensor.name)
-    if "f" not in kinds and raw.dtype.kind in "iu" and size:
-        limits = np.iinfo(dtype)
-        if int(raw.min()) < limits.min or int(raw.max()) > limits.max:
-            raise refused(f"a value does not fit {tensor.datatype}.", field=tensor.name)
-    with np.errstate(over="ignore"):
-        return raw.astype(dtype).reshape(tensor.shape)
-
-
-def _csv_columns(body: bytes) -> dict[str, list[Any]]:
-    """Text by column; what is empty is null."""
-    try:
-        lines = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as problem:
-        raise errors.MalformedBody(f"The body is not valid CSV in UTF-8: {problem}.") from problem
-    lines = [line for line in lines if line]
-    if len(lines) < 2:
-        raise refused("There are no rows; send a header line and at least one row.")
-    header, *rows = lines
-    for index, row in enumerate(rows):
-        if len(row) != len(header):
-            raise refused(f"this row has {len(row)} values for {len(header)} columns.", row=index)
-    return {n: [row[i] or None for row in rows] for i, n in enumerate(header)}
-
-
-def _plain_table(body: bytes, names: Sequence[str]) -> Any:
-    """What stands under the one of these names that a body has, as plain values; None when there is none."""
-    try:
-        document = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    given = [name for name in names if isinstance(document, dict) and name in document]
-    if len(given) != 1:
-        return None
-    value = document[given[0]]
-    if given[0] != "dataframe_split":
-        return value
-    try:
-        split = msgspec.convert(value, _Split)
-    except msgspec.ValidationError:
-        return None
-    if split.columns is None:
-        return split.data
-    return [dict(zip(map(str, split.columns), row, strict=False)) for row in split.data]
 
 
 def _numbers(column: list[Any]) -> list[Any]:

@@ -49,9 +49,9 @@ _BOUNDS: Mapping[DataType, tuple[float, float]] = {
     DataType.INT64: (-(2**63), 2**63 - 1),
     DataType.FLOAT32: (-3.4028234663852886e38, 3.4028234663852886e38),
 }
-_INTEGERS = frozenset({DataType.INT32, DataType.INT64})
-_FLOATS = frozenset({DataType.FLOAT32, DataType.FLOAT64})
-_NUMBERS = _INTEGERS | _FLOATS
+INTEGERS = frozenset({DataType.INT32, DataType.INT64})
+FLOATS = frozenset({DataType.FLOAT32, DataType.FLOAT64})
+_NUMBERS = INTEGERS | FLOATS
 _CATEGORIES_SHOWN = 5
 _PLAIN_KINDS = "biufUM"
 _WIDTHS: Mapping[DataType, int] = {DataType.INT32: 4, DataType.INT64: 8}
@@ -88,7 +88,7 @@ def refused(detail: str, *, row: int | None = None, field: str | None = None) ->
 def value_type(field: Field) -> Any:
     """The decoder's type of one row's value of a field."""
     kind: Any = _PYTHON[field.type]
-    if field.categories is not None and field.type not in _FLOATS:
+    if field.categories is not None and field.type not in FLOATS:
         kind = Literal[tuple(field.categories)]
     elif field.type in _NUMBERS:
         low, high = _limits(field)
@@ -108,7 +108,7 @@ def _limits(field: Field) -> tuple[Any, Any]:
         low = field.minimum if low is None else max(low, field.minimum)
     if field.maximum is not None:
         high = field.maximum if high is None else min(high, field.maximum)
-    if field.type in _INTEGERS:
+    if field.type in INTEGERS:
         return (math.ceil(low) if low is not None else None, math.floor(high) if high is not None else None)
     return (None if low is None else float(low), None if high is None else float(high))
 
@@ -137,13 +137,29 @@ def tuple_type(fields: Sequence[Field]) -> Any:
     return tuple[tuple(value_type(field) for field in fields)]  # type: ignore[misc]
 
 
+def moments(field: Field, values: Sequence[Any]) -> list[Any]:
+    """A column of texts as times. Numbers are none: nobody knows whether they count seconds, or spell a day.
+
+    Raises:
+        InvalidInput: a text is not written as RFC 3339 says.
+    """
+    read = []
+    for row, value in enumerate(values):
+        try:
+            read.append(msgspec.convert(value, datetime) if isinstance(value, str) else value)
+        except msgspec.ValidationError as problem:
+            text = f"{value[:60]!r} is no time as RFC 3339 writes it, such as 2026-01-31T12:00:00Z."
+            raise refused(text, row=row, field=field.name) from problem
+    return read
+
+
 def to_array(field: Field, values: Sequence[Any]) -> Array:
     """One column of checked values. Missing numbers become NaN; missing values of other kinds stay None."""
     missing = None in values if field.type in _NUMBERS else any(value is None for value in values)
     if field.type is DataType.DATETIME:
         return np.array([_naive(value) for value in values], dtype="datetime64[us]")
-    if missing and field.type not in _FLOATS:
-        if field.type in _INTEGERS and not field.dimensions:
+    if missing and field.type not in FLOATS:
+        if field.type in INTEGERS and not field.dimensions:
             return np.array([math.nan if value is None else value for value in values], dtype="float64")
         return _objects(values)
     if DTYPES[field.type] == "object" and not field.dimensions:
@@ -172,7 +188,7 @@ class Numbers:
     def of(cls, fields: Sequence[Field]) -> "Numbers | None":
         """For these fields; None where they are something else."""
         alike = len(fields) > 1 and len({field.type for field in fields}) == 1
-        plain = all(f.type in _FLOATS and not f.dimensions and f.categories is None for f in fields)
+        plain = all(f.type in FLOATS and not f.dimensions and f.categories is None for f in fields)
         return cls(fields) if alike and plain else None
 
     def table(self, rows: Sequence[Sequence[float | None]]) -> Table:
@@ -349,7 +365,7 @@ def check_columns(signature: Signature, columns: Columns) -> Columns:
                 raise refused("this field is missing.", field=field.name)
             array = to_array(field, [None] * count)
         else:
-            wrong = _wrong(field, array)
+            wrong = amiss(field, array)
             if wrong is not None:
                 raise refused(wrong[1], row=wrong[0], field=field.name)
             array = _cast(field, array)
@@ -366,19 +382,19 @@ def _split(fields: Sequence[Field], matrix: Array, name: str) -> Columns:
 
 
 def _cast(field: Field, array: Array) -> Array:
-    array = _scalar_shape(field, array)
+    array = scalar_shape(field, array)
     if field.type is DataType.DATETIME and array.dtype.kind == "O":
-        return to_array(field, [msgspec.convert(value, datetime, strict=False) for value in array])
+        return to_array(field, moments(field, array.tolist()))
     if field.type in _NUMBERS or field.type is DataType.BOOL:
         return (
             array
-            if array.dtype.kind == "f" and field.type in _INTEGERS
+            if array.dtype.kind == "f" and field.type in INTEGERS
             else array.astype(DTYPES[field.type], copy=False)
         )
     return array
 
 
-def _scalar_shape(field: Field, array: Array) -> Array:
+def scalar_shape(field: Field, array: Array) -> Array:
     """[n, 1] and [n] are both a column of single values."""
     return array[:, 0] if not field.dimensions and array.ndim == 2 and array.shape[1] == 1 else array
 
@@ -395,10 +411,10 @@ _KINDS: Mapping[DataType, str] = {
 }
 
 
-def _wrong(field: Field, array: Array) -> tuple[int | None, str] | None:
+def amiss(field: Field, array: Array) -> tuple[int | None, str] | None:
     """The first thing in an array that its field does not allow, as (row, sentence); None when there is
     none."""
-    array = _scalar_shape(field, array)
+    array = scalar_shape(field, array)
     shape, wanted = array.shape[1:], field.dimensions
     if len(shape) != len(wanted) or any(w >= 0 and s != w for s, w in zip(shape, wanted, strict=True)):
         return None, f"a row's shape must be {list(wanted)}, not {list(shape)}."
@@ -406,7 +422,7 @@ def _wrong(field: Field, array: Array) -> tuple[int | None, str] | None:
     free = field.minimum is None and field.maximum is None and field.categories is None
     if free and kind == "i" and array.dtype.itemsize == _WIDTHS.get(field.type):
         return None
-    holes = field.nullable and field.type in _INTEGERS and kind == "f"  # missing integers are NaN
+    holes = field.nullable and field.type in INTEGERS and kind == "f"  # missing integers are NaN
     if kind not in _KINDS[field.type] and not holes:
         return None, f"the values must be {field.type}, not {array.dtype}."
     if kind == "f":
@@ -448,7 +464,7 @@ def output_problem(fields: Sequence[Field], outputs: Columns, rows: int) -> str 
             return f"The output {field.name!r} is missing."
         if len(array) != rows:
             return f"The output {field.name!r} has {len(array)} rows for {rows}."
-        wrong = _wrong(field, array)
+        wrong = amiss(field, array)
         if wrong is not None:
             place = f" in row {wrong[0]}" if wrong[0] is not None else ""
             return f"The output {field.name!r}{place}: {wrong[1]}"
