@@ -45,12 +45,13 @@ def test_what_is_known_answers_as_the_library_does_to_the_last_bit(name: str, dt
     for count in (1, 3, 120):
         rows = ROWS[:count].astype(dtype)
         kept = rows.copy()
-        assert direct.suits(rows)
+        taken = direct.taken(rows)
+        assert taken is not None
         wanted = np.asarray(model.predict(rows))
-        assert direct.predict(rows).dtype == wanted.dtype
-        assert np.array_equal(direct.predict(rows), wanted)
+        assert direct.predict(taken).dtype == wanted.dtype
+        assert np.array_equal(direct.predict(taken), wanted)
         if hasattr(model, "predict_proba"):
-            assert np.array_equal(direct.predict_proba(rows), model.predict_proba(rows))
+            assert np.array_equal(direct.predict_proba(taken), model.predict_proba(rows))
         assert np.array_equal(rows, kept)
 
 
@@ -61,8 +62,9 @@ def test_numbers_that_the_library_has_to_judge_are_left_to_it(odd: float) -> Non
     assert direct is not None
     rows = ROWS[:3].copy()
     rows[1, 2] = odd
-    assert not direct.suits(rows)
-    assert not direct.suits(np.zeros((1, 4), dtype="int64"))
+    assert direct.taken(rows) is None
+    assert direct.taken(np.zeros((1, 4), dtype="float16")) is None
+    assert direct.taken(np.full((1, 4), -(2**63))) is None
 
 
 class Doubled(LogisticRegression):
@@ -117,3 +119,59 @@ def test_the_direct_way_is_refused_what_the_library_refuses() -> None:
         runtime.predict(Table(["a", "b"], np.zeros((1, 2))))
     with pytest.raises(ValueError, match="infinity"):
         runtime.predict(Table(["a", "b", "c", "d"], np.full((1, 4), np.inf)))
+
+
+@pytest.mark.parametrize("estimator", [LinearRegression(), Ridge(), make_pipeline(StandardScaler(), Ridge())])
+def test_an_answer_has_one_shape_whichever_way_it_was_found(estimator: Any) -> None:
+    """What was fitted on a target of one column answers one value a row, also beside rows that the library
+    sees."""
+    runtime = runtime_of(estimator.fit(ROWS, TARGET.reshape(-1, 1)), "value")
+    names = ["a", "b", "c", "d"]
+    rows = ROWS[:3].copy()
+    plain = runtime.predict(Table(names, rows))["value"]
+    large = rows.copy()
+    large[0, 0] = sklearn_direct.LARGEST * 2
+    judged = runtime.predict(Table(names, large))["value"]
+    assert plain.shape == judged.shape == (3,)
+    assert plain[1:].tolist() == judged[1:].tolist()
+
+
+@pytest.mark.parametrize("kind", [LinearRegression, LogisticRegression, Ridge])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+def test_a_model_of_names_answers_as_for_its_frames_to_the_last_bit(kind: Any, dtype: str) -> None:
+    """However a frame lies in memory: whole, or made of columns, in which sums are made in another order."""
+    names = [f"c{index}" for index in range(29)]
+    rows = RANDOM.normal(size=(64, len(names))) * 100
+    target = (rows[:, 0] > rows[:, 1]).astype("int64")
+    model = kind().fit(pd.DataFrame(rows, columns=names), target)
+    runtime = runtime_of(model, "value")
+    for count in (1, 2, 7, 64):
+        sent = np.ascontiguousarray(rows[:count].astype(dtype))
+        by_column = {name: sent[:, index] for index, name in enumerate(names)}
+        for columns, frame in (
+            (Table(names, sent), pd.DataFrame(sent, columns=names)),
+            (by_column, pd.DataFrame(by_column)),
+        ):
+            assert runtime.predict(columns)["value"].tolist() == model.predict(frame).tolist()
+
+
+class Ordered(LinearRegression):
+    """Sums otherwise when its rows lie column by column, as the library may."""
+
+    def predict(self, X: Any) -> Array:  # noqa: N803 - the library's name
+        """As ever, but for the last bit."""
+        found: Array = np.asarray(super().predict(X))
+        return np.nextafter(found, np.inf) if np.asarray(X).flags.fnc else found
+
+
+def test_the_trial_is_held_in_the_form_that_the_library_would_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that answers otherwise where rows lie by column has no direct way where they would."""
+    model = LinearRegression().fit(ROWS, TARGET)
+    odd = Ordered().fit(ROWS, TARGET)
+    monkeypatch.setattr(model, "predict", odd.predict)
+    assert sklearn_direct.direct(model) is not None
+    assert sklearn_direct.direct(model, [np.asfortranarray]) is None
+    both = sklearn_direct.direct(model, [np.asfortranarray, np.asarray])
+    assert both is not None
+    assert both.taken(ROWS, 0) is None
+    assert both.taken(ROWS, 1) is not None

@@ -21,6 +21,8 @@ from modelkeep.serving.runtimes import Runtime, arrange, asks_for_probability, m
 from modelkeep.serving.validation import Array, Columns, Table
 
 _TRUSTED_ROOTS = frozenset({"sklearn", "numpy"})
+_WHOLE, _BY_COLUMN = 0, 1
+"""In which form the library would get a frame: its columns may lie otherwise in memory."""
 
 
 class SklearnRuntime:
@@ -35,8 +37,6 @@ class SklearnRuntime:
         self._names: list[str] | None = None if names is None else [str(name) for name in names]
         self._width: int | None = getattr(model, "n_features_in_", None)
         _one_thread(model)
-        self._direct = sklearn_direct.direct(model)
-        self._classifies = hasattr(model, "predict_proba")
         self._frame: Any = None
         if self._names is not None:
             try:
@@ -45,6 +45,8 @@ class SklearnRuntime:
                 pass
             else:
                 self._frame = partial(pd.DataFrame, columns=pd.Index(self._names))
+        self._direct = sklearn_direct.direct(model, self._forms())
+        self._classifies = hasattr(model, "predict_proba")
 
     @property
     def model(self) -> Any:
@@ -55,32 +57,38 @@ class SklearnRuntime:
         columns = self._in_order(columns)
         matrix = self._numbers(columns)
         if matrix is not None:
-            return self._outputs(self._direct, matrix)
+            return arrange(self._outputs(self._direct, matrix), self._fields)
         table = self._table(columns)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return arrange(self._outputs(self._model, table), self._fields)
 
+    def _forms(self) -> tuple[sklearn_direct.Form, ...]:
+        """How the library is handed rows of numbers, as `_table` does: whole, and column by column."""
+        names, frame = self._names, self._frame
+        if frame is None or names is None:
+            return (np.asarray,)
+        return frame, lambda rows: frame(dict(zip(names, rows.T, strict=True)))
+
     def _numbers(self, columns: Columns) -> Array | None:
         """The rows for the direct way; None where there is none, or these are not its rows."""
         if self._direct is None:
             return None
-        arrays = columns.values()
-        if isinstance(columns, Table):
-            found = columns.matrix
-        elif len(columns) == 1:
-            found = next(iter(arrays))
+        arrays = list(columns.values())
+        whole = len(columns) == 1
+        if whole:
+            found = arrays[0]
+        elif isinstance(columns, Table):
+            found, whole = columns.matrix, list(columns) == self._names
         elif all(array.ndim == 1 for array in arrays):
-            found = np.column_stack(list(arrays))
+            found = np.stack(arrays).T
         else:
             return None
         if found.ndim != 2 or found.dtype.kind not in "fi" or found.shape[1] != self._width:
             return None
-        # What was fitted on a frame takes numbers as they come, anything else takes doubles.
-        if self._names is None or found.dtype.kind == "i":
-            found = found.astype("float64", copy=False)
-        found = np.ascontiguousarray(found)
-        return found if self._direct.suits(found) else None
+        if self._frame is None:  # what was not fitted on a frame gets doubles
+            return self._direct.taken(found.astype("float64", copy=False))
+        return self._direct.taken(found, _WHOLE if whole else _BY_COLUMN)
 
     def _outputs(self, model: Any, table: Any) -> Columns:
         """`predict` for every output, but `predict_proba` for those that are called a probability or a score:

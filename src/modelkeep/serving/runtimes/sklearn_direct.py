@@ -3,20 +3,24 @@
 A forest hands each of its trees to a pool, and every step of a pipeline looks through its input anew: for one
 row that is milliseconds around microseconds. Here are the same operations in the same order, on a matrix of
 numbers that was looked through once: forests, linear models, and pipelines of these behind a scaler. Whether
-they give what the library gives, to the last bit, is tried out when a model is loaded; where they do not, or
-where an estimator is not known here, there is nothing, and the library is asked as ever. So another release
-that computes in another way costs speed, and never an answer.
+they give what the library gives for the same rows in the form in which it would get them, to the last bit, is
+tried out when a model is loaded; where they do not, or where an estimator is not known here, there is
+nothing, and the library is asked as ever. So another release that computes in another way costs speed, and
+never an answer.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from modelkeep.serving.validation import Array
 
 Step = Callable[[Array], Array]
+Form = Callable[[Array], Any]
+"""Makes of rows what the library is handed: a frame, for what was fitted on one."""
+Order = Literal["C", "F"]
 
 LARGEST = 2.0**53
 """Numbers beyond it, what is missing and what is infinite are the library's to judge: up to it whole numbers
@@ -29,35 +33,50 @@ _SEED = 20_260_101
 
 
 class Direct:
-    """A fitted estimator as plain arithmetic, on C-ordered matrices. `link` makes a linear score a
-    probability; without it scores are probabilities, or values."""
+    """A fitted estimator as plain arithmetic on matrices. `link` makes a linear score a probability; without
+    it scores are probabilities, or values."""
 
     def __init__(self, steps: Sequence[Step], scores: Step, classes: Array | None, link: Step | None) -> None:
         self._steps = steps
         self._scores = scores
         self._classes = classes
         self._link = link
-        self._precisions: frozenset[np.dtype[Any]] = frozenset()
+        self._orders: dict[tuple[int, str], Order] = {}
+        """How numbers have to lie in memory, by form and type: in another order sums differ in their last
+        bits. What was not tried, or did not agree, is not here."""
 
-    def suits(self, matrix: Array) -> bool:
-        """Whether these numbers may go this way: it was tried with their type, and none is missing."""
-        return matrix.dtype in self._precisions and bool(np.abs(matrix).max() <= LARGEST)
+    def taken(self, matrix: Array, form: int = 0) -> Array | None:
+        """These numbers as they may go this way; None where they may not: it was not tried with their type in
+        this form, or did not agree, or one is missing or too large.
 
-    def tried(self, model: Any) -> bool:
-        """Hold it against the estimator. Returns whether there are numbers that may go this way."""
+        Args:
+            form: which of those that were tried the library would get.
+        """
+        order = self._orders.get((form, _type(matrix)))
+        if order is None:
+            return None
+        matrix = _laid(matrix, order)
+        return matrix if bool(np.abs(matrix).max() <= LARGEST) else None
+
+    def tried(self, model: Any, forms: Sequence[Form]) -> bool:
+        """Hold it against the estimator, in every form and with every type. Returns whether there are numbers
+        that may go this way."""
         rows = _made_up(model)
         asked = ("predict", "predict_proba") if hasattr(model, "predict_proba") else ("predict",)
-        self._precisions = frozenset(
-            matrix.dtype for matrix in (rows, rows.astype(np.float32)) if self._agrees(model, asked, matrix)
-        )
-        return bool(self._precisions)
+        for number, form in enumerate(forms):
+            for matrix in (rows, rows.astype(np.float32), np.rint(rows).astype(np.int64)):
+                order: Order = "F" if np.asarray(form(matrix)).flags.f_contiguous else "C"
+                if self._agrees(model, asked, matrix, form, order):
+                    self._orders[number, _type(matrix)] = order
+        return bool(self._orders)
 
-    def _agrees(self, model: Any, asked: Sequence[str], rows: Array) -> bool:
+    def _agrees(self, model: Any, asked: Sequence[str], rows: Array, form: Form, order: Order) -> bool:
         """Whether both ways answer rows alike, all at once and one by itself."""
         for matrix in (rows, rows[:1]):
+            ours, theirs = _laid(matrix, order), form(matrix)
             for name in asked:
-                ours, theirs = getattr(self, name)(matrix), np.asarray(getattr(model, name)(matrix))
-                if ours.dtype != theirs.dtype or not np.array_equal(ours, theirs):
+                mine, other = getattr(self, name)(ours), np.asarray(getattr(model, name)(theirs))
+                if mine.dtype != other.dtype or not np.array_equal(mine, other):
                     return False
         return True
 
@@ -88,13 +107,17 @@ class Direct:
         return scores
 
 
-def direct(model: Any) -> Direct | None:
-    """A fitted estimator as arithmetic; None where there is no such way, or it answers otherwise."""
+def direct(model: Any, forms: Sequence[Form] = (np.asarray,)) -> Direct | None:
+    """A fitted estimator as arithmetic; None where there is no such way, or it answers otherwise.
+
+    Args:
+        forms: in which the library would get rows.
+    """
     try:
         made = _assembled(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that rows have no names
-            return made if made is not None and made.tried(model) else None
+            return made if made is not None and made.tried(model, forms) else None
     except Exception:  # noqa: BLE001 - whatever is unusual about it, the library knows
         return None
 
@@ -124,7 +147,7 @@ def _transforming(one: Any) -> Step | None:
     scale = one.scale_ if one.with_std else None
 
     def standardised(matrix: Array) -> Array:
-        matrix = matrix.copy()
+        matrix = matrix.copy(order="K")
         if mean is not None:
             matrix -= mean.astype(matrix.dtype, copy=False)
         if scale is not None:
@@ -173,6 +196,17 @@ def _linear(steps: Sequence[Step], model: Any) -> Direct | None:
 
 
 # ------------------------------------------------------------------------------------------------- trying out
+
+
+def _type(matrix: Array) -> str:
+    """The type of numbers. Whole ones are one type: they are made doubles, whatever their width."""
+    return "int" if matrix.dtype.kind == "i" else matrix.dtype.name
+
+
+def _laid(matrix: Array, order: Order) -> Array:
+    """Numbers as doubles or floats, row by row or column by column."""
+    dtype = np.float64 if matrix.dtype.kind == "i" else matrix.dtype
+    return np.asarray(matrix, dtype=dtype, order=order)
 
 
 def _made_up(model: Any) -> Array:
