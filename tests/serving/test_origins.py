@@ -11,7 +11,7 @@ from modelkeep.serving.origins import ORIGINS_MAX, Origins, check_origins
 pytestmark = [pytest.mark.req("S1"), pytest.mark.hostile("other-origins")]
 
 APP = b"https://app.example.com"
-ORIGINS = Origins((APP.decode(),))
+ORIGINS = Origins((APP.decode(),), host="gw.internal", url="https://Models.example.com:443/")
 
 
 class Connection:
@@ -46,10 +46,22 @@ def request(method: bytes = b"POST", **headers: bytes) -> Request:
         (b"null", b"127.0.0.1:5001", True),
         (b"", b"", True),
         (b"https://[", b"127.0.0.1:5001", True),
+        (b"http://localhost:5001", b"localhost:5001", False),
+        (b"http://[::1]:5001", b"[::1]:5001", False),
+        (b"http://192.168.0.7:5001", b"192.168.0.7:5001", False),
+        (b"http://gw.internal:5001", b"gw.internal:5001", False),
+        (b"https://models.example.com", b"models.example.com", False),
+        (b"https://models.example.com", b"127.0.0.1:5001", False),
+        (b"http://models.example.com", b"127.0.0.1:5001", True),
+        (b"http://evil.example:5001", b"evil.example:5001", True),
+        (b"http://127.0.0.1.evil.example:5001", b"127.0.0.1.evil.example:5001", True),
+        (b"http://localhost.evil.example:5001", b"localhost.evil.example:5001", True),
+        (b"http://:5001", b":5001", True),
     ],
 )
 def test_only_named_pages_and_our_own_may_ask(origin: bytes, host: bytes, refused: bool) -> None:
-    """The text has to be the same, letter by letter; near is another origin."""
+    """The text has to be the same, letter by letter; near is another origin. That a page has the name by
+    which it asks is not enough: its owner may have had that resolve to this machine."""
     asked = request(host=host)
     assert ORIGINS.refuses(asked, origin) is refused
     assert (b"Allow-Origin: " + origin + b"\r\n" in asked.extra) is (origin == APP)
@@ -97,3 +109,13 @@ def test_origins_are_named_one_by_one() -> None:
     check_origins(("https://app.example.com", "http://localhost:3000", "http://[::1]:3000"))
     with pytest.raises(errors.InvalidSetting):
         check_origins(("https://a.example",) * (ORIGINS_MAX + 1))
+
+
+@pytest.mark.parametrize("url", [None, "", "gw:5001", "https://[", "https://"])
+def test_an_address_that_is_none_lets_nobody_in(url: str | None) -> None:
+    """Nothing is no name: pages without one are as foreign as before."""
+    origins = Origins((), url=url)
+    for origin in (b"", b"null", b"gw://", b"https://", b"http://evil.example"):
+        assert origins.refuses(request(host=b"evil.example"), origin)
+        assert origins.refuses(request(host=b""), origin)
+    assert not origins.refuses(request(host=b"localhost:5001"), b"http://localhost:5001")
