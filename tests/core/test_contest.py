@@ -236,6 +236,8 @@ def test_from_every_state_a_test_ends_and_its_routes_can_be_obeyed() -> None:
             (other,) = route.others
             assert other.from_ppm == SHARES[0]
             assert other.key == (KEYS[4] if of.others[0].out is None else KEYS[2])
+            gone = sum(share for place, share in enumerate(SHARES) if place not in of.in_test)
+            assert route.aside_ppm == (gone if of.state is RolloutState.STEPPING else 0)
         current, now = of, at
         for _ in range(6):
             current = rollout.resume(current) if current.paused is not None else current
@@ -306,6 +308,43 @@ def test_among_equal_versions_a_winner_is_seldom_named_and_seldom_is_one_taken_o
     assert max(wrong, dropped) <= 8 + 3 * (80 * 0.1 * 0.9) ** 0.5
 
 
+@pytest.mark.req("S3", "S7")
+def test_those_whose_version_was_taken_out_are_on_nobody_s_side() -> None:
+    """Their share is left out as they are: the version that stays has what is its own of its callers and
+    stable's own, 200,000 of 900,000."""
+    shares: dict[str, Any] = {"others_ppm": (0, SHARES[1]), "others": (SideCounts(), side(900, 1))}
+    plan = structs.replace(PLAN, versions=(Variant(version="1.4.0", weight_ppm=1), *PLAN.versions))
+    aside = tick(0, side(3_000, 1), SideCounts(), aside_ppm=100_000, **shares)
+    _, found = contest.evidence_of(plan, (aside,)).others
+    alone = tick(222_222, side(3_000, 1), side(900, 1))
+    assert found == contest.evidence_of(AB_TEST, (alone,))
+    counted = structs.replace(aside, aside_ppm=0)
+    assert contest.evidence_of(plan, (counted,)).others[1].errors != found.errors
+
+
+@pytest.mark.req("S7", "S8")
+def test_a_report_of_versions_that_nobody_tests_stops_no_test() -> None:
+    """A tick is kept for good, so one that counts more versions than the plan has is judged by those that it
+    has, and an alarm is still heard behind it."""
+    nothing = SideCounts()
+    foreign = tick(SHARES[0], nothing, nothing, others=(nothing,) * 7, others_ppm=(SHARES[1], *[10] * 6))
+    check_report(report(ticks=(foreign,)))
+    of = stepping()
+    ticks = (foreign, *met(of, "candidate worse"))
+    done = rollout.advance(of, seen(of, ticks=ticks), NOW).rollout
+    assert (done.ticks, done.in_test) == (2, (1,))
+    assert rollout.replay(done, ticks) == done.evidence
+    assert len(done.evidence.others) == 1
+    counts = (side(100, 0), side(100, 1), side(50, 0))
+    shares = ((SHARES[1], 70_000), (SHARES[1],))
+    many, plain = (
+        tick(SHARES[0], counts[0], counts[1], others=counts[2:] * len(ppm), others_ppm=ppm) for ppm in shares
+    )
+    assert contest.evidence_of(PLAN, (many,)) == contest.evidence_of(
+        PLAN, (structs.replace(plain, aside_ppm=70_000),)
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -340,7 +379,13 @@ def test_versions_are_read_from_yaml_and_belong_to_one_test() -> None:
 def test_a_tick_whose_shares_cannot_be_is_refused() -> None:
     """More than everything, or a share without its counts."""
     nothing = SideCounts()
-    for others_ppm, others in (((600_000,), (nothing,)), ((1, 1), (nothing,)), ((-1,), (nothing,))):
-        wrong = tick(500_000, nothing, nothing, others=others, others_ppm=others_ppm)
+    for changes in (
+        {"others_ppm": (600_000,), "others": (nothing,)},
+        {"others_ppm": (1, 1), "others": (nothing,)},
+        {"others_ppm": (-1,), "others": (nothing,)},
+        {"aside_ppm": 600_000},
+        {"aside_ppm": -1},
+    ):
+        wrong = tick(500_000, nothing, nothing, **changes)
         with pytest.raises(errors.Invalid, match="share"):
             check_report(report(ticks=(wrong,)))

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from modelkeep.core import errors, routing
 from modelkeep.core.recording import Privacy, Treatment
 from modelkeep.core.routing import (
+    CANDIDATE_PLACE,
+    STABLE_PLACE,
     WHOLE_PPM,
     Arm,
     Epoch,
-    Role,
     Route,
     RoutingTable,
     VersionKey,
@@ -63,17 +64,17 @@ def spec(key: VersionKey) -> VersionSpec:
 def test_raising_a_weight_moves_callers_one_way(salt: str, key: bytes, low: int, high: int) -> None:
     """A caller on the candidate's side stays there when the weight grows."""
     low, high = sorted((low, high))
-    before = routing.choose(route(salt=salt, candidate_ppm=low), key)
-    after = routing.choose(route(salt=salt, candidate_ppm=high), key)
-    assert not (before is Role.CANDIDATE and after is Role.STABLE)
+    before = routing.place(route(salt=salt, candidate_ppm=low), key)
+    after = routing.place(route(salt=salt, candidate_ppm=high), key)
+    assert not (before == CANDIDATE_PLACE and after == STABLE_PLACE)
 
 
 @given(salt=SALTS, key=KEYS)
 def test_none_and_all_are_exactly_that(salt: str, key: bytes) -> None:
     """Weight 0 sends nobody and weight 1,000,000 everybody to the candidate."""
-    assert routing.choose(route(salt=salt, candidate_ppm=0), key) is Role.STABLE
-    assert routing.choose(route(salt=salt, candidate_ppm=WHOLE_PPM), key) is Role.CANDIDATE
-    assert routing.choose(route(salt=salt, candidate=None, candidate_ppm=0), key) is Role.STABLE
+    assert routing.place(route(salt=salt, candidate_ppm=0), key) == STABLE_PLACE
+    assert routing.place(route(salt=salt, candidate_ppm=WHOLE_PPM), key) == CANDIDATE_PLACE
+    assert routing.place(route(salt=salt, candidate=None, candidate_ppm=0), key) == STABLE_PLACE
 
 
 @pytest.mark.req("S3")
@@ -126,7 +127,7 @@ def test_after_a_rollback_nobody_reaches_the_candidate(key: bytes, ppm: int) -> 
     """A rollback keeps the stable version, drops the candidate, and cannot be undone by anything older."""
     before = route(candidate_ppm=ppm)
     after = routing.rolled_back(before)
-    assert routing.choose(after, key) is Role.STABLE
+    assert routing.place(after, key) == STABLE_PLACE
     assert (after.stable, after.candidate, after.previous) == (STABLE, None, PREVIOUS)
     assert after.epoch > before.epoch
     assert after.epoch > Epoch(before.epoch.term, 10**9)

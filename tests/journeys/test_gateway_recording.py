@@ -11,7 +11,15 @@ from msgspec import structs
 
 from modelkeep.core.observation import PairCounts
 from modelkeep.core.recording import Privacy, Treatment
-from modelkeep.core.routing import WHOLE_PPM, Epoch, Role, Route, RoutingTable, VersionSpec, choose
+from modelkeep.core.routing import (
+    CANDIDATE_PLACE,
+    WHOLE_PPM,
+    Epoch,
+    Route,
+    RoutingTable,
+    VersionSpec,
+    place,
+)
 from modelkeep.serving import control
 from modelkeep.serving.labels import read_labels
 from modelkeep.serving.prediction_log import PARQUET, STREAM, endpoint_folder, read
@@ -93,7 +101,7 @@ def test_what_is_answered_is_written_down_as_privacy_lets_it(tmp_path: Path, pla
         assert len(found) == 33
         for user in users:
             row = found[user, 0]
-            candidate = choose(split, user.encode()) is Role.CANDIDATE
+            candidate = place(split, user.encode()) == CANDIDATE_PLACE
             assert (row["side"], row["propensity"]) == (
                 ("candidate", 0.25) if candidate else ("stable", 0.75)
             )

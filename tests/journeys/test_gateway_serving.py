@@ -13,7 +13,7 @@ import pytest
 
 from modelkeep.core import errors
 from modelkeep.core.observation import SideCounts, VersionPhase
-from modelkeep.core.routing import Epoch, Role, Route, RoutingTable, VersionSpec, choose
+from modelkeep.core.routing import CANDIDATE_PLACE, Epoch, Route, RoutingTable, VersionSpec, place
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving import control
 from modelkeep.serving.main import open_listeners, run_gateway
@@ -170,9 +170,9 @@ def test_a_canary_is_sticky_and_its_counts_come_home(tmp_path: Path, plane: Fake
                 assert answer.json() == {"outputs": [10.0 if answer.version == "churn:1.0.0" else 20.0]}
                 seen[user].add(str(answer.version))
         for user, versions in seen.items():
-            role = choose(canary(1), user.encode())
-            assert versions == {"churn:2.0.0" if role is Role.CANDIDATE else "churn:1.0.0"}
-        on_candidate = sum(choose(canary(1), user.encode()) is Role.CANDIDATE for user in users)
+            at = place(canary(1), user.encode())
+            assert versions == {"churn:2.0.0" if at == CANDIDATE_PLACE else "churn:1.0.0"}
+        on_candidate = sum(place(canary(1), user.encode()) == CANDIDATE_PLACE for user in users)
         until(lambda: sum(s.requests for s in counted(plane, "ro_1")) == 180, "all requests are reported")
         stable, candidate = counted(plane, "ro_1")
         assert (candidate.requests, candidate.new_callers) == (3 * on_candidate, on_candidate)
@@ -219,7 +219,7 @@ def test_versions_of_equal_bytes_answer_each_as_itself(tmp_path: Path, plane: Fa
         seen: set[str | None] = set()
         for number in range(40):
             user = f"u{number}"
-            candidate = choose(canary(1, patched), user.encode()) is Role.CANDIDATE
+            candidate = place(canary(1, patched), user.encode()) == CANDIDATE_PLACE
             answers = [gateway.predict([[age, 0]], X_User=user) for age in (40, 120)]
             label = "churn:1.0.1" if candidate else "churn:1.0.0"
             assert [answer.version for answer in answers] == [label, label]

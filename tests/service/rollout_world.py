@@ -223,6 +223,7 @@ class FakeGateway:
         self._number += 1
         shares = (route.candidate_ppm, *route.others_ppm)
         callers, *others = (self.callers * share // WHOLE_PPM for share in shares)
+        aside = self.callers * route.aside_ppm // WHOLE_PPM
         return Tick(
             endpoint=route.endpoint,
             rollout=route.rollout,
@@ -231,11 +232,12 @@ class FakeGateway:
             started_at=self.world.now,
             ended_at=self.world.now,
             candidate_ppm=route.candidate_ppm,
-            stable=self._side(route.stable, self.callers - callers - sum(others)),
+            stable=self._side(route.stable, self.callers - callers - sum(others) - aside),
             candidate=self._side(route.candidate, callers) if route.candidate else SideCounts(),
             pairs=self._pairs(route),
             others=tuple(self._side(arm.key, n) for arm, n in zip(route.others, others, strict=True)),
             others_ppm=route.others_ppm,
+            aside_ppm=route.aside_ppm,
         )
 
     def _pairs(self, route: Route) -> PairCounts | None:

@@ -181,7 +181,8 @@ def test_every_version_of_a_test_has_counts_of_its_own() -> None:
         for letter, at in (("c", 100_000), ("d", 300_000))
     )
     route, ledger, book = moving(Epoch(1, 1), 100_000, others=others), Ledger(NOW, 1), Callers()
-    tally = RouteTally("e", "ro", route.epoch, route.candidate_ppm, route.others_ppm)
+    route = structs.replace(route, stable_from_ppm=600_000)
+    tally = RouteTally("e", "ro", route.epoch, 100_000, route.others_ppm, route.aside_ppm)
     for place, caller in ((0, 1), (1, 2), (2, 3), (3, 4), (3, 5), (0, 5)):
         arrive(tally.side(place), book, caller)
         failed = caller == 5
@@ -195,7 +196,7 @@ def test_every_version_of_a_test_has_counts_of_its_own() -> None:
     ledger.close(NOW)
     (tick,) = ledger.to_send()
     sides = (tick.stable, tick.candidate, *tick.others)
-    assert (tick.candidate_ppm, tick.others_ppm) == (100_000, (200_000, 200_000))
+    assert (tick.candidate_ppm, tick.others_ppm, tick.aside_ppm) == (100_000, (200_000, 200_000), 100_000)
     assert [side.requests for side in sides] == [2, 1, 1, 2]
     assert [side.new_callers for side in sides] == [1, 1, 1, 2]
     assert [side.callers_first_error for side in sides] == [0, 0, 0, 1]

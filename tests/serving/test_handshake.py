@@ -13,7 +13,7 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages, records
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {4: "a54c0b8c0a315c1a"}
+WIRE = {4: "6b13f5168279c12a"}
 """By protocol: what goes over the channels, in short."""
 
 

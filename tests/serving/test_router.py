@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelkeep.core.routing import Arm, Epoch, Route, VersionKey, VersionSpec, place
+from modelkeep.core.routing import Arm, Epoch, Route, VersionKey, VersionSpec, bucket, place
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import Digest
 from modelkeep.serving.counting import caller_hash, count
@@ -75,22 +75,23 @@ def test_a_request_goes_where_the_core_says(key: bytes, ppm: int) -> None:
 @given(key=st.binary(min_size=1, max_size=40))
 def test_each_version_of_a_test_answers_its_own_callers(key: bytes) -> None:
     """A place of the route is a version and a side to count on, first seen and remembered alike; one that was
-    taken out is stable."""
+    taken out is stable, and its callers are nobody who is counted."""
     others = (
         Arm(key=PREVIOUS, weight_ppm=300_000, from_ppm=300_000),
         Arm(key=STABLE, weight_ppm=0, from_ppm=600_000),
     )
-    wanted = route(candidate_ppm=300_000, previous=None, others=others)
+    wanted = route(candidate_ppm=300_000, previous=None, others=others, stable_from_ppm=800_000)
     target = router(swap(1, wanted)).targets[b"churn"]
     for _ in range(2):
         at, caller = target.assign({b"x-user": key}, b"")
-        assert (at, caller) == (place(wanted, key), caller_hash(key))
+        gone = 600_000 <= bucket(wanted.salt, key) < 800_000
+        assert (at, caller) == (place(wanted, key), 0 if gone else caller_hash(key))
     version = target.at(at) or target.stable
     assert version.key == {0: STABLE, 1: CANDIDATE, 2: PREVIOUS}[at]
     side = target.tally.side(at)
     arrived = [side is one for one in (target.tally.stable, target.tally.candidate, *target.tally.others)]
     assert arrived.index(True) == at
-    assert target.tally.others_ppm == (300_000, 0)
+    assert (target.tally.others_ppm, target.tally.aside_ppm) == ((300_000, 0), 200_000)
 
 
 def test_without_its_header_a_caller_is_its_address() -> None:

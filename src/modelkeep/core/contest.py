@@ -1,12 +1,18 @@
 """What an A/B test of several versions comes to: each against stable, all against each other, and the report.
 
 Each version is judged against stable as the candidate of a test of two is, on the callers of those two alone:
-given that a caller came to one of the two, the version's share of both is the chance that it was that one, so
-nothing that happens to a third version matters. Who is taken out, and when, is decided in `rollout`.
+given that a caller came to one of the two, the version's share of both is the chance that it was that one,
+whatever happens to a third version. That holds after one is taken out as well, because its callers are set
+aside: stable answers them, and no tick counts them or their share on any side. Who is taken out, and when, is
+decided in `rollout`.
+
+A further version has a name on each floor: a plan asks for it (`Variant`, in `versions`), a rollout counts it
+(`Contender`, in `others`), a route gives it callers (`Arm`, in `others`).
 """
 
 from collections.abc import Iterable
 from itertools import combinations
+from typing import TypeVar
 
 from msgspec import structs
 
@@ -27,6 +33,8 @@ from modelkeep.core.plan import Goal, Plan
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick
 
+T = TypeVar("T")
+
 _NOBODY = SideCounts()
 
 
@@ -43,12 +51,13 @@ def evidence_of(plan: Plan, ticks: Iterable[Tick], before: Evidence | None = Non
 
 
 def _taken(plan: Plan, specs: Specs, evidence: Evidence, tick: Tick) -> Evidence:
-    """The evidence after one more tick."""
-    missing = len(plan.versions) - len(tick.others)
-    sides = (tick.candidate, *tick.others, *[_NOBODY] * missing)
-    shares = (tick.candidate_ppm, *tick.others_ppm, *[0] * missing)
-    rest_ppm = WHOLE_PPM - sum(shares)
-    own = (evidence, *(evidence.others or [Evidence()] * len(plan.versions)))
+    """The evidence after one more tick. Versions that it counts and the plan does not know are left out, with
+    their share: no report may keep a test from being judged."""
+    further = len(plan.versions)
+    sides = (tick.candidate, *_filled(tick.others, further, _NOBODY))
+    shares = (tick.candidate_ppm, *_filled(tick.others_ppm, further, 0))
+    rest_ppm = WHOLE_PPM - tick.candidate_ppm - sum(tick.others_ppm) - tick.aside_ppm
+    own = (evidence, *(evidence.others or [Evidence()] * further))
     candidate, *others = (
         specs.update(state, _between(tick, side, share, rest_ppm))
         for state, side, share in zip(own, sides, shares, strict=True)
@@ -63,6 +72,11 @@ def _taken(plan: Plan, specs: Specs, evidence: Evidence, tick: Tick) -> Evidence
             for state, (one, two) in zip(rivals, pairs, strict=True)
         ),
     )
+
+
+def _filled(found: tuple[T, ...], wanted: int, nothing: T) -> tuple[T, ...]:
+    """So many of them, with nothing in the place of those that are missing."""
+    return (*found[:wanted], *[nothing] * (wanted - len(found)))
 
 
 def _between(tick: Tick, side: SideCounts, share_ppm: int, rest_ppm: int) -> Tick:
@@ -110,13 +124,13 @@ def report(rollout: Rollout) -> WinnerReport:
     level = plan.alpha / comparisons
     own = (evidence, *(evidence.others or [Evidence()] * len(rollout.others)))
     arms = tuple(_compared(plan, rollout, place, state, comparisons) for place, state in enumerate(own))
-    contenders = [place for place in range(len(arms)) if arms[place].out is None and arms[place].better]
+    better = [place for place in range(len(arms)) if arms[place].out is None and arms[place].better]
     beaten: set[int] = set()
     for (one, two_), state in zip(combinations(range(len(arms)), 2), evidence.rivals, strict=False):
         shown = _shown(state.better, state.worse, level)
         if shown is not None and arms[one].out is None and arms[two_].out is None:
             beaten.add(two_ if shown else one)
-    unbeaten = sorted(set(contenders) - beaten, key=lambda place: (arms[place].rate or 0.0, place))
+    unbeaten = sorted(set(better) - beaten, key=lambda place: (arms[place].rate or 0.0, place))
     staying = [arm for arm in arms if arm.out is None]
     x, m = _troubled(plan, rollout.stable_counts), rollout.stable_counts.new_callers
     trouble = "failed" if plan.goal is Goal.ERRORS else "were answered slowly"

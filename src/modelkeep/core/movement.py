@@ -263,6 +263,14 @@ class Rollout(Struct, frozen=True, kw_only=True):
         return tuple(other.weight_ppm if stepping and not other.out else 0 for other in self.others)
 
     @property
+    def stable_from_ppm(self) -> int:
+        """Where stable's own callers begin in a test of several versions, whoever was taken out of it; 0
+        elsewhere."""
+        if self.state is not RolloutState.STEPPING:
+            return 0
+        return max((other.from_ppm + other.weight_ppm for other in self.others), default=0)
+
+    @property
     def numbers(self) -> tuple[int, ...]:
         """The versions that are tried: the candidate, and the further ones of an A/B test."""
         return (self.candidate, *(other.number for other in self.others))

@@ -206,6 +206,8 @@ class Tick(Struct, frozen=True, kw_only=True):
     """What the further versions of an A/B test met with, in the order of the route."""
     others_ppm: tuple[int, ...] = ()
     """Their shares."""
+    aside_ppm: int = 0
+    """The share of callers who are set aside: on no side, because their version was taken out of the test."""
 
     @property
     def tried(self) -> bool:
@@ -362,7 +364,7 @@ def _check_tick(tick: Tick) -> None:
             raise errors.Invalid(f"A tick has callers in {BANDS} bands, from 0 on each.", field="outputs")
     _epoch(tick.epoch)
     _number("tick number", tick.number)
-    shares = (tick.candidate_ppm, *tick.others_ppm)
+    shares = (tick.candidate_ppm, *tick.others_ppm, tick.aside_ppm)
     if not all(0 <= share <= WHOLE_PPM for share in shares) or sum(shares) > WHOLE_PPM:
         raise errors.Invalid(
             "A tick's shares lie within 0 and 1,000,000 ppm, also together.", field="candidate_ppm"

@@ -68,6 +68,7 @@ def route_of(endpoint: Endpoint, rollout: Rollout | None, keys: Mapping[int, Ver
             for other, weight_ppm in zip(rollout.others, rollout.others_ppm, strict=True)
         ),
         candidate_ppm=rollout.weight_ppm,
+        stable_from_ppm=rollout.stable_from_ppm,
         salt=rollout.salt,
         rollout=rollout.id,
         load=Loading.ALWAYS,

@@ -135,6 +135,8 @@ class Route(Struct, frozen=True, kw_only=True):
     `stable` answers whatever nobody else does. `others` are the further versions of an A/B test, in order,
     behind the candidate's callers; each keeps its place, so that one whose share sinks, or who is taken out
     (and then stands there as stable, with no share), sends its callers to stable and moves nobody else's.
+    Stable's own callers begin at `stable_from_ppm`, behind them all: who comes before and is nobody's any
+    more is set aside, answered by stable and counted on no side (0: nobody is).
     `rollout` names the movement under way. `key_header` names the request header that holds the caller's key,
     `key_cookie` a cookie, `key_field` (a JSON pointer) a place in the body; the first that is there counts.
     Without any the connection's address is the key. `preview`: the candidate may be asked under the
@@ -172,11 +174,17 @@ class Route(Struct, frozen=True, kw_only=True):
     """How they are compared with stable's as they are made; None: they are not."""
     load: Loading = Loading.ALWAYS
     others: tuple[Arm, ...] = ()
+    stable_from_ppm: int = 0
 
     @property
     def others_ppm(self) -> tuple[int, ...]:
         """The shares of the further versions."""
         return tuple(other.weight_ppm for other in self.others)
+
+    @property
+    def aside_ppm(self) -> int:
+        """The share of the callers who are set aside: those of versions that were taken out of the test."""
+        return max(0, self.stable_from_ppm - self.tried_ppm)
 
     @property
     def tried_ppm(self) -> int:
@@ -287,6 +295,8 @@ def _check_others(route: Route) -> None:
                 f"The shares of the versions on {route.endpoint!r} overlap, or are more than 1,000,000 ppm."
             )
         free = other.from_ppm + other.weight_ppm
+    if route.stable_from_ppm and not free <= route.stable_from_ppm <= WHOLE_PPM:
+        raise errors.Invalid(f"On {route.endpoint!r}, stable's own callers begin where others have theirs.")
 
 
 def bucket(salt: str, key: bytes) -> int:
@@ -299,16 +309,12 @@ def bucket(salt: str, key: bytes) -> int:
     return int.from_bytes(digest, "big") % WHOLE_PPM
 
 
-def choose(route: Route, key: bytes) -> Role:
-    """Which side a caller is on: the same key gets the same side for as long as weight and salt stand."""
-    return role_at(place(route, key))
-
-
 STABLE_PLACE, CANDIDATE_PLACE = 0, 1
 
 
 def place(route: Route, key: bytes) -> int:
-    """Whom a caller is answered by: 0 is stable, 1 the candidate, 2 and above are the others in order."""
+    """Whom a caller is answered by: 0 is stable, 1 the candidate, 2 and above are the others in order. The
+    same key gets the same place for as long as weights and salt stand."""
     if not route.candidate_ppm and not route.others:
         return STABLE_PLACE
     if route.candidate_ppm >= WHOLE_PPM:
@@ -320,6 +326,14 @@ def place(route: Route, key: bytes) -> int:
         if other.from_ppm <= at < other.from_ppm + other.weight_ppm:
             return number
     return STABLE_PLACE
+
+
+def set_aside(route: Route, key: bytes) -> bool:
+    """Whether a caller was on a version that was taken out of the test. Stable answers, and the caller counts
+    on no side: who had trouble there has no first trouble left, so stable would look better than it is."""
+    if not route.aside_ppm or place(route, key) != STABLE_PLACE:
+        return False
+    return bucket(route.salt, key) < route.stable_from_ppm
 
 
 def role_at(number: int) -> Role:
@@ -350,6 +364,7 @@ def rolled_back(route: Route) -> Route:
         quality=None,
         shift=None,
         others=(),
+        stable_from_ppm=0,
     )
     if route.candidate is not None or route.others:
         return settled

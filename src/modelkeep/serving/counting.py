@@ -137,6 +137,7 @@ class RouteTally:
     yet."""
 
     __slots__ = (
+        "aside_ppm",
         "candidate",
         "candidate_ppm",
         "endpoint",
@@ -156,7 +157,9 @@ class RouteTally:
         epoch: Epoch,
         candidate_ppm: int,
         others_ppm: tuple[int, ...] = (),
+        aside_ppm: int = 0,
     ) -> None:
+        self.aside_ppm = aside_ppm
         self.endpoint = endpoint
         self.rollout = rollout
         self.epoch = epoch
@@ -195,6 +198,7 @@ class RouteTally:
             errors_seen=tuple(self.errors_seen),
             others=tuple(side.delta() for side in self.others),
             others_ppm=self.others_ppm,
+            aside_ppm=self.aside_ppm,
         )
         self.others = [SideTally() for _ in self.others]
         self.stable, self.candidate, self.errors_seen = SideTally(), SideTally(), []
@@ -266,3 +270,4 @@ class RouteCounts(Struct, frozen=True, kw_only=True):
     errors_seen: tuple[str, ...] = ()
     others: tuple[SideDelta, ...] = ()
     others_ppm: tuple[int, ...] = ()
+    aside_ppm: int = 0

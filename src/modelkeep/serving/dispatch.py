@@ -312,7 +312,7 @@ class Dispatch:
             version.warm_left -= 1
         count(
             tally.side(call.place),
-            target.callers,
+            target.callers if call.caller else None,
             call.caller,
             milliseconds,
             failed=failed,

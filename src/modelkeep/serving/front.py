@@ -74,7 +74,9 @@ class Front:
         self._first_waits_s: list[float] = []
         self._pages = Pages(self.answers, self._router, self._ask_page, known=hello.known)
         self._guard: Guard | None = None
-        self._origins = Origins(self.options.cors_origins)
+        self._origins = Origins(
+            self.options.cors_origins, host=self.options.host, url=self.options.url
+        )
         if self.options.callers_token_file is not None:
             self._guard = Guard(self.options.callers_token_file)
         self._sweeps = 0
@@ -398,7 +400,7 @@ class Front:
             call.role = role_at(call.place)
             tally = target.tally
             tally.open += 1
-            if target.callers is not None:
+            if target.callers is not None and call.caller:
                 arrive(tally.side(call.place), target.callers, call.caller)
             if call.place and (tried := target.at(call.place)) is not None:
                 call.version = tried

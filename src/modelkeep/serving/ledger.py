@@ -41,7 +41,7 @@ class _OpenTick:
         self.outputs: BandCounts | None = None
 
 
-_TickKey = tuple[str, str | None, Epoch, int, tuple[int, ...]]
+_TickKey = tuple[str, str | None, Epoch, int, tuple[int, ...], int]
 """With the weights: a route may get them later than its epoch, when its versions are ready."""
 
 
@@ -103,7 +103,12 @@ class Ledger:
     def add(self, counts: RouteCounts) -> None:
         """Take in what one front counted."""
         tick = self._tick(
-            counts.endpoint, counts.rollout, counts.epoch, counts.candidate_ppm, counts.others_ppm
+            counts.endpoint,
+            counts.rollout,
+            counts.epoch,
+            counts.candidate_ppm,
+            counts.others_ppm,
+            counts.aside_ppm,
         )
         book, noted = None, []
         if counts.rollout is not None:
@@ -167,7 +172,7 @@ class Ledger:
 
     def crashed(self, route: Route, place: int) -> None:
         """Count the death of a worker on the side it served, by its place in the route."""
-        tick = self._tick(route.endpoint, route.rollout, route.epoch, route.candidate_ppm, route.others_ppm)
+        tick = self._tick_of(route)
         crash = SideCounts(crashes=1)
         if place > CANDIDATE_PLACE:
             other = place - CANDIDATE_PLACE - 1
@@ -179,7 +184,17 @@ class Ledger:
 
     def touch(self, route: Route) -> None:
         """Have a tick for a rollout in which nothing happened: "no traffic" is a fact too."""
-        self._tick(route.endpoint, route.rollout, route.epoch, route.candidate_ppm, route.others_ppm)
+        self._tick_of(route)
+
+    def _tick_of(self, route: Route) -> _OpenTick:
+        return self._tick(
+            route.endpoint,
+            route.rollout,
+            route.epoch,
+            route.candidate_ppm,
+            route.others_ppm,
+            route.aside_ppm,
+        )
 
     def _tick(
         self,
@@ -188,8 +203,9 @@ class Ledger:
         epoch: Epoch,
         candidate_ppm: int,
         others_ppm: tuple[int, ...] = (),
+        aside_ppm: int = 0,
     ) -> _OpenTick:
-        key = (endpoint, rollout, epoch, candidate_ppm, others_ppm)
+        key = (endpoint, rollout, epoch, candidate_ppm, others_ppm, aside_ppm)
         tick = self._open.get(key)
         if tick is None:
             tick = self._open[key] = _OpenTick(self._since, len(others_ppm))
@@ -204,7 +220,7 @@ class Ledger:
                     self._memory.note(key, done)
         self._noted.clear()
         by_age = sorted(self._open.items(), key=lambda item: item[0][2:])
-        for (endpoint, rollout, epoch, ppm, others_ppm), tick in by_age:
+        for (endpoint, rollout, epoch, ppm, others_ppm, aside_ppm), tick in by_age:
             number = self._numbers.get((endpoint, rollout), self._first - 1) + 1
             self._numbers[endpoint, rollout] = number
             self._waiting.append(
@@ -224,6 +240,7 @@ class Ledger:
                     outputs=tick.outputs,
                     others=tuple(tick.others),
                     others_ppm=others_ppm,
+                    aside_ppm=aside_ppm,
                 )
             )
         self._open.clear()
@@ -237,7 +254,8 @@ class Ledger:
         kept = self._waiting[: self._sent]
         joined: dict[_TickKey, Tick] = {}
         for tick in self._waiting[self._sent :]:
-            key = (tick.endpoint, tick.rollout, tick.epoch, tick.candidate_ppm, tick.others_ppm)
+            weights = (tick.candidate_ppm, tick.others_ppm, tick.aside_ppm)
+            key = (tick.endpoint, tick.rollout, tick.epoch, *weights)
             joined[key] = merge(joined[key], tick) if key in joined else tick
         self._waiting = [*kept, *sorted(joined.values(), key=lambda tick: (tick.ended_at, tick.number))]
 

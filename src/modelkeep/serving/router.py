@@ -16,6 +16,7 @@ from modelkeep.core.routing import (
     VersionKey,
     VersionSpec,
     place,
+    set_aside,
 )
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.serving.counting import Callers, RouteTally, caller_hash
@@ -70,7 +71,12 @@ class Target(Generic[V]):
         self.callers = callers if self.tried else None
         """None while stable has everybody: nobody is evidence then, and nobody's first time is used up."""
         self.tally = RouteTally(
-            route.endpoint, route.rollout, route.epoch, route.candidate_ppm, route.others_ppm
+            route.endpoint,
+            route.rollout,
+            route.epoch,
+            route.candidate_ppm,
+            route.others_ppm,
+            route.aside_ppm,
         )
         self._assigned: dict[bytes, int] = {}
         """The caller's hash times `_PLACES`, plus the caller's place: plain numbers, which the garbage
@@ -82,7 +88,7 @@ class Target(Generic[V]):
 
     def assign(self, headers: dict[bytes, bytes], peer_key: bytes, body: bytes = b"") -> tuple[int, int]:
         """The place in the route of whoever answers a caller, and the 64 bits that stand for the caller (0
-        where callers are not counted)."""
+        for one who is not counted)."""
         route = self.route
         if not self.tried:
             return STABLE_PLACE, 0
@@ -94,7 +100,8 @@ class Target(Generic[V]):
         if known is None:
             if len(self._assigned) >= ASSIGNED_MAX:
                 self._assigned.clear()
-            caller = caller_hash(key) if route.rollout is not None else 0
+            counted = route.rollout is not None and not set_aside(route, key)
+            caller = caller_hash(key) if counted else 0
             known = self._assigned[key] = caller * _PLACES + place(route, key)
         return known % _PLACES, known // _PLACES
 
