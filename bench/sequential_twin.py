@@ -98,11 +98,8 @@ def replayed_bands(
     spec: EProcessSpec, x: Array, y: Array, weight_ppm: Array, run: int
 ) -> tuple[float, float]:
     """The same run through the real code."""
-    state = shift.replay_bands(
-        spec,
-        (
-            shift.BandsTick(x=tuple(a), y=tuple(b), weight_ppm=int(w))
-            for a, b, w in zip(x[:, run].tolist(), y[:, run].tolist(), weight_ppm[:, run], strict=True)
-        ),
-    )
+    state = shift.ShiftProcess()
+    for a, b, w in zip(x[:, run].tolist(), y[:, run].tolist(), weight_ppm[:, run], strict=True):
+        tick = shift.BandsTick(x=tuple(a), y=tuple(b), weight_ppm=int(w))
+        state = shift.update_bands(state, spec, tick)
     return state.log_v, state.max_log_v

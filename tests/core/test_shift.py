@@ -1,5 +1,6 @@
 """Prediction shift: bands that are learned, evidence that is fair, and a rollout that goes back by it."""
 
+import functools
 import itertools
 import math
 import random
@@ -18,6 +19,7 @@ from modelkeep.core.plan import COMPARED, JUDGED_AND_COMPARED, check_plan, read_
 from modelkeep.core.quality import Kind, Quality, Value
 from modelkeep.core.rollout import RolloutState, Strategy, advance, replay
 from modelkeep.core.routing import WHOLE_PPM
+from modelkeep.core.sequential import EProcessSpec
 from modelkeep.core.shift import (
     BANDS,
     Bands,
@@ -25,7 +27,6 @@ from modelkeep.core.shift import (
     Shift,
     ShiftProcess,
     learned,
-    replay_bands,
     shift_spec,
     update_bands,
 )
@@ -33,6 +34,11 @@ from tests.core.test_rollout import MIN_S, NOW, PLAN, good, report, seen, steppi
 
 JUDGED = structs.replace(PLAN, prediction_shift=Shift(), metrics=COMPARED)
 NUMBERS = st.floats(-1e9, 1e9).map(lambda number: Value(Kind.NUMBER, number))
+
+
+def fed(spec: EProcessSpec, *ticks: BandsTick) -> ShiftProcess:
+    """The state after these ticks."""
+    return functools.reduce(lambda state, one: update_bands(state, spec, one), ticks, ShiftProcess())
 
 
 def compared(weight: int, candidate: tuple[int, ...], stable: tuple[int, ...]) -> Tick:
@@ -103,17 +109,17 @@ def test_a_shift_is_seen_and_sampling_is_not() -> None:
             for _ in range(10):
                 (x if rng.random() < 0.3 else y)[min(BANDS - 1, int(rng.expovariate(0.5)))] += 1
             ticks.append(BandsTick(x=tuple(x), y=tuple(y), weight_ppm=300_000))
-        found += replay_bands(spec, ticks).ever_reached(0.1)
+        found += fed(spec, *ticks).ever_reached(0.1)
     assert found <= 10
     constant = BandsTick(x=(50,), y=(5,) * BANDS, weight_ppm=500_000)
-    assert replay_bands(shift_spec(2.0), [constant, constant]).ever_reached(0.001)
+    assert fed(shift_spec(2.0), constant, constant).ever_reached(0.001)
 
 
 @pytest.mark.req("S7")
 def test_ticks_that_say_nothing_leave_the_evidence_alone() -> None:
     """No callers, or a weight that leaves no choice: not a bit changes; too many bands are refused."""
     spec = shift_spec(2.0)
-    state = replay_bands(spec, [BandsTick(x=(9,), y=(1, 20), weight_ppm=500_000)])
+    state = fed(spec, BandsTick(x=(9,), y=(1, 20), weight_ppm=500_000))
     for told in (BandsTick(x=(), y=(), weight_ppm=5), BandsTick(x=(3,), y=(3,), weight_ppm=WHOLE_PPM)):
         same = update_bands(state, spec, told)
         assert structs.replace(same, ticks=state.ticks) == state

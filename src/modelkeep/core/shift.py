@@ -15,7 +15,7 @@ as in `core.sequential`. What follows from the evidence is not decided here.
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -136,15 +136,3 @@ def update_bands(state: ShiftProcess, spec: EProcessSpec, tick: BandsTick) -> Sh
     log_e = tuple(value for band in told for value in (band or nothing))
     mass = tuple(share / BANDS for share in spec.mass) * BANDS
     return mixed(state, mass, spec.start_mass, log_e)
-
-
-def replay_bands(spec: EProcessSpec, ticks: Iterable[BandsTick]) -> ShiftProcess:
-    """Recompute a state from the log of its ticks: bit for bit what `update_bands` made of them on the way.
-
-    Raises:
-        InvalidInput: a tick has more bands than there are.
-    """
-    state = ShiftProcess()
-    for tick in ticks:
-        state = update_bands(state, spec, tick)
-    return state
