@@ -11,7 +11,7 @@ from modelkeep.core import codec, errors, judgement
 from modelkeep.core.judgement import Missing, evidence_of
 from modelkeep.core.label_outlook import LABELLED, WRONG, labels_outlook
 from modelkeep.core.observation import LabelCounts, Labelled, SideCounts, Tick, check_report
-from modelkeep.core.plan import JUDGED_LATER, check_plan, read_plan
+from modelkeep.core.plan import JUDGED_AND_COMPARED, JUDGED_LATER, check_plan, read_plan
 from modelkeep.core.quality import Kind, Quality, Value, is_wrong, label_of, value_of
 from modelkeep.core.rollout import (
     Endpoint,
@@ -25,8 +25,9 @@ from modelkeep.core.rollout import (
     route_of,
 )
 from modelkeep.core.routing import WHOLE_PPM
+from modelkeep.core.shift import Shift
 from modelkeep.core.values import ModelName
-from tests.core.test_rollout import KEYS, MIN_S, NOW, PLAN, good, report, seen, stepping, tick
+from tests.core.test_rollout import KEYS, MIN_S, NOW, PLAN, few, good, report, seen, stepping, tick
 
 WAIT_S = 500.0
 JUDGED = structs.replace(PLAN, quality=Quality(wait_s=WAIT_S), metrics=JUDGED_LATER)
@@ -176,6 +177,36 @@ def test_labels_let_a_candidate_go_on_or_take_it_back() -> None:
     later = structs.replace(seen(outcomes["alike"]), ticks=(labelled(100_000, (120, 360)),))
     back = advance(outcomes["alike"], later, NOW + timedelta(seconds=2 * MIN_S)).rollout
     assert back.state is RolloutState.ROLLING_BACK
+
+
+@pytest.mark.req("S7")
+def test_less_evidence_goes_on_no_sooner() -> None:
+    """Where a plan goes on without proof, labels are waited for as long as it says, also while nothing else
+    is shown, or fewer predictions were compared than it asks for; once labels have shown what they have to, a
+    step has its own time. One that takes back when in doubt waits for labels alone."""
+    plan = structs.replace(JUDGED, on_inconclusive=OnInconclusive.ADVANCE)
+    both = structs.replace(plan, prediction_shift=Shift(), metrics=JUDGED_AND_COMPARED)
+    alike = labelled(100_000, (40, 360))
+    unasked = structs.replace(PLAN, on_inconclusive=OnInconclusive.ADVANCE)
+    doubtful = structs.replace(JUDGED, on_inconclusive=OnInconclusive.ROLLBACK)
+    step_s = plan.steps[0].max_s
+    for name, judged, ticks, waits_s in (
+        ("nothing is shown", plan, (few(100_000),), WAIT_S),
+        ("labels are missing", plan, (good(100_000),), WAIT_S),
+        ("labels and predictions are", both, (good(100_000),), WAIT_S),
+        ("predictions are", both, (good(100_000), alike), step_s),
+        ("all but labels is", plan, (few(100_000), alike), step_s),
+        ("no labels are asked for", unasked, (few(100_000),), step_s),
+        ("in doubt it goes back", doubtful, (few(100_000),), step_s),
+    ):
+        of = stepping(plan=judged)
+        told = structs.replace(seen(of), ticks=ticks)
+        early = advance(of, told, NOW + timedelta(seconds=waits_s - 1)).rollout
+        assert (early.state, early.step) == (RolloutState.STEPPING, 0), name
+        late = advance(early, seen(early), NOW + timedelta(seconds=waits_s)).rollout
+        back = judged is doubtful
+        assert late.state is (RolloutState.ROLLING_BACK if back else RolloutState.STEPPING), name
+        assert late.step == (0 if back else 1), name
 
 
 @pytest.mark.req("S7")

@@ -338,11 +338,15 @@ def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
 
 
 def _longest_s(rollout: Rollout, found: Judgement) -> float:
-    """How long a step waits: where labels are all that is missing, as long as the plan waits for labels."""
-    quality = rollout.plan.quality
-    if found.missing is Missing.LABELS and quality is not None:
-        return max(rollout.current.max_s, quality.wait_s)
-    return rollout.current.max_s
+    """How long a step waits: as long as the plan waits for labels, where they are all that is missing, and
+    before it goes on without what they have to show, whatever else is missing."""
+    plan, max_s = rollout.plan, rollout.current.max_s
+    if plan.quality is None:
+        return max_s
+    unshown = not rollout.evidence.right.holds(plan.beta)
+    if found.missing is Missing.LABELS or (unshown and plan.on_inconclusive is OnInconclusive.ADVANCE):
+        return max(max_s, plan.quality.wait_s)
+    return max_s
 
 
 def _take_out(rollout: Rollout, gone: dict[int, str], now: datetime) -> Advanced:
