@@ -6,6 +6,7 @@ from msgspec import structs
 from modelkeep.core import errors
 from modelkeep.core.events import EventKind
 from modelkeep.core.plan import Plan, Step, Strategy, Variant
+from modelkeep.core.promotion import RequestState
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.values import parse_ref
@@ -24,6 +25,7 @@ stages:
     gates: [{gate: files_verified}]
     rollout: {strategy: rolling}
 """
+AGREED = b"name: people\nstages: {production: {approvals: {count: 1}}}"
 
 
 @pytest.fixture
@@ -55,6 +57,7 @@ def test_of_several_versions_one_is_taken_out_alone_and_another_wins(world: Roll
     after = gateway.route()
     assert (after.candidate_ppm, after.others_ppm) == (250_000, (250_000, 0))
     assert after.others[0] == route.others[0], "nobody else moves"
+    assert (route.aside_ppm, after.aside_ppm) == (0, 200_000)
     assert world.key("1.3.0") not in after.keys
     assert after.epoch.term > route.epoch.term
     assert world.get("1.3.0").tombstone is not None
@@ -175,3 +178,40 @@ def test_a_version_that_may_not_be_promoted_may_not_be_tested(world: RolloutWorl
     assert world.endpoint().rollout is None
     promote((True, True))
     world.until(RolloutState.STEPPING, gateway)
+
+
+@pytest.mark.req("G2", "G8")
+def test_of_every_version_of_a_test_it_is_known_by_which_decision_it_has_its_share(
+    world: RolloutWorld,
+) -> None:
+    """Each has a grant of its own, with the bytes, gates and approvals that were weighed, and each request is
+    used up by it; the stage's move bears the candidate's."""
+    gateway = world.serving()
+    world.do("owner", world.promotions.set_policy, "churn", AGREED)
+    agreed = {semver: world.review(world.ask(semver).id) for semver in ("1.1.0", "1.2.0", "1.3.0")}
+    world.promote("1.1.0", by="owner", plan=structs.replace(PLAN, promote_winner=True))
+    rollout = world.latest().id
+    granted = [
+        event for event in world.events(EventKind.PROMOTION_GRANTED) if event.body["rollout"] == rollout
+    ]
+    for event, (semver, request) in zip(granted, agreed.items(), strict=True):
+        version = world.get(semver)
+        assert (event.number, event.body["digest"], event.body["semver"]) == (
+            version.number,
+            version.digest,
+            semver,
+        )
+        assert (event.body["request"], event.body["approved_by"]) == (request.id, ["bob"])
+        assert event.body["policy"] == granted[0].body["policy"]
+        assert event.subject == f"rollout/{rollout}"
+        closed = world.read("ann", world.promotions.get_request, request.id)
+        assert (closed.state, closed.closed_why) == (
+            RequestState.PROMOTED,
+            f"the rollout {rollout} was started",
+        )
+    for semver in ("1.0.0", "1.2.0", "1.3.0"):
+        gateway.failing[world.key(semver)] = 30
+    world.until(RolloutState.SUCCEEDED, gateway)
+    (moved,) = [event for event in world.events(EventKind.STAGE_MOVED) if event.body["rollout"] == rollout]
+    assert (moved.number, moved.body["request"]) == (world.get("1.1.0").number, agreed["1.1.0"].id)
+    assert moved.body["approved_by"] == ["bob"]

@@ -79,22 +79,26 @@ def contenders(
 
 def admit(
     act: Act, requests: Requests, case: Case, plan: Plan | None, verified: Sequence[bool | None]
-) -> None:
+) -> tuple[tuple[Case, Granted], ...]:
     """Ask the stage's gates for the versions that a plan tests beside the one that is promoted, for callers
     will meet them as well.
 
     Args:
         verified: whether each one's stored bytes still match, in the plan's order; None when unknown.
 
+    Returns:
+        What was weighed for each and how it was granted, in the plan's order, for whoever records it.
+
     Raises:
         PolicyDenied, ApprovalRequired: one of them may not enter the stage.
         InvalidTransition, Tombstoned, Yanked: it cannot go there at all.
     """
     others = named(act, plan, case.version) if plan is not None else ()
+    granted: list[tuple[Case, Granted]] = []
     for place, other in enumerate(others):
         promotion.check_transition(case.model.stages, other, case.to)
         asked = requests.open_one(act, case.model, other, case.to)
-        decision = requests.weigh(
+        weighed = requests.weigh(
             act,
             case.model,
             other,
@@ -102,12 +106,13 @@ def admit(
             requested_by=asked.requested_by if asked is not None else act.caller.actor,
             request=asked,
             files_verified=verified[place] if place < len(verified) else None,
-        ).decision
+        )
+        decision = weighed.decision
         who = f"{other.reference}, which the plan tests too,"
         look = f"'modelkeep gate {values.in_shell(other.reference)} --to {case.to} --explain'"
         match decision:
             case Granted():
-                pass
+                granted.append((weighed, decision))
             case Refused():
                 why = next(result.why for result in decision.gates if result.blocks)
                 raise errors.PolicyDenied(
@@ -124,3 +129,4 @@ def admit(
                 )
             case _:
                 assert_never(decision)
+    return tuple(granted)

@@ -40,6 +40,7 @@ from modelkeep.core.promotion import (
     Vote,
 )
 from modelkeep.core.rollout import Endpoint
+from modelkeep.core.routing import OTHERS_MAX
 from modelkeep.core.values import Actor, ModelName, Ref
 from modelkeep.service import stages
 from modelkeep.service.act import Act, Context, Desk
@@ -178,8 +179,8 @@ class Promotions:
             case AwaitingApproval():
                 raise self._awaiting(act, case, case.decision, reason, ticket)
             case Granted():
-                admit(act, self._requests, case, plan, others_verified)
-                return self._carry_out(act, case, case.decision, reason, plan, supersede)
+                others = admit(act, self._requests, case, plan, others_verified)
+                return self._carry_out(act, case, case.decision, others, reason, plan, supersede)
             case _:
                 assert_never(case.decision)
 
@@ -276,21 +277,20 @@ class Promotions:
         return act.keep(error)
 
     def _carry_out(
-        self, act: Act, case: Case, decision: Granted, reason: str, plan: Plan | None, supersede: bool
+        self,
+        act: Act,
+        case: Case,
+        decision: Granted,
+        others: Sequence[tuple[Case, Granted]],
+        reason: str,
+        plan: Plan | None,
+        supersede: bool,
     ) -> Promotion:
         version, to = case.version, case.to
-        asked = self._requests.refresh(act, case, recorded=True)
-        because = Because(
-            cause=MoveCause.PROMOTION,
-            reason=reason,
-            request=asked.id if asked is not None else None,
-            gates=decision.gates,
-            approved_by=decision.approved_by,
-            policy=case.policy.digest,
-        )
+        asked, because = self._decided(act, case, decision, reason)
         endpoint = self._following(act, version.model, to)
         if endpoint is not None and endpoint.stable != version.number:
-            return self._begin_rollout(act, case, endpoint, because, asked, plan, supersede)
+            return self._begin_rollout(act, case, others, endpoint, because, asked, plan, supersede)
         if plan is not None:
             raise errors.InvalidPlan(
                 f"Nothing moves traffic to {version.reference} in {to}, so a plan says nothing; leave it "
@@ -310,10 +310,25 @@ class Promotions:
             interval=moved.interval,
         )
 
+    def _decided(
+        self, act: Act, case: Case, decision: Granted, reason: str
+    ) -> tuple[PromotionRequest | None, Because]:
+        """The request that was granted, as it stands now, and what stands behind the move."""
+        asked = self._requests.refresh(act, case, recorded=True)
+        return asked, Because(
+            cause=MoveCause.PROMOTION,
+            reason=reason,
+            request=asked.id if asked is not None else None,
+            gates=decision.gates,
+            approved_by=decision.approved_by,
+            policy=case.policy.digest,
+        )
+
     def _begin_rollout(
         self,
         act: Act,
         case: Case,
+        others: Sequence[tuple[Case, Granted]],
         endpoint: Endpoint,
         because: Because,
         asked: PromotionRequest | None,
@@ -334,24 +349,10 @@ class Promotions:
             plan_from=plan_from,
             supersede=supersede,
         )
-        act.record(
-            EventKind.PROMOTION_GRANTED,
-            _grant_subject(rollout.id),
-            model=version.model,
-            number=version.number,
-            reason=because.reason,
-            semver=version.semver,
-            to=to,
-            endpoint=endpoint.name,
-            rollout=rollout.id,
-            request=because.request,
-            gates=because.gates,
-            approved_by=because.approved_by,
-            policy=because.policy,
-        )
-        if asked is not None:
-            # A request is used up by the decision it led to: what a rollout shows is new evidence.
-            self._requests.close(act, asked, RequestState.PROMOTED, f"the rollout {rollout.id} was started")
+        self._granted(act, case, endpoint, rollout.id, because, asked)
+        for other, decision in others:
+            requested, why = self._decided(act, other, decision, because.reason)
+            self._granted(act, other, endpoint, rollout.id, why, requested)
         return Promotion(
             kind=PromotionKind.ROLLOUT,
             version=version,
@@ -363,6 +364,37 @@ class Promotions:
             plan=rollout.plan,
             note=rollout.note,
         )
+
+    def _granted(
+        self,
+        act: Act,
+        case: Case,
+        endpoint: Endpoint,
+        rollout: str,
+        because: Because,
+        asked: PromotionRequest | None,
+    ) -> None:
+        """Record by which gates and approvals a version has its share of a rollout; close its request."""
+        version = case.version
+        act.record(
+            EventKind.PROMOTION_GRANTED,
+            _grant_subject(rollout),
+            model=version.model,
+            number=version.number,
+            reason=because.reason,
+            semver=version.semver,
+            digest=version.digest,
+            to=case.to,
+            endpoint=endpoint.name,
+            rollout=rollout,
+            request=because.request,
+            gates=because.gates,
+            approved_by=because.approved_by,
+            policy=because.policy,
+        )
+        if asked is not None:
+            # A request is used up by the decision it led to: what a rollout shows is new evidence.
+            self._requests.close(act, asked, RequestState.PROMOTED, f"the rollout {rollout} was started")
 
     def _plan(self, case: Case, endpoint: Endpoint, said: Plan | None) -> tuple[Plan, str]:
         """How a rollout goes, and who says so: whoever promotes, else the policy of the stage, else the
@@ -376,6 +408,10 @@ class Promotions:
     def plan_for(self, act: Act, model: ModelName, stage: str) -> Plan | None:
         """How the policy has a promotion to a stage move traffic; None where the endpoint says it."""
         return self._policies.effective(act.tx, model).policy.rules(stage).rollout
+
+    def holds_for(self, act: Act, model: ModelName) -> Policy:
+        """The policy that holds for a model."""
+        return self._policies.effective(act.tx, model).policy
 
     def _following(self, act: Act, model: ModelName, stage: str) -> Endpoint | None:
         return self._rollouts.following(act, model, stage) if self._rollouts is not None else None
@@ -407,7 +443,7 @@ class Promotions:
             running = store.running_stay(act.tx, model.id, version.number)
             if running is not None:
                 return running
-        granted = _grant_of(act, rollout)
+        granted = _grant_of(act, rollout, version.number)
         because = Because(
             cause=cause,
             reason=reason,
@@ -587,13 +623,15 @@ def _grant_subject(rollout: str) -> str:
     return f"rollout/{rollout}"
 
 
-def _grant_of(act: Act, rollout: str | None) -> StageMove | None:
-    """The decision that started a rollout, as far as a stage's move bears it; None when nobody decided."""
+def _grant_of(act: Act, rollout: str | None, number: int) -> StageMove | None:
+    """The decision by which a version is in a rollout, as far as a stage's move bears it; None when nobody
+    decided."""
     if rollout is None:
         return None
-    for stored in act.tx.events.after(0, subject=_grant_subject(rollout), limit=1):
-        body = {"from": "", "cause": MoveCause.ROLLOUT, **stored.event.body}
-        return codec.convert(body, StageMove)
+    for stored in act.tx.events.after(0, subject=_grant_subject(rollout), limit=1 + OTHERS_MAX):
+        if stored.event.number == number:
+            body = {"from": "", "cause": MoveCause.ROLLOUT, **stored.event.body}
+            return codec.convert(body, StageMove)
     return None
 
 
