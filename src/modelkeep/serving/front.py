@@ -74,9 +74,7 @@ class Front:
         self._first_waits_s: list[float] = []
         self._pages = Pages(self.answers, self._router, self._ask_page, known=hello.known)
         self._guard: Guard | None = None
-        self._origins = Origins(
-            self.options.cors_origins, host=self.options.host, url=self.options.url
-        )
+        self._origins = Origins(self.options.cors_origins, host=self.options.host, url=self.options.url)
         if self.options.callers_token_file is not None:
             self._guard = Guard(self.options.callers_token_file)
         self._sweeps = 0
