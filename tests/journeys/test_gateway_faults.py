@@ -363,7 +363,7 @@ def test_a_rollback_by_hand_needs_no_control_plane(tmp_path: Path, plane: FakeCo
         assert len(after) > 20
         assert {answer.version for _, answer in after} == {"churn:1.0.0"}
         assert load.statuses.keys() == {200}
-        assert result["version"] == "churn:1.0.0"
+        assert (result["version"], result["loading"]) == ("churn:1.0.0", False)
         assert result["removed_version"] == "churn:2.0.0"
         assert result["fronts"] == 2
         assert result["journaled"]

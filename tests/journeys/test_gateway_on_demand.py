@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelkeep.core.routing import Epoch, Loading, Route, RoutingTable
+from modelkeep.serving import control
 from tests.serving import models
 from tests.serving.control_plane import FakeControlPlane, until
 from tests.serving.gateways import Answer, Gateway, running
@@ -22,9 +23,16 @@ SPECS["broken"] = models.spec(BROKEN, "1.0.0", model="broken")
 
 
 def table() -> RoutingTable:
-    """An endpoint of each version, all loaded on demand."""
+    """An endpoint of each version, all loaded on demand; the third had the second before."""
+    former = {"three": SPECS["two"].key}
     routes = (
-        Route(endpoint=name, epoch=Epoch(1, 1), stable=spec.key, load=Loading.ON_DEMAND)
+        Route(
+            endpoint=name,
+            epoch=Epoch(1, 1),
+            stable=spec.key,
+            previous=former.get(name),
+            load=Loading.ON_DEMAND,
+        )
         for name, spec in SPECS.items()
     )
     return RoutingTable(number=1, routes=tuple(routes), versions=tuple(SPECS.values()))
@@ -61,7 +69,8 @@ def together(gateway: Gateway, endpoint: str, number: int) -> list[Answer]:
 def test_versions_sleep_until_somebody_asks_and_give_way(tmp_path: Path, plane: FakeControlPlane) -> None:
     """A gateway is ready with nothing loaded, also after a restart; the first who ask wait and are all
     answered by one load; a third version takes the place of the one that was not asked for the longest, which
-    comes back when it is asked for; one that cannot be loaded is said to be so; and all of it is counted."""
+    comes back when it is asked for; one that cannot be loaded is said to be so; all of it is counted; and a
+    rollback to one that sleeps says so, and its callers wait for it."""
     plane.publish(table())
     with running(tmp_path / "gw", plane.url) as gateway:
         until(lambda: gateway.request("GET", "/ready").json().get("asleep") == 4, "the routes are obeyed")
@@ -89,3 +98,8 @@ def test_versions_sleep_until_somebody_asks_and_give_way(tmp_path: Path, plane: 
         assert 'modelkeep_gateway_version_evictions_total{version="one:1.0.0",cause="memory"} 1' in page
         assert 'modelkeep_gateway_version_loads_total{version="one:1.0.0"} 2' in page
         assert "modelkeep_gateway_first_request_wait_seconds_count 4" in page
+
+        result = control.call(gateway.data, "rollback", endpoint="three")
+        assert (result["version"], result["loading"]) == ("two:1.0.0", True)
+        answer = gateway.predict([[10, 0]], endpoint="three")
+        assert (answer.status, answer.version) == (200, "two:1.0.0")

@@ -1,5 +1,5 @@
-"""Who may hold memory: pinned versions always, others as far as the budget goes, and the longest unasked
-gives way first."""
+"""Who may hold memory: pinned versions always, others as far as the budget goes and always one of them, and
+the longest unasked gives way first."""
 
 import pytest
 from hypothesis import given
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from modelkeep.core.routing import VersionKey
-from modelkeep.serving.pool import Cause, Decision, Resident, Stay, decide, expected_bytes
+from modelkeep.serving.pool import Cause, Decision, Resident, Stay, decide, expected_bytes, room_bytes
 
 KEYS = [VersionKey(f"version:{letter * 64}") for letter in "abcdefgh"]
 NOW = 1_000.0
@@ -40,8 +40,8 @@ def of(everybody: list[Resident]) -> dict[VersionKey, Resident]:
 
 
 def held(everybody: list[Resident]) -> int:
-    """What is held just now."""
-    return sum(one.memory_bytes for one in everybody if one.stay is not Stay.ASLEEP)
+    """What those that are not pinned hold just now."""
+    return sum(one.memory_bytes for one in everybody if one.stay is not Stay.ASLEEP and not one.pinned)
 
 
 def done(everybody: list[Resident], decision: Decision) -> list[Resident]:
@@ -89,25 +89,39 @@ def test_who_is_pinned_is_loaded_whatever_the_budget_says(everybody: list[Reside
 
 @pytest.mark.req("S2")
 @given(everybody=residents(), budget=BUDGET)
-def test_loading_on_demand_never_exceeds_the_budget(everybody: list[Resident], budget: int) -> None:
-    """Whoever is loaded on demand fits beside all that is held at that moment, also by those that are
-    leaving."""
-    decision = decide(everybody, budget_bytes=budget, idle_s=IDLE, now_s=NOW)
-    demanded = [of(everybody)[key] for key in decision.wake if not of(everybody)[key].pinned]
-    if demanded:
-        assert held(done(everybody, decision)) <= budget
+def test_what_is_pinned_takes_room_but_never_all(everybody: list[Resident], budget: int) -> None:
+    """Beside whatever is pinned there is room for each other version that fits into the budget, and where the
+    largest of them fits beside the pinned ones, the budget holds for all together."""
+    room = room_bytes(everybody, budget)
+    pinned = sum(one.memory_bytes for one in everybody if one.pinned)
+    fitting = [one.memory_bytes for one in everybody if not one.pinned and one.memory_bytes <= budget]
+    assert all(size <= room for size in fitting)
+    assert room <= budget
+    if pinned + max(fitting, default=0) <= budget:
+        assert pinned + room == budget
 
 
 @pytest.mark.req("S2")
 @given(everybody=residents(), budget=BUDGET)
-def test_the_budget_is_not_exceeded_while_somebody_could_give_way(
+def test_loading_on_demand_never_exceeds_the_room(everybody: list[Resident], budget: int) -> None:
+    """Whoever is loaded on demand fits beside all others on demand that hold memory at that moment, also by
+    those that are leaving."""
+    decision = decide(everybody, budget_bytes=budget, idle_s=IDLE, now_s=NOW)
+    demanded = [of(everybody)[key] for key in decision.wake if not of(everybody)[key].pinned]
+    if demanded:
+        assert held(done(everybody, decision)) <= room_bytes(everybody, budget)
+
+
+@pytest.mark.req("S2")
+@given(everybody=residents(), budget=BUDGET)
+def test_the_room_is_not_exceeded_while_somebody_could_give_way(
     everybody: list[Resident], budget: int
 ) -> None:
     """Once those that leave have left, either all fit or nobody is left who could sleep."""
     decision = decide(everybody, budget_bytes=budget, idle_s=0, now_s=NOW)
     after = done(everybody, decision)
     staying = held([one for one in after if one.stay is not Stay.LEAVING])
-    assert staying <= budget or not any(one.free for one in after)
+    assert staying <= room_bytes(everybody, budget) or not any(one.free for one in after)
 
 
 @pytest.mark.req("S2")
@@ -125,12 +139,11 @@ def test_the_longest_unasked_gives_way_first(everybody: list[Resident], budget: 
 @pytest.mark.req("S2")
 @given(everybody=residents(), budget=BUDGET)
 def test_nobody_gives_way_in_vain(everybody: list[Resident], budget: int) -> None:
-    """Where the budget is not exceeded already, versions sleep only if somebody who waits gets in by it."""
+    """Where the room is not exceeded already, versions sleep only if somebody who waits gets in by it."""
     decision = decide(everybody, budget_bytes=budget, idle_s=0, now_s=NOW)
     pinned = [one.key for one in everybody if one.pinned]
     staying = held([one for one in everybody if one.stay is not Stay.LEAVING])
-    woken = sum(of(everybody)[key].memory_bytes for key in decision.wake if key in pinned)
-    if decision.sleep and staying + woken <= budget:
+    if decision.sleep and staying <= room_bytes(everybody, budget):
         later = decide(settled(done(everybody, decision)), budget_bytes=budget, idle_s=0, now_s=NOW)
         demanded = {*decision.wake, *later.wake}.difference(pinned)
         assert demanded
@@ -140,7 +153,7 @@ def test_nobody_gives_way_in_vain(everybody: list[Resident], budget: int) -> Non
 @given(everybody=residents(), budget=BUDGET)
 def test_whoever_waits_gets_in_as_soon_as_there_is_room(everybody: list[Resident], budget: int) -> None:
     """Carried out again and again with nobody busy, everybody who was asked for is loaded sooner or later,
-    unless there is no room beside what is pinned; and it comes to rest."""
+    whatever is pinned, unless it alone is larger than the budget; and it comes to rest."""
     everybody = settled([structs.replace(one, busy=False) for one in everybody])
     asked = {one.key for one in everybody if one.asked_s is not None and one.stay is Stay.ASLEEP}
     woken: set[VersionKey] = set()
@@ -150,9 +163,8 @@ def test_whoever_waits_gets_in_as_soon_as_there_is_room(everybody: list[Resident
         everybody = settled(done(everybody, decision))
     assert decision == Decision(hopeless=decision.hopeless)
     assert asked <= woken | set(decision.hopeless)
-    pinned = sum(one.memory_bytes for one in everybody if one.pinned)
     for key in decision.hopeless:
-        assert pinned + of(everybody)[key].memory_bytes > budget
+        assert of(everybody)[key].memory_bytes > budget
 
 
 @pytest.mark.req("S2")
@@ -179,6 +191,24 @@ def test_who_was_asked_first_is_served_first() -> None:
     assert begun == Decision(sleep=((old.key, Cause.MEMORY),))
     left = structs.replace(old, stay=Stay.ASLEEP)
     assert decide([first, second, left], budget_bytes=100, idle_s=0, now_s=NOW).wake == (first.key,)
+
+
+@pytest.mark.req("S2")
+def test_a_rollout_beyond_the_budget_leaves_room_for_one_on_demand() -> None:
+    """Two pinned versions hold more than there is: one at a time of those on demand is there, and the next
+    that is asked for takes its place; only who is larger than the whole budget is told so."""
+    canary = [
+        Resident(key=key, stay=Stay.AWAKE, memory_bytes=70, pinned=True, used_s=NOW) for key in KEYS[:2]
+    ]
+    here = Resident(key=KEYS[2], stay=Stay.AWAKE, memory_bytes=40, used_s=10.0)
+    asked = Resident(key=KEYS[3], stay=Stay.ASLEEP, memory_bytes=60, asked_s=990.0)
+    large = Resident(key=KEYS[4], stay=Stay.ASLEEP, memory_bytes=101, asked_s=980.0)
+    everybody = [*canary, here, asked, large]
+    begun = decide(everybody, budget_bytes=100, idle_s=0, now_s=NOW)
+    assert begun == Decision(sleep=((here.key, Cause.MEMORY),), hopeless=(large.key,))
+    then = decide(settled(done(everybody, begun)), budget_bytes=100, idle_s=0, now_s=NOW)
+    assert then.wake == (asked.key,)
+    assert not decide([*canary, here], budget_bytes=100, idle_s=0, now_s=NOW).sleep
 
 
 @pytest.mark.req("S2")

@@ -1,9 +1,10 @@
 """Which versions may hold memory: the pure decision behind loading on demand.
 
 Given what every version of a gateway holds and who waits for which, it says which are to be loaded, which are
-to be put to sleep, and for which there can be no room. Versions that serve a rollout or are always loaded are
-pinned: they are loaded whatever the budget says and never put to sleep. Nothing here reads a clock or starts
-a process.
+to be put to sleep, and which alone are too large. Versions that serve a rollout, that callers were just taken
+back to, or that are always loaded are pinned: they are loaded whatever the budget says and never put to
+sleep. What they leave is for the others, and always room for one of those. Nothing here reads a clock or
+starts a process.
 """
 
 from collections.abc import Iterable
@@ -56,8 +57,8 @@ class Resident(Struct, frozen=True, kw_only=True):
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """What is to be done now. Requests for the `hopeless` can be told so: there is no room beside what is
-    pinned, whoever else sleeps. Who was asked for and is in none of these waits for room."""
+    """What is to be done now. Requests for the `hopeless` can be told so: each is larger than the budget. Who
+    was asked for and is in none of these waits for room."""
 
     wake: tuple[VersionKey, ...] = ()
     sleep: tuple[tuple[VersionKey, Cause], ...] = ()
@@ -70,6 +71,16 @@ def expected_bytes(files_bytes: int, workers: int, measured_bytes: int | None) -
     return measured_bytes if measured_bytes else workers * (WORKER_BYTES + files_bytes)
 
 
+def room_bytes(residents: Iterable[Resident], budget_bytes: int) -> int:
+    """What versions that are not pinned may hold together: what pinned ones leave of the budget, and never
+    less than the largest of them that fits into the budget needs. So a rollout takes room from them, and
+    each can be loaded in its turn nevertheless."""
+    everybody = tuple(residents)
+    pinned = sum(one.memory_bytes for one in everybody if one.pinned)
+    own = (one.memory_bytes for one in everybody if not one.pinned)
+    return max(budget_bytes - pinned, max((held for held in own if held <= budget_bytes), default=0))
+
+
 def decide(residents: Iterable[Resident], *, budget_bytes: int, idle_s: float, now_s: float) -> Decision:
     """Who is to be loaded and who is to sleep.
 
@@ -78,23 +89,24 @@ def decide(residents: Iterable[Resident], *, budget_bytes: int, idle_s: float, n
     the budget holds while they leave.
 
     Args:
-        budget_bytes: for all versions together (0: no limit). Pinned ones count, and are loaded beyond it.
+        budget_bytes: for all versions together (0: no limit). Pinned ones count, and are loaded beyond it;
+            what remains for the others is `room_bytes`.
         idle_s: who was not asked for so long is put to sleep (0: nobody).
         now_s: on the clock of `used_s` and `asked_s`.
     """
     everybody = sorted(residents, key=lambda one: one.key)
-    books = _Books(everybody, budget_bytes)
+    books = _Books(everybody, room_bytes(everybody, budget_bytes) if budget_bytes else None)
     for one in everybody:
         if one.free and idle_s and now_s - one.used_s >= idle_s:
             books.put_to_sleep(one, Cause.IDLE)
         elif one.pinned and one.stay is Stay.ASLEEP:
-            books.wake(one)
+            books.woken.append(one.key)
     books.make_room(0, in_full=False)
     waiting = [
         one for one in everybody if one.asked_s is not None and one.stay is Stay.ASLEEP and not one.pinned
     ]
     for one in sorted(waiting, key=lambda one: one.asked_s or 0.0):
-        if budget_bytes and books.pinned_bytes + one.memory_bytes > budget_bytes:
+        if budget_bytes and one.memory_bytes > budget_bytes:
             books.hopeless.append(one.key)
         elif books.fits(one.memory_bytes):
             books.wake(one)
@@ -104,25 +116,26 @@ def decide(residents: Iterable[Resident], *, budget_bytes: int, idle_s: float, n
 
 
 class _Books:
-    """The memory as it will be once everything decided so far is done."""
+    """The memory of those that are not pinned as it will be once everything decided so far is done.
+    `room`: bytes that they may hold together (None: no limit)."""
 
-    def __init__(self, residents: list[Resident], budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._held = sum(one.memory_bytes for one in residents if one.stay is not Stay.ASLEEP)
+    def __init__(self, residents: list[Resident], room: int | None) -> None:
+        self._room = room
+        own = [one for one in residents if not one.pinned]
+        self._held = sum(one.memory_bytes for one in own if one.stay is not Stay.ASLEEP)
         """Now, with what was promised to those that are loaded next."""
-        self._going = sum(one.memory_bytes for one in residents if one.stay is Stay.LEAVING)
+        self._going = sum(one.memory_bytes for one in own if one.stay is Stay.LEAVING)
         """Of that, what is on its way out."""
-        free = sorted((one for one in residents if one.free), key=lambda one: one.used_s, reverse=True)
+        free = sorted((one for one in own if one.free), key=lambda one: one.used_s, reverse=True)
         self._free = {one.key: one for one in free}
         """Who may give way; the one that was not asked for the longest comes last."""
-        self.pinned_bytes = sum(one.memory_bytes for one in residents if one.pinned)
         self.woken: list[VersionKey] = []
         self.put: dict[VersionKey, Cause] = {}
         self.hopeless: list[VersionKey] = []
 
     def fits(self, more_bytes: int) -> bool:
         """Whether there is room now."""
-        return not self._budget_bytes or self._held + more_bytes <= self._budget_bytes
+        return self._room is None or self._held + more_bytes <= self._room
 
     def wake(self, one: Resident) -> None:
         self.woken.append(one.key)
@@ -143,9 +156,9 @@ class _Books:
         Args:
             in_full: put nobody to sleep unless that makes room enough.
         """
-        if not self._budget_bytes:
+        if self._room is None:
             return True
-        excess = self._held - self._going + more_bytes - self._budget_bytes
+        excess = self._held - self._going + more_bytes - self._room
         if in_full and excess > sum(one.memory_bytes for one in self._free.values()):
             return False
         while excess > 0 and self._free:

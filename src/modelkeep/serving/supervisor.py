@@ -251,30 +251,23 @@ class Supervisor:
         Args:
             received: monotonic seconds when the wish arrived; the time taken is counted from there.
 
+        Returns:
+            What was done and how long the swap took. `loading`: the version that callers were taken back to
+            is not there yet, and they wait for it.
+
         Raises:
             RouteNotFound, NoRollbackTarget.
         """
-        route = self.live.route(endpoint)
-        if route is None:
-            name = values.printable(endpoint)[:80]
-            raise errors.RouteNotFound(
-                f"This gateway serves no endpoint {name!r}; see: modelkeep gateway status."
-            )
+        route = self._route_back(endpoint)
         after = rolled_back(route)
-        if after.stable != route.stable and after.stable not in self.versions.servable():
-            raise errors.NoRollbackTarget(
-                "The former version is not loaded here any more; roll back in the registry."
-            )
         self.serial += 1
         serial = self.serial
         self.fronts.say(swap(serial, self.live, (after,)))
         self.live, _, removed = moves.taken_back(self.live, endpoint)
         table = self.live
         self._remember(table)
-        self.versions.wanted(after.stable)  # were it asleep, it need not wait for who asks first
+        self.versions.land(after.stable)
         await self.fronts.confirmed(serial)
-        swapped_ms = (time.monotonic() - received) * 1000
-        last_sent_ms = max(0.0, (self.fronts.last_sent(removed) - received) * 1000)
         record = LocalRollback(
             endpoint=endpoint,
             epoch=after.epoch,
@@ -282,39 +275,71 @@ class Supervisor:
             cause=cause,
             actor=actor,
             at=_now(),
-            took_ms=swapped_ms,
+            took_ms=(time.monotonic() - received) * 1000,
             stable=after.stable,
             removed=removed,
         )
-        self.pending = (*self.pending, record)
-        self.recorder.watch(table)
-        self.contact.hurry()
-        self.metrics.rollbacks[endpoint] = self.metrics.rollbacks.get(endpoint, 0) + 1
-        entry = Record(
-            kind=RecordKind.ROLLBACK, at=_now(), serial=serial, table=table, cause=cause, rollback=record
-        )
-        journaled = await self.scribe.write(entry)
-        if not journaled:
-            log.error("A ROLLBACK WAS MADE BUT COULD NOT BE WRITTEN DOWN; free the disk.", endpoint=endpoint)
+        last_sent_ms = max(0.0, (self.fronts.last_sent(removed) - received) * 1000)
+        journaled = await self._write_down(record, table, serial)
         self.ledger.close(_now())
         self._require()
         self._dirty.set()
-        answers, gone = self.versions.label(after.stable), self.versions.label(removed)
-        log.warning(
-            "An endpoint was taken back.", endpoint=endpoint, cause=cause, actor=actor, took_ms=swapped_ms
-        )
         return {
             "endpoint": endpoint,
             "stable": after.stable,
-            "version": answers,
+            "version": self.versions.label(after.stable),
+            "loading": after.stable not in self.versions.ready(),
             "removed": removed,
-            "removed_version": gone,
-            "took_ms": swapped_ms,
+            "removed_version": self.versions.label(removed),
+            "took_ms": record.took_ms,
             "last_sent_ms": last_sent_ms,
             "fronts": len(self.fronts),
             "journaled": journaled,
             "epoch": {"term": after.epoch.term, "seq": after.epoch.seq},
         }
+
+    def _route_back(self, endpoint: str) -> Route:
+        """The route that can be taken back. Raises RouteNotFound, NoRollbackTarget."""
+        route = self.live.route(endpoint)
+        if route is None:
+            name = values.printable(endpoint)[:80]
+            raise errors.RouteNotFound(
+                f"This gateway serves no endpoint {name!r}; see: modelkeep gateway status."
+            )
+        target = rolled_back(route).stable
+        if target != route.stable and target not in self.versions.servable():
+            raise errors.NoRollbackTarget(
+                "The former version is not loaded here any more; roll back in the registry."
+            )
+        return route
+
+    async def _write_down(self, record: LocalRollback, table: RoutingTable, serial: int) -> bool:
+        """Keep a rollback that was made, for the control plane and in the journal. Returns whether it is on
+        the disk."""
+        self.pending = (*self.pending, record)
+        self.recorder.watch(table)
+        self.contact.hurry()
+        endpoint = record.endpoint
+        self.metrics.rollbacks[endpoint] = self.metrics.rollbacks.get(endpoint, 0) + 1
+        entry = Record(
+            kind=RecordKind.ROLLBACK,
+            at=_now(),
+            serial=serial,
+            table=table,
+            cause=record.cause,
+            rollback=record,
+        )
+        journaled = await self.scribe.write(entry)
+        if not journaled:
+            log.error("A ROLLBACK WAS MADE BUT COULD NOT BE WRITTEN DOWN; free the disk.", endpoint=endpoint)
+        log.warning(
+            "An endpoint was taken back.",
+            endpoint=endpoint,
+            cause=record.cause,
+            actor=record.actor,
+            took_ms=record.took_ms,
+        )
+        return journaled
 
     async def _automatic(self, route: Route, cause: str) -> None:
         if self.live.route(route.endpoint) is route and route.tried:

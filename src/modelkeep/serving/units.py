@@ -110,6 +110,8 @@ class VersionUnit:
         """Whether some route's stable version is this: then it is never given up."""
         self.may_sleep = False
         """Whether it need not be loaded while nobody asks for it."""
+        self.landing = False
+        """Whether callers were just taken back to it: until it serves, it is loaded beyond the budget."""
         self.wanted = 1
         """Processes that it should have while it does not sleep."""
         self.workers: list[WorkerUnit] = []
@@ -181,8 +183,10 @@ class VersionUnit:
         """Have its processes finish what they have and end. What it failed with stays known. Who asks for it
         meanwhile is heard: the callers' side is told before the processes are."""
         self.asleep = True
-        if self.phase is VersionPhase.FAILED and self._fetched.is_set():
-            self.rest.failure, self.rest.failed_s = self.error, time.monotonic()
+        if self.phase is VersionPhase.FAILED:
+            self.rest.failed_s = time.monotonic()
+            if self.fetched:  # else what went wrong is the fetch's, which goes on
+                self.rest.failure = self.error
         self._reckon()
         self.have(self.wanted)
 
@@ -192,6 +196,16 @@ class VersionUnit:
         if may and not self.may_sleep:
             self.rest.used_s = max(self.rest.used_s, time.monotonic())
         self.may_sleep = may
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it has to be loaded, whoever asks for it."""
+        return self.landing or not self.may_sleep
+
+    @property
+    def fetched(self) -> bool:
+        """Whether its files are there, and were verified."""
+        return self._fetched.is_set()
 
     @property
     def leaving(self) -> bool:
@@ -265,6 +279,7 @@ class VersionUnit:
         changed = phase is not self.phase
         self.phase, self.error = phase, error
         if changed and phase is VersionPhase.READY:
+            self.landing = False
             self.rest.ready_s = time.monotonic()
             self.rest.loads += 1
             self.measure()

@@ -29,7 +29,7 @@ SETTLE_TICKS = 1
 until then nobody has told that it is used."""
 
 
-NO_ROOM = "There is no room for it beside what is always loaded; raise --memory-budget."
+TOO_LARGE = "It needs more memory than the whole budget; raise --memory-budget."
 
 
 class Owner(units.Owner, Protocol):
@@ -116,6 +116,7 @@ class Versions:
         self.review()
         for key, unit in list(self._units.items()):
             unit.is_stable = key in stable
+            unit.landing = unit.landing and unit.is_stable
             if key not in wanted:
                 del self._units[key]
                 self._leaving.add(key)
@@ -159,7 +160,7 @@ class Versions:
 
     def _decide(self, now: float) -> None:
         for unit in self:
-            if unit.phase is VersionPhase.FAILED and unit.may_sleep and not unit.asleep:
+            if unit.phase is VersionPhase.FAILED and not unit.pinned and not unit.asleep:
                 unit.sleep()  # it is tried again when somebody asks for it
         residents = [self._resident(unit, now) for unit in self]
         options = self._owner.options
@@ -173,7 +174,7 @@ class Versions:
             self._units[key].wake()
         for key in decision.hopeless:
             self._units[key].rest.asked_s = None
-            self._owner.version_hopeless(self._units[key], NO_ROOM)
+            self._owner.version_hopeless(self._units[key], TOO_LARGE)
 
     def _resident(self, unit: VersionUnit, now: float) -> pool.Resident:
         """A version as the pool sees it."""
@@ -189,21 +190,36 @@ class Versions:
             key=key,
             stay=stay,
             memory_bytes=pool.expected_bytes(files_bytes, unit.wanted, rest.memory_bytes),
-            pinned=not unit.may_sleep,
+            pinned=unit.pinned,
             busy=now - rest.ready_s < SETTLE_TICKS * tick_s
             or any(key in busy for busy in self._busy.values()),
             used_s=max(rest.used_s, rest.ready_s),
             asked_s=rest.asked_s,
         )
 
-    def wanted(self, key: VersionKey) -> None:
-        """Requests wait for a version to be loaded."""
+    def land(self, key: VersionKey) -> None:
+        """Callers are taken back to a version: where it does not serve it is loaded at once, beyond the
+        budget if need be, and is not put to sleep before it serves."""
         unit = self._units.get(key)
-        if unit is None or not unit.asleep:
+        if unit is None:
+            return
+        unit.rest.used_s = time.monotonic()
+        unit.landing = unit.phase is not VersionPhase.READY
+        self.review()
+
+    def wanted(self, key: VersionKey) -> None:
+        """Requests wait for a version to be loaded. Where that has failed they are told so: what cannot be
+        fetched, or is pinned, is tried again in any case, and all else a while later, when somebody asks."""
+        unit = self._units.get(key)
+        if unit is None:
             return
         rest, now = unit.rest, time.monotonic()
-        if unit.phase is VersionPhase.FAILED and now - rest.failed_s < unit.options.backoff_max_s:
-            self._owner.version_hopeless(unit, unit.error or "")
+        if unit.phase is VersionPhase.FAILED:
+            just_now = now - rest.failed_s < unit.options.backoff_max_s
+            if just_now or not unit.fetched or not unit.asleep:
+                self._owner.version_hopeless(unit, unit.error or "")
+                return
+        if not unit.asleep:
             return
         rest.asked_s = now if rest.asked_s is None else rest.asked_s
         rest.heard_s = now
