@@ -94,6 +94,69 @@ class Metrics:
         self.crashes = {key: value for key, value in self.crashes.items() if key in keep}
         self._slept = {key: value for key, value in self._slept.items() if key[0] in keep}
 
+    def render(
+        self,
+        table: RoutingTable,
+        versions: Iterable[VersionReport],
+        labels: Mapping[VersionKey, str],
+        *,
+        budget_bytes: int,
+        contact_age_s: float | None,
+        ticks_waiting: int,
+        journal_ok: bool,
+        cpu_s: float,
+        memory_bytes: int,
+    ) -> str:
+        """The page. `labels` names versions by key."""
+        page = _Page()
+        self._render_answers(page)
+        self._render_work(page)
+        self._render_losses(page)
+        page.totals(
+            "rollbacks_total",
+            "Rollbacks that this gateway made by itself or on a local command.",
+            self.rollbacks,
+        )
+        page.family("http_responses_total", "counter", "Answers by HTTP status, all pages together.")
+        for status, number in sorted(self._statuses.items()):
+            page.sample("http_responses_total", number, status=str(status))
+        reports = sorted(versions, key=lambda version: labels.get(version.key, version.key))
+        _render_versions(page, table, reports, labels)
+        self._render_sleep(page, reports, labels)
+        held = sum(report.memory_bytes for report in reports)
+        text = "Memory that the versions together may hold; 0 for no limit."
+        page.single("memory_budget_bytes", "gauge", text, budget_bytes)
+        page.single(
+            "resident_memory_bytes",
+            "gauge",
+            "Resident memory of supervisor, fronts and workers.",
+            held + memory_bytes + sum(front.memory_bytes for front in self._fronts.values()),
+        )
+        page.single("table_number", "gauge", "Number of the routing table that is obeyed.", table.number)
+        if contact_age_s is not None:
+            text = "Seconds since the control plane last answered."
+            page.single("control_plane_contact_age_seconds", "gauge", text, contact_age_s)
+        page.single(
+            "ticks_waiting", "gauge", "Counts that the control plane has not taken yet.", ticks_waiting
+        )
+        page.single("journal_ok", "gauge", "0 while the journal cannot be written.", int(journal_ok))
+        self._render_processes(page, cpu_s, memory_bytes)
+        return page.text()
+
+    def _render_answers(self, page: "_Page") -> None:
+        """What the versions answered, and how long that took."""
+        page.family("requests_total", "counter", "Prediction requests answered, by version and outcome.")
+        for (endpoint, label, outcome), number in sorted(self._outcomes.items()):
+            page.sample("requests_total", number, endpoint=endpoint, version=label, outcome=outcome)
+        name = "request_duration_seconds"
+        page.family(
+            name, "histogram", "Time from sending a request to its version until the answer, queue included."
+        )
+        bounds = [f"{ms / 1000:g}" for ms in BUCKETS_MS]
+        for (endpoint, label), buckets in sorted(self._buckets.items()):
+            total_s = self._sums_ms[endpoint, label] / 1000
+            page.histogram(name, bounds, buckets, total_s, endpoint=endpoint, version=label)
+
     def _render_work(self, page: "_Page") -> None:
         """How the workers put requests together, and what they never computed."""
         work = sorted(self._work.items())
@@ -129,6 +192,29 @@ class Metrics:
                 for field, number in sorted(fields.items()):
                     page.sample("input_violations_total", number, version=label, field=field, outcome=outcome)
 
+    def _render_losses(self, page: "_Page") -> None:
+        """What had to be tried again, turned away or left out, and how the prediction log stands."""
+        page.totals(
+            "retries_total", "Requests that the candidate failed and the stable version got.", self._retries
+        )
+        page.totals("shed_total", "Requests turned away because too many were waiting.", self._shed)
+        page.totals(
+            "log_lost_total",
+            "Answers that were to be logged and found no room on their way to the recorder.",
+            self._log_lost,
+        )
+        page.totals(
+            "shadow_dropped_total",
+            "Copies for a shadow version that were not made, because something was busy.",
+            self._copies_dropped,
+        )
+        if self.log is not None:
+            text = "Rows in the prediction log since its recorder began."
+            page.single("log_rows_total", "counter", text, self.log.rows)
+            text = "Rows that the recorder could not write since it began."
+            page.single("log_rows_lost_total", "counter", text, self.log.lost)
+            page.single("log_size_bytes", "gauge", "Size of the prediction log's files.", self.log.size_bytes)
+
     def _render_sleep(
         self, page: "_Page", reports: Sequence[VersionReport], labels: Mapping[VersionKey, str]
     ) -> None:
@@ -150,107 +236,10 @@ class Metrics:
         page.family(name, "histogram", "Time that the first request for a sleeping version waited for it.")
         page.histogram(name, [f"{bound:g}" for bound in WAIT_BUCKETS_S], self._waits, self._waited_s)
 
-    def render(
-        self,
-        table: RoutingTable,
-        versions: Iterable[VersionReport],
-        labels: Mapping[VersionKey, str],
-        *,
-        budget_bytes: int,
-        contact_age_s: float | None,
-        ticks_waiting: int,
-        journal_ok: bool,
-        cpu_s: float,
-        memory_bytes: int,
-    ) -> str:
-        """The page. `labels` names versions by key."""
-        page = _Page()
-        page.family("requests_total", "counter", "Prediction requests answered, by version and outcome.")
-        for (endpoint, label, outcome), number in sorted(self._outcomes.items()):
-            page.sample("requests_total", number, endpoint=endpoint, version=label, outcome=outcome)
-        name = "request_duration_seconds"
-        page.family(
-            name, "histogram", "Time from sending a request to its version until the answer, queue included."
-        )
-        for (endpoint, label), buckets in sorted(self._buckets.items()):
-            page.histogram(
-                name,
-                [f"{ms / 1000:g}" for ms in BUCKETS_MS],
-                buckets,
-                self._sums_ms[endpoint, label] / 1000,
-                endpoint=endpoint,
-                version=label,
-            )
-        self._render_work(page)
-        page.totals(
-            "retries_total", "Requests that the candidate failed and the stable version got.", self._retries
-        )
-        page.totals("shed_total", "Requests turned away because too many were waiting.", self._shed)
-        page.totals(
-            "log_lost_total",
-            "Answers that were to be logged and found no room on their way to the recorder.",
-            self._log_lost,
-        )
-        page.totals(
-            "shadow_dropped_total",
-            "Copies for a shadow version that were not made, because something was busy.",
-            self._copies_dropped,
-        )
-        if self.log is not None:
-            page.single(
-                "log_rows_total",
-                "counter",
-                "Rows in the prediction log since its recorder began.",
-                self.log.rows,
-            )
-            text = "Rows that the recorder could not write since it began."
-            page.single("log_rows_lost_total", "counter", text, self.log.lost)
-            page.single("log_size_bytes", "gauge", "Size of the prediction log's files.", self.log.size_bytes)
-        page.totals(
-            "rollbacks_total",
-            "Rollbacks that this gateway made by itself or on a local command.",
-            self.rollbacks,
-        )
-        page.family("http_responses_total", "counter", "Answers by HTTP status, all pages together.")
-        for status, number in sorted(self._statuses.items()):
-            page.sample("http_responses_total", number, status=str(status))
-        page.family("route_weight_ratio", "gauge", "Share of an endpoint's callers that a version has.")
-        for route in table.routes:
-            for arm in route.arms:
-                label = labels.get(arm.key, arm.key)
-                page.sample(
-                    "route_weight_ratio", arm.weight_ppm / 1e6, endpoint=route.endpoint, version=label
-                )
-        reports = sorted(versions, key=lambda version: labels.get(version.key, version.key))
-        page.family("version_ready", "gauge", "1 when a version's worker is loaded and serving.")
-        for report in reports:
-            ready = report.phase is VersionPhase.READY
-            page.sample("version_ready", int(ready), version=labels.get(report.key, report.key))
-        page.family("version_crashes_total", "counter", "Deaths of a version's worker.")
-        page.family("version_memory_bytes", "gauge", "Resident memory of a version's worker.")
-        for report in reports:
-            label = labels.get(report.key, report.key)
-            page.sample("version_crashes_total", report.crashes, version=label)
-            page.sample("version_memory_bytes", report.memory_bytes, version=label)
-        self._render_sleep(page, reports, labels)
+    def _render_processes(self, page: "_Page", cpu_s: float, memory_bytes: int) -> None:
+        """What is under way in the fronts, and what each process uses. `cpu_s` and `memory_bytes` are the
+        supervisor's."""
         fronts = self._fronts.values()
-        held = sum(report.memory_bytes for report in reports)
-        text = "Memory that the versions together may hold; 0 for no limit."
-        page.single("memory_budget_bytes", "gauge", text, budget_bytes)
-        page.single(
-            "resident_memory_bytes",
-            "gauge",
-            "Resident memory of supervisor, fronts and workers.",
-            held + memory_bytes + sum(front.memory_bytes for front in fronts),
-        )
-        page.single("table_number", "gauge", "Number of the routing table that is obeyed.", table.number)
-        if contact_age_s is not None:
-            text = "Seconds since the control plane last answered."
-            page.single("control_plane_contact_age_seconds", "gauge", text, contact_age_s)
-        page.single(
-            "ticks_waiting", "gauge", "Counts that the control plane has not taken yet.", ticks_waiting
-        )
-        page.single("journal_ok", "gauge", "0 while the journal cannot be written.", int(journal_ok))
         page.single(
             "connections", "gauge", "Open connections of callers.", sum(f.connections for f in fronts)
         )
@@ -266,7 +255,27 @@ class Metrics:
         for process, cpu, memory in uses:
             page.sample("process_cpu_seconds_total", cpu, process=process)
             page.sample("process_memory_bytes", memory, process=process)
-        return page.text()
+
+
+def _render_versions(
+    page: "_Page", table: RoutingTable, reports: Sequence[VersionReport], labels: Mapping[VersionKey, str]
+) -> None:
+    """Which share each version has, and how it stands."""
+    page.family("route_weight_ratio", "gauge", "Share of an endpoint's callers that a version has.")
+    for route in table.routes:
+        for arm in route.arms:
+            label = labels.get(arm.key, arm.key)
+            page.sample("route_weight_ratio", arm.weight_ppm / 1e6, endpoint=route.endpoint, version=label)
+    page.family("version_ready", "gauge", "1 when a version's worker is loaded and serving.")
+    for report in reports:
+        ready = report.phase is VersionPhase.READY
+        page.sample("version_ready", int(ready), version=labels.get(report.key, report.key))
+    page.family("version_crashes_total", "counter", "Deaths of a version's worker.")
+    page.family("version_memory_bytes", "gauge", "Resident memory of a version's worker.")
+    for report in reports:
+        label = labels.get(report.key, report.key)
+        page.sample("version_crashes_total", report.crashes, version=label)
+        page.sample("version_memory_bytes", report.memory_bytes, version=label)
 
 
 class _Page:
