@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 from msgspec import structs
 
-from modelkeep.core.agreement import Mend, Standing, abandoned, compare
+from modelkeep.core.agreement import Ahead, Mend, Standing, abandoned, compare
 from modelkeep.core.movement import Rift
 from modelkeep.core.rollout import Endpoint, Rollout, RolloutState
 from modelkeep.core.routing import Epoch
@@ -23,6 +23,10 @@ ROLLOUT = Rollout(
     candidate_semver="1.1.0", plan=ENDPOINT.plan, salt="00", epoch=Epoch(1, 1), started_at=NOW,
     started_by=Actor(name="ann"), reason="",
 )  # fmt: skip
+
+
+SAME = Ahead(gateway="g1", epoch=Epoch(9, 0), agrees=True)
+ELSEWHERE = structs.replace(SAME, agrees=False)
 
 
 def stepping(**more: object) -> Standing:
@@ -57,8 +61,16 @@ def stepping(**more: object) -> Standing:
             Mend.NOTHING,
         ),
         (Standing(endpoint=structs.replace(ENDPOINT, rollout="rol_1")), Rift.LOST, Mend.LET_GO),
-        (Standing(endpoint=ENDPOINT, pointed=1, ahead=("g1",)), Rift.OUTRUN, Mend.OUTRANK),
-        (stepping(pointed=1, ahead=("g1",)), Rift.OUTRUN, Mend.OUTRANK),
+        (Standing(endpoint=ENDPOINT, pointed=1, ahead=SAME), Rift.OUTRUN, Mend.OUTRANK),
+        (Standing(endpoint=ENDPOINT, pointed=1, ahead=ELSEWHERE), Rift.OUTRUN, Mend.NOTHING),
+        (
+            Standing(endpoint=ENDPOINT, pointed=1, ahead=structs.replace(ELSEWHERE, served=2)),
+            Rift.OUTRUN,
+            Mend.TAKE_OVER,
+        ),
+        (stepping(pointed=1, ahead=SAME), Rift.OUTRUN, Mend.CALL_OFF),
+        (stepping(pointed=1, ahead=structs.replace(SAME, taken_back=True)), Rift.OUTRUN, Mend.TAKE_BACK),
+        (stepping(pointed=1, ahead=ELSEWHERE), Rift.OUTRUN, Mend.NOTHING),
         (Standing(endpoint=ENDPOINT, pointed=1, deaf=("g1",)), Rift.DEAF, Mend.REPUBLISH),
     ],
 )
@@ -87,3 +99,33 @@ def test_a_rollout_that_nobody_names_has_no_weight_left() -> None:
     done = abandoned(running, "nobody names it", NOW)
     assert (done.state, done.weight_ppm, done.epoch) == (RolloutState.CANCELLED, 0, Epoch(2, 0))
     assert done.finished_at == NOW
+
+
+@pytest.mark.req("S8", "S9")
+def test_a_gateway_that_serves_something_else_is_never_outranked() -> None:
+    """It may have taken back what the registry names: whatever else is the matter, its traffic stays."""
+    standings = (
+        Standing(endpoint=ENDPOINT, pointed=2),
+        Standing(endpoint=structs.replace(ENDPOINT, rollout="rol_1"), pointed=2, pointed_withdrawn=True),
+        Standing(endpoint=structs.replace(ENDPOINT, stable=None), pointed=2),
+        stepping(pointed=2),
+    )
+    for seen, served, kept, gone in product(standings, (None, 3), (False, True), (False, True)):
+        ahead = structs.replace(ELSEWHERE, served=served, kept=kept, taken_back=gone)
+        found = compare(structs.replace(seen, ahead=ahead))
+        assert found is not None
+        assert found.mend is (Mend.NOTHING if served is None else Mend.TAKE_OVER)
+
+
+@pytest.mark.req("S8", "S9")
+def test_a_first_version_and_one_on_its_way_back_go_on_under_a_newer_term() -> None:
+    """There is nobody else to serve, and nobody to get weight."""
+    first = stepping(ahead=SAME)
+    back = structs.replace(ROLLOUT, state=RolloutState.ROLLING_BACK)
+    for seen in (
+        structs.replace(first, endpoint=structs.replace(first.endpoint, stable=None)),
+        structs.replace(first, rollout=back),
+    ):
+        found = compare(seen)
+        assert found is not None
+        assert found.mend is Mend.OUTRANK

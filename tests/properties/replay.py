@@ -213,7 +213,7 @@ def _endpoint_changed(state: State, event: Event) -> None:
     row = state["endpoints"][event.subject]
     row.update({name: event.body[name] for name in SETTINGS if name in event.body})
     if "stable" in event.body:
-        row.update(stable=event.body["stable"], previous=None)
+        row.update(stable=event.body["stable"], previous=event.body.get("previous"))
 
 
 def _endpoint_deleted(state: State, event: Event) -> None:

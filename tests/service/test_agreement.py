@@ -13,12 +13,16 @@ from modelkeep.controller import Controller
 from modelkeep.core.events import EventKind
 from modelkeep.core.movement import Rift
 from modelkeep.core.rollout import RolloutState
-from modelkeep.core.routing import Epoch
+from modelkeep.core.routing import Epoch, rolled_back
 from modelkeep.core.values import parse_ref
 from modelkeep.service.act import SYSTEM_CONTEXT, Act
+from modelkeep.service.agreement import DEAF_S, DRILL_S
+from modelkeep.service.traffic import Traffic
+from modelkeep.serving.drills import HOLD_S_MAX
 from modelkeep.store import events
 from modelkeep.store.database import Database
 from modelkeep.store.schema import aliases, endpoints, rollouts
+from tests.service.promotion_world import CHURN
 from tests.service.rollout_world import NAME, STEP_S, FakeGateway, RolloutWorld
 from tests.service.test_alias_endpoints import CHAMPION, champion, point
 
@@ -231,10 +235,149 @@ def test_gateways_that_are_ahead_of_a_restored_registry_follow_again(world: Roll
     assert world.state() is RolloutState.STEPPING, "a report on its way could explain it once"
     world.turn(gateway)
     controller.compare()
-    assert world.state() is RolloutState.ROLLING_BACK
+    assert world.state() is RolloutState.CANCELLED
+    assert "its counts are not of what is served" in (world.latest().outcome or "")
+    assert world.get("1.0.0").tombstone is None, "nothing is known against it"
     settle(world, gateway)
     assert champion(world) == "1.1.0"
     assert world.read("owner", world.rollouts.get_endpoint, NAME).epoch.term > route.epoch.term + 7
+
+
+@pytest.mark.req("S8", "S9")
+@pytest.mark.parametrize("where", ["gateway", "registry"])
+def test_a_registry_that_was_restored_does_not_undo_a_rollback(world: RolloutWorld, where: str) -> None:
+    """Invariants 9 and 11: a backup, a rollback, the backup restored: the version that was taken back gets no
+    callers, and the registry says again what is served and what was taken back."""
+    gateway, _ = life(world)
+    backup, bad = rows(world), world.key("1.1.0")
+    if where == "gateway":
+        gateway.roll_back()
+        gateway.report()
+    else:
+        world.do("owner", world.promotions.rollback, CHURN, "errors", alias=CHAMPION)
+    world.turn(gateway)
+    assert gateway.serves() == world.key("1.0.0")
+    put(world, backup)
+    world.do("owner", world.promotions.clear, parse_ref("churn:1.1.0"), "as the backup has it")
+    before = len(gateway.applied)
+    settle(world, gateway)
+    assert all(_weight(applied, bad) == 0 for applied in gateway.applied[before:])
+    assert (champion(world), world.endpoint().stable, world.endpoint().previous) == ("1.0.0", 1, None)
+    assert world.get("1.1.0").tombstone is not None
+    assert world.events(EventKind.ENDPOINT_DISAGREED)[-1].body["mend"] == "take_over"
+    events.verify(world.database)
+
+
+@pytest.mark.req("S8", "S9")
+def test_a_success_that_the_registry_forgot_is_taken_over(world: RolloutWorld) -> None:
+    """Gateways that keep the former version as the way back have not taken it back, and nor does anybody."""
+    gateway, taken = life(world)
+    put(world, taken["stepping"])
+    before = len(gateway.applied)
+    settle(world, gateway)
+    assert (champion(world), world.endpoint().previous) == ("1.1.0", 1)
+    assert world.get("1.0.0").tombstone is None
+    assert all(applied.route(NAME).stable == world.key("1.1.0") for applied in gateway.applied[before:])
+
+
+@pytest.mark.req("S8", "S9")
+def test_what_nothing_is_known_of_stays_until_a_person_says(world: RolloutWorld) -> None:
+    """A gateway that is ahead with a version that never held here keeps it, and no rollout elsewhere gets
+    round that; whoever promotes that version has it named without a moment of another one."""
+    gateway, _ = life(world)
+    world.do("owner", world.promotions.clear, parse_ref("churn:1.2.0"), "mended")
+    other = world.key("1.2.0")
+    spec = world.desk.read(SYSTEM_CONTEXT, Traffic().spec, CHURN, 3)
+    route = structs.replace(gateway.live.routes[0], stable=other, previous=None, epoch=Epoch(99, 0))
+    gateway.live = structs.replace(gateway.live, routes=(route,), versions=(*gateway.live.versions, spec))
+    controller = Controller(world.house)
+    for _ in range(4):
+        world.turn(gateway, seconds=STEP_S)
+        controller.compare()
+    note = world.endpoint().disagreement
+    assert note is not None
+    assert (note.rift, note.mend, note.served) == (Rift.OUTRUN, "nothing", 2)
+    assert len(world.events(EventKind.ENDPOINT_DISAGREED)) == 1, "said once"
+    before = len(gateway.applied)
+    point(world, "1.2.0")
+    settle(world, gateway)
+    assert champion(world) == "1.2.0"
+    assert all(applied.route(NAME).stable == other for applied in gateway.applied[before:])
+
+
+@pytest.mark.req("S8", "S9")
+def test_a_candidate_that_gateways_took_back_stays_away(world: RolloutWorld) -> None:
+    """The registry is restored to the middle of a rollout that a gateway has taken back since."""
+    gateway, _ = life(world)
+    world.do("owner", world.promotions.clear, parse_ref("churn:1.2.0"), "mended")
+    gateway.failing.clear()
+    point(world, "1.2.0")
+    world.until(RolloutState.STEPPING, gateway)
+    world.turn(gateway)
+    backup, bad = rows(world), world.key("1.2.0")
+    gateway.roll_back()
+    gateway.report()
+    world.turn(gateway)
+    put(world, backup)
+    world.do("owner", world.promotions.clear, parse_ref("churn:1.2.0"), "as the backup has it")
+    before = len(gateway.applied)
+    settle(world, gateway)
+    assert all(_weight(applied, bad) == 0 for applied in gateway.applied[before:])
+    assert world.get("1.2.0").tombstone is not None
+    assert champion(world) == "1.1.0"
+
+
+@pytest.mark.req("S8", "S9")
+def test_a_drill_is_no_disagreement(world: RolloutWorld) -> None:
+    """For as long as a drill may hold, the former version answers under the same epoch; a gateway that stays
+    so for longer is told again."""
+    gateway, _ = life(world)
+    world.turn(gateway, seconds=DEAF_S)
+    controller = Controller(world.house)
+    controller.compare()
+    stood = gateway.live
+    route = stood.routes[0]
+    aside = structs.replace(rolled_back(route), epoch=route.epoch)
+    drilled = structs.replace(stood, routes=(aside,))
+
+    def look(seconds: float) -> None:
+        world.later(seconds=seconds)
+        gateway.live = drilled
+        gateway.report()
+        controller.compare()
+
+    assert DRILL_S > HOLD_S_MAX
+    number = world.table_number()
+    for _ in range(3):
+        look(HOLD_S_MAX / 2)
+    assert not world.events(EventKind.ENDPOINT_DISAGREED)
+    gateway.live = stood
+    gateway.report()
+    controller.compare()
+    assert world.table_number() == number
+    for _ in range(6):
+        look(HOLD_S_MAX / 2)
+    (said,) = world.events(EventKind.ENDPOINT_DISAGREED)
+    assert (said.body["rift"], said.body["mend"]) == ("deaf", "republish")
+
+
+@pytest.mark.req("S9")
+def test_looking_at_endpoints_in_order_reads_no_version(
+    world: RolloutWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every few seconds all endpoints are looked at: what gateways call a version is found out once, and no
+    route is built."""
+    gateway, _ = life(world)
+    world.turn(gateway, seconds=DEAF_S)
+    controller = Controller(world.house)
+    controller.compare()
+
+    def refused(*_args: object, **_more: object) -> None:
+        raise AssertionError("nothing is the matter")
+
+    for name in ("spec", "route", "served"):
+        monkeypatch.setattr(Traffic, name, refused)
+    world.house.desk.read(SYSTEM_CONTEXT, world.rollouts.disagreeing, "")
 
 
 def _rewrite(world: RolloutWorld, table: Any, **values: Any) -> None:

@@ -22,7 +22,10 @@ class Mend(StrEnum):
     point     name the version that is served
     let_go    forget a rollout that is not under way any more
     republish say the route again, under a new number of the table
-    outrank   say the route under a term above the gateway's, so that it follows again; take a rollout back
+    outrank   say the route under a term above the gateway's, which serves just that, so that it follows again
+    take_over have the endpoint serve what its gateways serve, and name that
+    take_back the gateways have taken the candidate back: so it is
+    call_off  end a rollout against whose candidate nothing is known
     wait      the rollout under way does it, whichever way it ends
     nothing   a person has to say what is meant
     """
@@ -32,8 +35,31 @@ class Mend(StrEnum):
     LET_GO = "let_go"
     REPUBLISH = "republish"
     OUTRANK = "outrank"
+    TAKE_OVER = "take_over"
+    TAKE_BACK = "take_back"
+    CALL_OFF = "call_off"
     WAIT = "wait"
     NOTHING = "nothing"
+
+
+class Ahead(Struct, frozen=True, kw_only=True):
+    """A gateway whose route is newer than what the registry has; the newest of them, where there are several.
+
+    Attributes:
+        agrees: it serves as stable what the registry would have it serve; only the age differs.
+        served: otherwise the number of what it serves, where that held here before or is being moved here,
+            and was not taken back; None for anything else.
+        kept: it keeps the version that the registry serves as the way back. A success does so; a rollback
+            never does.
+        taken_back: nobody is tried there any more, under a later term than that of the rollout under way.
+    """
+
+    gateway: str
+    epoch: Epoch
+    agrees: bool
+    served: int | None = None
+    kept: bool = False
+    taken_back: bool = False
 
 
 class Standing(Struct, frozen=True, kw_only=True):
@@ -44,9 +70,8 @@ class Standing(Struct, frozen=True, kw_only=True):
         pointed: the version that the stage or alias names.
         pointed_withdrawn, served_withdrawn: whether that version, or the endpoint's own, was taken back.
         refused: the last rollout to the version that is named ended without success.
-        ahead: the gateways that answer and would ignore what the registry tells them, for what they have is
-            newer.
-        deaf: those that have the present table, and serve something else all the same.
+        ahead: the gateway that answers and would ignore what the registry tells it, for what it has is newer.
+        deaf: the gateways that have the present table, and serve something else all the same.
     """
 
     endpoint: Endpoint
@@ -55,7 +80,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     pointed_withdrawn: bool = False
     served_withdrawn: bool = False
     refused: bool = False
-    ahead: tuple[str, ...] = ()
+    ahead: Ahead | None = None
     deaf: tuple[str, ...] = ()
 
 
@@ -74,13 +99,14 @@ def compare(seen: Standing) -> Found | None:
     brings both together. Nothing takes weight from stable but a rollout that begins by loading its version.
     """
     endpoint, running = seen.endpoint, seen.rollout
+    if seen.ahead is not None and not seen.ahead.agrees:
+        return _elsewhere(seen, seen.ahead)
     if endpoint.rollout is not None and (running is None or running.state.finished):
         how = f"it is {running.state}" if running is not None else "there is no such rollout"
         why = f"the endpoint names the rollout {endpoint.rollout}, but {how}"
         return Found(rift=Rift.LOST, mend=Mend.LET_GO, why=why)
-    if seen.ahead:
-        why = f"the gateway {seen.ahead[0]} has a route that is newer than any made here, and keeps to it"
-        return Found(rift=Rift.OUTRUN, mend=Mend.OUTRANK, why=why)
+    if seen.ahead is not None:
+        return _older(seen, seen.ahead)
     if seen.deaf and running is None:
         why = f"the gateway {seen.deaf[0]} has the present table and serves another version"
         return Found(rift=Rift.DEAF, mend=Mend.REPUBLISH, why=why)
@@ -103,18 +129,57 @@ def compare(seen: Standing) -> Found | None:
     return Found(rift=Rift.WITHDRAWN, mend=mend, why=why)
 
 
-def abandoned(rollout: Rollout, why: str, now: datetime) -> Rollout:
-    """A rollout that no endpoint names, ended: there is no traffic to be given back."""
+def abandoned(rollout: Rollout, why: str, now: datetime, epoch: Epoch | None = None) -> Rollout:
+    """A rollout ended with nothing said against its candidate, which has no callers from then on.
+
+    Args:
+        epoch: the age of the route without it; left out, the beginning of the rollout's next term.
+    """
     return structs.replace(
         rollout,
         state=RolloutState.CANCELLED,
-        epoch=Epoch(rollout.epoch.term + 1, 0),
+        epoch=epoch or Epoch(rollout.epoch.term + 1, 0),
         weight_ppm=0,
         held=None,
         paused=None,
         outcome=why,
         finished_at=now,
     )
+
+
+def _elsewhere(seen: Standing, ahead: Ahead) -> Found:
+    """What to do about a gateway that is ahead and serves another version than the registry says.
+
+    It may have taken back the very version that is named here. So its traffic stays where it is: what is
+    older never undoes what is newer.
+    """
+    why = f"{_newer(ahead)}, and it serves another version than is said here"
+    if ahead.served is not None:
+        how = "which it keeps as the way back" if ahead.kept else "which it has gone back from"
+        left = f" and not number {seen.endpoint.stable}, {how}" if seen.endpoint.stable is not None else ""
+        return Found(rift=Rift.OUTRUN, mend=Mend.TAKE_OVER, why=f"{why}: number {ahead.served}{left}")
+    why += "; nothing says that it held here, so a person has to promote it, or to roll back at the gateway"
+    return Found(rift=Rift.OUTRUN, mend=Mend.NOTHING, why=why)
+
+
+def _older(seen: Standing, ahead: Ahead) -> Found:
+    """What to do about a gateway that is ahead and serves what the registry says.
+
+    What a rollout under way has counted does not belong to what the gateway does, so that its candidate gets
+    no weight by it. It is tombstoned only where the gateway seems to have taken it back.
+    """
+    why, running = _newer(ahead), seen.rollout
+    first = seen.endpoint.stable is None
+    if first or running is None or running.state is RolloutState.ROLLING_BACK:
+        return Found(rift=Rift.OUTRUN, mend=Mend.OUTRANK, why=why)
+    if ahead.taken_back:
+        return Found(rift=Rift.OUTRUN, mend=Mend.TAKE_BACK, why=f"{why}; its candidate is gone there")
+    why += f"; the rollout {running.id} ends, for its counts are not of what is served"
+    return Found(rift=Rift.OUTRUN, mend=Mend.CALL_OFF, why=why)
+
+
+def _newer(ahead: Ahead) -> str:
+    return f"the gateway {ahead.gateway} has a route that is newer than any made here, and keeps to it"
 
 
 def _begun(seen: Standing) -> Found | None:

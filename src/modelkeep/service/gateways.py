@@ -170,7 +170,7 @@ class Gateways:
             act,
             EventKind.ENDPOINT_CHANGED,
             endpoint,
-            reason=f"a gateway's own rollback was overruled, and it is to follow again: {words}",
+            reason=f"gateways that had a newer route are to follow again: {words}",
             epoch=newer,
         )
         self._traffic.moved(act, before, self._traffic.route(act, changed, after), sequence)
