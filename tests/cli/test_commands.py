@@ -15,7 +15,6 @@ from modelkeep.cli import main
 from modelkeep.core import codec, errors
 from modelkeep.core.answers import (
     GateReport,
-    History,
     Preview,
     Promotion,
     PromotionKind,
@@ -24,7 +23,6 @@ from modelkeep.core.answers import (
     Ruling,
     VerifyReport,
 )
-from modelkeep.core.promotion import Interval, MoveCause
 from modelkeep.core.rollout import Endpoint, Plan
 from modelkeep.core.semver import Bump
 from modelkeep.core.values import ModelName
@@ -199,28 +197,23 @@ def test_rollback_understands_a_bare_version(server: FakeServer, modelkeep: Run)
 
 
 def test_a_dry_rollback_names_where_it_would_go(server: FakeServer, modelkeep: Run) -> None:
-    """The rule of the server over the same facts: the last that was there and was not taken back."""
-    stay = Interval(
+    """The server says it, by the code that would do it; with a rollout under way, that would end."""
+    gone = Rollback(
+        kind=PromotionKind.MOVED,
         stage="production",
-        number=1,
-        semver="1.0.0",
-        from_at=T0,
-        from_sequence=3,
-        cause=MoveCause.ROLLOUT,
-        actor="ada",
-        reason="first",
+        version=version(1, "1.0.0"),
+        from_number=2,
+        from_semver="1.1.0",
+        tombstoned=True,
     )
-    server.on("GET", f"{MODEL}/history", History(model=CHURN, intervals=(stay,)))
-    server.on("GET", MODEL, model(occupants={"production": 2}))
-    server.on("GET", f"{MODEL}/versions", {"items": [version(), version(1, "1.0.0")]})
-
-    def resolved(asked: Asked) -> object:
-        assert asked.query["ref"] == "churn:#1"
-        return version(1, "1.0.0")
-
-    server.on("GET", "/api/v1/version", resolved)
+    server.on("GET", "/api/v1/rollbacks/preview", gone)
     ran = modelkeep("rollback", "churn", "-m", "x", "--dry-run")
     assert ran.out == "production would go back to churn:1.0.0\n"
+    ended = structs.replace(gone, kind=PromotionKind.ROLLOUT, stage=None, alias="champion")
+    server.on("GET", "/api/v1/rollbacks/preview", ended)
+    ran = modelkeep("rollback", "churn", "-m", "x", "--alias", "champion", "--to", "1.0.0", "--dry-run")
+    assert ran.out == "The rollout of 1.1.0 would end; @champion stays at churn:1.0.0\n"
+    assert (server.asked[-1].query["alias"], server.asked[-1].query["to"]) == ("champion", "churn:1.0.0")
     assert {asked.method for asked in server.asked} == {"GET"}
 
 

@@ -6,12 +6,13 @@ import pytest
 
 from modelkeep.core import errors
 from modelkeep.core.access import Role
-from modelkeep.core.answers import AliasMove, PromotionKind
+from modelkeep.core.answers import AliasMove, PromotionKind, Rollback
 from modelkeep.core.events import EventKind
 from modelkeep.core.plan import Strategy, chosen
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.values import parse_ref
 from modelkeep.service import references
+from modelkeep.service.rollbacks import Rollbacks
 from modelkeep.store import events
 from modelkeep.store.database import Database
 from tests.service.promotion_world import CHURN
@@ -167,11 +168,11 @@ def test_a_rollback_after_success_takes_the_alias_along(
 
 
 @pytest.mark.req("S9")
-def test_a_rollback_of_an_alias_chooses_among_what_it_named(
+def test_a_rollback_of_an_alias_chooses_among_what_was_served(
     world: RolloutWorld, gateway: FakeGateway
 ) -> None:
-    """Never a version that it never named, nor one that was taken back; under way it ends the rollout."""
-    with pytest.raises(errors.NoRollbackTarget, match="named no other version"):
+    """Never a version that callers never had, nor one that was taken back; under way it ends the rollout."""
+    with pytest.raises(errors.NoRollbackTarget, match="served no other version"):
         world.do("owner", world.promotions.rollback, CHURN, "errors", alias=CHAMPION)
     with pytest.raises(errors.EndpointNotFound, match="alias set"):
         world.do("owner", world.promotions.rollback, CHURN, "errors", alias="other")
@@ -199,3 +200,72 @@ def test_a_stage_and_an_alias_of_one_model_move_apart(world: RolloutWorld, gatew
         world.made("churn")
     with pytest.raises(errors.Invalid, match="a stage or an alias"):
         world.made("third", alias="a", stage="staging")
+
+
+@pytest.mark.hostile("impossible-moves")
+@pytest.mark.req("G7", "S9")
+def test_a_rollback_goes_only_to_what_callers_were_served(world: RolloutWorld) -> None:
+    """A version that the alias named before anything followed it was never proven, and is not gone back to,
+    by itself or by name; one that its endpoint served is, however long ago."""
+    for semver in ("1.2.0", "1.0.0"):
+        point(world, semver)
+    world.made(alias=CHAMPION)
+    gateway = FakeGateway(world)
+    world.until(RolloutState.SUCCEEDED, gateway)
+    back = world.promotions.rollback
+    for to in (None, parse_ref("churn:1.2.0")):
+        with pytest.raises(errors.NoRollbackTarget, match="served no other version"):
+            world.do("owner", back, CHURN, "errors", alias=CHAMPION, to=to)
+    for semver in ("1.1.0", "1.2.0"):
+        point(world, semver)
+        world.until(RolloutState.SUCCEEDED, gateway)
+        world.turn(gateway)
+    done = world.do("owner", back, CHURN, "errors", alias=CHAMPION, to=parse_ref("churn:1.0.0"))
+    assert done.version is not None
+    assert (done.version.semver, champion(world)) == ("1.0.0", "1.0.0")
+
+
+@pytest.mark.req("G7", "S9")
+def test_what_a_rollback_would_do_is_what_it_does(world: RolloutWorld, gateway: FakeGateway) -> None:
+    """Behind an alias, with a rollout under way or without, in a stage: one code tells and does."""
+    rollbacks = Rollbacks(world.house.catalog, world.rollouts)
+
+    def told(**where: str) -> Rollback:
+        return world.read("owner", rollbacks.preview, CHURN, **where)
+
+    def same(**where: str) -> None:
+        before = told(**where)
+        assert told(**where) == before, "nothing was changed"
+        done = world.do("owner", world.promotions.rollback, CHURN, "errors", **where)
+        for name in ("kind", "stage", "alias", "from_number", "tombstoned", "rollout", "endpoint"):
+            assert getattr(done, name) == getattr(before, name), name
+        assert (done.version and done.version.number) == (before.version and before.version.number)
+
+    with pytest.raises(errors.NoRollbackTarget):
+        told(alias=CHAMPION)
+    point(world, "1.1.0")
+    world.until(RolloutState.SUCCEEDED, gateway)
+    world.turn(gateway)
+    point(world, "1.2.0")
+    same(alias=CHAMPION)
+    world.turn(gateway)
+    same(alias=CHAMPION)
+    world.promote("1.0.0", by="owner")
+    world.promote("1.2.0", by="owner")
+    same(stage="production")
+
+
+@pytest.mark.req("S2", "S9")
+def test_a_plan_that_would_say_nothing_is_refused(world: RolloutWorld, gateway: FakeGateway) -> None:
+    """As a promotion refuses it: the version is served already, or is on its way by another plan."""
+    at_once = chosen(None, Strategy.IMMEDIATE)
+    with pytest.raises(errors.Conflict, match=r"already serves churn:1\.0\.0"):
+        point(world, "1.0.0", plan=at_once)
+    running = point(world, "1.1.0")
+    with pytest.raises(errors.RolloutActive, match="under way"):
+        point(world, "1.1.0", plan=at_once)
+    with pytest.raises(errors.Conflict, match="under way already"):
+        point(world, "1.1.0", plan=at_once, supersede=True)
+    with pytest.raises(errors.Conflict, match=r"already serves churn:1\.0\.0"):
+        point(world, "1.0.0", plan=at_once, supersede=True)
+    assert (world.latest().id, world.latest().plan) == (running.rollout, PLAN)

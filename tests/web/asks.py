@@ -121,6 +121,7 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "gate": lambda a: Ask("GET", f"{V1}/gate", query={**a.ref(), "to": "staging"}),
     "promote": lambda a: Ask("POST", f"{V1}/promotions", {**a.ref(), "to": "staging", **WHY}),
     "rollback": lambda a: Ask("POST", f"{V1}/rollbacks", {"model": a.name, **WHY}),
+    "preview_rollback": lambda a: Ask("GET", f"{V1}/rollbacks/preview", query={"model": a.name}),
     "yank_version": lambda a: Ask("POST", f"{V1}/version/yank", WHY, query=a.ref()),
     "unyank_version": lambda a: Ask("POST", f"{V1}/version/unyank", WHY, query=a.ref()),
     "clear_version": lambda a: Ask("POST", f"{V1}/version/clear", WHY, query=a.ref()),

@@ -63,6 +63,7 @@ TABLE: dict[str, str] = {
     "gate": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",
     "promote": "ffyfyfhhyfx hhhhhhhhyfx hhhhhhhhhhx",
     "rollback": "ffyfyfhhyfx hhhhhhhhyfx ffhfhfhhhfx",
+    "preview_rollback": "ffyfyfhhyfx hhhhhhhhyfx ffhfhfhhhfx",
     "clear_version": "ffcfcfhhcfx hhhhhhhhcfx hhhhhhhhhhx",
     "open_request": "fyyfyfhhyfx hhhhhhhhyfx hhhhhhhhhhx",
     "list_requests": "yyyyyyhhyyx hhhhhhhhyyx hhhhhhhhhhx",

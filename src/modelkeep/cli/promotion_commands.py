@@ -94,41 +94,12 @@ def rollback(
     client = session.client
     target = within(model, to) if to is not None else None
     if dry_run:
-        where = f"@{alias}" if alias is not None else stage or "production"
-        version = client.get_version(target or _target(session, model, where))
-        session.answer(version, [version.reference], views.would_go_back(version, where))
+        seen = client.preview_rollback(model, to=target, stage=stage, alias=alias)
+        session.answer(seen, [seen.version.reference if seen.version else ""], views.would_go_back(seen))
         session.say("Nothing was changed.")
         return
     done = client.rollback(model, reason, to=target, stage=stage, alias=alias, incident=incident)
     session.answer(done, [done.version.reference if done.version else ""], views.rolled_back(done))
-
-
-def _target(session: Session, model: str, stage: str) -> str:
-    """Where a rollback would go by itself: the rule that the server uses, over the same facts."""
-    from modelkeep.core.promotion import rollback_target
-
-    client = session.client
-    if stage.startswith("@"):
-        return _before(session, model, stage)
-    stays = sorted(client.history(model, stage=stage, limit=1_000).intervals, key=lambda i: i.from_sequence)
-    current = client.get_model(model).occupants.get(stage)
-    present, tombstoned = set(), set()
-    for version in client.list_versions(model, limit=10_000):
-        present.add(version.number)
-        if version.tombstone is not None:
-            tombstoned.add(version.number)
-    return f"{model}:#{rollback_target(stays, current, tombstoned=tombstoned, present=present)}"
-
-
-def _before(session: Session, model: str, pointer: str) -> str:
-    """What an endpoint that follows an alias served before."""
-    from modelkeep.core import errors, values
-
-    followed = f"{values.parse_model_name(model)}{pointer}"
-    for endpoint in session.client.list_endpoints(limit=10_000):
-        if endpoint.follows == followed and endpoint.previous is not None:
-            return f"{model}:#{endpoint.previous}"
-    raise errors.NoRollbackTarget(f"No endpoint that follows {model}{pointer} served another version before.")
 
 
 @verb()

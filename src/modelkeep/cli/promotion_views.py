@@ -116,9 +116,13 @@ def _now(done: "Rollback") -> Text:
     return Text(done.version.reference if done.version is not None else "nothing", "strong")
 
 
-def would_go_back(version: "ModelVersion", name: str) -> View:
+def would_go_back(seen: "Rollback") -> View:
     """Where a rollback would go."""
-    return lambda screen: screen.line(f"{name} would go back to", Text(version.reference, "strong"))
+    where = f"@{seen.alias}" if seen.alias is not None else seen.stage or ""
+    if seen.kind.value == "rollout":
+        taken = seen.from_semver or "the candidate"
+        return lambda screen: screen.line(f"The rollout of {taken} would end; {where} stays at", _now(seen))
+    return lambda screen: screen.line(f"{where} would go back to", _now(seen))
 
 
 def cleared(version: "ModelVersion") -> View:

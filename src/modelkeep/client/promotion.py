@@ -80,6 +80,12 @@ class PromotionVerbs(Wire):
         body = given(model=model, reason=reason, to=to, stage=stage, incident=incident, alias=alias)
         return self.send(Rollback, "POST", f"{V1}/rollbacks", body)
 
+    def preview_rollback(
+        self, model: str, *, to: str | None = None, stage: str | None = None, alias: str | None = None
+    ) -> Rollback:
+        """Where `rollback` would go now; nothing is changed. Raises what that would raise."""
+        return self.get(Rollback, f"{V1}/rollbacks/preview", model=model, to=to, stage=stage, alias=alias)
+
     def clear_version(self, ref: str, reason: str) -> ModelVersion:
         """Let a version that was taken back return."""
         return self.send(ModelVersion, "POST", f"{V1}/version/clear", {"reason": reason}, query={"ref": ref})

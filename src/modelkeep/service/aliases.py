@@ -5,8 +5,6 @@ pointing it elsewhere starts the rollout, and the alias moves when that has succ
 events these are is in `labels`; how traffic moves is the rollout column's part.
 """
 
-from typing import Protocol
-
 from msgspec import UNSET, UnsetType, structs
 
 from modelkeep.core import errors, values
@@ -18,6 +16,7 @@ from modelkeep.core.rollout import Endpoint, Rollout, RolloutState
 from modelkeep.core.values import ModelName, Ref
 from modelkeep.service import labels, references
 from modelkeep.service.act import Act
+from modelkeep.service.starter import RolloutStarter
 from modelkeep.store import models
 from modelkeep.store.models import ModelRow
 
@@ -25,36 +24,11 @@ ALIASES_MAX = 200
 """Aliases of one model: they are read by people, and shown with it."""
 
 
-class AliasFollowers(Protocol):
-    """What aliases need of the rollout column."""
-
-    def running(self, act: Act, endpoint: Endpoint) -> Rollout | None:
-        """The rollout of an endpoint that is not finished."""
-
-    def start(
-        self,
-        act: Act,
-        endpoint: Endpoint,
-        version: ModelVersion,
-        *,
-        reason: str,
-        request: str | None,
-        plan: Plan | None = None,
-        plan_from: str = "endpoint",
-        supersede: bool = False,
-        shielded: bool = False,
-    ) -> Rollout:
-        """Begin to move an endpoint's traffic to a version. Raises RolloutActive."""
-
-    def take_back(self, act: Act, endpoint: Endpoint, reason: str) -> Rollout | None:
-        """End an unfinished rollout of an endpoint; None when there is none."""
-
-
 class Aliases:
     """The verbs of aliases. `followers` is set once, when the house is assembled; without it every alias
     moves at once."""
 
-    followers: AliasFollowers | None = None
+    followers: RolloutStarter | None = None
 
     def set_alias(
         self,
@@ -86,7 +60,9 @@ class Aliases:
             AliasMoved: it points elsewhere than `expect`; the details say where.
             InvalidName: it cannot be an alias. InvalidReference: the version is of another model.
             InvalidPlan: no endpoint follows the alias, or the plan cannot be carried out.
-            RolloutActive: the traffic of the endpoint that follows it is already being moved elsewhere.
+            RolloutActive: the traffic of the endpoint that follows it is already being moved elsewhere, or by
+                another plan than the one that was said.
+            Conflict: a plan was said, and the version is served already or its rollout is under way.
             Tombstoned: an endpoint follows it, and the version was taken back.
         """
         act.readable(model)
@@ -138,7 +114,7 @@ class Aliases:
     def _move(
         self,
         act: Act,
-        followers: AliasFollowers,
+        followers: RolloutStarter,
         endpoint: Endpoint,
         row: ModelRow,
         known: AliasSpec | None,
@@ -153,6 +129,11 @@ class Aliases:
         assert alias is not None, "the endpoint follows it"
         running = followers.running(act, endpoint)
         if running is None and endpoint.stable == version.number:
+            if plan is not None:
+                raise errors.Conflict(
+                    f"The endpoint {endpoint.name} already serves {version.reference}, so a plan says "
+                    "nothing; leave it out."
+                )
             self._point(act, row, alias, known, version, shielded)
             return structs.replace(_moved(act, model), endpoint=endpoint.name)
         act.authorise(Verb.PROMOTE, model)
@@ -164,10 +145,11 @@ class Aliases:
             standing = references.resolve(act, values.parse_ref(f"{model}:#{known.number}"))
             labels.point_alias(act, row, alias, standing, protected=shielded)
         why = values.check_text(reason, "reason") or f"{model}@{alias} is to be {version.semver}"
-        again = running is not None and running.candidate == version.number
+        again = running is not None and running.candidate == version.number and plan is None
         if again and running is not None and running.state is not RolloutState.ROLLING_BACK:
             return _under_way(act, model, running)  # asked twice is asked once
-        if supersede and running is not None and endpoint.stable == version.number:
+        stays = endpoint.stable == version.number and plan is None
+        if supersede and running is not None and stays:
             act.authorise(Verb.ROLLBACK, model)
             followers.take_back(act, endpoint, f"the alias stays: {why}")
             return structs.replace(_moved(act, model), endpoint=endpoint.name)

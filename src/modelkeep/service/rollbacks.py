@@ -2,31 +2,33 @@
 endpoint follows.
 
 One act does everything, so that there is no moment without a version in the stage. No gate and no approval is
-asked: whoever may roll back may do so at once.
+asked: whoever may roll back may do so at once. Where it goes is found in one place, for the rollback and for
+whoever only asks.
 """
 
 from typing import Protocol
+
+from msgspec import Struct
 
 from modelkeep.core import errors, promotion, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import PromotionKind, Rollback
 from modelkeep.core.catalog import ModelVersion
-from modelkeep.core.events import EventKind
-from modelkeep.core.plan import Plan
 from modelkeep.core.promotion import TICKET_MAX, MoveCause
-from modelkeep.core.rollout import Endpoint, Rollout
+from modelkeep.core.rollout import Endpoint, RolloutState
 from modelkeep.core.values import ModelName, Ref
-from modelkeep.service import labels, references, stages
+from modelkeep.service import labels, stages
 from modelkeep.service.act import Act
 from modelkeep.service.references import present
+from modelkeep.service.served import CHOICES_MAX, served_before
 from modelkeep.service.stages import Because
+from modelkeep.service.starter import RolloutStarter
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
 from modelkeep.store import promotion as store
 from modelkeep.store.models import ModelRow
 
-CHOICES_MAX = 20
-"""Former occupants that a rollback chooses from: whoever goes further back names the version."""
+__all__ = ["Resolver", "Rollbacks", "RolloutStarter"]
 
 
 class Resolver(Protocol):
@@ -36,37 +38,21 @@ class Resolver(Protocol):
         """The version a reference names, when the caller may read it."""
 
 
-class RolloutStarter(Protocol):
-    """What promotion needs of the rollout column."""
+class _Way(Struct, frozen=True, kw_only=True):
+    """Where a rollback goes: from whom (None: nobody stands there) to whom. `moving`: a rollout is under way,
+    which ends, and `leaving` stays."""
 
-    def following(
-        self, act: Act, model: ModelName, stage: str | None, alias: str | None = None
-    ) -> Endpoint | None:
-        """The endpoint that follows a stage of a model, or an alias."""
-
-    def start(
-        self,
-        act: Act,
-        endpoint: Endpoint,
-        version: ModelVersion,
-        *,
-        reason: str,
-        request: str | None,
-        plan: Plan | None = None,
-        plan_from: str = "endpoint",
-        supersede: bool = False,
-    ) -> Rollout:
-        """Begin to move an endpoint's traffic to a version. Raises RolloutActive."""
-
-    def take_back(self, act: Act, endpoint: Endpoint, reason: str) -> Rollout | None:
-        """End an unfinished rollout of an endpoint; None when there is none."""
-
-    def revert(self, act: Act, endpoint: Endpoint, to: ModelVersion, reason: str) -> None:
-        """Have an endpoint serve a former version at once."""
+    row: ModelRow
+    stage: str | None
+    alias: str | None
+    endpoint: Endpoint | None
+    leaving: ModelVersion | None
+    target: ModelVersion | None
+    moving: bool
 
 
 class Rollbacks:
-    """The verb `rollback`."""
+    """The verb `rollback`, and what it would do."""
 
     def __init__(self, catalog: Resolver, rollouts: RolloutStarter | None) -> None:
         self._catalog = catalog
@@ -86,8 +72,9 @@ class Rollbacks:
         """Take a model back: the rollout under way, else the version in the stage (production, when neither
         stage nor alias is said), or the one that an alias names and its endpoint serves.
 
-        The version taken back is tombstoned; the one that returns is the last in the stage that never was, or
-        the one named, which must have been in the stage before. No gate is asked.
+        The version taken back is tombstoned; the one that returns is the last in the stage (or the last that
+        the alias's endpoint served) that never was, or the one named, which must have been there before. No
+        gate is asked.
 
         Raises:
             NotAllowed: the caller may not roll back.
@@ -97,158 +84,181 @@ class Rollbacks:
             InvalidTransition: the model has no such stage, or one that holds many versions.
             EndpointNotFound: no endpoint follows the alias, which then is simply set.
         """
-        if alias is not None and stage is not None:
-            raise errors.Invalid("Name a stage or an alias to go back in; leave one out.", field="alias")
         values.check_text(reason, "reason", required=True)
         if incident is not None:
             values.check_text(incident, "incident", maximum=TICKET_MAX)
-        act.readable(model)
-        act.authorise(Verb.ROLLBACK, model)
-        row = models_store.get_row(act.tx, model)
-        if alias is not None:
-            return self._alias_back(act, row, alias, reason, to, incident)
-        stage = stage or stages.PRODUCTION
-        if not row.stages.stage(stage).exclusive:
-            raise errors.InvalidTransition(f"The stage {stage} holds many versions; nothing returns to it.")
-        endpoint = self._rollouts.following(act, model, stage) if self._rollouts is not None else None
-        current = store.occupant(act.tx, row.id, stage)
-        if endpoint is not None and endpoint.rollout is not None:
-            stays = current.number if current is not None else None
-            return self._end_rollout(act, endpoint, stays, reason, to, incident)
-        number = current.number if current is not None else None
-        target = (
-            self._choose(act, row, stage, number)
-            if to is None
-            else self._named(act, row, stage, number, self._catalog.resolve(act, present(to)))
-        )
-        leaving = catalog_store.get_version(act.tx, model, number) if number is not None else None
-        because = Because(cause=MoveCause.ROLLBACK, reason=reason, incident=incident)
-        moved = stages.move(act, row, target, stage, because)
+        way = self._way(act, model, to, stage, alias)
+        if way.moving:
+            return self._end_rollout(act, way, reason, incident)
+        target, leaving, endpoint = way.target, way.leaving, way.endpoint
+        assert target is not None, "there is no rollout to end"
+        interval = None
+        if way.alias is None:
+            assert way.stage is not None, "it is one of the two"
+            because = Because(cause=MoveCause.ROLLBACK, reason=reason, incident=incident)
+            interval = stages.move(act, way.row, target, way.stage, because).interval
+        else:
+            known = models_store.get_alias(act.tx, way.row.id, way.alias)
+            shielded = known is not None and known.protected
+            cause = MoveCause.ROLLBACK
+            labels.point_alias(
+                act, way.row, way.alias, target, protected=shielded, reason=reason, cause=cause
+            )
         if leaving is not None:
             stages.tombstone(act, leaving, f"rolled back by {act.by}: {reason}", incident)
         if endpoint is not None and endpoint.stable != target.number:
-            assert self._rollouts is not None, "an endpoint follows the stage"
+            assert self._rollouts is not None, "an endpoint follows it"
             self._rollouts.revert(act, endpoint, target, reason)
         return Rollback(
             kind=PromotionKind.MOVED,
-            stage=stage,
+            stage=way.stage,
+            alias=way.alias,
             version=catalog_store.get_version(act.tx, model, target.number),
-            from_number=number,
+            from_number=leaving.number if leaving is not None else None,
             from_semver=leaving.semver if leaving is not None else None,
             tombstoned=leaving is not None,
             endpoint=endpoint.name if endpoint is not None else None,
             incident=incident,
-            interval=moved.interval,
+            interval=interval,
         )
 
-    def _alias_back(
-        self, act: Act, row: ModelRow, alias: str, reason: str, to: Ref | None, incident: str | None
+    def preview(
+        self,
+        act: Act,
+        model: ModelName,
+        *,
+        to: Ref | None = None,
+        stage: str | None = None,
+        alias: str | None = None,
     ) -> Rollback:
-        """The same for an alias: the version before is the one that the endpoint served before, or the last
-        that the alias named."""
-        model = row.full_name
+        """What `rollback` would do now; nothing is changed. Raises whatever that would raise."""
+        way = self._way(act, model, to, stage, alias)
+        leaving, running = way.leaving, None
+        if way.moving:
+            assert self._rollouts is not None, "one of its rollouts is under way"
+            assert way.endpoint is not None, "one of its rollouts is under way"
+            running = self._rollouts.running(act, way.endpoint)
+            assert running is not None, "the endpoint has an unfinished rollout"
+            leaving = catalog_store.get_version(act.tx, model, running.candidate)
+        weighty = running is None or running.state in (RolloutState.STEPPING, RolloutState.ROLLING_BACK)
+        return Rollback(
+            kind=PromotionKind.ROLLOUT if way.moving else PromotionKind.MOVED,
+            stage=way.stage,
+            alias=way.alias,
+            version=way.leaving if way.moving else way.target,
+            from_number=leaving.number if leaving is not None else None,
+            from_semver=leaving.semver if leaving is not None else None,
+            tombstoned=leaving is not None and weighty,
+            rollout=running.id if running is not None else None,
+            endpoint=way.endpoint.name if way.endpoint is not None else None,
+        )
+
+    def _way(self, act: Act, model: ModelName, to: Ref | None, stage: str | None, alias: str | None) -> _Way:
+        """Where a rollback goes. Raises as `rollback` says."""
+        if alias is not None and stage is not None:
+            raise errors.Invalid("Name a stage or an alias to go back in; leave one out.", field="alias")
+        act.readable(model)
+        act.authorise(Verb.ROLLBACK, model)
+        row = models_store.get_row(act.tx, model)
+        if alias is None:
+            stage = stage or stages.PRODUCTION
+            if not row.stages.stage(stage).exclusive:
+                raise errors.InvalidTransition(
+                    f"The stage {stage} holds many versions; nothing returns to it."
+                )
+            endpoint = self._rollouts.following(act, model, stage) if self._rollouts is not None else None
+            occupant = store.occupant(act.tx, row.id, stage)
+            number = occupant.number if occupant is not None else None
+        else:
+            endpoint = self._follower(act, model, alias)
+            known = models_store.get_alias(act.tx, row.id, alias)
+            number = known.number if known is not None else None
+        leaving = catalog_store.get_version(act.tx, model, number) if number is not None else None
+        moving = endpoint is not None and endpoint.rollout is not None
+        target: ModelVersion | None = None
+        if endpoint is not None and moving:
+            self._check_stays(act, endpoint, leaving, to)
+        elif alias is not None:
+            assert endpoint is not None, "it was found above"
+            target = self._former_of(act, endpoint, number, to)
+        elif to is None:
+            target = self._choose(act, row, stage or "", number)
+        else:
+            target = self._named(act, row, stage or "", number, self._catalog.resolve(act, present(to)))
+        return _Way(
+            row=row,
+            stage=stage,
+            alias=alias,
+            endpoint=endpoint,
+            leaving=leaving,
+            target=target,
+            moving=moving,
+        )
+
+    def _follower(self, act: Act, model: ModelName, alias: str) -> Endpoint:
         endpoint = self._rollouts.following(act, model, None, alias) if self._rollouts is not None else None
-        if self._rollouts is None or endpoint is None:
+        if endpoint is None:
             raise errors.EndpointNotFound(
                 f"No endpoint follows {model}@{alias}, so no traffic goes back with it; point it where it "
                 f"shall point with 'modelkeep alias set {values.in_shell(f'{model}@{alias}')} VERSION'.",
                 alias=alias,
             )
-        known = models_store.get_alias(act.tx, row.id, alias)
-        number = known.number if known is not None else None
-        if endpoint.rollout is not None:
-            return self._end_rollout(act, endpoint, number, reason, to, incident)
-        target = self._former_of(act, row, endpoint, number, to)
-        leaving = catalog_store.get_version(act.tx, model, number) if number is not None else None
-        shielded = known is not None and known.protected
-        labels.point_alias(
-            act, row, alias, target, protected=shielded, reason=reason, cause=MoveCause.ROLLBACK
-        )
-        if leaving is not None:
-            stages.tombstone(act, leaving, f"rolled back by {act.by}: {reason}", incident)
-        if endpoint.stable != target.number:
-            self._rollouts.revert(act, endpoint, target, reason)
-        return Rollback(
-            kind=PromotionKind.MOVED,
-            stage=None,
-            alias=alias,
-            version=catalog_store.get_version(act.tx, model, target.number),
-            from_number=number,
-            from_semver=leaving.semver if leaving is not None else None,
-            tombstoned=leaving is not None,
-            endpoint=endpoint.name,
-            incident=incident,
-        )
+        return endpoint
 
-    def _former_of(
-        self, act: Act, row: ModelRow, endpoint: Endpoint, current: int | None, to: Ref | None
-    ) -> ModelVersion:
-        """The version that an alias named last and that was never taken back, or the one that somebody names
-        of those.
+    def _former_of(self, act: Act, endpoint: Endpoint, current: int | None, to: Ref | None) -> ModelVersion:
+        """The version that an alias's endpoint served last and that was never taken back, or the one that
+        somebody names of those.
 
         Raises:
             NoRollbackTarget: there is none, or not the one named; says what there is.
         """
-        subject = references.alias_subject(row.full_name, endpoint.alias or "")
-        past = act.tx.events.before(limit=CHOICES_MAX, subject=subject)
-        named = [one.event.number for one in past if one.event.kind is EventKind.ALIAS_SET]
-        numbers = dict.fromkeys((endpoint.previous, *named))
-        former = [
-            version
-            for number in numbers
-            if number not in (None, current)
-            and (version := catalog_store.find(act.tx, catalog_store.BY_NUMBER, row.full_name, number=number))
-            and version.tombstone is None
-        ]
-        wanted = self._catalog.resolve(act, present(to)).number if to is not None else None
+        former = [version for version in served_before(act, endpoint) if version.number != current]
+        wanted = self._catalog.resolve(act, present(to)) if to is not None else None
         for version in former:
-            if wanted is None or version.number == wanted:
+            if wanted is None or (version.model, version.number) == (wanted.model, wanted.number):
                 return version
         choices = [version.semver for version in former]
-        listed = f"go back to {', '.join(choices)}" if choices else "it named no other version before"
+        listed = f"go back to {', '.join(choices)}" if choices else "its endpoint served no other version"
         raise errors.NoRollbackTarget(
-            f"{row.full_name}@{endpoint.alias} cannot go back there; {listed}, or set it anew with "
-            f"'modelkeep alias set {values.in_shell(f'{row.full_name}@{endpoint.alias}')} VERSION'.",
+            f"{endpoint.follows} cannot go back there; {listed}, or set it anew with "
+            f"'modelkeep alias set {values.in_shell(endpoint.follows)} VERSION'.",
             choices=choices,
         )
 
-    def _end_rollout(
-        self,
-        act: Act,
-        endpoint: Endpoint,
-        current: int | None,
-        reason: str,
-        to: Ref | None,
-        incident: str | None,
-    ) -> Rollback:
+    def _check_stays(self, act: Act, endpoint: Endpoint, stays: ModelVersion | None, to: Ref | None) -> None:
+        """A rollout under way ends where it began: whoever names another version has to say so afterwards.
+        Raises RolloutActive."""
+        if to is None:
+            return
+        wanted = self._catalog.resolve(act, present(to))
+        if stays is None or (wanted.model, wanted.number) != (stays.model, stays.number):
+            raise errors.RolloutActive(
+                f"A rollout of {endpoint.name} is under way; end it first with "
+                f"'modelkeep rollback {values.in_shell(endpoint.model)} -m WHY', then go back to "
+                f"{wanted.semver}.",
+                endpoint=endpoint.name,
+                rollout=endpoint.rollout,
+            )
+
+    def _end_rollout(self, act: Act, way: _Way, reason: str, incident: str | None) -> Rollback:
         """Give the candidate's traffic back to who is in the stage (or behind the alias), which does not
         move."""
-        stays = catalog_store.get_version(act.tx, endpoint.model, current) if current is not None else None
-        if to is not None:
-            wanted = self._catalog.resolve(act, present(to))
-            if stays is None or (wanted.model, wanted.number) != (stays.model, stays.number):
-                raise errors.RolloutActive(
-                    f"A rollout of {endpoint.name} is under way; end it first with "
-                    f"'modelkeep rollback {values.in_shell(endpoint.model)} -m WHY', then go back to "
-                    f"{wanted.semver}.",
-                    endpoint=endpoint.name,
-                    rollout=endpoint.rollout,
-                )
         assert self._rollouts is not None, "an endpoint follows the stage"
+        assert way.endpoint is not None, "an endpoint follows the stage"
         why = f"rolled back by {act.by}: {reason}" + (f" ({incident})" if incident is not None else "")
-        taken = self._rollouts.take_back(act, endpoint, why)
+        taken = self._rollouts.take_back(act, way.endpoint, why)
         assert taken is not None, "the endpoint has an unfinished rollout"
-        candidate = catalog_store.get_version(act.tx, endpoint.model, taken.candidate)
+        candidate = catalog_store.get_version(act.tx, way.endpoint.model, taken.candidate)
         return Rollback(
             kind=PromotionKind.ROLLOUT,
-            stage=endpoint.stage,
-            alias=endpoint.alias,
-            version=stays,
+            stage=way.endpoint.stage,
+            alias=way.endpoint.alias,
+            version=way.leaving,
             from_number=candidate.number,
             from_semver=candidate.semver,
             tombstoned=candidate.tombstone is not None,
             rollout=taken.id,
-            endpoint=endpoint.name,
+            endpoint=way.endpoint.name,
             incident=incident,
         )
 

@@ -17,6 +17,7 @@ from modelkeep.core.values import ModelName, Ref, parse_model_name, parse_ref
 from modelkeep.service import renaming
 from modelkeep.service.act import Act
 from modelkeep.service.forecasts import Asked
+from modelkeep.service.rollbacks import Rollbacks
 from modelkeep.web.operations import Call
 
 DONE = Done()
@@ -320,6 +321,13 @@ def rollback(act: Act, call: Call) -> Any:
     return call.house.promotions.rollback(
         act, parse_model_name(b.model), b.reason, to=to, stage=b.stage, incident=b.incident, alias=b.alias
     )
+
+
+def preview_rollback(act: Act, call: Call) -> Any:
+    q = call.query
+    to = parse_ref(q.to) if q.to is not None else None
+    rollbacks = Rollbacks(call.house.catalog, call.house.rollouts)
+    return rollbacks.preview(act, parse_model_name(q.model), to=to, stage=q.stage, alias=q.alias)
 
 
 def clear_version(act: Act, call: Call) -> Any:

@@ -275,6 +275,15 @@ class NewRollback(Shape, frozen=True, kw_only=True):
     incident: Annotated[str, Meta(max_length=500)] | None = None
 
 
+class RollbackQuery(Shape, frozen=True, kw_only=True):
+    """What a rollback would go back in, and to; as `NewRollback`."""
+
+    model: ModelText
+    to: RefText | None = None
+    stage: NameText | None = None
+    alias: NameText | None = None
+
+
 class NewReview(Shape, frozen=True, kw_only=True):
     """A reviewer's word: a vote, ticked items of checklists, gates taken upon oneself."""
 
