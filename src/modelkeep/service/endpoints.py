@@ -15,7 +15,7 @@ from modelkeep.core import rollout as core
 from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
-from modelkeep.core.movement import check_keys
+from modelkeep.core.movement import check_keys, pointer
 from modelkeep.core.plan import AT_ONCE, check_standing, dated
 from modelkeep.core.recording import KEEP_ALL, Privacy
 from modelkeep.core.rollout import Endpoint, Plan, Rollout
@@ -24,6 +24,7 @@ from modelkeep.core.values import ModelName
 from modelkeep.service import labels
 from modelkeep.service.act import Act
 from modelkeep.service.contenders import contenders
+from modelkeep.service.detours import refuse_detour
 from modelkeep.service.stages import PRODUCTION
 from modelkeep.service.traffic import Traffic
 from modelkeep.store import catalog as catalog_store
@@ -83,7 +84,8 @@ class Endpoints:
             EndpointExists: the name belongs to another model, stage or alias, or what it follows has an
                 endpoint already.
             RolloutActive: the setting cannot change now.
-            NotAllowed: the caller may not operate the model.
+            NotAllowed: the caller may not operate the model, or not promote where it begins to serve; or what
+                it follows asks for less than the policy and the caller does not administer the model.
             InvalidPlan, InvalidName, InvalidTransition, Invalid: a setting does not fit.
         """
         values.check_name(name, "endpoint")
@@ -97,11 +99,9 @@ class Endpoints:
         core.check_endpoint(slow_ms, lease_s, workers, log_ppm, privacy)
         act.readable(model)
         act.authorise(Verb.OPERATE, model)
-        if key_header is not None:
-            key_header = _header(key_header)
         check_keys(key_cookie, key_field)
         settings: dict[str, Any] = {
-            "key_header": key_header,
+            "key_header": _header(key_header) if key_header is not None else None,
             "key_cookie": key_cookie,
             "key_field": key_field,
             "slow_ms": slow_ms,
@@ -113,43 +113,64 @@ class Endpoints:
             "schema": schema,
             "plan": plan,
         }
+        known = store.get_endpoint(act.tx, name)
+        if known is None:
+            endpoint = self._create(act, name, model, (stage, alias), settings)
+        else:
+            endpoint = self._change(act, known, model, (stage, alias), settings)
+        self._serve_first(act, endpoint)
+        return self._endpoint(act, name)
+
+    def _create(
+        self,
+        act: Act,
+        name: str,
+        model: ModelName,
+        followed: tuple[str | None, str | None],
+        settings: dict[str, Any],
+    ) -> Endpoint:
+        stage, alias = followed
         registered = catalog_store.get_model(act.tx, model)
         if stage is not None and not registered.stages.stage(stage).exclusive:
             raise errors.InvalidTransition(
                 f"The stage {stage} holds many versions; an endpoint follows a stage that holds one."
             )
-        endpoint = store.get_endpoint(act.tx, name)
-        if endpoint is None:
-            self._check_free(act, registered.id, model, stage, alias)
-            sequence = act.record(
-                EventKind.ENDPOINT_CREATED,
-                f"endpoint/{name}",
-                model=model,
-                stage=stage,
-                **_named(alias),
-                **settings,
-            ).sequence
-            endpoint = Endpoint(
-                id=act.new_id("end"),
-                name=name,
-                model=model,
-                stage=stage,
-                alias=alias,
-                **settings,
-                # Not older than a former endpoint of this name: gateways would ignore its routes.
-                epoch=Epoch(sequence, 0),
-                created_at=act.now,
-                created_by=act.by,
-            )
-            store.add_endpoint(act.tx, endpoint, registered.id)
-        else:
-            endpoint = self._change(act, endpoint, model, (stage, alias), settings)
+        self._check_free(act, registered.id, model, stage, alias)
+        stages = [spec.name for spec in registered.stages.stages]
+        refuse_detour(act, self._traffic.promotions.holds_for, model, stages, name, pointer(stage, alias))
+        sequence = act.record(
+            EventKind.ENDPOINT_CREATED,
+            f"endpoint/{name}",
+            model=model,
+            stage=stage,
+            **_named(alias),
+            **settings,
+        ).sequence
+        endpoint = Endpoint(
+            id=act.new_id("end"),
+            name=name,
+            model=model,
+            stage=stage,
+            alias=alias,
+            **settings,
+            # Not older than a former endpoint of this name: gateways would ignore its routes.
+            epoch=Epoch(sequence, 0),
+            created_at=act.now,
+            created_by=act.by,
+        )
+        store.add_endpoint(act.tx, endpoint, registered.id)
+        return endpoint
+
+    def _serve_first(self, act: Act, endpoint: Endpoint) -> None:
+        """Begin to serve what an endpoint follows, where it serves nothing yet: that moves traffic, as a
+        promotion does."""
         pointed = self._traffic.pointed(act, endpoint)
-        if pointed is not None and endpoint.stable is None and endpoint.rollout is None:
-            version = catalog_store.get_version(act.tx, model, pointed)
-            what = "stage" if alias is None else "alias"
-            self.start(act, endpoint, version, reason=f"the endpoint is to serve its {what}", request=None)
-        return self._endpoint(act, name)
+        if pointed is None or endpoint.stable is not None or endpoint.rollout is not None:
+            return
+        act.authorise(Verb.PROMOTE, endpoint.model)
+        version = catalog_store.get_version(act.tx, endpoint.model, pointed)
+        what = "stage" if endpoint.alias is None else "alias"
+        self.start(act, endpoint, version, reason=f"the endpoint is to serve its {what}", request=None)
 
     def _check_free(
         self, act: Act, model_id: str, model: ModelName, stage: str | None, alias: str | None
@@ -222,7 +243,14 @@ class Endpoints:
             raise self._busy(endpoint)
         before = self._traffic.route(act, endpoint, None)
         store.drop_endpoint(act.tx, name)
-        sequence = self._traffic.record(act, EventKind.ENDPOINT_DELETED, endpoint, stable=endpoint.stable)
+        sequence = self._traffic.record(
+            act,
+            EventKind.ENDPOINT_DELETED,
+            endpoint,
+            stable=endpoint.stable,
+            stage=endpoint.stage,
+            **_named(endpoint.alias),
+        )
         self._traffic.moved(act, before, None, sequence)
 
     def _endpoint(self, act: Act, name: str) -> Endpoint:
@@ -274,6 +302,39 @@ class Endpoints:
         """
         plan = dated(core.check_plan(plan or endpoint.plan), act.now)
         running = self._traffic.active(act, endpoint)
+        self._check_start(endpoint, running, version, supersede)
+        if running is not None:
+            ended = core.supersede(running, f"the rollout of {version.semver}: {reason}", act.now)
+            self._traffic.apply(act, endpoint, running, ended)
+            endpoint = self._endpoint(act, endpoint.name)
+        stable = (
+            catalog_store.get_version(act.tx, endpoint.model, endpoint.stable)
+            if endpoint.stable is not None
+            else None
+        )
+        note = self._same(act, stable, version)
+        if note is not None:
+            if not plan.strategy.moves:
+                raise errors.Conflict(f"{note}: they cannot be compared; promote it by another strategy.")
+            plan, plan_from = AT_ONCE, "equal bytes"
+        return self._begin(
+            act,
+            endpoint,
+            stable,
+            version,
+            plan=plan,
+            plan_from=plan_from,
+            note=note,
+            reason=reason,
+            request=request,
+            shielded=shielded,
+            superseded=running.id if running is not None else None,
+        )
+
+    def _check_start(
+        self, endpoint: Endpoint, running: Rollout | None, version: ModelVersion, supersede: bool
+    ) -> None:
+        """Refuse a movement that cannot begin. Raises as `start` says."""
         if running is not None and not supersede:
             raise self._busy(endpoint)
         if running is not None and running.candidate == version.number:
@@ -290,20 +351,23 @@ class Endpoints:
                 f"'modelkeep clear {values.in_shell(version.reference)} -m WHY' first.",
                 version=version.reference,
             )
-        if running is not None:
-            ended = core.supersede(running, f"the rollout of {version.semver}: {reason}", act.now)
-            self._traffic.apply(act, endpoint, running, ended)
-            endpoint = self._endpoint(act, endpoint.name)
-        stable = (
-            catalog_store.get_version(act.tx, endpoint.model, endpoint.stable)
-            if endpoint.stable is not None
-            else None
-        )
-        note = self._same(act, stable, version)
-        if note is not None:
-            if not plan.strategy.moves:
-                raise errors.Conflict(f"{note}: they cannot be compared; promote it by another strategy.")
-            plan, plan_from = AT_ONCE, "equal bytes"
+
+    def _begin(
+        self,
+        act: Act,
+        endpoint: Endpoint,
+        stable: ModelVersion | None,
+        version: ModelVersion,
+        *,
+        plan: Plan,
+        plan_from: str,
+        note: str | None,
+        reason: str,
+        request: str | None,
+        shielded: bool,
+        superseded: str | None,
+    ) -> Rollout:
+        """Save a movement that may begin: its event, itself, the endpoint that carries it, the table."""
         others = contenders(act, plan, stable, version)
         rollout_id = act.new_id("rol")
         sequence = self._traffic.record(
@@ -320,7 +384,7 @@ class Endpoints:
             plan=plan,
             plan_from=plan_from,
             note=note,
-            supersedes=running.id if running is not None else None,
+            supersedes=superseded,
         )
         started = Rollout(
             note=note,

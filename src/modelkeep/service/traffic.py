@@ -14,6 +14,7 @@ from modelkeep.core import rollout as core
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.plan import Plan
+from modelkeep.core.policy import Policy
 from modelkeep.core.promotion import MoveCause
 from modelkeep.core.rollout import Advanced, Change, Endpoint, Rollout, RolloutState
 from modelkeep.core.routing import Epoch, Route, VersionSpec
@@ -61,6 +62,9 @@ class StageKeeper(Protocol):
 
     def plan_for(self, act: Act, model: ModelName, stage: str) -> Plan | None:
         """How the policy has a promotion to the stage move traffic; None where it does not say."""
+
+    def holds_for(self, act: Act, model: ModelName) -> Policy:
+        """The policy that holds for a model."""
 
 
 class Traffic:
