@@ -219,6 +219,9 @@ def test_pages_of_named_origins_may_ask_and_no_others(gateway: Gateway) -> None:
     assert feedback.status == 403
     own = gateway.request("POST", path, BODY, {"Origin": f"http://127.0.0.1:{gateway.port}"})
     assert own.status == gateway.request("POST", path, BODY).status == 200
+    for name, status in (("rebound.example", 403), ("localhost", 200)):
+        page = {"Origin": f"http://{name}:{gateway.port}", "Host": f"{name}:{gateway.port}"}
+        assert gateway.request("POST", path, BODY, page).status == status
 
 
 @pytest.mark.req("S2")
