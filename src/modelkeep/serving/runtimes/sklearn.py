@@ -74,21 +74,21 @@ class SklearnRuntime:
         """The rows for the direct way; None where there is none, or these are not its rows."""
         if self._direct is None:
             return None
-        arrays = list(columns.values())
-        whole = len(columns) == 1
-        if whole:
-            found = arrays[0]
-        elif isinstance(columns, Table):
-            found, whole = columns.matrix, list(columns) == self._names
-        elif all(array.ndim == 1 for array in arrays):
-            found = np.stack(arrays).T
+        form = _WHOLE
+        if isinstance(columns, Table):
+            found = columns.matrix
+            form = _WHOLE if list(columns) == self._names else _BY_COLUMN
+        elif len(columns) == 1:
+            found = next(iter(columns.values()))
+        elif all(array.ndim == 1 for array in columns.values()):
+            found, form = np.stack(list(columns.values())).T, _BY_COLUMN
         else:
             return None
         if found.ndim != 2 or found.dtype.kind not in "fi" or found.shape[1] != self._width:
             return None
         if self._frame is None:  # what was not fitted on a frame gets doubles
             return self._direct.taken(found.astype("float64", copy=False))
-        return self._direct.taken(found, _WHOLE if whole else _BY_COLUMN)
+        return self._direct.taken(found, form)
 
     def _outputs(self, model: Any, table: Any) -> Columns:
         """`predict` for every output, but `predict_proba` for those that are called a probability or a score:

@@ -30,6 +30,7 @@ TRIED_ROWS = 256
 TREES_TRIED, NODES_TRIED = 8, 500
 """Whose thresholds rows are made close to: enough for most of the 256 rows to meet one."""
 _SEED = 20_260_101
+_WHOLE_NUMBERS = np.dtype("int64")
 
 
 class Direct:
@@ -41,7 +42,7 @@ class Direct:
         self._scores = scores
         self._classes = classes
         self._link = link
-        self._orders: dict[tuple[int, str], Order] = {}
+        self._orders: dict[tuple[int, np.dtype[Any]], Order] = {}
         """How numbers have to lie in memory, by form and type: in another order sums differ in their last
         bits. What was not tried, or did not agree, is not here."""
 
@@ -65,9 +66,12 @@ class Direct:
         asked = ("predict", "predict_proba") if hasattr(model, "predict_proba") else ("predict",)
         for number, form in enumerate(forms):
             for matrix in (rows, rows.astype(np.float32), np.rint(rows).astype(np.int64)):
-                order: Order = "F" if np.asarray(form(matrix)).flags.f_contiguous else "C"
-                if self._agrees(model, asked, matrix, form, order):
-                    self._orders[number, _type(matrix)] = order
+                lies_by_column = np.asarray(form(matrix)).flags.f_contiguous
+                # As the library gets them, or the other way: numbers that it converts may lie so after that.
+                orders: tuple[Order, Order] = ("F", "C") if lies_by_column else ("C", "F")
+                found = next((o for o in orders if self._agrees(model, asked, matrix, form, o)), None)
+                if found is not None:
+                    self._orders[number, _type(matrix)] = found
         return bool(self._orders)
 
     def _agrees(self, model: Any, asked: Sequence[str], rows: Array, form: Form, order: Order) -> bool:
@@ -198,9 +202,9 @@ def _linear(steps: Sequence[Step], model: Any) -> Direct | None:
 # ------------------------------------------------------------------------------------------------- trying out
 
 
-def _type(matrix: Array) -> str:
+def _type(matrix: Array) -> np.dtype[Any]:
     """The type of numbers. Whole ones are one type: they are made doubles, whatever their width."""
-    return "int" if matrix.dtype.kind == "i" else matrix.dtype.name
+    return _WHOLE_NUMBERS if matrix.dtype.kind == "i" else matrix.dtype
 
 
 def _laid(matrix: Array, order: Order) -> Array:
