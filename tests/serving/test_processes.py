@@ -1,18 +1,55 @@
 """Children and their back-off, and the log line of a process."""
 
+import asyncio
+import gc
 import io
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from modelkeep import telemetry
+from modelkeep.serving import handshake, messages
 from modelkeep.serving.options import GatewayOptions
-from modelkeep.serving.processes import BackOff
+from modelkeep.serving.processes import BackOff, Child, new_loop
 
 OPTIONS = GatewayOptions(data=Path("/unused"))
+
+
+@pytest.mark.req("S1")
+@pytest.mark.parametrize("runner", [new_loop, asyncio.Runner], ids=["fastest", "asyncio"])
+def test_a_child_that_ended_closes_nobody_elses_file(
+    monkeypatch: pytest.MonkeyPatch, runner: Callable[[], asyncio.Runner]
+) -> None:
+    """Its pipe is closed once: whoever opens something meanwhile, and gets the same number, keeps it."""
+    strangers: list[int] = []
+
+    class Pipe(io.FileIO):
+        def close(self) -> None:
+            strangers.append(os.open(os.devnull, os.O_RDONLY))  # as another thread would at this moment
+            super().close()
+
+    def fdopen(descriptor: int, mode: str, *, buffering: int, closefd: bool) -> io.FileIO:
+        assert (mode, buffering) == ("rb", 0)
+        return Pipe(descriptor, "rb", closefd=closefd)
+
+    async def one() -> None:
+        ended = asyncio.Event()
+        child = Child(messages.FromWorker, lambda _: None, lambda _: ended.set(), name="short")
+        await child.start(handshake.WORKER, keep_output=True, environment={})
+        child.kill()
+        await ended.wait()
+
+    monkeypatch.setattr(os, "fdopen", fdopen)
+    with runner() as loop:
+        loop.run(one())
+    gc.collect()
+    assert strangers
+    for stranger in strangers:
+        os.close(stranger)
 
 
 @pytest.mark.req("S1")

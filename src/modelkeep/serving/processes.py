@@ -163,7 +163,9 @@ class Child(asyncio.Protocol):
         self.started = self.heard = time.monotonic()
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self, sock=ours)
-        pipe = os.fdopen(read_end, "rb", buffering=0)
+        # asyncio's transport closes the file. uvloop's closes the descriptor and then the file, which must
+        # not own it: the second time the number may be anybody's.
+        pipe = os.fdopen(read_end, "rb", buffering=0, closefd=isinstance(loop, asyncio.BaseEventLoop))
         self._pipe, _ = await loop.connect_read_pipe(lambda: _Output(self._output), pipe)
 
     @property
