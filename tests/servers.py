@@ -553,6 +553,8 @@ class S3Server:
                 f"-filer.port={ports['filer']}",
             ),
             *(f"-admin.port={ports['admin']}", "-admin.ui=false", "-webdav=false"),
+            # A bucket takes seven; by itself it allows as many as the free disk could hold when full.
+            "-volume.max=10000",
         ]
         self._process = ServerProcess(command, self.folder / "log", self.folder)
         self._process.wait_until(self._is_ready)

@@ -89,12 +89,14 @@ def test_a_candidate_that_keeps_dying_is_taken_back(tmp_path: Path, plane: FakeC
         plane.stop()
         for _ in range(3):
             gateway.wait_ready("churn:3.0.0")
+            pid = gateway.version("churn:3.0.0")["pid"]
             answer = gateway.predict([[120, 1]], X_User="u")
             assert (answer.status, answer.version, answer.json()) == (
                 200,
                 "churn:1.0.0",
                 {"outputs": [121.0]},
             )
+            until(lambda pid=pid: gateway.version("churn:3.0.0")["pid"] != pid, "its end was noticed")
         gateway.wait_route("churn", candidate=None, stable="churn:1.0.0")
         plane.start()
         until(lambda: bool(plane.rollbacks), "the rollback is reported when the control plane is back")
