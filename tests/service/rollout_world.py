@@ -19,11 +19,11 @@ from modelkeep.core.observation import (
     GatewayReport,
     LocalRollback,
     PairCounts,
-    RouteState,
     SideCounts,
     Tick,
     VersionPhase,
     VersionReport,
+    state_of,
 )
 from modelkeep.core.policy import ALONE
 from modelkeep.core.rollout import Endpoint, Plan, Rollout, RolloutState, Step
@@ -272,18 +272,7 @@ class FakeGateway:
             table=self.desired.number,
             url=f"http://{self.name}:5001",
             sent_at=self.world.now,
-            routes=tuple(
-                RouteState(
-                    endpoint=route.endpoint,
-                    epoch=route.epoch,
-                    stable=route.stable,
-                    candidate=route.candidate,
-                    candidate_ppm=route.candidate_ppm,
-                    previous=route.previous,
-                    others_ppm=route.others_ppm,
-                )
-                for route in self.live.routes
-            ),
+            routes=tuple(state_of(route) for route in self.live.routes),
             versions=tuple(
                 VersionReport(key=key, phase=VersionPhase.FAILED, error=self.broken[key])
                 if key in self.broken

@@ -79,6 +79,15 @@ def refusal(text: str, allowed: Iterable[Network] = ()) -> str | None:
     return None
 
 
+def is_address(host: str) -> bool:
+    """Whether a host of a URL is an IP address: nobody can have one resolve to another machine."""
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
 def is_listed(text: str, allowed: Iterable[Network]) -> bool:
     """Whether an allow-list names the address itself."""
     try:

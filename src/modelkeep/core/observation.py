@@ -15,7 +15,7 @@ from itertools import zip_longest
 from msgspec import Struct
 
 from modelkeep.core import errors, values
-from modelkeep.core.routing import OTHERS_MAX, ROUTES_MAX, WHOLE_PPM, Epoch, VersionKey
+from modelkeep.core.routing import OTHERS_MAX, ROUTES_MAX, WHOLE_PPM, Epoch, Route, VersionKey
 from modelkeep.core.sequential import COUNT_MAX
 from modelkeep.core.shift import BANDS
 
@@ -284,6 +284,19 @@ class RouteState(Struct, frozen=True, kw_only=True):
     candidate_ppm: int
     previous: VersionKey | None
     others_ppm: tuple[int, ...] = ()
+
+
+def state_of(route: Route) -> RouteState:
+    """What a gateway that obeys a route says of its endpoint."""
+    return RouteState(
+        endpoint=route.endpoint,
+        epoch=route.epoch,
+        stable=route.stable,
+        candidate=route.candidate,
+        candidate_ppm=route.candidate_ppm,
+        previous=route.previous,
+        others_ppm=route.others_ppm,
+    )
 
 
 class GatewayReport(Struct, frozen=True, kw_only=True):

@@ -8,11 +8,10 @@ its `url`; the control plane's door goes by the same rule.
 Callers that are no browsers send no `Origin` and never come here. Who a caller is, is the guard's part.
 """
 
-import ipaddress
 import re
 from urllib.parse import urlsplit
 
-from modelkeep.core import errors, values
+from modelkeep.core import addresses, errors, values
 from modelkeep.serving.http import STATUS_LINES, HttpConnection, Request
 
 ORIGINS_MAX = 100
@@ -77,7 +76,7 @@ class Origins:
             return True
         if page.netloc.encode("latin-1") != request.headers.get(b"host"):
             return True
-        return not name or (name not in self._names and not _is_address(name))
+        return not name or (name not in self._names and not addresses.is_address(name))
 
     def preflight(self, connection: HttpConnection, request: Request) -> bool:
         """Tell a browser what it may ask, before it does. Returns whether that was the question."""
@@ -105,11 +104,3 @@ def _named(url: str) -> tuple[bytes, str]:
         return b"", ""
     usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
     return f"{parts.scheme}://{parts.netloc.removesuffix(usual)}".encode(), name
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

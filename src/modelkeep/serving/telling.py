@@ -13,7 +13,7 @@ import msgspec
 
 from modelkeep import telemetry
 from modelkeep.core import codec
-from modelkeep.core.observation import GatewayReport, LocalRollback, RouteState
+from modelkeep.core.observation import GatewayReport, LocalRollback, state_of
 from modelkeep.core.routing import RoutingTable
 from modelkeep.serving import openapi
 from modelkeep.serving.contact import Contact
@@ -53,18 +53,7 @@ def report(place: Place) -> GatewayReport:
         table=place.contact.after or place.live.number,
         url=place.url,
         sent_at=datetime.now(UTC),
-        routes=tuple(
-            RouteState(
-                endpoint=route.endpoint,
-                epoch=route.epoch,
-                stable=route.stable,
-                candidate=route.candidate,
-                candidate_ppm=route.candidate_ppm,
-                previous=route.previous,
-                others_ppm=route.others_ppm,
-            )
-            for route in place.live.routes
-        ),
+        routes=tuple(state_of(route) for route in place.live.routes),
         versions=tuple(unit.report() for unit in place.versions),
         ticks=place.ledger.to_send(),
         rollbacks=place.pending,

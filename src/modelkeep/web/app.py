@@ -4,11 +4,10 @@ At the door: the host allow-list, and the cross-origin rule (a page of another o
 browser's reach to this machine). Nothing else is wrapped around a request.
 """
 
-import ipaddress
 from typing import Any
 from urllib.parse import urlsplit
 
-from modelkeep.core import answers, codec, compare, errors
+from modelkeep.core import addresses, answers, codec, compare, errors
 from modelkeep.core.access import Grant, Principal, TokenInfo
 from modelkeep.core.catalog import (
     Draft,
@@ -374,7 +373,7 @@ class Application:
         host = headers.get(b"host", b"")
         if not self._any_host and host not in self._hosts and raw_path != b"/health":
             name = _name_of(host)
-            if name not in self._hosts and not _is_address(name):
+            if name not in self._hosts and not addresses.is_address(name.decode("latin-1")):
                 shown = name[:100].decode("latin-1")
                 raise errors.NotAllowed(
                     f"This server does not answer to the host name {shown!r}; add it to the setting "
@@ -387,15 +386,6 @@ class Application:
 def _name_of(host: bytes) -> bytes:
     name, _, port = host.rpartition(b":")
     return (name if name and port.isdigit() else host).lower()
-
-
-def _is_address(name: bytes) -> bool:
-    """Whether it is an IP address: nobody can have one resolve to another machine."""
-    try:
-        ipaddress.ip_address(name.decode("ascii").removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True
 
 
 def _is_foreign(headers: dict[bytes, bytes], host: bytes) -> bool:
