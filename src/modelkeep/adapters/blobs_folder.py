@@ -64,6 +64,8 @@ class FolderBlobs:
         # The operator may have linked the root itself elsewhere.
         self._root_fd = open_folder(self._root.resolve())
         self._fd = open_folder("sha256", self._root_fd)
+        self._named: set[str] = set()
+        """Folders in it whose names were synced since this process began."""
         self._spool = UploadSpool(self._root / "uploads")
         self._journal = Journal(self._root_fd, "journal", self)
 
@@ -120,7 +122,10 @@ class FolderBlobs:
         with self._spool.sealed(upload_id, expected) as (fd, blob):
             self._make_durable(upload_id, fd)
             shard, name = _place(blob.digest)
-            with disk_errors(f"store {blob.digest}"), _opened(open_folder(shard, self._fd)) as shard_fd:
+            with (
+                disk_errors(f"store {blob.digest}"),
+                _opened(self._shard_to_fill(shard, synced=True)) as shard_fd,
+            ):
                 self._spool.move(upload_id, fd, name, shard_fd)
                 os.fsync(shard_fd)
             return blob
@@ -143,7 +148,7 @@ class FolderBlobs:
     def place(self, digest: Digest, data: bytes, *, synced: bool) -> None:
         """See `blobs_journal.Places`."""
         shard, name = _place(digest)
-        with _opened(open_folder(shard, self._fd)) as shard_fd:
+        with _opened(self._shard_to_fill(shard, synced=synced)) as shard_fd:
             self._spool.place(data, name, shard_fd, synced=synced)
             if synced:
                 os.fsync(shard_fd)
@@ -162,6 +167,7 @@ class FolderBlobs:
                     with contextlib.suppress(FileNotFoundError), _opened(_file(name, shard_fd)) as fd:
                         os.fsync(fd)
                 os.fsync(shard_fd)
+        os.fsync(self._fd)
 
     def stat(self, digest: Digest) -> BlobInfo | None:
         """See `BlobStore.stat`."""
@@ -240,6 +246,28 @@ class FolderBlobs:
 
     def _shard(self, shard: str) -> int:
         return os.open(shard, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+
+    def _shard_to_fill(self, shard: str, *, synced: bool) -> int:
+        """Open a folder that a blob is put into, making it where it is missing.
+
+        Args:
+            synced: its name survives a loss of power; else it does when `sync_placed` has run. Whoever made
+                it may not have synced it yet, so each process sees to that once.
+        """
+        try:
+            opened = self._shard(shard)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(shard, 0o700, dir_fd=self._fd)
+            opened = self._shard(shard)
+        if synced and shard not in self._named:
+            try:
+                os.fsync(self._fd)
+            except OSError:
+                os.close(opened)
+                raise
+            self._named.add(shard)
+        return opened
 
     def _read(self, digest: Digest, offset: int, length: int | None) -> Generator[bytes, None, None]:
         """Yield one empty chunk when the file is open, then its bytes."""
