@@ -1,14 +1,17 @@
-"""Write docs/reference from the code: commands, settings, errors, events. `make docs` runs it, and a test
-compares.
+"""Write docs/reference from the code: commands, settings, errors, events, rollout plans. `make docs` runs it,
+and a test compares.
 
 What it does not do: describe. Every sentence stands in the code, beside what it is about; change it there.
 """
 
 import ast
+import enum
 import io
+import json
 import sys
 import tokenize
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -16,7 +19,9 @@ import msgspec
 
 from modelkeep import settings
 from modelkeep.cli import main
-from modelkeep.core import errors, events
+from modelkeep.core import errors, events, fields, plan, plan_schema, plan_shapes
+from modelkeep.core.quality import Quality
+from modelkeep.core.shift import Shift
 from modelkeep.web import problems
 
 ROOT = Path(__file__).parents[1]
@@ -155,6 +160,95 @@ def events_page() -> str:
     return "\n".join(text) + "\n"
 
 
+PLANS = ROOT / "examples" / "plans"
+PLAN = f"""\
+A rollout plan says how traffic moves from one version to another. It is one YAML (or JSON) document, and
+stands in a file (`--plan FILE`), in the settings of an endpoint, or in a [policy](policy.md), for a stage, an
+alias or everything. Each document bears the version of its form, `schema: {plan_shapes.SCHEMA}`; one of
+another form is refused, and left out it is this one. Unknown fields are refused.
+
+    modelkeep schema plan > rollout-plan.schema.json
+
+prints the JSON Schema of this page. An editor that speaks YAML's language server completes and checks a plan
+whose first line names it, as those of the examples below do; the file beside them is
+[rollout-plan.schema.json](../../examples/plans/rollout-plan.schema.json).
+"""
+
+
+def rollout_plan() -> str:
+    """Every field of a plan, what each strategy has by itself, and an example of each."""
+    text = ["# Rollout plans\n", GENERATED, PLAN]
+    for heading, kind in (
+        ("The plan", plan.Plan),
+        ("A step", plan.Step),
+        ("A further version", plan.Variant),
+        ("Shares of alpha", plan.Metrics),
+        ("Guards", plan.Guards),
+        ("Quality", Quality),
+        ("Prediction shift", Shift),
+    ):
+        what = " ".join((kind.__doc__ or "").split())
+        text.append(f"## {heading}\n\n{what}\n")
+        text.append("| field | type | unit | default | limits | meaning |\n|---|---|---|---|---|---|")
+        text += [_plan_field(kind, field) for field in fields.told_of(kind)]
+        text.append("")
+    strategies = " ".join((plan.Strategy.__doc__ or "").split())
+    text.append(f"## Strategies, each with an example\n\n{strategies}\n")
+    for strategy in plan.Strategy:
+        example = (PLANS / f"{strategy}.yaml").read_text(encoding="utf-8")
+        text.append(f"### {strategy}\n\n{_brought(strategy)}\n\n```yaml\n{example}```\n")
+    return "\n".join(text).rstrip("\n") + "\n"
+
+
+def _plan_field(kind: type[msgspec.Struct], field: fields.Said) -> str:
+    made = next(one for one in msgspec.structs.fields(kind) if one.name == field.name)
+    limits = (
+        f"{field.limits}{' of them' if field.sized and field.type is not str else ''}" if field.limits else ""
+    )
+    limits += " characters" if field.sized and field.type is str else ""
+    return (
+        f"| `{field.name}` | {_plan_type(field)} | {field.unit} | {_plan_default(made)} | {limits} | "
+        f"{_cell(field.meaning)} |"
+    )
+
+
+def _plan_type(field: fields.Said) -> str:
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    if field.type in names:
+        return names[field.type]
+    if isinstance(field.type, type) and issubclass(field.type, enum.StrEnum):
+        return ", ".join(f"`{word}`" for word in field.type)
+    if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+        return "mapping"
+    return "time" if field.type is datetime else "list"
+
+
+def _plan_default(field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
+        return "required"
+    if field.name in plan_schema.OWN:
+        return "the strategy's"
+    if field.default is None or field.default is msgspec.NODEFAULT or field.default == ():
+        return "none" if field.default_factory is msgspec.NODEFAULT else "as below"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+def _brought(strategy: plan.Strategy) -> str:
+    """What a strategy has by itself, where a plan leaves it out."""
+    preset = plan.PRESETS[strategy]
+    steps = [f"{step.weight_ppm:,} ppm for {step.min_s:,.0f} to {step.max_s:,.0f} s" for step in preset.steps]
+    own = [f"steps of {', '.join(steps)}"] if steps else []
+    own += [
+        f"`{name}: {getattr(preset, name):,.0f}`" for name in plan_schema.OWN[1:] if getattr(preset, name)
+    ]
+    return f"By itself: {'; '.join(own)}."
+
+
+def plan_schema_file() -> str:
+    """The JSON Schema of plans, as `modelkeep schema plan` prints it."""
+    return json.dumps(plan_schema.json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
 def _commented(path: Path, name: str) -> Iterator[tuple[str | None, str]]:
     """The fields of a class with the comments on their lines; a line that is all comment comes with None."""
     source = path.read_text(encoding="utf-8")
@@ -193,6 +287,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings_page,
     "errors.md": errors_page,
     "events.md": events_page,
+    "rollout-plan.md": rollout_plan,
+    "../../examples/plans/rollout-plan.schema.json": plan_schema_file,
 }
 
 
@@ -207,7 +303,7 @@ def write() -> int:
         if "--check" not in sys.argv:
             FOLDER.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-            print(f"docs/reference/{name} is written anew")
+            print(f"{path.resolve().relative_to(ROOT)} is written anew")
     if "--check" in sys.argv and stale:
         print(f"not current: {', '.join(stale)}; run 'make docs'")
         return 1

@@ -311,12 +311,18 @@ def test_renaming_says_the_new_name(server: FakeServer, modelkeep: Run) -> None:
     assert modelkeep("rename", "churn").code == 2
 
 
-def test_the_schema_of_metadata_needs_no_server(modelkeep: Run) -> None:
-    """It is a JSON Schema that takes the short forms, as an editor wants it."""
+def test_schemas_need_no_server(modelkeep: Run) -> None:
+    """That of metadata is a JSON Schema that takes the short forms, as an editor wants it; so is that of
+    plans."""
     done = modelkeep("schema")
     validator = Draft202012Validator(json.loads(done.out))
     assert validator.is_valid({"performance": {"metrics": {"auc": 0.9}}})
     assert not validator.is_valid({"performance": {"metrics": "none"}})
+    plan = json.loads(modelkeep("schema", "plan").out)
+    assert plan["$id"] == "urn:modelkeep.rollout:v1"
+    assert Draft202012Validator(plan).is_valid({"strategy": "blue_green", "steps": [{"weight_ppm": 1000000}]})
+    assert not Draft202012Validator(plan).is_valid({"strategy": "red_green"})
+    assert modelkeep("schema", "policy").code == 2
 
 
 def test_damage_is_an_error(server: FakeServer, modelkeep: Run) -> None:

@@ -21,7 +21,17 @@ def _generator() -> ModuleType:
 
 
 @pytest.mark.req("U1")
-@pytest.mark.parametrize("name", ["cli.md", "settings.md", "errors.md", "events.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cli.md",
+        "settings.md",
+        "errors.md",
+        "events.md",
+        "rollout-plan.md",
+        "../../examples/plans/rollout-plan.schema.json",
+    ],
+)
 def test_a_page_is_current(name: str) -> None:
     """Whoever changes a command, a setting, an error or an event runs `make docs`."""
     page = cast(Callable[[], str], _generator().PAGES[name])

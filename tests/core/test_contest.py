@@ -350,9 +350,12 @@ def test_a_report_of_versions_that_nobody_tests_stops_no_test() -> None:
     [
         ({"strategy": Strategy.CANARY, "steps": ()}, "steps"),
         ({"versions": (Variant(version="2.0.0", weight_ppm=900_000),)}, "stable has the rest"),
-        ({"versions": (Variant(version="2.0.0", weight_ppm=0),)}, "above 0"),
+        ({"versions": (Variant(version="2.0.0", weight_ppm=0),)}, "1 and below 1,000,000"),
         ({"versions": (Variant(version="2.0.0", weight_ppm=1),) * 2}, "each of them once"),
-        ({"versions": tuple(Variant(version=f"{n}.0.0", weight_ppm=1) for n in range(8))}, "up to 7"),
+        (
+            {"versions": tuple(Variant(version=f"{n}.0.0", weight_ppm=1) for n in range(8))},
+            "has 0 to 7 items",
+        ),
     ],
 )
 def test_a_test_that_could_not_be_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from modelkeep.core import codec, errors, policy
 from modelkeep.core.catalog import Direction, Metric, ModelVersion
+from modelkeep.core.plan import PRESETS, Strategy
 from modelkeep.core.policy import (
     ALONE,
     GATES,
@@ -496,6 +497,43 @@ def test_a_gate_that_asks_for_less_is_told(gate: AnyGate, reason: str | None) ->
     """Each rule knows what is stricter; a gate that only warned binds nobody."""
     gates = tuple(gate if gate.label == own.label else own for own in OUTER.rules("production").gates)
     assert changed(gates=gates) == ((f"production {reason}",) if reason else ())
+
+
+@pytest.mark.req("G3", "S3")
+def test_a_policy_has_a_plan_for_each_stage_and_alias_and_for_the_rest() -> None:
+    """The nearest holds, with what its strategy brings along; another one than the outer policy's is told,
+    and one that cannot be is refused with its place."""
+    moves = read_policy(
+        "name: p\nstages: {production: {rollout: {strategy: rolling}}, staging: {}}\n"
+        "aliases: {champion: {rollout: {strategy: blue_green}}}\nrollout: {strategy: shadow}"
+    )
+    strategies = [
+        plan.strategy if plan is not None else None
+        for plan in (
+            moves.plan("production"),
+            moves.plan("staging"),
+            moves.plan(None, "champion"),
+            moves.plan(None, "other"),
+            OUTER.plan("production"),
+            OUTER.plan(None, "champion"),
+        )
+    ]
+    assert strategies == ["rolling", "shadow", "blue_green", "shadow", None, None]
+    assert moves.rollout == PRESETS[Strategy.SHADOW]
+    assert weaker(moves, moves) == ()
+    assert weaker(structs.replace(moves, aliases={}, rollout=None), moves) == tuple(
+        f"{place} moves traffic by another rollout plan"
+        for place in ("staging", "@champion", "everything else")
+    )
+    for wrong, place in (
+        ("aliases: {champion: {rollout: {strategy: canary, preview_s: 5}}}", "'@champion'"),
+        ("rollout: {steps: []}", "'everything else'"),
+        ("rollout: {schema: modelkeep.rollout/v0}", "'everything else'"),
+    ):
+        with pytest.raises(errors.InvalidPolicy, match=f"The rollout for {place}"):
+            read_policy(f"name: p\n{wrong}")
+    with pytest.raises(errors.InvalidName):
+        read_policy("name: p\naliases: {a b: {rollout: {strategy: canary}}}")
 
 
 @pytest.mark.req("G3", "G7")

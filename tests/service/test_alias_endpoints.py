@@ -12,6 +12,7 @@ from modelkeep.core.plan import Strategy, chosen
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.values import parse_ref
 from modelkeep.service import references
+from modelkeep.service.forecasts import Asked
 from modelkeep.service.rollbacks import Rollbacks
 from modelkeep.store import events
 from modelkeep.store.database import Database
@@ -123,6 +124,29 @@ def test_the_plan_is_the_endpoints_unless_another_is_said(world: RolloutWorld, g
     assert world.events(EventKind.ROLLOUT_STARTED)[-1].body["plan_from"] == "alias"
     with pytest.raises(errors.InvalidPlan, match="No endpoint follows churn@other"):
         world.do("owner", world.house.catalog.set_alias, CHURN, "other", parse_ref("churn:1.0.0"), plan=PLAN)
+
+
+@pytest.mark.req("G3", "S9")
+def test_the_policy_chooses_the_plan_of_an_alias(world: RolloutWorld, gateway: FakeGateway) -> None:
+    """Its plan for the alias goes before the one for everything, both before the endpoint's, and what
+    somebody says before all; the record says whose it was, and a forecast reckons with it."""
+    named = b"name: p\naliases: {champion: {rollout: {strategy: immediate}}}\nrollout: {strategy: blue_green}"
+    for document, strategy, follower in (
+        (named, Strategy.IMMEDIATE, "1.1.0"),
+        (named.replace(b"champion", b"other"), Strategy.BLUE_GREEN, "1.2.0"),
+    ):
+        world.do("owner", world.promotions.set_policy, "churn", document)
+        foretold = world.read(
+            "owner", world.rollouts.forecast_any, "churn", Asked(traffic_per_s=5.0, runs=20)
+        )
+        assert foretold.plan.strategy is strategy
+        told = point(world, follower, supersede=True)
+        assert told.plan is not None
+        assert told.plan.strategy is strategy
+        assert world.events(EventKind.ROLLOUT_STARTED)[-1].body["plan_from"] == "policy"
+    said = point(world, "1.1.0", plan=PLAN, supersede=True)
+    assert said.plan == PLAN
+    assert world.events(EventKind.ROLLOUT_STARTED)[-1].body["plan_from"] == "alias"
 
 
 @pytest.mark.req("G10", "S9")

@@ -259,14 +259,17 @@ def _converted(
 
 
 @verb()
-def schema(session: Session) -> None:
-    """Print the JSON Schema of a metadata document, short forms included.
+@click.argument("document", type=click.Choice(["metadata", "plan"]), default="metadata")
+def schema(session: Session, document: str) -> None:
+    """Print the JSON Schema of what people write: metadata of a version, or a rollout plan.
 
-    An editor that knows it completes and checks a metadata.yaml while it is written; no server is asked.
+    An editor that knows it completes and checks a metadata.yaml or a plan while it is written; no server is
+    asked. In YAML the first line names it: # yaml-language-server: $schema=rollout-plan.schema.json
     """
-    from modelkeep.core import metadata_schema
+    from modelkeep.core import metadata_schema, plan_schema
 
-    session.screen.json(metadata_schema.json_schema())
+    made = plan_schema if document == "plan" else metadata_schema
+    session.screen.json(made.json_schema())
 
 
 @verb()

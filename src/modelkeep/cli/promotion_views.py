@@ -316,9 +316,11 @@ def policy(found: "PolicyRecord") -> View:
         origin = f"set by {found.set_by}" if found.set_by else "the one Modelkeep begins with"
         screen.line(Text(f"# {found.source or 'installation'}, version {found.version}, {origin}", "dim"))
         screen.line(Text(f"# {short(found.digest)}", "dim"))
-        for name, rules in found.policy.stages.items():
-            if rules.rollout is not None:
-                screen.line(Text(f"# traffic to {name}: {summary(rules.rollout)}", "dim"))
+        moves = [(name, rules.rollout) for name, rules in found.policy.stages.items()]
+        moves += [(f"@{alias}", own.rollout) for alias, own in found.policy.aliases.items()]
+        for name, plan in (*moves, ("everything else", found.policy.rollout)):
+            if plan is not None:
+                screen.line(Text(f"# traffic to {name}: {summary(plan)}", "dim"))
         policy_document(found.policy)(screen)
 
     return draw

@@ -14,11 +14,12 @@ import hashlib
 import math
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
 
 from msgspec import Struct
 
 from modelkeep.core import errors
+from modelkeep.core.fields import said
 
 NAME_MAX = 200
 """Characters of an output's or a label's name."""
@@ -31,23 +32,54 @@ _TEXT_BYTES = 6
 class Quality(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How predictions are held against their labels, and what a candidate has to show.
 
-    `output` names the output that is judged (None: the only one, or the first), `label` the entry of labels
-    that are objects. With `tolerance` a prediction is wrong when it is further than that from the label; with
-    `threshold` a score from there on says yes, and the label is yes or no; without either it is wrong when it
-    is not the same as the label. A list of scores stands for the place of the largest.
-
-    `margin` is the odds ratio of being wrong that is tolerated. An advance shows that the candidate's odds
-    are below `pass_odds` times stable's. `wait_s` is how long a step waits for labels before the plan's
-    `on_inconclusive` counts.
+    With `tolerance` a prediction is wrong when it is further than that from the label; with `threshold` a
+    score from there on says yes, and the label is yes or no; without either it is wrong when it is not the
+    same as the label. A list of scores stands for the place of the largest.
     """
 
-    output: str | None = None
-    label: str | None = None
-    threshold: float | None = None
-    tolerance: float | None = None
-    margin: float = 1.0
-    pass_odds: float = 2.0
-    wait_s: float = 7 * 86_400.0
+    output: Annotated[
+        str | None,
+        said(
+            "The output that is judged; the only one, or the first, when left out.", characters=(1, NAME_MAX)
+        ),
+    ] = None
+    label: Annotated[str | None, said("The entry of labels that are objects.", characters=(1, NAME_MAX))] = (
+        None
+    )
+    threshold: Annotated[
+        float | None, said("The score from which on a prediction says yes; the label is yes or no.")
+    ] = None
+    tolerance: Annotated[
+        float | None, said("How far a number may lie from its label and not be wrong.", least=0)
+    ] = None
+    margin: Annotated[
+        float,
+        said(
+            "The odds of being wrong, over stable's, that are tolerated.",
+            unit="odds ratio",
+            least=1,
+            most=100,
+        ),
+    ] = 1.0
+    pass_odds: Annotated[
+        float,
+        said(
+            "An advance shows that first labels say wrong at lower odds than this, over stable's; above "
+            "`margin`.",
+            unit="odds ratio",
+            above=1,
+            most=100,
+        ),
+    ] = 2.0
+    wait_s: Annotated[
+        float,
+        said(
+            "How long a step waits for labels before the plan's `on_inconclusive` counts.",
+            unit="seconds",
+            above=0,
+            most=WAIT_S_MAX,
+        ),
+    ] = 7 * 86_400.0
 
 
 class Kind(IntEnum):
@@ -66,26 +98,19 @@ class Value(Struct, frozen=True):
 
 
 def check_quality(quality: Quality) -> None:
-    """Refuse a rule that says nothing or cannot be kept.
+    """Refuse a rule that says nothing; each field alone is within its limits already.
 
     Raises:
-        InvalidPlan: names the number that is off and what it may be.
+        InvalidPlan: names what is off.
     """
-    for name in (quality.output, quality.label):
-        if name is not None and not 1 <= len(name) <= NAME_MAX:
-            raise errors.InvalidPlan(f"In 'quality', a name has 1 to {NAME_MAX} characters.")
     if quality.threshold is not None and quality.tolerance is not None:
         raise errors.InvalidPlan(
             "In 'quality', 'threshold' is for labels of yes or no and 'tolerance' for numbers; give one."
         )
     if quality.threshold is not None and not math.isfinite(quality.threshold):
         raise errors.InvalidPlan("In 'quality', 'threshold' is the score from which on it says yes.")
-    if quality.tolerance is not None and not 0 <= quality.tolerance < math.inf:
-        raise errors.InvalidPlan("In 'quality', 'tolerance' is a distance from 0 up.")
-    if not 1 <= quality.margin < quality.pass_odds <= 100:
-        raise errors.InvalidPlan("In 'quality', 'margin' is from 1 up and below 'pass_odds', at most 100.")
-    if not 0 < quality.wait_s <= WAIT_S_MAX:
-        raise errors.InvalidPlan(f"In 'quality', 'wait_s' lies above 0 and within {WAIT_S_MAX:.0f} seconds.")
+    if not quality.margin < quality.pass_odds:
+        raise errors.InvalidPlan("In 'quality', 'margin' lies below 'pass_odds'.")
 
 
 def value_of(said: Any) -> Value | None:

@@ -16,10 +16,12 @@ as in `core.sequential`. What follows from the evidence is not decided here.
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from typing import Annotated
 
 from msgspec import Struct
 
 from modelkeep.core import errors, sequential
+from modelkeep.core.fields import said
 from modelkeep.core.mixing import EProcess, mixed
 from modelkeep.core.quality import NAME_MAX, Kind, Value
 from modelkeep.core.sequential import ODDS_MAX, CallerTick, Direction, EProcessSpec, Unit
@@ -34,14 +36,33 @@ _RATIOS = (1.1, 1.5, 3.0, 10.0)
 
 
 class Shift(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a plan tolerates of predictions that differ. `output` names the output that is compared (None: the
-    only one, or the first). The share of callers in a band may differ by the factor `tolerance`, either way.
-    An advance needs `callers` of the candidate compared.
-    """
+    """What a plan tolerates of predictions that differ."""
 
-    output: str | None = None
-    tolerance: float = 2.0
-    callers: int = 50
+    output: Annotated[
+        str | None,
+        said(
+            "The output that is compared; the only one, or the first, when left out.",
+            characters=(1, NAME_MAX),
+        ),
+    ] = None
+    tolerance: Annotated[
+        float,
+        said(
+            "The share of callers in a band of predictions may differ by this factor, either way.",
+            unit="factor",
+            least=1,
+            most=100,
+        ),
+    ] = 2.0
+    callers: Annotated[
+        int,
+        said(
+            "An advance needs so many of the candidate's callers compared.",
+            unit="callers",
+            least=1,
+            most=CALLERS_MAX,
+        ),
+    ] = 50
 
 
 class ShiftProcess(EProcess, frozen=True, kw_only=True):
@@ -85,20 +106,6 @@ def learned(values: Sequence[Value]) -> Bands:
     numbers = sorted(value.number for value in values)
     cuts = {numbers[len(numbers) * part // BANDS] for part in range(1, BANDS)}
     return Bands(edges=tuple(sorted(cuts)))
-
-
-def check_shift(shift: Shift) -> None:
-    """Refuse what would find everything or nothing.
-
-    Raises:
-        InvalidPlan: names the number that is off and what it may be.
-    """
-    if shift.output is not None and not 1 <= len(shift.output) <= NAME_MAX:
-        raise errors.InvalidPlan(f"In 'prediction_shift', a name has 1 to {NAME_MAX} characters.")
-    if not 1 <= shift.tolerance <= 100:
-        raise errors.InvalidPlan("In 'prediction_shift', 'tolerance' is a factor from 1 to 100.")
-    if not 1 <= shift.callers <= CALLERS_MAX:
-        raise errors.InvalidPlan(f"In 'prediction_shift', 'callers' lies within 1 and {CALLERS_MAX:,}.")
 
 
 def shift_spec(tolerance: float) -> EProcessSpec:

@@ -51,7 +51,7 @@ class Aliases:
             protected: whether it keeps its version from deletion and moves only by a maintainer; None: as it
                 is.
             reason: why, for the rollout.
-            plan: how the rollout goes, in the place of the endpoint's plan.
+            plan: how the rollout goes, in the place of the policy's plan, or the endpoint's.
             supersede: end the rollout of the endpoint that is under way.
 
         Raises:
@@ -153,14 +153,15 @@ class Aliases:
             act.authorise(Verb.ROLLBACK, model)
             followers.take_back(act, endpoint, f"the alias stays: {why}")
             return structs.replace(_moved(act, model), endpoint=endpoint.name)
+        by_policy = followers.plan_for(act, endpoint)
         started = followers.start(
             act,
             endpoint,
             version,
             reason=why,
             request=None,
-            plan=plan,
-            plan_from="alias" if plan is not None else "endpoint",
+            plan=plan or by_policy,
+            plan_from="alias" if plan is not None else "endpoint" if by_policy is None else "policy",
             supersede=supersede,
             shielded=shielded,
         )

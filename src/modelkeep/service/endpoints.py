@@ -269,6 +269,10 @@ class Endpoints:
         found = store.endpoints_of(act.tx, model_id, stage, alias) if model_id is not None else []
         return found[0] if found else None
 
+    def plan_for(self, act: Act, endpoint: Endpoint) -> Plan | None:
+        """How the policy has the traffic of an endpoint move; None where the endpoint says it."""
+        return self._traffic.promotions.plan_for(act, endpoint.model, endpoint.stage, endpoint.alias)
+
     def running(self, act: Act, endpoint: Endpoint) -> Rollout | None:
         """The rollout of an endpoint that is not finished, if there is one."""
         return self._traffic.active(act, endpoint)

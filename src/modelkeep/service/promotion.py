@@ -397,17 +397,18 @@ class Promotions:
             self._requests.close(act, asked, RequestState.PROMOTED, f"the rollout {rollout} was started")
 
     def _plan(self, case: Case, endpoint: Endpoint, said: Plan | None) -> tuple[Plan, str]:
-        """How a rollout goes, and who says so: whoever promotes, else the policy of the stage, else the
-        endpoint."""
+        """How a rollout goes, and who says so: whoever promotes, else the policy, for the stage or for all
+        traffic, else the endpoint."""
         if said is not None:
             return said, "promotion"
-        if case.rules.rollout is not None:
-            return case.rules.rollout, "policy"
-        return endpoint.plan, "endpoint"
+        by_policy = case.policy.policy.plan(case.to)
+        return (by_policy, "policy") if by_policy is not None else (endpoint.plan, "endpoint")
 
-    def plan_for(self, act: Act, model: ModelName, stage: str) -> Plan | None:
-        """How the policy has a promotion to a stage move traffic; None where the endpoint says it."""
-        return self._policies.effective(act.tx, model).policy.rules(stage).rollout
+    def plan_for(
+        self, act: Act, model: ModelName, stage: str | None, alias: str | None = None
+    ) -> Plan | None:
+        """How the policy has traffic move behind a stage or an alias; None where the endpoint says it."""
+        return self._policies.effective(act.tx, model).policy.plan(stage, alias)
 
     def holds_for(self, act: Act, model: ModelName) -> Policy:
         """The policy that holds for a model."""

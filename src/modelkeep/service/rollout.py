@@ -279,8 +279,7 @@ class Rollouts(Endpoints):
                 f"--follows {stage}' makes one."
             )
         if asked.plan is None:
-            plan = self._traffic.promotions.plan_for(act, version.model, stage)
-            asked = structs.replace(asked, plan=plan or endpoint.plan)
+            asked = structs.replace(asked, plan=self.plan_for(act, endpoint) or endpoint.plan)
         stable = self._semver(act, version.model, endpoint.stable)
         return foretell(act, endpoint, version, stable, asked)
 
@@ -293,9 +292,8 @@ class Rollouts(Endpoints):
             InvalidPlan, Invalid: a figure does not fit, or no traffic is known and none was said.
         """
         endpoint = self._endpoint(act, name)
-        if asked.plan is None and endpoint.stage is not None:
-            plan = self._traffic.promotions.plan_for(act, endpoint.model, endpoint.stage)
-            asked = structs.replace(asked, plan=plan or endpoint.plan)
+        if asked.plan is None:
+            asked = structs.replace(asked, plan=self.plan_for(act, endpoint) or endpoint.plan)
         return foretell(act, endpoint, None, self._semver(act, endpoint.model, endpoint.stable), asked)
 
     def _semver(self, act: Act, model: ModelName, number: int | None) -> str | None:

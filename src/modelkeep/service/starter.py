@@ -19,6 +19,9 @@ class RolloutStarter(Protocol):
     ) -> Endpoint | None:
         """The endpoint that follows a stage of a model, or an alias."""
 
+    def plan_for(self, act: Act, endpoint: Endpoint) -> Plan | None:
+        """How the policy has the traffic of an endpoint move; None where the endpoint says it."""
+
     def running(self, act: Act, endpoint: Endpoint) -> Rollout | None:
         """The rollout of an endpoint that is not finished."""
 

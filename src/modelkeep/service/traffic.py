@@ -60,8 +60,10 @@ class StageKeeper(Protocol):
     def tombstone(self, act: Act, version: ModelVersion, why: str) -> None:
         """Mark the version as taken back."""
 
-    def plan_for(self, act: Act, model: ModelName, stage: str) -> Plan | None:
-        """How the policy has a promotion to the stage move traffic; None where it does not say."""
+    def plan_for(
+        self, act: Act, model: ModelName, stage: str | None, alias: str | None = None
+    ) -> Plan | None:
+        """How the policy has traffic move behind a stage or an alias; None where it does not say."""
 
     def holds_for(self, act: Act, model: ModelName) -> Policy:
         """The policy that holds for a model."""
