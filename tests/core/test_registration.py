@@ -192,11 +192,12 @@ def test_the_neighbourhood_is_all_that_the_number_depends_on(
     """The next number is the same whether all versions are loaded or only the highest of each span."""
     assume(explicit is None or asked is None)
     parent = existing[place % len(existing)] if existing else None
-    spans = registration.neighbourhood(parent, explicit)
+    spans, keys = registration.neighbourhood(parent, explicit)
     keyed = {semver.sort_key(version): version for version in existing}
     near = [
         keyed[max(inside)] for low, high in spans if (inside := [key for key in keyed if low <= key < high])
     ]
+    near += [keyed[key] for key in keys if key in keyed]
     judged = bump.BumpVerdict(bump=verdict, reasons=("major: x.",))
 
     def outcome(known: list[SemVer]) -> Any:

@@ -55,6 +55,7 @@ def asked(target: Target, text: str | None = None, order: str | None = None) -> 
 
 BEST = built(Target.VERSIONS, "metrics.auc > 0.9", "metrics.auc desc", half=Half.WITH)
 NEXT_BEST = built(Target.VERSIONS, "metrics.auc > 0.9", "metrics.auc desc", half=Half.WITH, paged=True)
+SPANS = {f"{end}_{span}": key for span in range(3) for end, key in (("low", ""), ("high", "~"))}
 
 HOT: dict[str, tuple[Statement, dict[str, Any]]] = {
     "by number": (catalog.BY_NUMBER.now, {**NAMED, "number": 1}),
@@ -71,12 +72,12 @@ HOT: dict[str, tuple[Statement, dict[str, Any]]] = {
     "semvers": (catalog._SEMVERS_NOW, {**NAMED, **LOW_HIGH}),
     "semvers to choose from": (catalog._SEMVERS_OFFERED, {**NAMED, **LOW_HIGH}),
     "withdrawals": (catalog._WITHDRAWAL_EVENTS, {"model": "churn", "after": 0, "sequence": 1}),
-    "numbers given": (catalog._GIVEN, {"model_id": "x", "low": "", "high": "~"}),
+    "numbers given": (catalog._GIVEN[3], {"model_id": "x", "keys": ["x"], **SPANS}),
     "labels": (catalog._LABELS, {"version_id": "x", "model_id": "x", "number": 1}),
     "labels of many": (catalog._TAGS_OF, {"ids": ["x"]}),
     "aliases of many": (catalog._ALIASES_OF, {"ids": ["x"]}),
     "alias events": (catalog._ALIAS_EVENTS, {"model": "churn", "after": 0, "sequence": 1}),
-    "same bytes": (catalog._SAME_BYTES, {"model_id": "x", "digest": "x"}),
+    "same bytes": (catalog._SAME_BYTES, {"model_id": "x", "digest": "x", "limit": 1}),
     "same identity": (catalog._SAME_IDENTITY, {"model_id": "x", "identity": "x", "limit": 6}),
     "a model": (models._FIND, NAMED),
     "latest of many": (models._LATEST_OF, {"ids": ["x"]}),

@@ -9,7 +9,7 @@ This file stores nothing, and it does not judge: `bump` does.
 import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -308,13 +308,20 @@ def record_digest(version: ModelVersion) -> Digest:
 # ------------------------------------------------------------------------------------------------- the number
 
 
-def neighbourhood(parent: SemVer | None, explicit: SemVer | None) -> tuple[tuple[str, str], ...]:
-    """Which of a model's versions the choice of the next number can depend on.
+class Neighbourhood(NamedTuple):
+    """Which of a model's versions the choice of the next number can depend on, by `semver.sort_key`.
 
-    Returns:
-        spans of `semver.sort_key`, from the first text to before the second; of each, its highest version is
-        enough. A model may have very many versions, and only these are loaded.
+    Attributes:
+        spans: from the first text to before the second; of each, its highest version is enough.
+        keys: single versions.
     """
+
+    spans: tuple[tuple[str, str], ...]
+    keys: tuple[str, ...]
+
+
+def neighbourhood(parent: SemVer | None, explicit: SemVer | None) -> Neighbourhood:
+    """The versions that are to be looked for. A model may have very many, and only these are loaded."""
     spans = [("", "~")]
     named = [bump.FIRST_VERSION, explicit, parent]
     if parent is not None:
@@ -327,7 +334,7 @@ def neighbourhood(parent: SemVer | None, explicit: SemVer | None) -> tuple[tuple
             ):  # the one that is chosen is refused when it is chosen
                 named.append(semver.bump(parent, by))
     keys = dict.fromkeys(semver.sort_key(version) for version in named if version is not None)
-    return (*spans, *((key, f"{key}!") for key in keys))
+    return Neighbourhood(tuple(spans), tuple(keys))
 
 
 # ----------------------------------------------------------------------------------------------------- stages

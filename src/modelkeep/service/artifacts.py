@@ -223,13 +223,21 @@ class Artifacts:
             RunNotFound, LoggedModelNotFound, NotAllowed: not there, not to be seen, not to be pulled.
             ArtifactNotFound: nothing is there. LimitExceeded: more files than a version has.
         """
-        place = self.locate(act, owner, prefix)
-        row = self._owner(act, place)
-        act.authorise(Verb.PULL, row.project)
-        one = artifacts.get(act.tx, row, prefix) if prefix else None
+        row = self._owner(act, OwnedPlace(owner=owner, path=check_artifact_path(prefix) if prefix else ""))
+        return self.manifest_in(act, row.kind, row.serial, row.project, prefix)
+
+    def manifest_in(
+        self, act: Act, kind: OwnerKind, serial: int, project: str, prefix: str = ""
+    ) -> tuple[FileEntry, ...]:
+        """`manifest_of` for who has looked at the run or logged model, and at the path, already.
+
+        Raises:
+            NotAllowed: its files are not to be pulled. ArtifactNotFound, LimitExceeded: as `manifest_of`.
+        """
+        act.authorise(Verb.PULL, project)
+        one, found = artifacts.at_or_under(act.tx, kind, serial, prefix, values.FILES_MAX + 1)
         if one is not None:
             return (_entry(one.path.rpartition("/")[2], one.size_bytes, one.digest),)
-        found = artifacts.under(act.tx, row, prefix, values.FILES_MAX + 1)
         if not found:
             raise _no_artifact(prefix)
         if len(found) > values.FILES_MAX:

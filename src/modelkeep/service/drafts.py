@@ -11,6 +11,7 @@ damaged is sent again, which heals every version that names it. How a draft beco
 `registration`'s part.
 """
 
+import time
 from collections.abc import Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -32,7 +33,7 @@ from modelkeep.core.catalog import (
 )
 from modelkeep.core.semver import Bump
 from modelkeep.core.values import Digest, ModelName
-from modelkeep.ports import BlobStore
+from modelkeep.ports import BlobInfo, BlobStore
 from modelkeep.service import numbering, run_logging
 from modelkeep.service.act import SYSTEM_CONTEXT, Act, Context, Desk
 from modelkeep.service.labels import check_new_name
@@ -50,6 +51,8 @@ SWEPT_MAX = 200
 round."""
 MISSING_SHOWN = 5
 """Missing files that an error lists."""
+QUICK_LOOK_S = 0.002
+"""Blobs are looked for one after the other as long as each look takes no longer: a thread costs more."""
 LOOKS_AT_ONCE = 8
 """Blobs looked for at a time: a bucket takes some 20 ms for each, and a draft may name thousands."""
 
@@ -102,13 +105,19 @@ class Drafts:
     def really_there(self, files: Iterable[FileEntry | DraftFile]) -> frozenset[Digest]:
         """The contents that the blob store has, in the size that was announced."""
         sizes = {entry.digest: entry.size_bytes for entry in files}
-        if not sizes:
-            return frozenset()
-        with ThreadPoolExecutor(min(LOOKS_AT_ONCE, len(sizes)), "modelkeep-look") as pool:
-            found = pool.map(self._blobs.stat, sizes)
-            return frozenset(
-                info.digest for info in found if info is not None and info.size_bytes == sizes[info.digest]
-            )
+        found: list[BlobInfo | None] = []
+        rest = list(sizes)
+        while rest:
+            began = time.perf_counter()
+            found.append(self._blobs.stat(rest.pop()))
+            if time.perf_counter() - began > QUICK_LOOK_S:
+                break
+        if rest:
+            with ThreadPoolExecutor(min(LOOKS_AT_ONCE, len(rest)), "modelkeep-look") as pool:
+                found += pool.map(self._blobs.stat, rest)
+        return frozenset(
+            info.digest for info in found if info is not None and info.size_bytes == sizes[info.digest]
+        )
 
     def begin_draft(
         self, act: Act, model: ModelName, spec: DraftSpec, stored: Container[Digest] | None = None
@@ -167,7 +176,7 @@ class Drafts:
             to_send=tuple(entry.path for entry in absent[: values.PAGE_MAX]),
             same_identity=numbering.made_of_the_same(
                 act,
-                model,
+                admitted.row,
                 provenance.identity(admitted.spec.provenance, admitted.spec.params),
                 but=decided.semver if isinstance(decided, ModelVersion) else None,
             ),

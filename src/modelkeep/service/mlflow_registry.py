@@ -127,6 +127,11 @@ def seen(act: Act, versions: Sequence[ModelVersion]) -> tuple[Seen, ...]:
     return tuple(Seen(version=version, beside=found[version.id]) for version in versions)
 
 
+def just_made(version: ModelVersion) -> Seen:
+    """A version that was registered in this act: nothing can stand beside it yet."""
+    return Seen(version=version, beside=Beside(version.created_at))
+
+
 def seen_models(act: Act, models: Sequence[RegisteredModel]) -> tuple[SeenModel, ...]:
     """Models with the latest version of each stage, in the same few statements for any number of them."""
     latest = standing.latest(act.tx, models)

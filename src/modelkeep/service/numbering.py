@@ -61,21 +61,20 @@ def decide(act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec) ->
     known = next((twin for twin in twins if registration.adds_nothing(spec, digest, twin)), None)
     if known is not None:
         return known
-    decided = _decided(act, model, row, spec, digest, twins)
+    decided = _decided(act, model, row, spec, digest, twins[0] if twins else None)
     parent = decided.parent
     return parent if parent is not None and str(decided.given) == parent.semver else decided
 
 
 def made_of_the_same(
-    act: Act, model: ModelName, identity: Identity | None, *, but: str | None = None
+    act: Act, row: ModelRow | None, identity: Identity | None, *, but: str | None = None
 ) -> tuple[str, ...]:
     """The versions of a model with this identity, the highest first, save the one with that semver. A partial
     identity is never taken for another one: what is unknown may differ."""
-    row = models.find_model(act.tx, model)
     if row is None or identity is None or not identity.whole:
         return ()
     found = store.find_same_identity(act.tx, row.id, identity.digest, SAME_SHOWN + 1)
-    return tuple(f"{model}:{text}" for text in found if text != but)[:SAME_SHOWN]
+    return tuple(f"{row.full_name}:{text}" for text in found if text != but)[:SAME_SHOWN]
 
 
 def decide_anew(
@@ -91,8 +90,8 @@ def decide_anew(
         VersionNotFound, AliasNotFound, StageEmpty: the parent that was named.
     """
     digest = catalog.manifest_digest(Manifest(files=spec.files))
-    twins = store.find_same_bytes(act.tx, row.id, digest) if row is not None else []
-    return _decided(act, model, row, spec, digest, twins, anew=True), twins[0] if twins else None
+    twin = store.find_twin(act.tx, row.id, digest) if row is not None else None
+    return _decided(act, model, row, spec, digest, twin, anew=True), twin
 
 
 def _decided(
@@ -101,7 +100,7 @@ def _decided(
     row: ModelRow | None,
     spec: DraftSpec,
     digest: Digest,
-    twins: list[ModelVersion],
+    twin: ModelVersion | None,
     *,
     anew: bool = False,
 ) -> Numbered:
@@ -110,7 +109,7 @@ def _decided(
     new = registration.facts_of(registration.stated_by(spec, digest))
     parent: ModelVersion | None = None
     if row is not None:
-        parent = _parent(act, model, spec, twins)
+        parent = _parent(act, model, spec, twin)
     elif spec.parent is not None:
         references.resolve(
             act, registration.parent_ref(model, spec.parent)
@@ -123,8 +122,8 @@ def _decided(
         again = f"The files and what is stated of them are those of {parent.reference}, registered once more."
         verdict = replace(verdict, bump=Bump.PATCH, reasons=(again,))
     former = row or models.find_model(act.tx, model, deleted=True)  # a deleted one keeps its numbers
-    spans = registration.neighbourhood(before, explicit)
-    taken = store.given_semvers(act.tx, former.id, spans) if former is not None else []
+    near = registration.neighbourhood(before, explicit)
+    taken = store.given_semvers(act.tx, former.id, near) if former is not None else []
     number, reasons = bump.next_version(
         taken,
         before,
@@ -136,11 +135,11 @@ def _decided(
     return Numbered(given=number, parent=parent, inferred=verdict.bump, reasons=reasons, policy=rules.policy)
 
 
-def _parent(act: Act, model: ModelName, spec: DraftSpec, twins: list[ModelVersion]) -> ModelVersion | None:
+def _parent(act: Act, model: ModelName, spec: DraftSpec, twin: ModelVersion | None) -> ModelVersion | None:
     """The version that a draft is compared with: the one it names, else one with the same bytes, else what
     `@latest` names, else the highest version."""
     if spec.parent is not None:
         return references.resolve(act, references.present(registration.parent_ref(model, spec.parent)))
-    if twins:
-        return twins[0]
-    return store.find_latest(act.tx, model) or store.find_highest(act.tx, model)
+    if twin is not None:
+        return twin
+    return store.find_parent(act.tx, model)

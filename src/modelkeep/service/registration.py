@@ -57,7 +57,7 @@ class Registrations(Drafts):
                 version=version,
                 created=made,
                 reasons=version.bump_reasons,
-                same_identity=_same_as(act, version),
+                same_identity=_same_as(act, models.find_model(act.tx, version.model), version),
             )
         if draft.status is not DraftStatus.OPEN:
             raise drafts.closed(draft)
@@ -83,8 +83,8 @@ def _finish(act: Act, draft: Draft, version: ModelVersion, *, made: bool) -> Non
     draft_store.close(act.tx, draft.id, DraftStatus.READY, act.now, number=version.number, made=made)
 
 
-def _same_as(act: Act, version: ModelVersion) -> tuple[str, ...]:
-    return numbering.made_of_the_same(act, version.model, version.identity, but=version.semver)
+def _same_as(act: Act, row: ModelRow | None, version: ModelVersion) -> tuple[str, ...]:
+    return numbering.made_of_the_same(act, row, version.identity, but=version.semver)
 
 
 class Past(Struct, frozen=True, kw_only=True):
@@ -127,7 +127,7 @@ def write_version(
         created_at=past.created_at if past is not None else act.now,
         created_by=past.created_by if past is not None else act.by,
     )
-    same = _same_as(act, version)
+    same = _same_as(act, row, version)
     event = act.record(
         EventKind.VERSION_REGISTERED,
         version.reference,

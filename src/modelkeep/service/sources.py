@@ -22,6 +22,7 @@ from modelkeep.core import environment_lock, errors, from_run, mlmodel, registra
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import Registration
 from modelkeep.core.catalog import DraftSpec, FileEntry, ModelVersion
+from modelkeep.core.from_run import Origins
 from modelkeep.core.prompts import PROMPT_FILE, PROMPT_TEXT, is_prompt
 from modelkeep.core.provenance import Provenance
 from modelkeep.core.query import Comparison, Kind, Operator, Subject
@@ -34,17 +35,20 @@ from modelkeep.core.source_address import (
     address,
     parse_source,
 )
-from modelkeep.core.tracking import LoggedModel, LoggedModelStatus, Run
+from modelkeep.core.tracking import LoggedModelStatus
 from modelkeep.core.values import Digest, ModelName, Numbered, Ref
 from modelkeep.ports import BlobStore
 from modelkeep.service import artifacts as places
 from modelkeep.service import labels, numbering, references, run_logging
 from modelkeep.service.act import Act, Context, Desk, no_model
-from modelkeep.service.artifacts import Artifacts, Owner
+from modelkeep.service.artifacts import Artifacts
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.registration import write_version
 from modelkeep.store import damage, logged_models, models, runs, search
 from modelkeep.store.artifacts import OwnerKind
+from modelkeep.store.logged_models import LoggedModelRow
+from modelkeep.store.models import ModelRow
+from modelkeep.store.runs import RunRow
 from modelkeep.store.visibility import visible_to
 
 VERSIONS_SHOWN = values.PAGE_MAX
@@ -75,9 +79,18 @@ class Located(NamedTuple):
 
     place: SourcePlace
     files: tuple[FileEntry, ...]
-    run: Run | None = None
-    logged: LoggedModel | None = None
+    run: RunRow | None = None
+    logged: LoggedModelRow | None = None
     version: ModelVersion | None = None
+
+    @property
+    def origins(self) -> Origins:
+        """The run and the logged model that the files are of, by their ids."""
+        if self.logged is not None:
+            return Origins(self.logged.source_run_id, self.logged.model_id)
+        if self.run is not None:
+            return Origins(self.run.run_id, None)
+        return from_run.origins(None, None, self.version)
 
 
 class PreparedVersion(Struct, frozen=True, kw_only=True):
@@ -107,12 +120,12 @@ class Sources:
             files. BlobsUnavailable: the blob store cannot say now.
         """
         if is_prompt(request.tags):
-            entry = desk.read(context, self._prompt, request)
+            entry = desk.read(context, lambda act: self._prompt(act, request, _admitted(act, request)))
             self._store_text(entry, request.tags[PROMPT_TEXT].encode())
             files: tuple[FileEntry, ...] = (entry,)
             documents: dict[str, bytes] = {}
         else:
-            located = desk.read(context, self._admitted, request)
+            located = desk.read(context, self._found, request)
             files = located.files
             documents = self._documents(files) if located.version is None else {}
         stored = self._catalog.really_there(files)
@@ -126,22 +139,22 @@ class Sources:
             Invalid (its leaves), LimitExceeded: something cannot be kept.
         """
         request = prepared.request
+        row = _admitted(act, request)
         files: tuple[FileEntry, ...]
         notes: tuple[str, ...] = ()
         if is_prompt(request.tags):
-            files = (self._prompt(act, request),)
+            files = (self._prompt(act, request, row),)
             spec = _prompt_spec(request, files)
         else:
-            located = self._admitted(act, request)
+            located = self._sought(act, request)
             files = located.files
-            spec, notes = _spec_of(request, located, prepared.documents)
+            spec, notes = _spec_of(act, request, located, prepared.documents)
         if files != prepared.files:
             raise errors.Conflict(
                 "The files have changed while they were registered; register them again.", field="source"
             )
         self._refuse_lost(act, prepared)
         checked = registration.check_spec(spec)
-        row = models.find_model(act.tx, request.model)
         decided, twin = numbering.decide_anew(act, request.model, row, checked)
         if row is None:
             row = labels.create(act, request.model)
@@ -166,23 +179,24 @@ class Sources:
 
     # --------------------------------------------------------------------------------------------- admission
 
-    def _admitted(self, act: Act, request: VersionRequest) -> Located:
+    def _found(self, act: Act, request: VersionRequest) -> Located:
         """The files behind a request of somebody who may register them. Raises as `prepare`."""
-        _authorise(act, request)
+        _admitted(act, request)
+        return self._sought(act, request)
+
+    def _sought(self, act: Act, request: VersionRequest) -> Located:
         place = parse_source(request.source, project=request.model.project, host=request.host)
         located = self._locate(act, place)
         _refuse_contradiction(request, located)
         return located
 
-    def _prompt(self, act: Act, request: VersionRequest) -> FileEntry:
-        """The file of a prompt. Its source is a word and leads nowhere.
+    def _prompt(self, act: Act, request: VersionRequest, row: ModelRow | None) -> FileEntry:
+        """The file of a prompt of somebody who may register it. Its source is a word and leads nowhere.
 
         Raises:
             InvalidParameter: the model is no prompt, or there is no text, or the source is an address.
         """
-        _authorise(act, request)
-        row = models.find_model(act.tx, request.model)
-        known = models.get_model(act.tx, request.model).tags if row is not None else request.tags
+        known = models.assemble(act.tx, [row])[0].tags if row is not None else request.tags
         if not is_prompt(known):
             raise errors.InvalidParameter(
                 f"{request.model} is no prompt; register prompts under a name of their own.", field="name"
@@ -227,53 +241,52 @@ class Sources:
                 version = self._version(act, Ref(model=model, selector=Numbered(number)))
                 return Located(place, version.files, version=version)
             case places.OwnedPlace(owner=owner, path=inside) as owned:
-                found = self._artifacts.locate(act, owner, inside)
-                if found.experiment_id != owned.experiment_id:
-                    raise errors.InvalidParameter(
-                        "The address names another experiment than that of its files.", field="source"
-                    )
                 if owner.kind is OwnerKind.RUN:
-                    return self._of_run(act, place, owner.id, inside)
-                return self._of_logged_model(act, place, owner.id, inside)
+                    return self._of_run(act, place, owner.id, inside, owned.experiment_id)
+                return self._of_logged_model(act, place, owner.id, inside, owned.experiment_id)
 
-    def _of_run(self, act: Act, place: SourcePlace, run_id: str, path: str) -> Located:
+    def _of_run(
+        self, act: Act, place: SourcePlace, run_id: str, path: str, experiment_id: int | None = None
+    ) -> Located:
         run = self._run(act, run_id)
-        owner = Owner(OwnerKind.RUN, run_id)
+        _refuse_other_experiment(experiment_id, run)
+        path = places.check_artifact_path(path) if path else ""
         try:
-            files = self._artifacts.manifest_of(act, owner, path)
+            files = self._artifacts.manifest_in(act, OwnerKind.RUN, run.serial, run.project, path)
         except errors.ArtifactNotFound:
             logged = self._logged_as(act, run, path)
             if logged is None:
                 raise _no_files(address(place)) from None
-            return self._of_logged_model(act, LoggedModelPlace(model_id=logged.model_id), logged.model_id, "")
+            return self._of_logged_model(act, LoggedModelPlace(model_id=logged), logged, "")
         return Located(place, files, run=run)
 
-    def _logged_as(self, act: Act, run: Run, name: str) -> LoggedModel | None:
-        """The logged model that a run made under a name: where it made several, the one of the last step."""
-        steps = {output.model_id: output.step for output in run.model_outputs}
+    def _logged_as(self, act: Act, run: RunRow, name: str) -> str | None:
+        """The id of the logged model that a run made under a name: where it made several, the one of the last
+        step."""
+        steps = {output.model_id: output.step for output in runs.load(act.tx, [run])[0].model_outputs}
         rows = [row for row in logged_models.find_many(act.tx, steps).values() if not row.deleted]
-        named = [row for row in rows if row.name == name and row.source_run_id == run.info.run_id]
-        if not named:
-            return None
-        last = max(named, key=lambda row: (steps[row.model_id], row.serial))
-        return logged_models.load(act.tx, [last])[0]
+        named = [row for row in rows if row.name == name and row.source_run_id == run.run_id]
+        return max(named, key=lambda row: (steps[row.model_id], row.serial)).model_id if named else None
 
-    def _of_logged_model(self, act: Act, place: SourcePlace, model_id: str, path: str) -> Located:
+    def _of_logged_model(
+        self, act: Act, place: SourcePlace, model_id: str, path: str, experiment_id: int | None = None
+    ) -> Located:
         row = logged_models.find(act.tx, model_id)
         if row is None or row.deleted or not act.may(Verb.READ, row.project):
             raise run_logging.no_logged_model(model_id)
-        logged = logged_models.load(act.tx, [row])[0]
-        if logged.status is LoggedModelStatus.FAILED:
+        _refuse_other_experiment(experiment_id, row)
+        if row.status == LoggedModelStatus.FAILED:
             raise errors.InvalidParameter(
                 f"The upload of the logged model {model_id} failed; log the model again.", field="source"
             )
-        run = runs.find(act.tx, logged.source_run_id) if logged.source_run_id is not None else None
-        made_by = runs.load(act.tx, [run])[0] if run is not None and run.project == row.project else None
+        run = runs.find(act.tx, row.source_run_id) if row.source_run_id is not None else None
+        path = places.check_artifact_path(path) if path else ""
         try:
-            files = self._artifacts.manifest_of(act, Owner(OwnerKind.LOGGED_MODEL, model_id), path)
+            files = self._artifacts.manifest_in(act, OwnerKind.LOGGED_MODEL, row.serial, row.project, path)
         except errors.ArtifactNotFound:
             raise _no_files(address(place)) from None
-        return Located(place, files, run=made_by, logged=logged)
+        made_by = run if run is not None and run.project == row.project else None
+        return Located(place, files, run=made_by, logged=row)
 
     def _version(self, act: Act, ref: Ref) -> ModelVersion:
         version = references.resolve(act, references.present(ref))
@@ -284,11 +297,11 @@ class Sources:
             )
         return version
 
-    def _run(self, act: Act, run_id: str) -> Run:
+    def _run(self, act: Act, run_id: str) -> RunRow:
         row = runs.find(act.tx, run_id)
         if row is None or not act.may(Verb.READ, row.project):
             raise run_logging.no_run(run_id)
-        return runs.load(act.tx, [row])[0]
+        return row
 
     # ------------------------------------------------------------------------------------------------- bytes
 
@@ -318,19 +331,27 @@ class Sources:
             )
 
 
-def _authorise(act: Act, request: VersionRequest) -> None:
+def _admitted(act: Act, request: VersionRequest) -> ModelRow | None:
+    """The row of the model that a version is to be made of; None where the model is to be made, too.
+
+    Raises:
+        ModelNotFound, NotAllowed: it is not there, not to be seen, or not to be registered in, or made.
+        InvalidName, ModelExists: the new model cannot be called so.
+    """
     act.readable(request.model)
     act.authorise(Verb.REGISTER, request.model)
-    if models.find_model(act.tx, request.model) is None:
+    row = models.find_model(act.tx, request.model)
+    if row is None:
         if not request.create_model:
             raise no_model(request.model)
         act.authorise(Verb.CREATE_MODEL, request.model)
         labels.check_new_name(act, request.model)
+    return row
 
 
 def _refuse_contradiction(request: VersionRequest, located: Located) -> None:
     """Raises InvalidParameter when what is said beside an address names something else than the address."""
-    stated = from_run.origins(located.run, located.logged, located.version)
+    stated = located.origins
     for field, said, true in (
         ("run_id", request.run_id, stated.run_id),
         ("model_id", request.model_id, stated.logged_model_id),
@@ -343,13 +364,23 @@ def _refuse_contradiction(request: VersionRequest, located: Located) -> None:
             )
 
 
+def _refuse_other_experiment(named: int | None, found: RunRow | LoggedModelRow) -> None:
+    """Raises InvalidParameter when an address names another experiment than that of what it leads to."""
+    if named is not None and named != found.experiment_id:
+        raise errors.InvalidParameter(
+            "The address names another experiment than that of its files.", field="source"
+        )
+
+
 def _spec_of(
-    request: VersionRequest, located: Located, documents: Mapping[str, bytes]
+    act: Act, request: VersionRequest, located: Located, documents: Mapping[str, bytes]
 ) -> tuple[DraftSpec, tuple[str, ...]]:
     """What is known of the files, and sentences about what was left out."""
     if located.version is not None:
         return _copy_of(request, located, located.version), ()
-    known = from_run.read_known(located.run, located.logged, documents)
+    run = runs.load(act.tx, [located.run])[0] if located.run is not None else None
+    logged = logged_models.load(act.tx, [located.logged])[0] if located.logged is not None else None
+    known = from_run.read_known(run, logged, documents)
     return (
         DraftSpec(
             files=located.files,

@@ -88,6 +88,8 @@ _ROW = (artifacts.c.path, artifacts.c.digest, artifacts.c.size_bytes, artifacts.
 _GET = select(*_ROW).where(*_OF, artifacts.c.path == bindparam("path"))
 _BETWEEN = (artifacts.c.path >= bindparam("first"), artifacts.c.path < bindparam("before"))
 _FROM = select(*_ROW).where(*_OF, *_BETWEEN).order_by(artifacts.c.path).limit(bindparam("limit"))
+_below = select(*_ROW).where(*_OF, *_BETWEEN).order_by(artifacts.c.path).limit(bindparam("limit")).subquery()
+_AT_OR_UNDER = _GET.union_all(select(*(_below.c[column.name] for column in _ROW)))
 _AMONG = select(artifacts.c.path).where(*_OF, one_of(artifacts.c.path, "paths")).limit(1)
 _PUT = insert(artifacts).on_conflict_do_update(
     index_elements=[artifacts.c.kind, artifacts.c.owner, artifacts.c.path],
@@ -125,6 +127,18 @@ def under(tx: Transaction, owner: OwnerRow, folder: str, limit: int) -> list[Art
     first, last = _bounds(folder)
     rows = tx.all(_FROM, kind=owner.kind.value, owner=owner.serial, first=first, before=last, limit=limit)
     return [Artifact(path=path, size_bytes=size, digest=Digest(digest)) for path, digest, size, _ in rows]
+
+
+def at_or_under(
+    tx: Transaction, kind: OwnerKind, serial: int, path: str, limit: int
+) -> tuple[Artifact | None, list[Artifact]]:
+    """The file at a path, and the files below it as a folder, as `get` and `under` find them."""
+    first, last = _bounds(path)
+    of = {"kind": kind.value, "owner": serial, "path": path}
+    rows = tx.all(_AT_OR_UNDER, **of, first=first, before=last, limit=limit)
+    found = [Artifact(path=row[0], size_bytes=row[2], digest=Digest(row[1])) for row in rows]
+    one = next((file for file in found if file.path == path), None)
+    return one, sorted((file for file in found if file is not one), key=lambda file: file.path)
 
 
 def children(tx: Transaction, owner: OwnerRow, folder: str) -> Iterator[Child]:

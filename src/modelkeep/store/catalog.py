@@ -6,11 +6,11 @@ and searches in `search`. Whether something may be done, and the event that belo
 part.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
-from sqlalchemy import and_, bindparam, func, literal, or_, select
+from sqlalchemy import and_, bindparam, func, literal, or_, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnElement
@@ -19,6 +19,7 @@ from sqlalchemy.types import Text
 from modelkeep.core import codec, errors, registration, semver
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import Event, EventKind
+from modelkeep.core.registration import Neighbourhood
 from modelkeep.core.semver import Range, SemVer
 from modelkeep.core.values import Digest, ModelName
 from modelkeep.store import renames
@@ -51,6 +52,8 @@ __all__ = [
 RANGE_BATCH = 50
 """Versions looked at in one statement when only some count: pre-releases in a range, or a moment of the past
 at which some were withdrawn."""
+SAME_BYTES_MAX = 100
+"""Versions with the same content among which the one is looked for that a draft announces again."""
 EVERY_KEY = ("", "~")
 """The span of sort keys that every version lies in."""
 
@@ -168,22 +171,32 @@ _SEMVERS = (
 _SEMVERS_NOW = _SEMVERS.where(READY)
 _SEMVERS_OFFERED = _SEMVERS_NOW.where(OFFERED)
 _SEMVERS_THEN = _SEMVERS.where(_EXISTED)
-_GIVEN = (
-    select(versions.c.semver)
-    .where(
-        versions.c.model_id == bindparam("model_id"),
-        versions.c.semver_key >= bindparam("low"),
-        versions.c.semver_key < bindparam("high"),
+
+
+def _given(spans: int) -> Statement:
+    """Of all versions that a model ever had, those with some sort keys, and the highest one of each span."""
+    of_model = select(versions.c.semver).where(versions.c.model_id == bindparam("model_id"))
+    highest = (
+        select(func.max(versions.c.semver_key)).where(
+            versions.c.model_id == bindparam("model_id"),
+            versions.c.semver_key >= bindparam(f"low_{within}"),
+            versions.c.semver_key < bindparam(f"high_{within}"),
+        )
+        for within in range(spans)
     )
-    .order_by(_highest)
-    .limit(1)
-)
+    return union_all(
+        of_model.where(one_of(versions.c.semver_key, "keys")),
+        of_model.where(versions.c.semver_key.in_(union_all(*highest))),
+    )
+
+
+_GIVEN = {spans: _given(spans) for spans in (1, 3)}
 _SAME_BYTES = (
     select(*VERSION)
     .select_from(JOINED)
     .where(versions.c.digest == bindparam("digest"), versions.c.model_id == bindparam("model_id"), READY)
     .order_by(_highest)
-    .limit(100)
+    .limit(bindparam("limit"))
 )
 _SAME_IDENTITY = (
     select(versions.c.semver)
@@ -373,9 +386,12 @@ def find_latest(tx: Transaction, model: ModelName, moment: Moment | None = None)
     return _choose(tx, model, EVERY_KEY, lambda _: True, moment, prereleases=False)
 
 
-def find_highest(tx: Transaction, model: ModelName) -> ModelVersion | None:
-    """The highest version, pre-releases included; a withdrawn one only where there is no other."""
-    return _first(tx, _HIGHEST_OFFERED, model) or find(tx, HIGHEST, model)
+def find_parent(tx: Transaction, model: ModelName) -> ModelVersion | None:
+    """The version that a new one follows: the highest released one, else the highest with pre-releases
+    included; a withdrawn one only where there is no other. It comes without its tags and aliases."""
+    named = {"project": model.project, "name": model.name}
+    row = tx.one(_LATEST, **named) or tx.one(_HIGHEST_OFFERED, **named) or tx.one(HIGHEST.now, **named)
+    return _laid_over(FoundVersion(*row), {}, []) if row else None
 
 
 def _choose(
@@ -463,15 +479,23 @@ def _semvers(
     return tx.all(_SEMVERS_THEN, sequence=moment.sequence, **named)
 
 
-def given_semvers(tx: Transaction, model_id: str, spans: Iterable[tuple[str, str]]) -> list[SemVer]:
-    """Of each span of sort keys, the highest version the model ever had, deleted ones included."""
-    rows = (tx.one(_GIVEN, model_id=model_id, low=low, high=high) for low, high in spans)
-    return [semver.parse(row[0]) for row in rows if row is not None]
+def given_semvers(tx: Transaction, model_id: str, near: Neighbourhood) -> list[SemVer]:
+    """The versions of a neighbourhood that the model ever had, deleted ones included."""
+    ends = {f"low_{at}": low for at, (low, _) in enumerate(near.spans)}
+    ends |= {f"high_{at}": high for at, (_, high) in enumerate(near.spans)}
+    rows = tx.all(_GIVEN[len(near.spans)], model_id=model_id, keys=near.keys, **ends)
+    return [semver.parse(row[0]) for row in rows]
 
 
 def find_same_bytes(tx: Transaction, model_id: str, digest: Digest) -> list[ModelVersion]:
     """The versions of a model with this content, the highest first."""
-    return load(tx, tx.all(_SAME_BYTES, model_id=model_id, digest=digest))
+    return load(tx, tx.all(_SAME_BYTES, model_id=model_id, digest=digest, limit=SAME_BYTES_MAX))
+
+
+def find_twin(tx: Transaction, model_id: str, digest: Digest) -> ModelVersion | None:
+    """The highest version of a model with this content, without its tags and aliases."""
+    row = tx.one(_SAME_BYTES, model_id=model_id, digest=digest, limit=1)
+    return _laid_over(FoundVersion(*row), {}, []) if row else None
 
 
 def find_same_identity(tx: Transaction, model_id: str, identity: Digest, limit: int) -> list[str]:

@@ -143,12 +143,12 @@ versions = _table(
     CheckConstraint("number > 0", name="number"),
     CheckConstraint("size_bytes >= 0", name="size_bytes"),
     CheckConstraint("status in ('pending', 'ready', 'failed', 'deleted')", name="status"),
-    Index(None, "digest"),
+    Index(None, "digest", "model_id", "semver_key"),  # the highest of a model with some content
     Index(None, "created_at", "id"),
     Index(None, "model_id", "created_at", "id"),
     Index(None, "semver_key", "created_at", "id"),  # a semver names versions of many models
     _where("ix_versions_run_id", "run_id", "created_at", "id", condition="run_id is not null"),
-    _where("ix_versions_identity", "identity", "model_id", condition="identity is not null"),
+    _where("ix_versions_identity", "identity", "model_id", "semver_key", condition="identity is not null"),
     _where("ix_versions_code_commit", "code_commit", condition="code_commit is not null"),
 )
 

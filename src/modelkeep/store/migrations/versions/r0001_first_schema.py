@@ -471,9 +471,14 @@ def _versions() -> None:
         "ix_versions_code_commit", "versions", ["code_commit"], **_where("code_commit is not null")
     )
     op.create_index("ix_versions_created_at_id", "versions", ["created_at", "id"])
-    op.create_index("ix_versions_digest", "versions", ["digest"])
     op.create_index(
-        "ix_versions_identity", "versions", ["identity", "model_id"], **_where("identity is not null")
+        "ix_versions_digest_model_id_semver_key", "versions", ["digest", "model_id", "semver_key"]
+    )
+    op.create_index(
+        "ix_versions_identity",
+        "versions",
+        ["identity", "model_id", "semver_key"],
+        **_where("identity is not null"),
     )
     op.create_index("ix_versions_model_id_created_at_id", "versions", ["model_id", "created_at", "id"])
     op.create_index(
