@@ -12,7 +12,7 @@ from msgspec import structs
 from modelkeep.cli import report_views
 from modelkeep.cli.report_commands import moment_of
 from modelkeep.core import codec, errors
-from modelkeep.core.delivery import DeliveryReport, LastDrill, report, share, times
+from modelkeep.core.delivery import Asked, DeliveryReport, LastDrill, report, share, times
 from modelkeep.core.drill import Drill, DrillPlan, Measured
 from modelkeep.serving import control
 from tests.cli.test_views import _drawn
@@ -70,7 +70,7 @@ def test_figures_read_well(golden: Callable[[str, str], None]) -> None:
         recovery=times([62.0] * 3),
         lead=times([5_400.0] * 1_200),
     )
-    none = report([], since=T0, until=T0 + timedelta(days=30), stage="staging")
+    none = report([], since=T0, until=T0 + timedelta(days=30), asked=Asked(stage="staging"))
     text = _drawn(
         ("report delivery, few", report_views.delivery(few)),
         ("report delivery, many", report_views.delivery(many)),

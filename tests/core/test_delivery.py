@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from modelkeep.core.delivery import (
     BEGINNINGS,
     KINDS,
+    Asked,
     DeliveryReport,
     Outcome,
     named,
@@ -29,6 +30,9 @@ pytestmark = pytest.mark.req("S10")
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HORIZON_S = 1_000
+STAGES = ["production", "production", "staging", "@champion", "@other"]
+PRODUCTION = Asked(stage="production")
+ASKED = (PRODUCTION, Asked(stage="production", aliases=None), Asked(stage=None, aliases=("champion",)))
 ENDS = {
     Outcome.SUCCEEDED: EventKind.ROLLOUT_SUCCEEDED,
     Outcome.ROLLED_BACK: EventKind.ROLLOUT_ROLLED_BACK,
@@ -83,7 +87,7 @@ def stories(draw: st.DrawFn) -> list[Story]:
                 undone=undone,
                 outcome=outcome,
                 at_once=at_once,
-                stage=draw(st.sampled_from(["production", "production", "staging"])),
+                stage=draw(st.sampled_from(STAGES if not at_once else STAGES[:3])),
             )
         )
     return made
@@ -93,23 +97,31 @@ def told(story: Story) -> Iterator[tuple[int, EventKind, str, dict[str, Any]]]:
     """The events of a story: when, which, about what, and the body."""
     version, endpoint = f"m{story.model}:{story.number}.0.0", f"endpoint/e{story.model}"
     semver = f"{story.number}.0.0"
+    alias = story.stage[1:] if story.stage.startswith("@") else None
     yield story.registered, EventKind.VERSION_REGISTERED, version, {"semver": semver}
     move: dict[str, Any] = {"from": "none", "to": story.stage, "semver": semver, "displaced": None}
     if story.at_once:
         yield story.ended, EventKind.STAGE_MOVED, version, {**move, "cause": "promotion"}
     else:
-        body: dict[str, Any] = {"rollout": f"rol_{story.number}", "stage": story.stage}
-        yield story.began, EventKind.ROLLOUT_STARTED, endpoint, body
+        body: dict[str, Any] = {"rollout": f"rol_{story.number}"}
+        follows = {"stage": None, "alias": alias} if alias else {"stage": story.stage}
+        yield story.began, EventKind.ROLLOUT_STARTED, endpoint, {**body, **follows, "to": semver}
         if story.outcome in (Outcome.SUCCEEDED, Outcome.ROLLED_BACK, None):
             yield story.exposed, EventKind.ROLLOUT_STEPPED, endpoint, body
         if story.outcome is Outcome.ROLLED_BACK:
             yield story.decided, EventKind.ROLLOUT_ROLLING_BACK, endpoint, body
         if story.outcome is not None:
             yield story.ended, ENDS[story.outcome], endpoint, body
-        if story.succeeded:
+        if story.succeeded and alias:
+            pointed = {"alias": alias, "from": 0, "to": story.number, "semver": semver, "cause": "rollout"}
+            yield story.ended, EventKind.ALIAS_SET, f"m{story.model}@{alias}", {**pointed, **body}
+        elif story.succeeded:
             entered = {**move, "cause": "rollout", "rollout": f"rol_{story.number}"}
             yield story.ended, EventKind.STAGE_MOVED, version, entered
-    if story.undone is not None:
+    if story.undone is not None and alias:
+        undone = {"alias": alias, "from": story.number, "to": 0, "semver": "0.1.0", "cause": "rollback"}
+        yield story.undone, EventKind.ALIAS_SET, f"m{story.model}@{alias}", {**undone, "number": 0}
+    elif story.undone is not None:
         back = {"from": "archived", "to": story.stage, "semver": "0.1.0", "cause": "rollback"}
         back["displaced"] = {"number": story.number, "semver": semver, "to": "archived"}
         yield story.undone, EventKind.STAGE_MOVED, f"m{story.model}:0.1.0", {**back, "number": 0}
@@ -144,13 +156,18 @@ def history(found: list[Story], renamed_at: int) -> list[Event]:
     return made
 
 
-def by_hand(found: list[Story], since: int, until: int) -> dict[str, Any]:
+def by_hand(found: list[Story], since: int, until: int, asked: Asked) -> dict[str, Any]:
     """The figures as the definitions say them, story by story, without any event."""
 
     def inside(at: int | None) -> bool:
         return at is not None and since < at <= until
 
-    own = [one for one in found if one.stage == "production"]
+    own = [
+        one
+        for one in found
+        if one.stage == asked.stage
+        or (one.stage.startswith("@") and (asked.aliases is None or one.stage[1:] in asked.aliases))
+    ]
     ended = [one for one in own if one.outcome is not None and inside(one.ended)]
     gone = {one.number for one in own if one.undone is not None and one.undone <= until}
     met = [one for one in ended if one.outcome in (Outcome.SUCCEEDED, Outcome.ROLLED_BACK)]
@@ -199,20 +216,22 @@ def figures(found: DeliveryReport) -> dict[str, Any]:
     found=stories(),
     renamed_at=st.integers(0, HORIZON_S),
     ends=st.tuples(st.integers(0, 999), st.integers(1, 1_000)),
+    asked=st.sampled_from(ASKED),
 )
 def test_the_figures_are_those_one_counts_by_hand(
-    found: list[Story], renamed_at: int, ends: tuple[int, int]
+    found: list[Story], renamed_at: int, ends: tuple[int, int], asked: Asked
 ) -> None:
-    """Whatever happened in whatever order, under whatever name, within any span."""
+    """Whatever happened in whatever order, under whatever name, within any span, to a stage, behind an alias,
+    or both."""
     since, until = min(ends), max(*ends, min(ends) + 1)
     events = [event for event in history(found, renamed_at) if event.at <= T0 + timedelta(seconds=until)]
     told = report(
         named(events),
         since=T0 + timedelta(seconds=since),
         until=T0 + timedelta(seconds=until),
-        stage="production",
+        asked=asked,
     )
-    counted = by_hand(found, since, until)
+    counted = by_hand(found, since, until, asked)
     assert figures(told) == {name: counted[name] for name in figures(told)}
     for name in ("deploy", "rollback", "recovery", "lead"):
         got, durations = getattr(told, name), counted[name]
@@ -228,32 +247,37 @@ def test_the_figures_are_those_one_counts_by_hand(
     assert told.per_day == pytest.approx(told.succeeded * 86_400 / (until - since))
 
 
-@given(found=stories(), renamed_at=st.integers(0, HORIZON_S), since=st.integers(0, 999))
-def test_nothing_but_what_is_asked_for_is_needed(found: list[Story], renamed_at: int, since: int) -> None:
+@given(
+    found=stories(),
+    renamed_at=st.integers(0, HORIZON_S),
+    since=st.integers(0, 999),
+    what=st.sampled_from(ASKED),
+)
+def test_nothing_but_what_is_asked_for_is_needed(
+    found: list[Story], renamed_at: int, since: int, what: Asked
+) -> None:
     """The events of the span and the beginnings that are asked for say the same as the whole log."""
     events = history(found, renamed_at)
     start, end = T0 + timedelta(seconds=since), T0 + timedelta(seconds=HORIZON_S)
-    whole = report(named(events), since=start, until=end, stage="production")
+    whole = report(named(events), since=start, until=end, asked=what)
     inside = [
         event for event in events if event.at > start and event.kind is not EventKind.VERSION_REGISTERED
     ]
     renames = [event for event in events if event.kind is EventKind.MODEL_RENAMED]
     known = {event.sequence: event for event in (*renames, *inside)}
-    asked = wanted(named([known[number] for number in sorted(known)]), "production")
-    subjects = {*asked.endpoints, *(f"{model}:{semver}" for model, semver in asked.versions)}
-    subjects |= {f"m0:{semver}" for model, semver in asked.versions if model == "m0-new"}
+    asked = wanted(named([known[number] for number in sorted(known)]), what)
+    subjects = {*asked.endpoints, *(f"{model}{reference}" for model, reference in asked.references)}
+    subjects |= {f"m0{reference}" for model, reference in asked.references if model == "m0-new"}
     for event in events:
         if event.subject in subjects and event.kind in BEGINNINGS:
             known[event.sequence] = event
-    part = report(
-        named([known[number] for number in sorted(known)]), since=start, until=end, stage="production"
-    )
+    part = report(named([known[number] for number in sorted(known)]), since=start, until=end, asked=what)
     assert part == whole
 
 
 def test_nothing_gives_no_rate_and_no_time() -> None:
     """An empty log divides by nothing: every rate is unknown, anything between none and all."""
-    told = report([], since=T0, until=T0 + timedelta(days=30), stage="production")
+    told = report([], since=T0, until=T0 + timedelta(days=30), asked=PRODUCTION)
     assert told.deployments == told.under_way == 0
     assert (told.success.value, told.success.low, told.success.high) == (None, 0.0, 1.0)
     assert told.deploy == told.lead == times([])
@@ -291,7 +315,7 @@ def test_a_clock_that_was_set_back_makes_nothing_negative() -> None:
             sequence=2, kind=EventKind.ROLLOUT_SUCCEEDED, at=T0 + timedelta(seconds=5), body=body, **fields
         ),
     ]
-    told = report(named(events), since=T0, until=T0 + timedelta(days=1), stage="production")
+    told = report(named(events), since=T0, until=T0 + timedelta(days=1), asked=PRODUCTION)
     assert told.deploy.longest_s == 0.0
     assert told.succeeded == 1
 

@@ -71,6 +71,45 @@ def test_a_life_of_deployments(world: RolloutWorld) -> None:
     assert found.under_way == 0
 
 
+def test_endpoints_behind_an_alias_are_counted(world: RolloutWorld) -> None:
+    """Beside production, or alone: a rollout that succeeded and was taken back later, also in a span that
+    began after it; and one that was taken back at once."""
+    point = world.house.catalog.set_alias
+    world.do("owner", point, CHURN, "champion", parse_ref("churn:1.0.0"))
+    world.made(alias="champion")
+    gateway = FakeGateway(world)
+    world.until(RolloutState.SUCCEEDED, gateway)
+    world.turn(gateway)
+    world.do("owner", point, CHURN, "champion", parse_ref("churn:1.1.0"))
+    done = world.until(RolloutState.SUCCEEDED, gateway)
+    world.turn(gateway)
+    after = world.now
+    world.later(hours=1)
+    world.do("owner", world.promotions.rollback, CHURN, "errors", alias="champion")
+    world.turn(gateway)
+    gateway.failing[world.key("1.2.0")] = 50
+    world.do("owner", point, CHURN, "champion", parse_ref("churn:1.2.0"))
+    world.until(RolloutState.ROLLED_BACK, gateway)
+    world.promote("1.3.0", by="owner")
+    world.do("owner", point, CHURN, "free", parse_ref("churn:1.3.0"))
+
+    both = told(world)
+    assert (both.stage, both.aliases) == ("production", ("champion",))
+    assert (both.deployments, both.succeeded, both.rolled_back) == (4, 3, 1)
+    behind = told(world, alias="champion")
+    assert (behind.stage, behind.aliases, behind.deployments) == (None, ("champion",), 3)
+    assert (behind.change_failure.count, behind.change_failure.of) == (2, 3)
+    assert behind.lead.count == 2
+    assert done.finished_at is not None
+    late = told(world, alias="champion", since=after)
+    assert (late.deployments, late.recovery.count) == (1, 2)
+    assert late.recovery.longest_s == pytest.approx(3_600, abs=5)
+    assert told(world, stage="production").deployments == 1
+    assert told(world, alias="free").deployments == 0
+    with pytest.raises(errors.Invalid, match="not for both"):
+        told(world, alias="champion", stage="production")
+
+
 def test_what_began_before_the_span_is_whole_within_it(world: RolloutWorld) -> None:
     """A span that begins in the middle of a rollout still knows how long it took, and since when the version
     was there; what ended before is not in it."""

@@ -34,13 +34,21 @@ def report() -> None:
 @click.option("--until", metavar="SPAN|TIME", help="Where the span ends; now when left out.")
 @click.option("--model", metavar="MODEL", help="Only this model's deployments.")
 @click.option("--project", metavar="PROJECT", help="Only those of this project.")
-@click.option(
-    "--stage", default="production", show_default=True, metavar="STAGE", help="Deployments to this stage."
-)
+@click.option("--stage", metavar="STAGE", help="Only deployments to this stage.")
+@click.option("--alias", metavar="ALIAS", help="Only those behind this alias.")
 def report_delivery(
-    session: Session, since: str, until: str | None, model: str | None, project: str | None, stage: str
+    session: Session,
+    since: str,
+    until: str | None,
+    model: str | None,
+    project: str | None,
+    stage: str | None,
+    alias: str | None,
 ) -> None:
-    """Show how often, how fast and how safely versions get into production."""
+    """Show how often, how fast and how safely versions get into production.
+
+    Without --stage or --alias: to production, and behind every alias that an endpoint follows.
+    """
     now = datetime.now(UTC)
     found = session.client.report_delivery(
         since=moment_of(since, now, "--since"),
@@ -48,6 +56,7 @@ def report_delivery(
         model=model,
         project=project,
         stage=stage,
+        alias=alias.removeprefix("@") if alias is not None else None,
     )
     session.answer(found, (f"{name}={value}" for name, value in views.plain(found)), views.delivery(found))
 

@@ -19,7 +19,7 @@ def delivery(found: "DeliveryReport") -> View:
     def draw(screen: Screen) -> None:
         whose = found.model or (f"project {found.project}" if found.project else "all models")
         span = f"{moment(found.since)} to {moment(found.until)}"
-        screen.line(Text(f"Deployments of {whose} to {found.stage}", "strong"), Text(span, "dim"))
+        screen.line(Text(f"Deployments of {whose} {_where(found)}", "strong"), Text(span, "dim"))
         if not found.deployments:
             waiting = f"; {found.under_way} under way" if found.under_way else ""
             screen.line(f"None ended in this span{waiting}.")
@@ -50,6 +50,14 @@ def delivery(found: "DeliveryReport") -> View:
             screen.line(Text(words, "warn"))
 
     return draw
+
+
+def _where(found: "DeliveryReport") -> str:
+    """To which stage, and behind which aliases."""
+    behind = ", ".join(f"@{alias}" for alias in found.aliases)
+    if found.stage is None:
+        return f"behind {behind or 'the alias'}"
+    return f"to {found.stage}" + (f" and behind {behind}" if behind else "")
 
 
 def _counts(found: "DeliveryReport") -> str:

@@ -33,13 +33,16 @@ class DeliveryVerbs(Wire):
         model: str | None = None,
         project: str | None = None,
         stage: str | None = None,
+        alias: str | None = None,
     ) -> DeliveryReport:
         """Deployment figures of a span, by default the thirty days up to now: of a model, of a project, or of
-        everything that one may read.
+        everything that one may read; to a stage, behind an alias, or to production and behind every alias
+        that an endpoint follows.
 
         Raises:
             ModelNotFound: there is no such model, or it may not be read.
-            Invalid: the span ends before it begins, or both a model and a project are named.
+            Invalid: the span ends before it begins, or both a model and a project are named, or both a stage
+                and an alias.
             LimitExceeded: too much happened in the span.
         """
         return self.get(
@@ -50,4 +53,5 @@ class DeliveryVerbs(Wire):
             model=model,
             project=project,
             stage=stage,
+            alias=alias,
         )

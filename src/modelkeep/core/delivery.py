@@ -1,9 +1,9 @@
 """How well versions get into production: deployment figures, folded from the events and from nothing else.
 
-A deployment is one attempt to make a version what a stage serves: a rollout, or a promotion that moved the
-stage at once because no endpoint follows it. It is counted when it ends. The definitions stand in
-docs/reference/delivery.md. This file reads no log and knows no person; where the events come from and who may
-see them is the service's business.
+A deployment is one attempt to make a version what callers are served behind a stage, or behind an alias that
+an endpoint follows: a rollout, or a promotion that moved the stage at once because no endpoint follows it. It
+is counted when it ends. The definitions stand in docs/reference/delivery.md. This file reads no log and knows
+no person; where the events come from and who may see them is the service's business.
 
 Sources: the four keys of DORA (Forsgren, Humble and Kim, Accelerate, 2018; dora.dev, "software delivery
 performance metrics"); the interval of a share is Wilson's score interval (Wilson 1927).
@@ -26,6 +26,7 @@ NINETY_FIVE = 1.959963984540054
 BEGINNINGS = (
     EventKind.VERSION_REGISTERED,
     EventKind.STAGE_MOVED,
+    EventKind.ALIAS_SET,
     EventKind.ROLLOUT_STARTED,
     EventKind.ROLLOUT_STEPPED,
     EventKind.ROLLOUT_ROLLING_BACK,
@@ -35,6 +36,7 @@ KINDS = (
     EventKind.MODEL_RENAMED,
     EventKind.VERSION_REGISTERED,
     EventKind.STAGE_MOVED,
+    EventKind.ALIAS_SET,
     EventKind.ROLLOUT_STARTED,
     EventKind.ROLLOUT_STEPPED,
     EventKind.ROLLOUT_ROLLING_BACK,
@@ -54,8 +56,8 @@ READ_WHOLE = tuple(kind for kind in KINDS if kind is not EventKind.VERSION_REGIS
 class Outcome(StrEnum):
     """How a deployment ended.
 
-    succeeded    the version serves the stage
-    rolled_back  it had traffic, and lost it before the stage was its own
+    succeeded    the version serves the stage, or what follows the alias
+    rolled_back  it had traffic, and lost it before that was its own
     failed       it could not be loaded; no caller ever met it
     cancelled    a person ended it before it had traffic
     superseded   another took its place
@@ -85,9 +87,10 @@ _OUTCOMES = {
 
 
 class Deployment(Struct, frozen=True, kw_only=True):
-    """One attempt to make a version what a stage serves.
+    """One attempt to make a version what callers are served.
 
     Attributes:
+        stage: the stage, or the alias that the endpoint follows, such as `@champion`.
         began_at: when its rollout started; None when that lies before everything that was read.
         exposed_at: when the version first had callers.
         decided_at: when it was decided to take it back.
@@ -155,12 +158,15 @@ class DeliveryReport(Struct, frozen=True, kw_only=True):
         rollback: from the decision to take a version back to its confirmation by the gateways.
         recovery: from the first caller of a version that was taken back while moving, or from the entry
             into the stage of one that was taken back later, to the end of its traffic.
-        lead: from a version's registration to its first entry into the stage.
+        lead: from a version's registration to its first entry into the stage, or its first success behind an
+            alias.
+        aliases: those behind which something of this happened; no other was asked for, or there was none.
     """
 
     since: datetime
     until: datetime
-    stage: str
+    stage: str | None
+    aliases: tuple[str, ...] = ()
     model: str | None = None
     project: str | None = None
     deployments: int
@@ -233,31 +239,46 @@ class Folded(Struct, frozen=True):
     drills: tuple[LastDrill, ...] = ()
 
 
-def fold(events: Sequence[Named], stage: str) -> Folded:
-    """The deployments to a stage.
+class Asked(Struct, frozen=True, kw_only=True):
+    """Whose deployments count: those to a stage (None: to none), and those behind aliases (None: behind every
+    one that an endpoint follows)."""
+
+    stage: str | None
+    aliases: tuple[str, ...] | None = ()
+
+    def counts(self, pointer: str) -> bool:
+        """Whether deployments to `production`, or behind `@champion`, count."""
+        if not pointer.startswith("@"):
+            return pointer == self.stage
+        return self.aliases is None or pointer[1:] in self.aliases
+
+
+def fold(events: Sequence[Named], asked: Asked) -> Folded:
+    """The deployments that are asked for.
 
     Args:
         events: in order, each once.
     """
-    folding = _Folding(stage)
+    folding = _Folding(asked)
     for one in events:
         if one.model is not None and one.event.number is not None:
             folding.take(one.event, one.model, one.event.number)
-    of_stage = [one for one in folding.found if one.stage == stage]
-    return Folded(tuple(of_stage), folding.registered_at, folding.entered_at, tuple(folding.drills))
+    counted = [one for one in folding.found if asked.counts(one.stage)]
+    return Folded(tuple(counted), folding.registered_at, folding.entered_at, tuple(folding.drills))
 
 
 class _Folding:
     """What is known after some of the events."""
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
         self.found: list[Deployment] = []
         self.registered_at: dict[tuple[str, int], datetime] = {}
         self.entered_at: dict[tuple[str, int], datetime] = {}
         self.drills: list[LastDrill] = []
         self._place: dict[str, int] = {}
-        self._serving: dict[tuple[str, int], int] = {}
+        self._serving: dict[tuple[str, str, int], int] = {}
+        """Where the deployment stands that brought a version of a model to a stage, or behind an alias."""
 
     def take(self, event: Event, model: str, number: int) -> None:
         match event.kind:
@@ -265,6 +286,8 @@ class _Folding:
                 self.registered_at.setdefault((model, number), event.at)
             case EventKind.STAGE_MOVED:
                 self._moved(event, model, number)
+            case EventKind.ALIAS_SET:
+                self._pointed(event, model, number)
             case EventKind.ROLLOUT_STARTED | EventKind.ROLLOUT_STEPPED | EventKind.ROLLOUT_ROLLING_BACK:
                 self._moving(event, model, number)
             case EventKind.ENDPOINT_DRILLED:
@@ -275,17 +298,18 @@ class _Folding:
                 pass
 
     def _moved(self, event: Event, model: str, number: int) -> None:
-        if event.body.get("to") != self.stage:
+        stage = str(event.body.get("to"))
+        if not self.asked.counts(stage):
             return
         self.entered_at.setdefault((model, number), event.at)
         cause = event.body.get("cause")
         if cause == MoveCause.PROMOTION:
-            self._serving[model, number] = len(self.found)
+            self._serving[model, stage, number] = len(self.found)
             self.found.append(
                 Deployment(
                     model=model,
                     number=number,
-                    stage=self.stage,
+                    stage=stage,
                     began_at=event.at,
                     exposed_at=event.at,
                     ended_at=event.at,
@@ -294,15 +318,31 @@ class _Folding:
                 )
             )
         elif cause == MoveCause.ROLLOUT:
-            self._entered(event, model, number)
-        elif cause == MoveCause.ROLLBACK:
-            left = event.body.get("displaced")
-            place = self._serving.pop((model, int(left["number"])), None) if left else None
-            if place is not None:
-                self.found[place] = structs.replace(self.found[place], undone_at=event.at)
+            self._entered(event, model, stage, number)
+        elif cause == MoveCause.ROLLBACK and (left := event.body.get("displaced")):
+            self._undone(event, model, stage, int(left["number"]))
 
-    def _entered(self, event: Event, model: str, number: int) -> None:
-        """The stage followed a rollout. One of which nothing was read succeeded before the span."""
+    def _pointed(self, event: Event, model: str, number: int) -> None:
+        """An alias was set: because a rollout had succeeded, or to go back. Who sets it otherwise moves no
+        traffic by that."""
+        alias = f"@{event.body.get('alias')}"
+        if not self.asked.counts(alias):
+            return
+        cause = event.body.get("cause")
+        if cause == MoveCause.ROLLOUT or (cause is None and event.body.get("rollout") is not None):
+            self.entered_at.setdefault((model, number), event.at)
+            self._entered(event, model, alias, number)
+        elif cause == MoveCause.ROLLBACK and (left := event.body.get("from")) is not None:
+            self._undone(event, model, alias, int(left))
+
+    def _undone(self, event: Event, model: str, pointer: str, number: int) -> None:
+        """A version that had succeeded was taken back."""
+        place = self._serving.pop((model, pointer, number), None)
+        if place is not None:
+            self.found[place] = structs.replace(self.found[place], undone_at=event.at)
+
+    def _entered(self, event: Event, model: str, pointer: str, number: int) -> None:
+        """The stage or alias followed a rollout. One of which nothing was read succeeded before the span."""
         rollout = str(event.body.get("rollout"))
         if rollout not in self._place:
             self._place[rollout] = len(self.found)
@@ -310,20 +350,20 @@ class _Folding:
                 Deployment(
                     model=model,
                     number=number,
-                    stage=self.stage,
+                    stage=pointer,
                     rollout=rollout,
                     ended_at=event.at,
                     outcome=Outcome.SUCCEEDED,
                 )
             )
-        self._serving[model, number] = self._place[rollout]
+        self._serving[model, pointer, number] = self._place[rollout]
 
     def _moving(self, event: Event, model: str, number: int) -> None:
         rollout = str(event.body.get("rollout"))
         place = self._place.setdefault(rollout, len(self.found))
         if place == len(self.found):
             endpoint = event.subject.removeprefix("endpoint/")
-            stage = event.body.get("stage", self.stage) or f"@{event.body.get('alias')}"
+            stage = event.body.get("stage", self.asked.stage) or f"@{event.body.get('alias')}"
             self.found.append(
                 Deployment(model=model, number=number, stage=stage, rollout=rollout, endpoint=endpoint)
             )
@@ -337,8 +377,10 @@ class _Folding:
                 known = structs.replace(known, decided_at=known.decided_at or event.at)
             case _:
                 known = structs.replace(known, ended_at=event.at, outcome=_OUTCOMES[event.kind])
-        if known.outcome is Outcome.SUCCEEDED and known.stage == self.stage:
-            self._serving[model, number] = place
+        if known.outcome is Outcome.SUCCEEDED and self.asked.counts(known.stage):
+            self._serving[model, known.stage, number] = place
+            if known.stage.startswith("@"):
+                self.entered_at.setdefault((model, number), event.at)
         self.found[place] = known
 
 
@@ -362,7 +404,7 @@ def report(
     *,
     since: datetime,
     until: datetime,
-    stage: str,
+    asked: Asked,
     model: str | None = None,
     project: str | None = None,
 ) -> DeliveryReport:
@@ -373,7 +415,7 @@ def report(
             that lie before.
         model, project: what the events were chosen by; only told again.
     """
-    found = fold(events, stage)
+    found = fold(events, asked)
 
     def within(at: datetime | None) -> bool:
         return at is not None and since < at <= until
@@ -387,7 +429,17 @@ def report(
     return DeliveryReport(
         since=since,
         until=until,
-        stage=stage,
+        stage=asked.stage,
+        aliases=tuple(
+            sorted(
+                {
+                    one.stage[1:]
+                    for one in found.deployments
+                    if one.stage.startswith("@")
+                    and any(within(at) for at in (one.began_at, one.ended_at, one.undone_at))
+                }
+            )
+        ),
         model=model,
         project=project,
         deployments=len(ended),
@@ -472,27 +524,33 @@ def share(count: int, of: int) -> Share:
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
-    """The subjects whose beginnings lie before what was read: endpoints, and versions as (model, reference
-    without the model's name)."""
+    """The subjects whose beginnings lie before what was read: endpoints, and versions and aliases as (model,
+    reference behind the model's name: `:2.1.0`, `@champion`)."""
 
     endpoints: tuple[str, ...] = ()
-    versions: tuple[tuple[str, str], ...] = ()
+    references: tuple[tuple[str, str], ...] = ()
 
 
-def wanted(events: Sequence[Named], stage: str) -> Wanted:
-    """Whose beginnings are to be looked up: rollouts that began before these events, and the registration of
-    every version that entered the stage or left it by a rollback."""
+def wanted(events: Sequence[Named], asked: Asked) -> Wanted:
+    """Whose beginnings are to be looked up: rollouts that began before these events, the registration of
+    every version that entered the stage or left it by a rollback, or was brought behind an alias, and what an
+    alias named from which one went back."""
     begun: set[str] = set()
     endpoints: set[str] = set()
-    versions: set[tuple[str, str]] = set()
+    references: set[tuple[str, str]] = set()
     for one in events:
-        event = one.event
-        if event.kind is EventKind.STAGE_MOVED and event.body.get("to") == stage and one.model is not None:
-            versions.add((one.model, str(event.body.get("semver"))))
-            if displaced := event.body.get("displaced"):
-                versions.add((one.model, str(displaced["semver"])))
+        event, body, model = one.event, one.event.body, one.model
+        if event.kind is EventKind.STAGE_MOVED and model is not None and asked.counts(str(body.get("to"))):
+            references.add((model, f":{body.get('semver')}"))
+            if displaced := body.get("displaced"):
+                references.add((model, f":{displaced['semver']}"))
+        elif event.kind is EventKind.ALIAS_SET and model is not None:
+            if asked.counts(pointer := f"@{body.get('alias')}") and "cause" in body:
+                references |= {(model, pointer), (model, f":{body.get('semver')}")}
         elif event.kind is EventKind.ROLLOUT_STARTED:
-            begun.add(str(event.body.get("rollout")))
-        elif event.subject.startswith("endpoint/") and str(event.body.get("rollout", "")) not in {"", *begun}:
+            begun.add(str(body.get("rollout")))
+            if model is not None and (alias := body.get("alias")) and asked.counts(f"@{alias}"):
+                references.add((model, f":{body.get('to')}"))
+        elif event.subject.startswith("endpoint/") and str(body.get("rollout", "")) not in {"", *begun}:
             endpoints.add(event.subject)
-    return Wanted(endpoints=tuple(sorted(endpoints)), versions=tuple(sorted(versions)))
+    return Wanted(endpoints=tuple(sorted(endpoints)), references=tuple(sorted(references)))

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from modelkeep.core import delivery as core
 from modelkeep.core import errors, values
 from modelkeep.core.access import Verb
-from modelkeep.core.delivery import DeliveryReport, Named
+from modelkeep.core.delivery import Asked, DeliveryReport, Named
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.values import ModelName
 from modelkeep.service import stages
@@ -29,16 +29,22 @@ def report(
     until: datetime | None = None,
     model: ModelName | None = None,
     project: str | None = None,
-    stage: str = stages.PRODUCTION,
+    stage: str | None = None,
+    alias: str | None = None,
 ) -> DeliveryReport:
     """The figures of what ended in a span; the last thirty days when nothing is said.
 
+    Args:
+        stage, alias: deployments to that stage alone, or behind that alias alone; without either those to
+            production and those behind every alias that an endpoint follows.
+
     Raises:
         ModelNotFound: also for a model that the caller may not read.
-        Invalid: the span ends before it begins, or both a model and a project are named.
+        Invalid: the span ends before it begins, or both a model and a project are named, or both a stage and
+            an alias.
         LimitExceeded: too much happened in the span.
     """
-    values.check_name(stage, "stage")
+    asked = _asked(stage, alias)
     until = min(until or act.now, act.now)
     since = since if since is not None else until - SPAN_DEFAULT
     if since >= until:
@@ -48,16 +54,26 @@ def report(
     if model is not None:
         act.readable(model)
         catalog_store.get_model(act.tx, model)
-    found = _events(act, since, until, model, stage)
-    asked = {name for name in {one.model for one in found} if _is_asked(act, name, model, project)}
+    found = _events(act, since, until, model, asked)
+    shown = {name for name in {one.model for one in found} if _is_asked(act, name, model, project)}
     return core.report(
-        [one for one in found if one.model in asked],
+        [one for one in found if one.model in shown],
         since=since,
         until=until,
-        stage=stage,
+        asked=asked,
         model=str(model) if model is not None else None,
         project=project,
     )
+
+
+def _asked(stage: str | None, alias: str | None) -> Asked:
+    if stage is not None and alias is not None:
+        raise errors.Invalid("Ask for a stage or for an alias, not for both.", field="alias")
+    if alias is not None:
+        return Asked(stage=None, aliases=(values.check_name(alias, "alias"),))
+    if stage is not None:
+        return Asked(stage=values.check_name(stage, "stage"))
+    return Asked(stage=stages.PRODUCTION, aliases=None)
 
 
 def _is_asked(act: Act, name: str | None, model: ModelName | None, project: str | None) -> bool:
@@ -70,18 +86,18 @@ def _is_asked(act: Act, name: str | None, model: ModelName | None, project: str 
     return act.may(Verb.READ, own)
 
 
-def _events(act: Act, since: datetime, until: datetime, model: ModelName | None, stage: str) -> list[Named]:
+def _events(act: Act, since: datetime, until: datetime, model: ModelName | None, asked: Asked) -> list[Named]:
     """All events that the figures need, in order and each once, under the present names of their models."""
     after, last = act.tx.events.as_of(since), act.tx.events.as_of(until)
     names = [span.name for span in renames.spans(act.tx, str(model))] if model is not None else None
     inside = store.within(act.tx, core.READ_WHOLE, after, last, names)
     _check(inside)
     renamed = store.within(act.tx, (EventKind.MODEL_RENAMED,), 0, renames.FAR)
-    wanted = core.wanted(core.named([*renamed, *inside]), stage)
+    wanted = core.wanted(core.named([*renamed, *inside]), asked)
     subjects = list(wanted.endpoints)
-    for name, semver in wanted.versions:
+    for name, reference in wanted.references:
         own = renames.spans(act.tx, name) if renamed else ()
-        subjects += {f"{known}:{semver}" for known in (name, *(span.name for span in own))}
+        subjects += {f"{known}{reference}" for known in (name, *(span.name for span in own))}
     before = store.of_subjects(act.tx, subjects, core.BEGINNINGS, last)
     _check(before)
     every: dict[int, Event] = {event.sequence: event for event in (*renamed, *before, *inside)}

@@ -12,13 +12,15 @@ from modelkeep.web.shapes import ModelText, NameText, Shape, TimeText
 
 
 class DeliveryQuery(Shape, frozen=True, kw_only=True):
-    """The span, and whose deployments: one model's, one project's, or all that one may read."""
+    """The span, and whose deployments: one model's, one project's, or all that one may read; to one stage,
+    behind one alias, or to production and behind all aliases."""
 
     since: TimeText | None = None
     until: TimeText | None = None
     model: ModelText | None = None
     project: NameText | None = None
-    stage: NameText = "production"
+    stage: NameText | None = None
+    alias: NameText | None = None
 
 
 def report_delivery(act: Act, call: Call) -> Any:
@@ -31,4 +33,5 @@ def report_delivery(act: Act, call: Call) -> Any:
         model=parse_model_name(q.model) if q.model is not None else None,
         project=values.check_name(q.project, "project") if q.project is not None else None,
         stage=q.stage,
+        alias=q.alias,
     )
