@@ -266,6 +266,18 @@ def test_plain_paths_pass(path: str) -> None:
     assert values.check_path(path) == path
 
 
+@given(st.text(alphabet="aZ0_-./", max_size=12))
+def test_of_plain_characters_only_dots_and_slashes_are_looked_at(path: str) -> None:
+    """A path of letters, digits, `_` and `-` is refused for empty parts and parts that end in a dot alone."""
+    fine = all(part and not part.endswith(".") for part in path.split("/"))
+    try:
+        values.check_path(path)
+    except errors.InvalidManifest:
+        assert not fine
+    else:
+        assert fine
+
+
 @given(st.text(alphabet="ab./\\: \x00\u202e\u00e9", max_size=20))
 @pytest.mark.hostile("path-tricks")
 def test_a_path_that_passes_stays_in_its_folder(path: str) -> None:

@@ -9,6 +9,7 @@ what was installed, and so does an entry that allows several versions.
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from modelkeep.core import codec, errors, values
@@ -19,6 +20,10 @@ LOCK_MAX_BYTES = 1024 * 1024
 """Bytes of one list: locks with hashes of very large environments have some hundred KiB."""
 ENTRIES_MAX = 10_000
 """Entries of one list."""
+KEPT = 64
+"""Models whose lists are remembered as they were read: those of a team are made in a few environments."""
+KEPT_BYTES = 32 * 1024
+"""Bytes of the lists of such a model together."""
 LOCK_FILES = ("requirements.txt", "conda.yaml", "python_env.yaml")
 """Where the files of a model have their lists, the telling ones first."""
 LOCK_DOMAIN = b"modelkeep.environment.v1\n"
@@ -50,13 +55,25 @@ def read_lock(files: Mapping[str, bytes]) -> EnvironmentLock | None:
     Raises:
         Invalid, LimitExceeded, MalformedBody: a list is too large, or cannot be read.
     """
-    requirements = files.get("requirements.txt")
+    given = tuple(files.get(name) for name in LOCK_FILES)
+    if sum(len(data) for data in given if data is not None) <= KEPT_BYTES:
+        return _read_again(*given)
+    return _read(*given)
+
+
+@lru_cache(maxsize=KEPT)
+def _read_again(*given: bytes | None) -> EnvironmentLock | None:
+    return _read(*given)
+
+
+def _read(
+    requirements: bytes | None, conda: bytes | None, python_env: bytes | None
+) -> EnvironmentLock | None:
     if requirements is not None:
         listed = read_requirements(requirements)
-        python = _python_of(files.get("python_env.yaml"))
+        python = _python_of(python_env)
         if listed.entries:
             return _lock("requirements", (*listed.entries, *python), listed.pinned)
-    conda = files.get("conda.yaml")
     if conda is not None:
         listed = read_conda(conda)
         if listed.entries:

@@ -144,9 +144,10 @@ class _Normal:
                 field=path,
             )
         try:
-            values.check_text(text, f"text at {_shown(path)}")
+            values.check_text(text, "text")
             text.encode()
         except errors.LimitExceeded:
+            values.check_text(text, f"text at {_shown(path)}")  # whose words take longer than the check
             raise
         except errors.Invalid as problem:
             raise _refuse(path, "contains control characters; remove them") from problem

@@ -6,6 +6,7 @@ part.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from modelkeep.core import codec, errors, metadata, values
@@ -16,6 +17,10 @@ MLMODEL = "MLmodel"
 """The file's name, at the top of a model's files."""
 MLMODEL_MAX_BYTES = codec.YAML_MAX_BYTES
 """Bytes of the file that are read."""
+KEPT = 64
+"""Files whose reading is remembered: the same one comes again with each copy of its model."""
+KEPT_BYTES = 16 * 1024
+"""Bytes of such a file; few have more than two thousand."""
 FLAVORS_MAX = 50
 """Flavors that are named; MLflow itself writes two or three."""
 NOTE_MAX = 200
@@ -48,7 +53,16 @@ class ModelFile(NamedTuple):
 
 def read_mlmodel(data: bytes) -> ModelFile:
     """Read the file. Nothing in it is an error: a model that is stored with a file that cannot be read is
-    still a model."""
+    still a model. Nobody changes what is returned."""
+    return _read_again(data) if len(data) <= KEPT_BYTES else _read(data)
+
+
+@lru_cache(maxsize=KEPT)
+def _read_again(data: bytes) -> ModelFile:
+    return _read(data)
+
+
+def _read(data: bytes) -> ModelFile:
     if len(data) > MLMODEL_MAX_BYTES:
         return ModelFile(
             notes=(f"The {MLMODEL} file has more than {MLMODEL_MAX_BYTES:,} bytes and was not read.",)

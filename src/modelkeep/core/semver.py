@@ -8,6 +8,7 @@ means (that is `core/bump.py`) nor which versions exist.
 import re
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import lru_cache
 from typing import assert_never
 
 from msgspec import Struct
@@ -23,6 +24,8 @@ RANGE_MAX = 256
 """Characters of a range."""
 RANGE_TERMS_MAX = 8
 """Terms of a range; `>=1.2 <2` has two."""
+KEPT = 1_024
+"""Versions whose reading, or sort key, is remembered: few numbers are in use at a time."""
 
 _IDENTIFIER = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 _NUMBER = r"(?:0|[1-9][0-9]*)"
@@ -96,6 +99,7 @@ class SemVer(Struct, frozen=True):
         return not self.pre
 
 
+@lru_cache(maxsize=KEPT)
 def parse(text: str) -> SemVer:
     """Read a version exactly as semver 2.0.0 writes it.
 
@@ -179,6 +183,7 @@ _ALPHANUMERIC = "2"
 _RELEASE = "3"
 
 
+@lru_cache(maxsize=KEPT)
 def sort_key(version: SemVer) -> str:
     """A text whose plain order is the precedence of versions (semver 2.0.0, section 11).
 

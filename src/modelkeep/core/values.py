@@ -68,6 +68,8 @@ _MODEL_NAME = re.compile(
     r"[A-Za-z0-9_(\[](?:[A-Za-z0-9 _.,;!$&()+=^~\[\]{}-]{0,126}[A-Za-z0-9_,;!$&()+=^~\[\]{}-])?", re.ASCII
 )
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_.-]{0,254}[A-Za-z0-9_-](?:/[A-Za-z0-9_.-]{0,254}[A-Za-z0-9_-])*")
+"""Paths as most are, in which nothing has to be looked for."""
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -143,6 +145,8 @@ def check_path(path: str) -> str:
     Raises:
         InvalidManifest: absolute, empty or dotted parts, backslash, colon, control characters, or too long.
     """
+    if _PLAIN_PATH.fullmatch(path) and len(path) <= PATH_MAX:
+        return path
     parts = path.split("/")
     encoded = path.encode("utf-8", "surrogatepass")
     bad = (
@@ -182,6 +186,8 @@ def check_digest(text: str) -> Digest:
 
 def printable(text: str) -> str:
     """Text that a terminal can show without being steered by it: control characters become `\\xNN`."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
