@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelkeep.adapters import blobs_spool
+from modelkeep.adapters import blobs_disk, blobs_spool
 from modelkeep.adapters.blobs_folder import FolderBlobs
 from modelkeep.adapters.blobs_spool import UploadSpool
 from modelkeep.core import errors
@@ -132,7 +132,7 @@ def test_an_upload_goes_on_after_its_writer_was_killed(root: Path, chunks: int) 
     offset = store.status("up_1")
     assert offset <= len(whole)
     # At most one gathered write is lost with the process.
-    assert offset >= chunks * 50_000 - blobs_spool.WRITE_BYTES - 50_000
+    assert offset >= chunks * 50_000 - blobs_disk.PIECE_BYTES - 50_000
     assert store.append("up_1", offset, [whole[offset:]]) == len(whole)
     assert store.commit("up_1", digest_of(whole)).size_bytes == len(whole)
     assert store.verify(digest_of(whole)).size_bytes == len(whole)

@@ -18,16 +18,26 @@ import os
 import re
 import stat
 import sys
+import threading
+from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from modelkeep.adapters.blobs_disk import Pieces, ahead, disk_errors, open_folder, read_past, read_range
 from modelkeep.adapters.blobs_journal import Journal
-from modelkeep.adapters.blobs_spool import UploadSpool, disk_errors, open_folder, read_range, verified
+from modelkeep.adapters.blobs_spool import UploadSpool, verified
 from modelkeep.core import errors, values
 from modelkeep.core.catalog import StoredBlob
 from modelkeep.core.values import Digest
 from modelkeep.ports import BlobInfo, check_range, no_such_blob
+
+# Limits of the folder; each with the reason for its size.
+PAST_CACHE_BYTES = 8 * 1024 * 1024
+"""A read of so much goes past the system's cache the first time: filling the cache with what may never be
+asked for again costs more than reading it, and pushes out what is."""
+LATELY_MAX = 1_024
+"""Blobs of which it is remembered that somebody has read them."""
 
 _SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
 _REST = re.compile(r"[0-9a-f]{62}", re.ASCII)
@@ -66,7 +76,10 @@ class FolderBlobs:
         self._fd = open_folder("sha256", self._root_fd)
         self._named: set[str] = set()
         """Folders in it whose names were synced since this process began."""
-        self._spool = UploadSpool(self._root / "uploads")
+        self._pieces = Pieces()
+        self._lately: OrderedDict[Digest, None] = OrderedDict()
+        self._lately_lock = threading.Lock()
+        self._spool = UploadSpool(self._root / "uploads", direct=True)
         self._journal = Journal(self._root_fd, "journal", self)
 
     def close(self) -> None:
@@ -192,8 +205,11 @@ class FolderBlobs:
 
     def open_verified(self, digest: Digest) -> Generator[bytes, None, None]:
         """See `BlobStore.open_verified`."""
+        found = self.stat(digest)
+        chunks = self.open(digest)
+        large = found is not None and found.size_bytes >= PAST_CACHE_BYTES
         return verified(
-            self.open(digest),
+            ahead(chunks) if large else chunks,
             digest,
             "the stored file is damaged; run 'modelkeep fsck', then restore it or register it again",
         )
@@ -287,8 +303,19 @@ class FolderBlobs:
                 if not stat.S_ISREG(found.st_mode):
                     raise no_such_blob(digest)
                 end = check_range(found.st_size, offset, length)
+                past = end - offset >= PAST_CACHE_BYTES and self._is_first_read(digest)
                 yield b""
-                yield from read_range(fd, offset, end)
+                yield from read_past(fd, offset, end, self._pieces) if past else read_range(fd, offset, end)
+
+    def _is_first_read(self, digest: Digest) -> bool:
+        """Whether nobody has read a blob lately. What is read again is worth its place in the cache."""
+        with self._lately_lock:
+            first = digest not in self._lately
+            self._lately[digest] = None
+            self._lately.move_to_end(digest)
+            if len(self._lately) > LATELY_MAX:
+                self._lately.popitem(last=False)
+        return first
 
 
 def _file(name: str, shard_fd: int) -> int:

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from modelkeep.adapters.blobs_spool import disk_errors, try_lock
+from modelkeep.adapters.blobs_disk import disk_errors, try_lock
 from modelkeep.core.values import Digest
 from modelkeep.ports import BlobInfo, check_small
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from modelkeep.adapters.blobs_spool import UploadSpool, disk_errors, read_range, verified
+from modelkeep.adapters.blobs_disk import disk_errors, read_range
+from modelkeep.adapters.blobs_spool import UploadSpool, verified
 from modelkeep.core import errors, values
 from modelkeep.core.catalog import StoredBlob
 from modelkeep.core.values import Digest

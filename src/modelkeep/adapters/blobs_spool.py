@@ -6,16 +6,11 @@ upload goes. What this file does not do: keep blobs, or know what a blob's final
 Why a session needs no record of its own: the length of its file is its offset. A process that dies, or a
 write that fails half way, leaves a file whose length is true, and that is where the sender goes on.
 
-Why the hash follows the file instead of the stream: a second thread reads back (from the page cache) what the
-first has written, so writing and hashing each have a core, the queue between them is the file itself and
-takes no memory, and what is hashed is what was stored. The state of a hash cannot be written down, so after a
-restart the same follower begins at the first byte again, in a stream, while new bytes arrive; `sealed` hashes
-whatever is left.
+How bytes get into the file, and are hashed meanwhile, is `blobs_intake`'s; `sealed` hashes whatever is left.
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -27,8 +22,18 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 
+from modelkeep.adapters.blobs_disk import (
+    CREATE,
+    PIECE_BYTES,
+    PLAIN,
+    Pieces,
+    disk_errors,
+    open_folder,
+    read_range,
+    try_lock,
+)
+from modelkeep.adapters.blobs_intake import Intake, RunningHash
 from modelkeep.core import errors
 from modelkeep.core.values import Digest
 from modelkeep.ports import (
@@ -42,20 +47,6 @@ from modelkeep.ports import (
 )
 
 # Limits of the spool; each with the reason for its size.
-WRITE_BYTES = 1024 * 1024
-"""Bytes of one write: large enough that the calls cost nothing, small enough to stay in a processor's cache.
-"""
-WRITE_PIECES = 512
-"""Pieces of one gathered write; the kernel takes 1,024."""
-SETTLE_BYTES = 8 * 1024 * 1024
-"""Bytes after which the kernel is told to begin writing them to the disk."""
-CACHED_BYTES = 128 * 1024 * 1024
-"""Bytes of one upload that stay in the system's cache, for whoever reads the blob next: most models whole."""
-READ_BYTES = 1024 * 1024
-"""Bytes of one read, and so of a chunk that is handed out."""
-FOLLOW_BYTES = 4 * 1024 * 1024
-"""Bytes that wait unhashed before a second thread is worth its start; smaller uploads are hashed when sealed.
-"""
 HASHES_KEPT = 1_024
 """Sessions whose hash is kept in memory; an older one is hashed from its file again, slower and as true."""
 LOCK_WAIT_S = 5.0
@@ -63,8 +54,6 @@ LOCK_WAIT_S = 5.0
 LOCK_POLL_S = 0.02
 """How often it looks."""
 
-_CAN_ADVISE = hasattr(os, "posix_fadvise")  # macOS has no such call, and does without
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PART = re.compile(r"([a-z0-9_]{1,64})\.part", re.ASCII)
 _SIZE = re.compile(r"([a-z0-9_]{1,64})\.size", re.ASCII)
 
@@ -72,14 +61,19 @@ _SIZE = re.compile(r"([a-z0-9_]{1,64})\.size", re.ASCII)
 class UploadSpool:
     """The open sessions of one folder. Safe for threads, and for several processes on one local disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, direct: bool = False) -> None:
         """Open the folder, making it where it is missing.
+
+        Args:
+            direct: have large uploads pass by the system's cache, where nobody reads them again at once.
 
         Raises:
             BlobsUnavailable: it cannot be made or opened, or is a symbolic link.
         """
         self._fd = open_folder(folder)
-        self._hashes: OrderedDict[str, _RunningHash] = OrderedDict()
+        self._direct = direct
+        self._pieces = Pieces()
+        self._hashes: OrderedDict[str, RunningHash] = OrderedDict()
         self._hashes_lock = threading.Lock()
 
     def close(self) -> None:
@@ -136,14 +130,16 @@ class UploadSpool:
             if offset != end:
                 raise wrong_offset(upload_id, end)
             limit = self._declared(upload_id)
-            with _Follower(fd, self._hash(upload_id)) as follower:
-                gatherer = _Gatherer(upload_id, fd, end, BLOB_MAX_BYTES if limit is None else limit, follower)
+            most = BLOB_MAX_BYTES if limit is None else limit
+            with Intake(
+                upload_id, fd, end, most, self._hash(upload_id), self._pieces, direct=self._direct
+            ) as intake:
                 try:
                     for chunk in chunks:
-                        gatherer.add(chunk)
+                        intake.add(chunk)
                 finally:  # what came before the connection broke is kept
-                    gatherer.flush()
-            return gatherer.offset
+                    intake.flush()
+            return intake.offset
 
     def status(self, upload_id: str) -> int:
         """Say how many bytes a session has. See `BlobStore.status`."""
@@ -174,8 +170,9 @@ class UploadSpool:
             if declared is not None and size != declared:
                 raise wrong_offset(upload_id, size)
             running = self._hash(upload_id)
-            with disk_errors(f"read upload {upload_id}"):
-                running.advance(fd, size, memoryview(bytearray(READ_BYTES)))
+            if running.offset < size:
+                with disk_errors(f"read upload {upload_id}"):
+                    running.advance(fd, size, memoryview(bytearray(PIECE_BYTES)))
             actual = running.digest()
             if running.offset != size or (expected is not None and actual != expected):
                 self.cancel(upload_id)
@@ -221,7 +218,7 @@ class UploadSpool:
             OSError: the disk refused.
         """
         part = self._part(f"put_{secrets.token_hex(16)}")
-        fd = os.open(part, _CREATE | os.O_EXCL, 0o600, dir_fd=self._fd)
+        fd = os.open(part, CREATE | os.O_EXCL, 0o600, dir_fd=self._fd)
         try:
             try:
                 if os.write(fd, data) != len(data):
@@ -281,15 +278,15 @@ class UploadSpool:
 
     def _create(self, upload_id: str, size_bytes: int | None) -> None:
         if size_bytes is not None:
-            fd = os.open(self._size(upload_id), _CREATE | os.O_TRUNC, 0o600, dir_fd=self._fd)
+            fd = os.open(self._size(upload_id), CREATE | os.O_TRUNC, 0o600, dir_fd=self._fd)
             with open(fd, "w", encoding="ascii") as file:
                 file.write(str(size_bytes))
-        os.close(os.open(self._part(upload_id), _CREATE | os.O_EXCL, 0o600, dir_fd=self._fd))
+        os.close(os.open(self._part(upload_id), CREATE | os.O_EXCL, 0o600, dir_fd=self._fd))
 
     def _declared(self, upload_id: str) -> int | None:
         with disk_errors(f"read upload {upload_id}"):
             try:
-                fd = os.open(self._size(upload_id), os.O_RDONLY | _PLAIN, dir_fd=self._fd)
+                fd = os.open(self._size(upload_id), os.O_RDONLY | PLAIN, dir_fd=self._fd)
             except FileNotFoundError:
                 return None
             with open(fd, "rb") as file:
@@ -312,7 +309,7 @@ class UploadSpool:
         deadline = time.monotonic() + (LOCK_WAIT_S if wait else 0)
         with disk_errors(f"open upload {upload_id}"):
             try:
-                fd = os.open(self._part(upload_id), os.O_RDWR | _PLAIN, dir_fd=self._fd)
+                fd = os.open(self._part(upload_id), os.O_RDWR | PLAIN, dir_fd=self._fd)
             except FileNotFoundError:
                 raise no_such_upload(upload_id) from None
         try:
@@ -338,9 +335,9 @@ class UploadSpool:
             return False
         return os.path.samestat(named, os.fstat(fd))
 
-    def _hash(self, upload_id: str) -> "_RunningHash":
+    def _hash(self, upload_id: str) -> "RunningHash":
         with self._hashes_lock:
-            running = self._hashes.setdefault(upload_id, _RunningHash())
+            running = self._hashes.setdefault(upload_id, RunningHash())
             self._hashes.move_to_end(upload_id)
             if len(self._hashes) > HASHES_KEPT:
                 self._hashes.popitem(last=False)
@@ -349,211 +346,6 @@ class UploadSpool:
     def _forget(self, upload_id: str) -> None:
         with self._hashes_lock:
             self._hashes.pop(upload_id, None)
-
-
-class _RunningHash:
-    """The hash of the first `offset` bytes of a file."""
-
-    def __init__(self) -> None:
-        self.offset = 0
-        self._sha256 = hashlib.sha256()
-
-    def digest(self) -> Digest:
-        return Digest(f"sha256:{self._sha256.hexdigest()}")
-
-    def advance(self, fd: int, until: int, buffer: memoryview) -> None:
-        """Hash on from where it is to `until`, or to the end of the file.
-
-        Args:
-            buffer: room to read into, so that it is asked for once.
-
-        Raises:
-            OSError: the file cannot be read; the hash is true for the bytes up to `offset`.
-        """
-        while self.offset < until:
-            count = os.preadv(fd, [buffer[: until - self.offset]], self.offset)
-            if count == 0:
-                return
-            self._sha256.update(buffer[:count])
-            self.offset += count
-
-
-class _Follower:
-    """Hashes a file in a second thread while the first is still writing it; at the end it stops midway."""
-
-    def __init__(self, fd: int, running: _RunningHash) -> None:
-        self._fd = fd
-        self._running = running
-        self._written = 0
-        self._stopped = False
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> "_Follower":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._thread is not None:
-            with self._changed:
-                self._stopped = True
-                self._changed.notify()
-            self._thread.join()
-
-    @property
-    def hashed(self) -> int:
-        """How far the file is hashed."""
-        return self._running.offset
-
-    def wrote(self, offset: int) -> None:
-        """Say how far the file is written."""
-        with self._changed:
-            self._written = offset
-            self._changed.notify()
-        if self._thread is None and offset - self._running.offset >= FOLLOW_BYTES:
-            self._thread = threading.Thread(target=self._follow, name="modelkeep-hash", daemon=True)
-            self._thread.start()
-
-    def _follow(self) -> None:
-        buffer = memoryview(bytearray(READ_BYTES))
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._written > self._running.offset)
-                if self._stopped:
-                    return
-                until = min(self._written, self._running.offset + READ_BYTES)
-            try:
-                self._running.advance(self._fd, until, buffer)
-            except OSError:
-                return  # `sealed` reads on from the same place, and reports what it meets there
-
-
-class _Gatherer:
-    """Gathers chunks into writes of about `WRITE_BYTES`, and keeps count of what the file really has."""
-
-    def __init__(self, upload_id: str, fd: int, offset: int, limit: int, follower: _Follower) -> None:
-        self.offset = offset
-        self._upload_id = upload_id
-        self._fd = fd
-        self._limit = limit
-        self._follower = follower
-        self._pieces: list[memoryview] = []
-        self._waiting = 0
-        self._settled = offset
-        self._dropped = offset
-
-    def add(self, chunk: bytes) -> None:
-        """Take a chunk; write when enough has come together.
-
-        Raises:
-            LimitExceeded: with this chunk the upload would be longer than it may be; the chunk is not taken.
-            StorageFull, BlobsUnavailable: the disk refused; `offset` says how far it came.
-            BlobNotFound: the session was cancelled meanwhile.
-        """
-        if self.offset + self._waiting + len(chunk) > self._limit:
-            raise errors.LimitExceeded(
-                f"Upload {self._upload_id} was to have {self._limit:,} bytes at most, and more came; "
-                "cancel it and begin again with the right size.",
-                upload_id=self._upload_id,
-                limit=self._limit,
-            )
-        whole = memoryview(chunk)
-        for start in range(0, len(whole), WRITE_BYTES):
-            piece = whole[start : start + WRITE_BYTES]
-            self._pieces.append(piece)
-            self._waiting += len(piece)
-            if self._waiting >= WRITE_BYTES or len(self._pieces) >= WRITE_PIECES:
-                self.flush()
-
-    def flush(self) -> None:
-        """Write what has come together. Raises as `add` does."""
-        pieces, self._pieces, self._waiting = self._pieces, [], 0
-        if not pieces:
-            return
-        if os.fstat(self._fd).st_nlink == 0:  # no name any more: stop filling the disk for nobody
-            raise no_such_upload(self._upload_id)
-        with disk_errors(f"write upload {self._upload_id}"):
-            while pieces:
-                count = os.pwritev(self._fd, pieces, self.offset)
-                self.offset += count
-                while pieces and count >= len(pieces[0]):
-                    count -= len(pieces.pop(0))
-                if pieces:
-                    pieces[0] = pieces[0][count:]
-        self._follower.wrote(self.offset)
-        if _CAN_ADVISE and self.offset - self._settled >= SETTLE_BYTES:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Send what is written on its way to the disk, and let go of what is hashed and far behind.
-
-        The same advice does both: it starts the writing of pages that are not on the disk yet, and drops
-        those that are. Without it the fsync at the end would wait for everything, and one large upload would
-        push everything else out of the system's memory.
-        """
-        os.posix_fadvise(self._fd, self._settled, self.offset - self._settled, os.POSIX_FADV_DONTNEED)
-        self._settled = self.offset
-        behind = min(self.offset - CACHED_BYTES, self._follower.hashed)
-        if behind > self._dropped:
-            os.posix_fadvise(self._fd, self._dropped, behind - self._dropped, os.POSIX_FADV_DONTNEED)
-            self._dropped = behind
-
-
-_PLAIN = os.O_NOFOLLOW | os.O_CLOEXEC
-"""How every file is opened: a symbolic link that somebody planted is an error and never followed."""
-_CREATE = os.O_WRONLY | os.O_CREAT | _PLAIN
-
-
-def open_folder(path: Path | str, parent_fd: int | None = None) -> int:
-    """Open a folder to work in by its descriptor, making it (0700) where it is missing; never through a link.
-
-    Raises:
-        BlobsUnavailable: it cannot be made or opened, or is something else than a folder.
-    """
-    with disk_errors(f"open the folder {path}"):
-        try:
-            if parent_fd is None:
-                Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.mkdir(path, 0o700, dir_fd=parent_fd)
-        except FileExistsError:
-            pass
-        else:
-            if parent_fd is not None:
-                os.fsync(parent_fd)
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | _PLAIN, dir_fd=parent_fd)
-
-
-@contextlib.contextmanager
-def disk_errors(doing: str) -> Iterator[None]:
-    """Turn what the disk says into words a person can act on.
-
-    Raises:
-        StorageFull: no room, over quota, or over the process's file size limit.
-        BlobsUnavailable: any other refusal: read-only, not allowed, gone, damaged, or a link where none
-            belongs.
-    """
-    try:
-        yield
-    except OSError as problem:
-        reason = os.strerror(problem.errno) if problem.errno else str(problem)
-        if problem.errno in _FULL:
-            raise errors.StorageFull(
-                f"Could not {doing}: {reason}. Make room or cancel uploads, then try again."
-            ) from problem
-        raise errors.BlobsUnavailable(
-            f"Could not {doing}: {reason}. Check that the folder is mounted, writable and this user's own."
-        ) from problem
-
-
-def read_range(fd: int, start: int, end: int) -> Generator[bytes, None, None]:
-    """Read an open file from `start` to `end` in chunks; `fd` stays the caller's."""
-    while start < end:
-        chunk = os.pread(fd, min(READ_BYTES, end - start), start)
-        if not chunk:
-            return  # cut off since its size was taken; a verified read tells
-        yield chunk
-        start += len(chunk)
 
 
 def verified(chunks: Iterable[bytes], expected: Digest, advice: str) -> Generator[bytes, None, None]:
@@ -569,13 +361,3 @@ def verified(chunks: Iterable[bytes], expected: Digest, advice: str) -> Generato
     actual = Digest(f"sha256:{sha256.hexdigest()}")
     if actual != expected:
         raise wrong_digest(expected, actual, advice)
-
-
-def try_lock(fd: int) -> bool:
-    """Lock an open file, unless somebody has it; the kernel unlocks it with the last close. Whether it is
-    locked."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
