@@ -24,8 +24,8 @@ from modelkeep.core import errors
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import SYSTEM
 from modelkeep.store import events, schema, statements, writer
+from modelkeep.store.addresses import choose
 from modelkeep.store.database import ConstraintFailed, Database, Kept, Transaction
-from modelkeep.store.dialects import choose
 from modelkeep.store.statements import insert, one_of
 
 NOW = datetime(2026, 1, 25, 14, 3, tzinfo=UTC)
@@ -519,7 +519,7 @@ def test_a_sqlite_that_is_too_old_is_named(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.external
 def test_a_postgres_that_is_too_old_is_named(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that cannot say what became of a commit is refused at the start, not at the first fault."""
-    monkeypatch.setattr("modelkeep.store.dialects.POSTGRES_MIN", 99)
+    monkeypatch.setattr("modelkeep.store.postgres.POSTGRES_MIN", 99)
     with pytest.raises(errors.StoreUnavailable, match="older than Postgres 99"):
         Database.open(postgres_url)
 

@@ -21,9 +21,9 @@ import pytest
 from sqlalchemy import select, text
 
 from modelkeep.core import errors
-from modelkeep.store import dialects, events, schema, writer
+from modelkeep.store import events, schema, writer
 from modelkeep.store.database import Database, Transaction
-from modelkeep.store.dialects import Postgres
+from modelkeep.store.postgres import Postgres
 from tests.servers import PostgresServer, missing, run_postgres
 from tests.store.writes import append
 
@@ -313,9 +313,6 @@ class ForgetfulPostgres(Postgres):
         connection = super().connect(writing=writing)
         return Forgetful(connection, self.plan) if writing else connection
 
-    def usable(self, connection: Any) -> bool:
-        return not connection.closed
-
 
 @pytest.fixture
 def forgetful(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Database, list[str]]]:
@@ -349,7 +346,7 @@ def test_a_fate_that_cannot_be_known_is_said_to_be_unknown(
     """Where even that question gets no answer, the error says that nobody knows."""
     database, planned = forgetful
     monkeypatch.setattr(writer, "FATE_S", 0.01)
-    monkeypatch.setattr(dialects.Postgres, "fate", lambda self, ticket: None)
+    monkeypatch.setattr(Postgres, "fate", lambda self, ticket: None)
     planned.append("committed")
     with pytest.raises(errors.StoreUnavailable, match="unknown") as raised:
         write(database, "a")

@@ -20,8 +20,8 @@ from sqlalchemy.schema import MetaData
 from modelkeep.core import errors
 from modelkeep.core.events import GENESIS
 from modelkeep.store import migrate, schema
+from modelkeep.store.addresses import choose
 from modelkeep.store.database import Database
-from modelkeep.store.dialects import choose
 
 BEFORE = migrate.HEAD
 NEXT = '''"""A step of the next release. It adds one table."""

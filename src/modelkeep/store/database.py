@@ -9,6 +9,7 @@ modules.
     tx.all(statement, **binds) -> list[tuple]
     tx.one(statement, **binds) -> tuple | None
     tx.run(statement, **binds) -> number of rows changed
+    tx.put(statement, **binds)                      the same, where nobody needs the number: fewer exchanges
     tx.many(statement, [binds, ...]) -> number of rows changed
     tx.events.append(EventKind.MODEL_CREATED, at=now, actor=who, subject="churn", body={...}) -> Event
     tx.events.after(cursor, limit=100, model="churn") -> list[ChainedEvent]       (see `events`)
@@ -46,7 +47,8 @@ from typing import Any, TypeVar
 
 from modelkeep.core import errors
 from modelkeep.store import migrate
-from modelkeep.store.dialects import Connection, ConstraintFailed, Dialect, Lost, choose
+from modelkeep.store.addresses import choose
+from modelkeep.store.dialects import Connection, ConstraintFailed, Dialect, Lost
 from modelkeep.store.transaction import Kept, Transaction
 from modelkeep.store.writer import Outcome, Writer
 
@@ -160,7 +162,7 @@ class Database:
             raise self._dialect.translate(problem) from problem
         value = job(Transaction(self._dialect, connection, writing=False, seen=self._seen))
         try:
-            connection.execute("commit")
+            self._dialect.end_read(connection)
         except self._dialect.failures as problem:
             raise self._dialect.translate(problem) from problem
         return value
@@ -263,12 +265,14 @@ class _Readers:
     def undo(self, connection: Connection) -> None:
         """Take back a connection on which a job failed."""
         try:
-            if self._dialect.in_transaction(connection):
-                connection.execute("rollback")
+            self._dialect.undo_read(connection)
+            usable = self._dialect.usable(connection)
         except self._dialect.failures:
-            self.drop(connection)
-        else:
+            usable = False
+        if usable:
             self.give(connection)
+        else:
+            self.drop(connection)
 
     def drop(self, connection: Connection) -> None:
         with contextlib.suppress(*self._dialect.failures):

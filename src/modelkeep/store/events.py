@@ -129,7 +129,7 @@ class Events:
             body=body or {},
         )
         linked = core.link(head.link, event)
-        self._runs.run(
+        self._runs.put(
             _INSERT,
             sequence=event.sequence,
             kind=kind.value,
@@ -159,7 +159,7 @@ class Events:
         are any."""
         if self._head is None or self._head == self._stored:
             return None
-        self._runs.run(_SET_HEAD, sequence=self._head.sequence, link=self._head.link.hex())
+        self._runs.put(_SET_HEAD, sequence=self._head.sequence, link=self._head.link.hex())
         return self._head.sequence
 
     def _read_head(self) -> Head:

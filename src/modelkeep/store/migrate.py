@@ -22,8 +22,9 @@ from modelkeep.core import errors
 from modelkeep.core.events import GENESIS
 from modelkeep.core.values import DEFAULT_PROJECT
 from modelkeep.store import import_tables, schema, tracking_tables, webhook_tables
+from modelkeep.store.addresses import choose
 from modelkeep.store.columns import metadata
-from modelkeep.store.dialects import Connection, Dialect, Lost, choose
+from modelkeep.store.dialects import Connection, Dialect, Lost
 
 REVISIONS: tuple[str, ...] = ("0001", "0002", "0003", "0004")
 """Every revision there is, oldest first; a test compares them with the files of `migrations/versions`."""
@@ -109,7 +110,7 @@ def statements(dialect: Dialect) -> list[str]:
 
 def _create(dialect: Dialect, connection: Connection) -> None:
     dialect.begin_write(
-        connection
+        connection, waiting=True
     )  # of two processes that open an empty database, the second finds it filled
     try:
         if _revision(dialect, connection) is None:
@@ -129,8 +130,7 @@ def _create(dialect: Dialect, connection: Connection) -> None:
             connection.execute(f"insert into {VERSION_TABLE} (version_num) values ('{HEAD}')")
         connection.execute("commit")
     except BaseException:
-        if dialect.in_transaction(connection):
-            connection.execute("rollback")
+        connection.rollback()
         raise
 
 

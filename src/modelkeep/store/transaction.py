@@ -7,7 +7,7 @@ them.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modelkeep.store.dialects import Connection, Dialect
+from modelkeep.store.dialects import Connection, Cursor, Dialect, Lost
 from modelkeep.store.events import Events, Head
 from modelkeep.store.statements import Row, Statement
 
@@ -26,6 +26,20 @@ class Kept(Exception):
         self.passing = passing
 
 
+class Asked:
+    """The rows of a statement that was asked ahead."""
+
+    __slots__ = ("_cursor", "_transaction")
+
+    def __init__(self, transaction: "Transaction", cursor: Cursor) -> None:
+        self._transaction = transaction
+        self._cursor = cursor
+
+    def all(self) -> list[Row]:
+        """The rows, waited for now. Raises as `Transaction.all` does."""
+        return self._transaction.answered(self._cursor)
+
+
 class Transaction:
     """What a job is handed. It is valid until the job returns, on the thread that runs the job.
 
@@ -41,7 +55,7 @@ class Transaction:
         self._dialect = dialect
         self._connection = connection
         self._seen = seen
-        self._refused = False
+        self._refused: Exception | None = None
         self.events = Events(self, writing=writing)
 
     def all(self, statement: Statement, /, **params: Any) -> list[Row]:
@@ -73,6 +87,35 @@ class Transaction:
         except self._dialect.failures as problem:
             raise self._meaning(problem) from problem
 
+    def put(self, statement: Statement, /, **params: Any) -> None:
+        """Run a statement of which nobody needs the number of rows: on Postgres it goes with the next one
+        that somebody waits for.
+
+        Raises as `run` does. A refusal that shows only with a later statement has the whole group run
+        again, each statement waited for, so that it is raised here then.
+        """
+        text, places = self._bound(statement, params)
+        try:
+            self._connection.post(text, places)
+        except self._dialect.failures as problem:
+            raise self._meaning(problem) from problem
+
+    def ask(self, statement: Statement, /, **params: Any) -> Asked:
+        """Run a statement whose rows are needed later: on Postgres it goes with the next one that
+        somebody waits for. Raises as `put` does."""
+        text, places = self._bound(statement, params)
+        try:
+            return Asked(self, self._connection.post(text, places))
+        except self._dialect.failures as problem:
+            raise self._meaning(problem) from problem
+
+    def answered(self, cursor: Cursor) -> list[Row]:
+        """The rows of a statement that was asked ahead. Raises as `all` does."""
+        try:
+            return cursor.fetchall()
+        except self._dialect.failures as problem:
+            raise self._meaning(problem) from problem
+
     def many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], /) -> int:
         """Run a statement once for each row of values and give the number of rows changed in all. Raises as
         `all` does.
@@ -87,9 +130,7 @@ class Transaction:
         if self._seen is not None:
             self._seen.append(prepared.text)
         try:
-            cursor = self._connection.cursor()
-            cursor.executemany(prepared.text, places)
-            return int(cursor.rowcount)
+            return self._connection.execute_many(prepared.text, places)
         except self._dialect.failures as problem:
             raise self._meaning(problem) from problem
 
@@ -100,7 +141,7 @@ class Transaction:
         return "\n".join(str(row[-1]) for row in rows)
 
     def _bound(self, statement: Statement, params: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
-        if self._refused:
+        if self._refused is not None:
             self.check_whole()
         text, places = self._dialect.statements.prepare(statement).bind(params)
         if self._seen is not None:
@@ -108,18 +149,21 @@ class Transaction:
         return text, places
 
     def _meaning(self, problem: Exception) -> Exception:
-        self._refused = True
-        return self._dialect.translate(problem)
+        self._refused = meaning = self._dialect.translate(problem)
+        return meaning
 
     # ----------------------------------------------------------------------------------------- for the writer
 
     def undone(self, mark: Head | None) -> None:
         """The job was rolled back to where the chain ended at `mark`; the next one begins without its
         fault."""
-        self._refused = False
+        self._refused = None
         self.events.back_to(mark)
 
     def check_whole(self) -> None:
-        """Raises RuntimeError after a statement of this job failed: what it did so far cannot be kept."""
-        if self._refused:
+        """Raises RuntimeError after a statement of this job failed: what it did so far cannot be kept;
+        Lost after the whole transaction was."""
+        if isinstance(self._refused, Lost):
+            raise self._refused
+        if self._refused is not None:
             raise RuntimeError("a statement of this job failed; the job has to end with that error")

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from modelkeep.core import errors
-from modelkeep.store.dialects import Connection, Dialect, Lost
+from modelkeep.store.dialects import Connection, Cursor, Dialect, Lost
 from modelkeep.store.transaction import Kept, Transaction
 
 # Limits of the writer; each with the reason for its size.
@@ -87,13 +87,17 @@ class _Turn:
     needs no savepoint, and on Postgres no exchanges for one.
     """
 
-    def __init__(self, dialect: Dialect, connection: Connection, seen: list[str] | None) -> None:
+    def __init__(
+        self, dialect: Dialect, connection: Connection, seen: list[str] | None, *, waiting: bool
+    ) -> None:
         self._dialect = dialect
         self._connection = connection
+        self._waiting = waiting  # each statement is waited for, so that its error meets its job
+        self._begun = False
         self._kept = False  # changes of a former job are in the transaction
         self._saved = False  # there is a savepoint
         self._fresh = False  # and nothing has happened since
-        self.ticket = self._begin()
+        self._ticket: Cursor | None = None
         self._tx = Transaction(dialect, connection, writing=True, seen=seen)
 
     def run(self, job: _Job) -> None:
@@ -103,6 +107,8 @@ class _Turn:
             Lost: the transaction is gone, with everything that ran in it.
         """
         job.value = job.error = None
+        if not self._begun:
+            self._begin()
         if self._kept and not self._fresh:
             self._step(*(self._dialect.renew_savepoint if self._saved else ("savepoint job",)))
             self._saved = self._fresh = True
@@ -124,24 +130,46 @@ class _Turn:
     def _undo(self) -> None:
         if self._kept:
             self._step("rollback to savepoint job")
-        else:
-            self._step("rollback")
-            self.ticket = self._begin()
+            return
+        try:
+            self._connection.rollback()
+        except self._dialect.failures as problem:
+            raise lost(self._dialect, problem) from problem
+        self._begun = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to commit."""
+        return self._begun
 
     def flush(self) -> int | None:
         """Finish before the commit: the number of the last event, if there are events."""
         return self._tx.events.flush()
 
-    def _begin(self) -> str | None:
+    def ticket(self) -> str | None:
+        """By what the transaction's fate can be asked for, to be taken before the commit is sent.
+
+        Raises:
+            Lost: the transaction is gone.
+        """
+        if self._ticket is None:
+            return None
         try:
-            return self._dialect.begin_write(self._connection)
+            return str(self._ticket.fetchall()[0][-1])
         except self._dialect.failures as problem:
             raise lost(self._dialect, problem) from problem
+
+    def _begin(self) -> None:
+        try:
+            self._ticket = self._dialect.begin_write(self._connection, waiting=self._waiting)
+        except self._dialect.failures as problem:
+            raise lost(self._dialect, problem) from problem
+        self._begun = True
 
     def _step(self, *texts: str) -> None:
         try:
             for text in texts:
-                self._connection.execute(text)
+                self._connection.post(text)
         except self._dialect.failures as problem:
             raise lost(self._dialect, problem) from problem
 
@@ -250,19 +278,23 @@ class Writer:
             job.error = error
 
     def _written(self, group: list[_Job]) -> int | None:
+        waiting = False
         for attempt in range(1, TRIES_MAX + 1):
             try:
-                return self._try(group)
+                return self._try(group, waiting=waiting)
             except Lost as lost:
                 self._rewind()
                 if not lost.again or attempt == TRIES_MAX:
                     raise
+                if lost.late and not waiting:
+                    waiting = True  # nobody else is in the way: at once
+                    continue
                 time.sleep(PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("the last attempt returns or raises")
 
-    def _try(self, group: list[_Job]) -> int | None:
+    def _try(self, group: list[_Job], *, waiting: bool) -> int | None:
         """Run the group in one transaction; the number of its last event, if there are events."""
-        turn = _Turn(self._dialect, self._connected(), self._seen())
+        turn = _Turn(self._dialect, self._connected(), self._seen(), waiting=waiting)
         for job in group:
             turn.run(job)
         deadline = time.monotonic() + GROUP_S
@@ -272,11 +304,14 @@ class Writer:
                 break
             group.append(following)
             turn.run(following)
+        if not turn.begun:
+            return None  # every job failed
         last = turn.flush()
+        ticket = turn.ticket()
         try:
             self._connected().execute("commit")
         except self._dialect.failures as problem:
-            self._settle(turn.ticket, lost(self._dialect, problem))
+            self._settle(ticket, lost(self._dialect, problem))
         return last
 
     def _settle(self, ticket: str | None, said: Lost) -> None:
@@ -319,8 +354,7 @@ class Writer:
         if connection is None:
             return
         try:
-            if self._dialect.in_transaction(connection):
-                connection.execute("rollback")
+            connection.rollback()
         except self._dialect.failures:
             self._drop_connection()
         else:

@@ -1,0 +1,333 @@
+"""One session with Postgres, on libpq itself: statements are sent together and answered in order.
+
+psycopg opens the connection and knows what the server's errors are; statements do not pass its cursors,
+which cost several times what the statement does. A session is always in libpq's pipeline mode, so that
+
+- `post` leaves a statement to go with the next one that is executed (a begin, a savepoint, a change whose
+  count nobody needs), and an exchange over the network carries them all;
+- `leave` ends a transaction without waiting: the answer is taken before the next one that is waited for.
+
+Where a statement fails the server skips the rest of the exchange, so nothing that was sent after it is
+done, a commit least of all. `Postponed` says that the one that failed is not the one that was executed.
+
+A statement is prepared when it comes the second time, and known by its text. Behind a pooler that hands
+out another session for each transaction this needs one that keeps prepared statements (PgBouncer 1.21,
+max_prepared_statements).
+
+Values travel as text without types: the statement's own casts and columns say what they are. This file
+does not know what a transaction is for; `postgres` does, and translates the errors.
+"""
+
+import select
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGresult
+
+from modelkeep.store.statements import Row
+
+# Limits of one session; each with the reason for its size.
+PREPARED_MAX = 256
+"""Statements that the server keeps ready: more than a deployment uses again and again, at some 10 KiB
+each."""
+ONCE_MAX = 256
+"""Texts that came once and are prepared when they come again."""
+EXCHANGE_ROWS_MAX = 1_000
+"""Rows of `execute_many` that are sent before their answers are taken: both ends hold them in memory."""
+
+_DONE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
+_FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
+_PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
+_CONNECTED = pq.ConnStatus.OK
+_UNDER_WAY = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+
+
+class Postponed(Exception):
+    """A statement failed that had only been posted; `problem` is what the server said."""
+
+    def __init__(self, problem: psycopg.Error) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+class Answer:
+    """What comes of one statement; of a posted one it is waited for when it is looked at."""
+
+    __slots__ = ("_session", "awaited", "result")
+
+    def __init__(self, session: "Session", *, awaited: bool) -> None:
+        self._session = session
+        self.awaited = awaited
+        self.result: PGresult | None = None
+
+    @property
+    def rowcount(self) -> int:
+        """The number of rows that the statement gave or changed."""
+        return self._there().command_tuples or 0
+
+    def fetchall(self) -> list[Row]:
+        """All rows of the statement."""
+        return self._session.rows(self._there())
+
+    def _there(self) -> PGresult:
+        if self.result is None:
+            self._session.exchange()
+            if self.result is None:
+                raise psycopg.InternalError("the statement was undone before it was sent")
+        return self.result
+
+
+class _Prepares:
+    """Stands in line for the answer to a preparation."""
+
+    __slots__ = ("awaited", "query")
+
+    def __init__(self, query: str, *, awaited: bool) -> None:
+        self.query = query
+        self.awaited = awaited
+
+
+_Due = Answer | _Prepares | None
+"""What an answer is expected for; None is the end of an exchange."""
+
+
+class Session:
+    """A connection that psycopg opened, in pipeline mode from here on. For one thread at a time.
+
+    Attributes:
+        waiting: whether `post` waits, too, so that each error meets the statement it is about.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.waiting = False
+        self._connection = connection  # ends the session when it is forgotten, so it is kept
+        self._line = connection.pgconn
+        self._line.enter_pipeline_mode()
+        self._answers = select.poll()
+        self._answers.register(self._line.socket, select.POLLIN)
+        self._both_ways = select.poll()
+        self._both_ways.register(self._line.socket, select.POLLIN | select.POLLOUT)
+        self._rows = Transformer()
+        self._posted: list[tuple[Answer, str, list[bytes | None]]] = []
+        self._due: deque[_Due] = deque()
+        self._prepared: OrderedDict[str, bytes] = OrderedDict()
+        self._once: OrderedDict[str, None] = OrderedDict()
+        self._named = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether the line to the server still stands, as far as is known."""
+        return self._line.status == _CONNECTED
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction was begun, and neither ended nor left."""
+        return not self._due and self._line.transaction_status in _UNDER_WAY
+
+    # -------------------------------------------------------------------------------------------- statements
+
+    def execute(self, query: str, params: Sequence[Any] = (), /) -> Answer:
+        """Run a statement behind what was posted, and wait for it.
+
+        Raises:
+            psycopg.Error: this statement failed, or the line is dead.
+            Postponed: one that was posted before it failed.
+        """
+        answer = Answer(self, awaited=True)
+        self._posted.append((answer, query, _texts(params)))
+        self.exchange()
+        return answer
+
+    def execute_many(self, query: str, rows: Sequence[Sequence[Any]], /) -> int:
+        """Run a statement once for each row of values, and give the number of rows changed in all. Raises as
+        `execute` does."""
+        changed = 0
+        self._once[query] = None  # worth being prepared
+        for start in range(0, len(rows), EXCHANGE_ROWS_MAX):
+            answers = []
+            for row in rows[start : start + EXCHANGE_ROWS_MAX]:
+                answer = Answer(self, awaited=True)
+                self._posted.append((answer, query, _texts(row)))
+                answers.append(answer)
+            self.exchange()
+            changed += sum(answer.rowcount for answer in answers)
+        return changed
+
+    def post(self, query: str, params: Sequence[Any] = (), /) -> Answer:
+        """Have a statement go with the next one that is executed. A value that cannot be sent is an error at
+        once."""
+        if self.waiting:
+            return self.execute(query, params)
+        answer = Answer(self, awaited=False)
+        self._posted.append((answer, query, _texts(params)))
+        return answer
+
+    def leave(self, query: str) -> None:
+        """End the transaction with this statement, and do not wait for the answer; if nothing of it was
+        sent yet, forget it."""
+        self._posted.clear()
+        if self.in_transaction:
+            self._posted.append((Answer(self, awaited=False), query, []))
+            self._send_all()
+
+    def rollback(self) -> None:
+        """Undo the transaction, if there is one, and forget what was posted."""
+        self._posted.clear()
+        if self.in_transaction:
+            self.execute("rollback")
+
+    def close(self) -> None:
+        """End the session; the server undoes what was not committed."""
+        self._connection.close()
+
+    def rows(self, result: PGresult) -> list[Row]:
+        """The rows of an answer."""
+        count = result.ntuples
+        if not count:
+            return []
+        self._rows.set_pgresult(result)
+        return self._rows.load_rows(0, count, tuple)
+
+    # --------------------------------------------------------------------------------------------- exchanges
+
+    def exchange(self) -> None:
+        """Send what was posted, and take every answer that is due. Raises as `execute` does."""
+        try:
+            self._send_all()
+            failed = self._take_all()
+        except BaseException:
+            self.close()  # nobody knows which answers are still to come
+            raise
+        if failed is None:
+            return
+        awaited, problem = failed
+        if awaited or not self.usable:
+            raise problem
+        raise Postponed(problem) from problem
+
+    def _send_all(self) -> None:
+        for answer, query, values in self._posted:
+            self._send(answer, query, values)
+        self._posted.clear()
+        line = self._line
+        line.pipeline_sync()
+        self._due.append(None)
+        while line.flush():
+            # The server may have to be listened to before it takes more.
+            self._both_ways.poll()
+            line.consume_input()
+
+    def _send(self, answer: Answer, query: str, values: list[bytes | None]) -> None:
+        name = self._prepared.get(query)
+        if name is not None:
+            self._prepared.move_to_end(query)
+            self._line.send_query_prepared(name, values)
+        elif query in self._once:
+            name = self._prepare(query, awaited=answer.awaited)
+            self._line.send_query_prepared(name, values)
+        else:
+            self._once[query] = None
+            if len(self._once) > ONCE_MAX:
+                self._once.popitem(last=False)
+            self._line.send_query_params(query.encode(), values)
+        self._due.append(answer)
+
+    def _prepare(self, query: str, *, awaited: bool) -> bytes:
+        del self._once[query]
+        self._named += 1
+        name = b"s%d" % self._named
+        self._line.send_prepare(name, query.encode())
+        self._due.append(_Prepares(query, awaited=awaited))
+        self._prepared[query] = name
+        if len(self._prepared) > PREPARED_MAX:
+            _, old = self._prepared.popitem(last=False)
+            self._line.send_query_params(b"deallocate " + old, None)
+            self._due.append(Answer(self, awaited=False))
+        return name
+
+    def _take_all(self) -> tuple[bool, psycopg.Error] | None:
+        """Take all answers that are due. The first that is an error is given, and whether it was awaited."""
+        line, due = self._line, self._due
+        failed = None
+        while due:
+            while line.is_busy():
+                self._answers.poll()  # others run meanwhile; nothing else here waits
+                line.consume_input()
+            result = line.get_result()
+            if result is None:
+                raise psycopg.OperationalError(line.get_error_message())
+            expected, status = due.popleft(), result.status
+            if expected is None:
+                if status != _PIPELINE_SYNC:
+                    raise psycopg.OperationalError(f"an unexpected answer of the server ({status})")
+                continue
+            if status in _DONE:
+                if type(expected) is Answer:
+                    expected.result = result
+            else:
+                if type(expected) is _Prepares:
+                    self._prepared.pop(expected.query, None)
+                if failed is None:
+                    failed = expected.awaited, _error(result, status)
+                    if line.status != _CONNECTED:
+                        raise psycopg.OperationalError(str(failed[1])) from failed[1]
+            if line.get_result() is not None:  # each answer is followed by nothing, before the next
+                raise psycopg.OperationalError("an unexpected second answer of the server")
+        return failed
+
+
+def _error(result: PGresult, status: int) -> psycopg.Error:
+    if status == _FATAL_ERROR:
+        return psycopg.errors.error_from_result(result)
+    return psycopg.OperationalError(f"an unexpected answer of the server ({status})")
+
+
+# ----------------------------------------------------------------------------------------------------- values
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    if b"\0" in data:  # libpq would end the value there
+        raise psycopg.DataError("text for Postgres cannot contain NUL characters")
+    return data
+
+
+def _whole(value: int) -> bytes:
+    return b"%d" % value
+
+
+def _double(value: float) -> bytes:
+    return float.__repr__(value).encode()
+
+
+def _flag(value: bool) -> bytes:
+    return b"t" if value else b"f"
+
+
+_AS_TEXT: dict[type, Callable[[Any], bytes]] = {str: _text, int: _whole, float: _double, bool: _flag}
+
+
+def _texts(params: Sequence[Any]) -> list[bytes | None]:
+    """Values as the server reads them.
+
+    Raises:
+        psycopg.DataError: a text holds a NUL character.
+        TypeError: a value is neither text, nor a number.
+    """
+    try:
+        return [None if value is None else _AS_TEXT[type(value)](value) for value in params]
+    except KeyError:
+        return [_any_text(value) for value in params]
+
+
+def _any_text(value: Any) -> bytes | None:
+    if value is None:
+        return None
+    for kind in (bool, str, int, float):  # members of enumerations, for the most part
+        if isinstance(value, kind):
+            return _AS_TEXT[kind](kind(value) if kind is not str else str.__str__(value))
+    raise TypeError(f"a value of the type {type(value).__name__} cannot be sent to Postgres")
