@@ -29,7 +29,7 @@ from modelkeep.ports import BLOB_MAX_BYTES, BlobInfo, BlobStore, wrong_digest
 from modelkeep.service import references, run_logging
 from modelkeep.service.act import Act
 from modelkeep.store import artifacts, damage
-from modelkeep.store.artifacts import ArtifactRow, Child, OwnerKind, OwnerRow
+from modelkeep.store.artifacts import Child, OwnerKind, OwnerRow, Spot
 
 # Limits of what runs may keep; each with the reason for its size.
 ARTIFACTS_MAX = 100_000
@@ -193,9 +193,10 @@ class Artifacts:
         """
         if isinstance(place, VersionPlace):
             return self._open_of_version(act, place)
-        owner = self._owner(act, place)
+        spot = artifacts.find_file(act.tx, *place.owner, place.path)
+        owner = self._seen(act, place, spot and spot.owner)
         act.authorise(Verb.PULL, owner.project)
-        found = artifacts.get(act.tx, owner, place.path) if place.path else None
+        found = spot and spot.file
         if found is None:
             if not place.path or artifacts.under(act.tx, owner, place.path, 1):
                 raise _is_folder(place.path)
@@ -267,8 +268,8 @@ class Artifacts:
             NotFound (its leaves), NotAllowed, InvalidState, Protected: as `note`.
             InvalidParameter, LimitExceeded: the path, the number of files, or the size.
         """
-        owned = self._changeable(act, place)
-        self._admitted(act, self._owner(act, owned), owned)
+        owned = self._owned(act, place)
+        self._admitted(act, owned)
         if size_bytes is not None and size_bytes > most_bytes:
             raise errors.LimitExceeded(
                 f"An artifact sent this way has at most {most_bytes:,} bytes.", field="size_bytes"
@@ -316,8 +317,7 @@ class Artifacts:
             LimitExceeded: too many files.
         """
         assert plan.blob is not None, "what is noted has come"
-        owner = self._owner(act, plan.place, change=True)
-        before = self._admitted(act, owner, plan.place)
+        owner, before, _ = self._admitted(act, plan.place)
         file = Artifact(path=plan.place.path, size_bytes=plan.blob.size_bytes, digest=plan.blob.digest)
         artifacts.put(act.tx, owner, file, before, run_logging.now_ms(act), plan.upload)
         damage.clear(act.tx, file.digest)
@@ -333,7 +333,7 @@ class Artifacts:
         Raises:
             NotFound (its leaves), NotAllowed, InvalidState, Protected: as `note`.
         """
-        place = self._changeable(act, place, folder=True)
+        place = self._owned(act, place)
         return artifacts.drop(act.tx, self._owner(act, place, change=True), place.path)
 
     # ---------------------------------------------------------------------------------- uploads in many parts
@@ -446,8 +446,13 @@ class Artifacts:
             RunNotFound, LoggedModelNotFound: not there, in another experiment, or not to be seen.
             NotAllowed, InvalidState: it is to be changed, and may not be.
         """
+        row = self._seen(act, place, artifacts.find_owner(act.tx, *place.owner))
+        return self._changeable(act, row) if change else row
+
+    def _seen(self, act: Act, place: OwnedPlace, row: OwnerRow | None) -> OwnerRow:
+        """What was found to keep the artifacts of a place. Raises RunNotFound, LoggedModelNotFound as
+        `_owner`."""
         kind, id = place.owner  # noqa: A001
-        row = artifacts.find_owner(act.tx, kind, id)
         if (
             row is None
             or (place.experiment_id is not None and place.experiment_id != row.experiment_id)
@@ -455,53 +460,54 @@ class Artifacts:
             or not act.may(Verb.READ, row.project)
         ):
             raise run_logging.no_run(id) if kind is OwnerKind.RUN else run_logging.no_logged_model(id)
-        if change:
-            act.authorise(Verb.TRACK, row.project)
-            if row.deleted:
-                raise run_logging.deleted(f"run {id}")
         return row
 
-    def _changeable(self, act: Act, place: Place, *, folder: bool = False) -> OwnedPlace:
-        """A place whose files may be changed by this caller.
+    def _changeable(self, act: Act, row: OwnerRow) -> OwnerRow:
+        """What keeps artifacts, for a caller who may change them. Raises NotAllowed, InvalidState."""
+        act.authorise(Verb.TRACK, row.project)
+        if row.deleted:
+            raise run_logging.deleted(f"run {row.id}")
+        return row
 
-        Raises:
-            NotFound (its leaves), NotAllowed, InvalidState: as `_owner`.
-            Protected: it is a version's. InvalidParameter: it is a whole folder, where a file is needed.
-        """
+    def _owned(self, act: Act, place: Place) -> OwnedPlace:
+        """A place that is no version's. Raises Protected, and NotFound (its leaves) where it cannot be
+        seen."""
         if isinstance(place, VersionPlace):
             version = self._version(act, place)
             raise errors.Protected(
                 f"The files of {version.reference} never change; register another version instead.",
                 version=version.reference,
             )
-        self._owner(act, place, change=True)
-        if not place.path and not folder:
-            raise errors.InvalidParameter("Name the file behind the artifact address.", field="path")
         return place
 
-    def _admitted(self, act: Act, owner: OwnerRow, place: OwnedPlace) -> ArtifactRow | None:
-        """What stands at a path where a file may be put.
+    def _admitted(self, act: Act, place: OwnedPlace) -> Spot:
+        """Where a file may be put by this caller, and what stands there; found in one step.
 
         Raises:
+            RunNotFound, LoggedModelNotFound, NotAllowed, InvalidState: as `_owner`.
             LimitExceeded: there is no room for another file.
-            InvalidParameter: a file stands where a folder is needed, or the other way round.
+            InvalidParameter: a file stands where a folder is needed, or the other way round; or the place is
+                a whole folder.
         """
-        before = artifacts.get(act.tx, owner, place.path)
-        if before is not None:
-            return before
+        spot = artifacts.find_spot(act.tx, *place.owner, place.path)
+        owner = self._changeable(act, self._seen(act, place, spot and spot.owner))
+        assert spot is not None, "what was seen was found"
+        if not place.path:
+            raise errors.InvalidParameter("Name the file behind the artifact address.", field="path")
+        if spot.file is not None:
+            return spot
         if owner.files >= ARTIFACTS_MAX:
             raise errors.LimitExceeded(
                 f"A run or logged model keeps at most {ARTIFACTS_MAX:,} files; pack small ones together.",
                 field="files",
             )
-        other = artifacts.in_the_way(act.tx, owner, place.path)
-        if other is not None:
+        if spot.in_the_way is not None:
             raise errors.InvalidParameter(
-                f"{values.quoted(place.path)} cannot be a file beside {values.quoted(other)}: one of the two "
-                "would have to be a folder.",
+                f"{values.quoted(place.path)} cannot be a file beside {values.quoted(spot.in_the_way)}: one "
+                "of the two would have to be a folder.",
                 field="path",
             )
-        return None
+        return spot
 
     # --------------------------------------------------------------------------------------------- versions
 

@@ -7,19 +7,30 @@ do what, and where the bytes are, is the service's part.
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, func, literal, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Select,
+    bindparam,
+    delete,
+    func,
+    literal,
+    literal_column,
+    select,
+)
 
 from modelkeep.core.tracking import Artifact
 from modelkeep.core.values import Digest
-from modelkeep.store.statements import insert, one_of
+from modelkeep.store.statements import Row, insert, one_of
 from modelkeep.store.tracking_tables import artifact_owners, artifacts, experiments, logged_models, runs
 from modelkeep.store.transaction import Transaction
 
 BATCH = 500
 """Rows of one read of a folder: more than most folders have, little enough to throw away when the rest of
 them lie in a folder inside, which is then skipped."""
+_OWNER_COLUMNS = 6
 LAST = "\U0010ffff" * 64
 """Sorts behind every path: a name is shorter."""
 
@@ -52,6 +63,15 @@ class ArtifactRow(NamedTuple):
     upload: str | None
 
 
+class Spot(NamedTuple):
+    """A place for a file: what keeps it, the file that stands there, and a file that stands where this path
+    needs a folder, or below it, which makes a folder of it."""
+
+    owner: OwnerRow
+    file: ArtifactRow | None
+    in_the_way: str | None
+
+
 class Child(NamedTuple):
     """What lies directly in a folder: a file with its size in bytes, or a folder (None)."""
 
@@ -59,30 +79,13 @@ class Child(NamedTuple):
     size_bytes: int | None
 
 
-def _files_of(kind: OwnerKind, serial: object) -> object:
+def _files_of(kind: OwnerKind, serial: object) -> Any:
     counted = select(artifact_owners.c.files).where(
         artifact_owners.c.kind == literal_column(f"'{kind}'"), artifact_owners.c.owner == serial
     )
     return func.coalesce(counted.scalar_subquery(), literal_column("0"))
 
 
-_FIND_RUN = (
-    select(  # type: ignore[call-overload]  # the count is an expression, whose overloads end at ten columns
-        runs.c.serial, runs.c.run_id, runs.c.experiment_id, runs.c.deleted, experiments.c.project,
-        _files_of(OwnerKind.RUN, runs.c.serial),
-    )
-    .join(experiments, experiments.c.id == runs.c.experiment_id)
-    .where(runs.c.run_id == bindparam("id"))
-)  # fmt: skip
-_FIND_LOGGED_MODEL = (
-    select(  # type: ignore[call-overload]  # as above
-        logged_models.c.serial, logged_models.c.model_id, logged_models.c.experiment_id,
-        logged_models.c.deleted, experiments.c.project,
-        _files_of(OwnerKind.LOGGED_MODEL, logged_models.c.serial),
-    )
-    .join(experiments, experiments.c.id == logged_models.c.experiment_id)
-    .where(logged_models.c.model_id == bindparam("id"))
-)  # fmt: skip
 _OF = (artifacts.c.kind == bindparam("kind"), artifacts.c.owner == bindparam("owner"))
 _ROW = (artifacts.c.path, artifacts.c.digest, artifacts.c.size_bytes, artifacts.c.upload)
 _GET = select(*_ROW).where(*_OF, artifacts.c.path == bindparam("path"))
@@ -90,7 +93,39 @@ _BETWEEN = (artifacts.c.path >= bindparam("first"), artifacts.c.path < bindparam
 _FROM = select(*_ROW).where(*_OF, *_BETWEEN).order_by(artifacts.c.path).limit(bindparam("limit"))
 _below = select(*_ROW).where(*_OF, *_BETWEEN).order_by(artifacts.c.path).limit(bindparam("limit")).subquery()
 _AT_OR_UNDER = _GET.union_all(select(*(_below.c[column.name] for column in _ROW)))
-_AMONG = select(artifacts.c.path).where(*_OF, one_of(artifacts.c.path, "paths")).limit(1)
+
+
+def _whose(kind: OwnerKind) -> tuple[FromClause, tuple[Any, ...], Any]:
+    """Where what keeps artifacts stands with its experiment, its columns, and its id."""
+    of = runs if kind is OwnerKind.RUN else logged_models
+    id = of.c.run_id if kind is OwnerKind.RUN else of.c.model_id  # noqa: A001
+    columns = (of.c.serial, id, of.c.experiment_id, of.c.deleted, experiments.c.project)
+    return of.join(experiments, experiments.c.id == of.c.experiment_id), columns, id
+
+
+def _finding(kind: OwnerKind) -> tuple[Select[Any], Select[Any], Select[Any]]:
+    """What finds an owner by its id; with the file at a path; and with what stands in the way of one."""
+    whose, columns, id = _whose(kind)  # noqa: A001
+    columns = (*columns, _files_of(kind, columns[0]))
+    found = select(*columns).select_from(whose).where(id == bindparam("id"))
+    own: ColumnElement[str] = literal_column(f"'{kind}'")
+    at = artifacts.alias("at")
+    there = (at.c.kind == own) & (at.c.owner == columns[0]) & (at.c.path == bindparam("path"))
+    file = select(*columns, *(at.c[column.name] for column in _ROW)).select_from(whose.outerjoin(at, there))
+    file = file.where(id == bindparam("id"))
+    below, above = artifacts.alias("below"), artifacts.alias("above")
+    parent = select(above.c.path).where(
+        above.c.kind == own, above.c.owner == columns[0], one_of(above.c.path, "parents")
+    )
+    child = select(below.c.path).where(
+        below.c.kind == own, below.c.owner == columns[0],
+        below.c.path >= bindparam("first"), below.c.path < bindparam("before"),
+    ).order_by(below.c.path)  # fmt: skip
+    spot = file.add_columns(parent.limit(1).scalar_subquery(), child.limit(1).scalar_subquery())
+    return found, file, spot
+
+
+_FIND = {kind: _finding(kind) for kind in OwnerKind}
 _PUT = insert(artifacts).on_conflict_do_update(
     index_elements=[artifacts.c.kind, artifacts.c.owner, artifacts.c.path],
     set_={name: insert(artifacts).excluded[name] for name in ("digest", "size_bytes", "created", "upload")},
@@ -111,8 +146,27 @@ _DROP_BETWEEN = delete(artifacts).where(*_OF, *_BETWEEN)
 
 def find_owner(tx: Transaction, kind: OwnerKind, id: str) -> OwnerRow | None:  # noqa: A002
     """A run or logged model by its id, deleted or not."""
-    row = tx.one(_FIND_RUN if kind is OwnerKind.RUN else _FIND_LOGGED_MODEL, id=id)
+    row = tx.one(_FIND[kind][0], id=id)
     return OwnerRow(kind, *row) if row else None
+
+
+def find_file(tx: Transaction, kind: OwnerKind, id: str, path: str) -> Spot | None:  # noqa: A002
+    """A run or logged model, and the file that it has at a path; `in_the_way` is not looked for."""
+    row = tx.one(_FIND[kind][1], id=id, path=path)
+    return _spot(kind, row, None) if row else None
+
+
+def find_spot(tx: Transaction, kind: OwnerKind, id: str, path: str) -> Spot | None:  # noqa: A002
+    """A run or logged model, and what stands where a file is to be put."""
+    first, last = _bounds(path)
+    parents = [path[:at] for at, character in enumerate(path) if character == "/"]
+    row = tx.one(_FIND[kind][2], id=id, path=path, parents=parents, first=first, before=last)
+    return _spot(kind, row[:-2], row[-2] or row[-1]) if row else None
+
+
+def _spot(kind: OwnerKind, row: Row, in_the_way: str | None) -> Spot:
+    owner, file = row[:_OWNER_COLUMNS], row[_OWNER_COLUMNS:]
+    return Spot(OwnerRow(kind, *owner), ArtifactRow(*file) if file[0] is not None else None, in_the_way)
 
 
 def get(tx: Transaction, owner: OwnerRow, path: str) -> ArtifactRow | None:
@@ -160,19 +214,6 @@ def children(tx: Transaction, owner: OwnerRow, folder: str) -> Iterator[Child]:
         first = _behind(inside) if inside else rows[-1][0] + "\x01"  # no path has control characters
 
 
-def in_the_way(tx: Transaction, owner: OwnerRow, path: str) -> str | None:
-    """A file that stands where this path needs a folder, or a file below it, which makes a folder of it."""
-    of = {"kind": owner.kind.value, "owner": owner.serial}
-    parents = [path[:at] for at, character in enumerate(path) if character == "/"]
-    if parents:
-        row = tx.one(_AMONG, **of, paths=parents)
-        if row is not None:
-            return str(row[0])
-    first, last = _bounds(path)
-    rows = tx.all(_FROM, **of, first=first, before=last, limit=1)
-    return str(rows[0][0]) if rows else None
-
-
 def put(
     tx: Transaction,
     owner: OwnerRow,
@@ -183,7 +224,7 @@ def put(
 ) -> None:
     """Write a file in the place of `before`, which stands at its path, or as a new one."""
     of = {"kind": owner.kind.value, "owner": owner.serial}
-    tx.run(
+    tx.put(
         _PUT,
         **of,
         path=file.path,
@@ -193,7 +234,7 @@ def put(
         upload=upload,
     )
     more = file.size_bytes - (before.size_bytes if before else 0)
-    tx.run(_COUNT, **of, files=0 if before else 1, size_bytes=more)
+    tx.put(_COUNT, **of, files=0 if before else 1, size_bytes=more)
 
 
 def drop(tx: Transaction, owner: OwnerRow, path: str) -> int:

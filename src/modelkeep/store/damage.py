@@ -32,4 +32,4 @@ def mark(tx: Transaction, digest: Digest, now: datetime) -> None:
 
 def clear(tx: Transaction, digest: Digest) -> None:
     """Forget it: the bytes were stored anew, or read and found right."""
-    tx.run(_CLEAR, which=digest)
+    tx.put(_CLEAR, which=digest)
