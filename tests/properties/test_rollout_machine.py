@@ -29,6 +29,7 @@ from modelkeep.serving import moves
 from modelkeep.store import events as event_store
 from modelkeep.store.database import Database
 from modelkeep.store.rollout import active_rollouts
+from tests.properties.kept_answers import KeptAnswers
 from tests.service.rollout_world import NAME, PLAN, STEP_S, FakeGateway, RolloutWorld, epoch_of
 
 SEMVERS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
@@ -83,6 +84,7 @@ class RolloutMachine(RuleBasedStateMachine):
         folder = self.stack.enter_context(tempfile.TemporaryDirectory())
         database = self.stack.enter_context(Database.open(f"sqlite:///{Path(folder) / 'store.db'}"))
         self.world = RolloutWorld(database)
+        self.kept_answers = KeptAnswers()
         self.world.versions(*SEMVERS)
         self.world.promote("1.0.0", by="owner")
         self.world.made()
@@ -255,6 +257,11 @@ class RolloutMachine(RuleBasedStateMachine):
             for place, semver in enumerate(semvers):
                 assert (self.world.get(semver).tombstone is None) == (place in rollout.in_test)
         assert self.world.get(status.stable or "1.0.0").tombstone is None
+
+    @invariant()
+    def answers_that_are_kept_still_hold(self) -> None:
+        """Invariant 12, as the MLflow door leans on it: the same history, the same answer."""
+        self.kept_answers.check(self.world.database)
 
     def check_quiet(self) -> None:
         """Everybody answers, nothing more is asked for: then all agree, and stay as they are."""

@@ -27,6 +27,7 @@ from modelkeep.store import events as event_store
 from modelkeep.store import promotion as store
 from modelkeep.store.database import Database, Transaction
 from modelkeep.store.events import FAR
+from tests.properties.kept_answers import KeptAnswers
 from tests.service.promotion_world import CHURN, START, World
 
 STAGES = [spec.name for spec in DEFAULT_STAGES.stages]
@@ -77,6 +78,7 @@ class StageMachine(RuleBasedStateMachine):
         url = f"sqlite:///{Path(folder) / 'store.db'}"
         self.database = self.stack.enter_context(Database.open(url))
         self.world = World(self.database)
+        self.kept_answers = KeptAnswers()
         self.world.model()
         self.policy = 0
         self.known: dict[int, Known] = {}
@@ -310,6 +312,11 @@ class StageMachine(RuleBasedStateMachine):
             self.snapshots.append(Snapshot(last.at, last.sequence, self.occupants()))
         elif self.snapshots:
             assert self.snapshots[-1].occupants == self.occupants()
+
+    @invariant()
+    def answers_that_are_kept_still_hold(self) -> None:
+        """Invariant 12, as the MLflow door leans on it: the same history, the same answer."""
+        self.kept_answers.check(self.database)
 
     def teardown(self) -> None:
         try:

@@ -1,5 +1,7 @@
 """Registered models and model versions, searched in MLflow's filter language through the catalog."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from modelkeep.core import errors, mlflow_filter, query
@@ -7,7 +9,8 @@ from modelkeep.core.access import Role
 from modelkeep.core.catalog import ModelChange
 from modelkeep.core.mlflow_filter import PROMPT_TAG, Noun
 from modelkeep.core.values import parse_model_name, parse_ref
-from modelkeep.service import registry_search
+from modelkeep.service import mlflow_reading, registry_search
+from modelkeep.store.standing import Mark
 from tests.service.catalog_world import OWNER, World, context
 
 pytestmark = pytest.mark.req("T2")
@@ -36,7 +39,13 @@ def models(world: World, filter: str = "", *order: str, project: str = "default"
         order_by=order,
         max_results=100,
     )
-    return [model.name.name for model in page.items]
+    return names_of(world, page.items)
+
+
+def names_of(world: World, marks: Sequence[Mark]) -> list[str]:
+    """The names of models that were found."""
+    lines = world.read(OWNER, mlflow_reading.model_lines, [mark.id for mark in marks])
+    return [lines[mark.id].name for mark in marks]
 
 
 def versions(world: World, filter: str = "", *order: str, project: str = "default") -> list[str]:  # noqa: A002
@@ -44,7 +53,8 @@ def versions(world: World, filter: str = "", *order: str, project: str = "defaul
     page = world.read(
         OWNER, registry_search.search_model_versions, project, filter=filter, order_by=order, max_results=100
     )
-    return [f"{version.model.name}{version.number}" for version in page.items]
+    lines = world.read(OWNER, mlflow_reading.version_lines, [mark.id for mark in page.items])
+    return [f"{lines[mark.id].name}{lines[mark.id].number}" for mark in page.items]
 
 
 @pytest.mark.parametrize(
@@ -116,15 +126,14 @@ def test_pages_join(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
         page_token=first.next_page_token,
     )
     assert (len(rest.items), rest.next_page_token) == (1, None)
-    found = {(version.model, version.number) for version in (*first.items, *rest.items)}
-    assert len(found) == 4
+    assert len({mark.id for mark in (*first.items, *rest.items)}) == 4
 
 
 def test_hides_what_is_not_to_be_seen(filled: World) -> None:
     """Who may read one model finds that one alone."""
     somebody = context("bob", Role.VIEWER, project="default", model="churn")
     page = filled.read(somebody, registry_search.search_registered_models, "default", max_results=10)
-    assert [model.name.name for model in page.items] == ["churn"]
+    assert names_of(filled, page.items) == ["churn"]
 
 
 @pytest.mark.parametrize("most", [0, -1])

@@ -47,6 +47,7 @@ def asked(target: Target, text: str | None = None, order: str | None = None) -> 
         in_project=False,
         of_model=False,
         shape=ALL.shape,
+        marks=False,
         expression=expression,
         order=wanted,
         visible=ALL,

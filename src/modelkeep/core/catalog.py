@@ -315,6 +315,13 @@ class RegisteredModel(Struct, frozen=True, kw_only=True):
     updated_at: datetime
 
 
+def withdrawal(tombstone: str | None, yanked: str | None) -> str | None:
+    """Why a version is withdrawn, of the reasons that were given for taking it back and for yanking it."""
+    if tombstone is not None:
+        return f"it was taken back: {tombstone}"
+    return f"it was yanked: {yanked}" if yanked is not None else None
+
+
 class ModelVersion(Struct, frozen=True, kw_only=True):
     """One immutable version. Its bytes, signature, metrics, parameters, metadata and provenance, and the
     identity that comes of them, never change after it is ready; stage, aliases, tags and description are
@@ -357,9 +364,7 @@ class ModelVersion(Struct, frozen=True, kw_only=True):
         """Why nobody is to get it without naming it, or None: what says `latest` or gives a range passes over
         it, and so does the choice of the best.
         """
-        if self.tombstone is not None:
-            return f"it was taken back: {self.tombstone}"
-        return f"it was yanked: {self.yanked}" if self.yanked is not None else None
+        return withdrawal(self.tombstone, self.yanked)
 
     def metric(self, name: str, split: str | None = None, part: str | None = None) -> Metric | None:
         """The metric of that name with that split and slice, or of that whole label; a name alone is the

@@ -1,9 +1,9 @@
-"""What MLflow's words mean in the registry: stages by their words, versions by what a client has in hand, the
-latest of each stage, a transition, and the labels that belong to Modelkeep.
+"""What MLflow's words mean in the registry: stages by their words, versions by what a client has in hand, a
+transition, and the labels that belong to Modelkeep.
 
 Each function is an act, or part of one, over the same verbs that every other face uses: a transition is a
 promotion, with its policy and its events. What the words look like on the wire is `web.mlflow.registry`'s
-part; how a version comes from a run is `sources`'.
+part; what clients read is `mlflow_reading`'s, and how a version comes from a run `sources`'.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from msgspec import Struct
 
 from modelkeep.core import errors, promotion, semver, values
 from modelkeep.core.access import Verb
-from modelkeep.core.catalog import OWN_TAGS, ModelVersion, RegisteredModel, StageGraph
+from modelkeep.core.catalog import OWN_TAGS, ModelVersion, StageGraph
 from modelkeep.core.policy import GateResult
 from modelkeep.core.promotion import MoveCause
-from modelkeep.core.values import Aliased, Exact, ModelName, Numbered, Ref, Within
+from modelkeep.core.values import Exact, ModelName, Numbered, Ref
 from modelkeep.service import references, stages
 from modelkeep.service.act import Act
 from modelkeep.service.promotion import Promotion, PromotionKind, Promotions
@@ -24,7 +24,7 @@ from modelkeep.store import models as models_store
 from modelkeep.store import standing
 from modelkeep.store.database import Kept
 from modelkeep.store.models import ModelRow
-from modelkeep.store.standing import Beside
+from modelkeep.store.standing import Beside, VersionLine
 
 RUN_LINK = f"{OWN_TAGS}run_link"
 """Where a client said that a version's run is to be looked at: MLflow has a field for it, we a label."""
@@ -43,12 +43,10 @@ class Seen(Struct, frozen=True, kw_only=True):
     version: ModelVersion
     beside: Beside
 
-
-class SeenModel(Struct, frozen=True, kw_only=True):
-    """A model with the latest version of each stage."""
-
-    model: RegisteredModel
-    latest: tuple[Seen, ...]
+    @property
+    def line(self) -> VersionLine:
+        """The same as lists have it."""
+        return standing.line_of(self.version, self.beside)
 
 
 # ------------------------------------------------------------------------------------------------------ words
@@ -65,7 +63,7 @@ def stage_named(graph: StageGraph, word: str) -> str:
     Raises:
         InvalidParameter: the model has no such stage; says which it has.
     """
-    found = _stage(graph, word)
+    found = find_stage(graph, word)
     if found is None:
         known = ", ".join(stage_word(spec.name) for spec in graph.stages)
         raise errors.InvalidParameter(
@@ -75,7 +73,8 @@ def stage_named(graph: StageGraph, word: str) -> str:
     return found
 
 
-def _stage(graph: StageGraph, word: str) -> str | None:
+def find_stage(graph: StageGraph, word: str) -> str | None:
+    """The stage that a word means, in any case; None where the model has no such stage."""
     wanted = word.lower()
     return next((spec.name for spec in graph.stages if spec.name.lower() == wanted), None)
 
@@ -132,25 +131,6 @@ def just_made(version: ModelVersion) -> Seen:
     return Seen(version=version, beside=Beside(version.created_at))
 
 
-def seen_models(act: Act, models: Sequence[RegisteredModel]) -> tuple[SeenModel, ...]:
-    """Models with the latest version of each stage, in the same few statements for any number of them."""
-    latest = standing.latest(act.tx, models)
-    shown = {each.version.id: each for each in seen(act, [v for of in latest.values() for v in of])}
-    return tuple(
-        SeenModel(model=model, latest=tuple(shown[v.id] for v in latest.get(model.id, ())))
-        for model in models
-    )
-
-
-def get_model(act: Act, name: ModelName) -> SeenModel:
-    """One model.
-
-    Raises:
-        ModelNotFound: it is not there, or not to be seen.
-    """
-    return seen_models(act, models_store.assemble(act.tx, [references.row_of(act, name)]))[0]
-
-
 def get_version(act: Act, ref: Ref) -> Seen:
     """One version.
 
@@ -158,72 +138,6 @@ def get_version(act: Act, ref: Ref) -> Seen:
         NotFound (its leaves): the reference names none, or none for this caller.
     """
     return seen(act, [references.resolve(act, ref)])[0]
-
-
-def by_alias(act: Act, model: ModelName, alias: str) -> Seen:
-    """The version that an alias points to; `latest` is the one registered last, as MLflow has it.
-
-    Raises:
-        ModelNotFound: there is no such model. VersionNotFound: `latest` of a model without versions.
-        InvalidParameter: there is no such alias, which MLflow calls an invalid parameter.
-    """
-    if alias.lower() == "latest":
-        return last_registered(act, model)
-    try:
-        return get_version(act, Ref(model=model, selector=Aliased(alias)))
-    except (errors.AliasNotFound, errors.VersionNotFound) as missing:
-        raise errors.InvalidParameter(
-            f"Registered model alias {values.printable(alias)[:60]} not found. {missing}", field="alias"
-        ) from missing
-
-
-def last_registered(act: Act, model: ModelName) -> Seen:
-    """The version with the highest number that is neither taken back nor yanked, wherever it stands.
-
-    Raises:
-        ModelNotFound, VersionNotFound: there is no such model, or nothing in it.
-    """
-    found = get_model(act, model).latest
-    if not found:
-        raise errors.VersionNotFound(f"Latest version not found for model {model}.", model=str(model))
-    offered = [each for each in found if each.version.withdrawn is None]
-    return max(offered or found, key=lambda each: each.version.number)
-
-
-def latest_versions(act: Act, model: ModelName, wanted: Sequence[str]) -> tuple[Seen, ...]:
-    """The latest version of each stage named, or of all; where a client has put a semver, a range, a number
-    or `latest` in a stage's place, as it does with `models:/churn/2.1.0`, the version that this names.
-
-    Raises:
-        ModelNotFound: it is not there, or not to be seen.
-        VersionNotFound: it has no version of that semver, range or number.
-        InvalidParameter: a word is none of these.
-    """
-    found = get_model(act, model)
-    if not wanted:
-        return found.latest
-    named: set[str] = set()
-    others: dict[int, Seen] = {}
-    for word in wanted:
-        stage = _stage(found.model.stages, word)
-        if stage is not None:
-            named.add(stage)
-            continue
-        other = last_registered(act, model) if word.lower() == "latest" else _otherwise(act, found, word)
-        others[other.version.number] = other
-    chosen = {each.version.number: each for each in found.latest if each.version.stage in named}
-    return tuple({**chosen, **others}[number] for number in sorted(chosen.keys() | others.keys()))
-
-
-def _otherwise(act: Act, found: SeenModel, word: str) -> Seen:
-    model = found.model.name
-    try:
-        if semver.is_range(word):
-            return get_version(act, Ref(model=model, selector=Within(str(semver.parse_range(word)))))
-        return get_version(act, version_ref(model, word))
-    except (errors.InvalidParameter, errors.InvalidSemver):
-        stage_named(found.model.stages, word)
-        raise
 
 
 # ------------------------------------------------------------------------------------------------- transition

@@ -53,6 +53,7 @@ from modelkeep.store.narrowing import (
 )
 from modelkeep.store.paging import Key, check_limit, read_token, write_token
 from modelkeep.store.schema import models, versions
+from modelkeep.store.standing import PAST, Mark
 from modelkeep.store.statements import Statement
 from modelkeep.store.transaction import Transaction
 from modelkeep.store.visibility import NOTHING, Visible, allowed, condition
@@ -64,7 +65,7 @@ STATEMENTS_KEPT = 256
 @dataclass(frozen=True)
 class Search:
     """One search without its values of paging and visibility: what its statements are built from and kept
-    under.
+    under. `marks`: whether it reads no more than the marks of rows.
 
     Two filters are the same when their normal texts are; the trees themselves are not compared, for in Python
     1.0 and True are equal.
@@ -76,6 +77,7 @@ class Search:
     in_project: bool
     of_model: bool
     shape: tuple[bool, ...]
+    marks: bool
     expression: Expression | None = field(compare=False)
     order: tuple[Order, ...] = field(compare=False)
     visible: Visible = field(compare=False)
@@ -105,7 +107,8 @@ def build(search: Search, *, way: int | None = None, half: Half | None = None, p
     """The statement of a search: through one of its ways, or on a walk through one half of its order."""
     view = VIEWS[search.target]
     joined, half_condition, terms = ordered(view, search.order, half)
-    statement: Select[Any] = select(*view.columns, *(term.column for term in terms)).select_from(joined)
+    columns = _columns(search)
+    statement: Select[Any] = select(*columns, *(term.column for term in terms)).select_from(joined)
     statement = statement.where(view.seen, half_condition)
     guided = way is not None or walkable(search.target, search.order)
     for part in conjuncts(search.expression):
@@ -134,6 +137,11 @@ def build(search: Search, *, way: int | None = None, half: Half | None = None, p
     sorting = [term for term in terms if not term.fixed]
     order = [term.column.desc() if term.descending else term.column.asc() for term in sorting]
     return Built(statement.order_by(*order).limit(bindparam("limit")), terms)
+
+
+def _columns(search: Search) -> tuple[Any, ...]:
+    view = VIEWS[search.target]
+    return (view.id, PAST) if search.marks else view.columns
 
 
 _NAMED = models.alias("named")
@@ -165,6 +173,7 @@ def _page(
     name: str | None = None,
     limit: int,
     page_token: str | None,
+    marks: bool = False,
 ) -> tuple[list[Any], str | None]:
     """The rows of a page, without the terms behind them, and the token of the next one."""
     check_limit(limit)
@@ -178,6 +187,7 @@ def _page(
         in_project=project is not None,
         of_model=name is not None,
         shape=visible.shape,
+        marks=marks,
         expression=expression,
         order=order,
         visible=visible,
@@ -188,7 +198,7 @@ def _page(
     if page_token is not None:
         key = read_token(page_token, asked, [term.kind for term in build(search).terms])
     rows = _rows(tx, search, named, key, limit + 1)
-    width = len(VIEWS[target].columns)
+    width = len(_columns(search))
     more = write_token(asked, rows[limit - 1][width:]) if len(rows) > limit else None
     return [row[:width] for row in rows[:limit]], more
 
@@ -313,6 +323,36 @@ def search_models(
         page_token=page_token,
     )
     return assemble(tx, [ModelRow(*row) for row in rows]), token
+
+
+def find(
+    tx: Transaction,
+    target: Target,
+    visible: Visible,
+    *,
+    expression: Expression | None,
+    order: tuple[Order, ...],
+    project: str,
+    limit: int,
+    page_token: str | None = None,
+) -> tuple[list[Mark], str | None]:
+    """The marks of a page of a project's models or versions, in the order of the other searches.
+
+    Raises:
+        Invalid: the token is of another list. LimitExceeded: the limit is out of bounds.
+    """
+    rows, token = _page(
+        tx,
+        target,
+        visible,
+        expression=expression,
+        order=order,
+        project=project,
+        limit=limit,
+        page_token=page_token,
+        marks=True,
+    )
+    return [Mark(*row) for row in rows], token
 
 
 _OF_MODEL = (

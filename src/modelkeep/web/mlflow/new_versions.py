@@ -40,4 +40,4 @@ def prepare(call: Call) -> PreparedVersion:
 def create(act: Act, call: Call) -> OneVersion:
     """`model-versions/create`."""
     made = call.house.sources.register(act, call.prepared)
-    return OneVersion(version_out(words.just_made(made.version)))
+    return OneVersion(version_out(words.just_made(made.version).line))

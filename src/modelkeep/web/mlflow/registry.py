@@ -5,16 +5,23 @@ a version made or moved here is the same to every other face. Requests and answe
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+
+from msgspec import Raw
 
 from modelkeep.core import errors, values
 from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelChange, refuse_own_tags
 from modelkeep.core.values import ModelName, Ref
+from modelkeep.service import mlflow_reading as reading
 from modelkeep.service import mlflow_registry as words
 from modelkeep.service import registry_search, renaming
 from modelkeep.service.act import Act
 from modelkeep.service.mlflow_registry import Transition
+from modelkeep.store.standing import Mark
+from modelkeep.web.mlflow import known
 from modelkeep.web.mlflow import registry_shapes as shapes
 from modelkeep.web.mlflow.registry_shapes import (
     DownloadUri,
@@ -69,6 +76,17 @@ def _key(key: str) -> str:
     return key
 
 
+_VERSIONS, _MODELS = known.versions(), known.models()
+
+
+def _versions(act: Act, marks: Sequence[Mark]) -> tuple[Raw, ...]:
+    return _VERSIONS.pieces(marks, partial(reading.version_lines, act))
+
+
+def _models(act: Act, marks: Sequence[Mark]) -> tuple[Raw, ...]:
+    return _MODELS.pieces(marks, partial(reading.model_lines, act))
+
+
 def _most(asked: int | None, default: int, most: int) -> int:
     if asked is None:
         return default
@@ -82,24 +100,31 @@ def _most(asked: int | None, default: int, most: int) -> int:
 # ----------------------------------------------------------------------------------------------------- models
 
 
+def _changed(act: Act, name: ModelName) -> OneModel:
+    """A model after a change in the same act."""
+    mark = reading.mark_of_model(act, name)
+    return OneModel(model_out(reading.model_lines(act, [mark.id])[mark.id]))
+
+
 def create_model(act: Act, call: Call) -> OneModel:
     """`registered-models/create`."""
     asked: shapes.CreateModel = call.body
     name = model_of(call, asked.name)
     call.house.catalog.create_model(act, name, description=asked.description or "", tags=tags_of(asked.tags))
-    return OneModel(model_out(words.get_model(act, name)))
+    return _changed(act, name)
 
 
 def get_model(act: Act, call: Call) -> OneModel:
     """`registered-models/get`."""
-    return OneModel(model_out(words.get_model(act, model_of(call, call.query.name))))
+    [found] = _models(act, [reading.mark_of_model(act, model_of(call, call.query.name))])
+    return OneModel(found)
 
 
 def update_model(act: Act, call: Call) -> OneModel:
     """`registered-models/update`; without a description it is cleared."""
     name = model_of(call, call.body.name)
     call.house.catalog.change_model(act, name, ModelChange(description=call.body.description or ""))
-    return OneModel(model_out(words.get_model(act, name)))
+    return _changed(act, name)
 
 
 def rename_model(act: Act, call: Call) -> OneModel:
@@ -108,7 +133,7 @@ def rename_model(act: Act, call: Call) -> OneModel:
     name = model_of(call, asked.name)
     new_name = required(asked.new_name, "new_name")
     renamed = renaming.rename(act, call.house.access, name, new_name)
-    return OneModel(model_out(words.seen_models(act, [renamed])[0]))
+    return _changed(act, renamed.name)
 
 
 def delete_model(act: Act, call: Call) -> Nothing:
@@ -144,14 +169,13 @@ def search_models(act: Act, call: Call) -> ModelsOut:
         max_results=_most(asked.max_results, MODELS_DEFAULT, MODELS_MAX),
         page_token=asked.page_token or None,
     )
-    found = words.seen_models(act, page.items)
-    return ModelsOut(tuple(map(model_out, found)), page.next_page_token)
+    return ModelsOut(_models(act, page.items), page.next_page_token)
 
 
 def latest_versions(act: Act, call: Call) -> VersionsOut:
     """`registered-models/get-latest-versions`, which is asked by GET and by POST."""
     asked: shapes.LatestVersions = call.body if call.body is not None else call.query
-    found = words.latest_versions(act, model_of(call, asked.name), asked.stages or ())
+    found = reading.latest_versions(act, model_of(call, asked.name), asked.stages or ())
     return VersionsOut(tuple(map(version_out, found)))
 
 
@@ -180,7 +204,8 @@ def get_by_alias(act: Act, call: Call) -> OneVersion:
     """`registered-models/alias` by GET."""
     asked: shapes.Alias = call.query
     alias = words.check_alias(required(asked.alias, "alias"))
-    return OneVersion(version_out(words.by_alias(act, model_of(call, asked.name), alias)))
+    [found] = _versions(act, [reading.by_alias(act, model_of(call, asked.name), alias)])
+    return OneVersion(found)
 
 
 # --------------------------------------------------------------------------------------------------- versions
@@ -189,7 +214,8 @@ def get_by_alias(act: Act, call: Call) -> OneVersion:
 def get_version(act: Act, call: Call) -> OneVersion:
     """`model-versions/get`."""
     asked: shapes.VersionNamed = call.query
-    return OneVersion(version_out(words.get_version(act, _version(call, asked.name, asked.version))))
+    [found] = _versions(act, [reading.mark_of_version(act, _version(call, asked.name, asked.version))])
+    return OneVersion(found)
 
 
 def update_version(act: Act, call: Call) -> OneVersion:
@@ -197,7 +223,7 @@ def update_version(act: Act, call: Call) -> OneVersion:
     asked: shapes.UpdateVersion = call.body
     change = ModelChange(description=asked.description or "")
     changed = call.house.catalog.change_version(act, _version(call, asked.name, asked.version), change)
-    return OneVersion(version_out(words.seen(act, [changed])[0]))
+    return OneVersion(version_out(words.seen(act, [changed])[0].line))
 
 
 def delete_version(act: Act, call: Call) -> Nothing:
@@ -234,13 +260,14 @@ def search_versions(act: Act, call: Call) -> VersionsOut:
         max_results=_most(asked.max_results, VERSIONS_DEFAULT, VERSIONS_MAX),
         page_token=asked.page_token or None,
     )
-    return VersionsOut(tuple(map(version_out, words.seen(act, page.items))), page.next_page_token)
+    return VersionsOut(_versions(act, page.items), page.next_page_token)
 
 
 def download_uri(act: Act, call: Call) -> DownloadUri:
     """`model-versions/get-download-uri`: where the version's own files are read."""
     asked: shapes.VersionNamed = call.query
-    return DownloadUri(shapes.root_of(words.get_version(act, _version(call, asked.name, asked.version))))
+    mark = reading.mark_of_version(act, _version(call, asked.name, asked.version))
+    return DownloadUri(shapes.root_of(reading.version_lines(act, [mark.id])[mark.id]))
 
 
 def _transition(call: Call) -> Transition:
@@ -271,4 +298,4 @@ def hash_for_transition(call: Call) -> bool | None:
 def transition(act: Act, call: Call) -> OneVersion:
     """`model-versions/transition-stage`: a promotion, by the model's policy."""
     done = words.transition(act, call.house.promotions, _transition(call), files_verified=call.prepared)
-    return OneVersion(version_out(done))
+    return OneVersion(version_out(done.line))

@@ -6,11 +6,13 @@ What a request may hold, and how a model and a version look on the wire. Nothing
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from modelkeep.core.catalog import OWN_TAGS
 from modelkeep.core.tracking import Tag
-from modelkeep.service.mlflow_registry import RUN_LINK, Seen, SeenModel, stage_word
+from modelkeep.core.values import ModelName
+from modelkeep.service.mlflow_registry import RUN_LINK, stage_word
+from modelkeep.store.standing import ModelLine, VersionLine
 from modelkeep.web.mlflow.tracking_shapes import TagIn
 from modelkeep.web.mlflow.wire import Int64, Request
 
@@ -157,20 +159,20 @@ class ModelOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class OneModel(Struct, frozen=True):
-    registered_model: ModelOut
+    registered_model: ModelOut | Raw
 
 
 class OneVersion(Struct, frozen=True):
-    model_version: VersionOut
+    model_version: VersionOut | Raw
 
 
 class VersionsOut(Struct, frozen=True, omit_defaults=True):
-    model_versions: tuple[VersionOut, ...] = ()
+    model_versions: tuple[VersionOut | Raw, ...] = ()
     next_page_token: str | None = None
 
 
 class ModelsOut(Struct, frozen=True, omit_defaults=True):
-    registered_models: tuple[ModelOut, ...] = ()
+    registered_models: tuple[ModelOut | Raw, ...] = ()
     next_page_token: str | None = None
 
 
@@ -178,66 +180,69 @@ class DownloadUri(Struct, frozen=True):
     artifact_uri: str
 
 
-def root_of(seen: Seen) -> str:
+def root_of(line: VersionLine) -> str:
     """Where the files of a version are read, and never written."""
-    version = seen.version
-    return (
-        f"mlflow-artifacts:/registered-models/{version.model.project}/{version.model.name}/{version.number}"
-    )
+    return f"mlflow-artifacts:/registered-models/{line.project}/{line.name}/{line.number}"
 
 
-def version_out(seen: Seen) -> VersionOut:
+def version_out(line: VersionLine) -> VersionOut:
     """A version on the wire."""
-    version, told = seen.version, seen.version.provenance
-    tags = dict(version.tags)
+    tags = {**line.tags, **_own_tags(line)}
     run_link = tags.pop(RUN_LINK, "")
-    tags |= _own_tags(seen)
     return VersionOut(
-        name=version.model.name,
-        version=str(version.number),
-        creation_timestamp=_ms(version.created_at),
-        last_updated_timestamp=_ms(seen.beside.updated_at),
-        user_id=version.created_by,
-        current_stage=stage_word(version.stage),
-        description=version.description,
-        source=(told.source if told is not None else None) or root_of(seen),
-        run_id=(told.run_id if told is not None else None) or "",
+        name=line.name,
+        version=str(line.number),
+        creation_timestamp=_ms(line.created_at),
+        last_updated_timestamp=_ms(line.updated_at),
+        user_id=line.created_by,
+        current_stage=stage_word(line.stage),
+        description=line.description,
+        source=line.source or root_of(line),
+        run_id=line.run_id or "",
         status="READY",
         tags=_tags(tags),
         run_link=run_link,
-        aliases=version.aliases,
+        aliases=line.aliases,
     )
 
 
-def _own_tags(seen: Seen) -> dict[str, str]:
+def _own_tags(line: VersionLine) -> dict[str, str]:
     """What MLflow has no field for; nobody can set it."""
-    version = seen.version
-    own = {"semver": version.semver, "digest": version.digest, "reference": version.reference}
-    if seen.beside.rollout is not None:
-        own["rollout"] = seen.beside.rollout
-    if version.withdrawn is not None:
-        own["withdrawn"] = version.withdrawn
-    return {OWN_TAGS + key: value for key, value in own.items()}
+    own = {
+        _SEMVER: line.semver,
+        _DIGEST: line.digest,
+        _REFERENCE: f"{ModelName(line.project, line.name)}:{line.semver}",
+    }
+    if line.rollout is not None:
+        own[_ROLLOUT] = line.rollout
+    withdrawn = line.withdrawn
+    if withdrawn is not None:
+        own[_WITHDRAWN] = withdrawn
+    return own
 
 
-def model_out(seen: SeenModel) -> ModelOut:
+_SEMVER, _DIGEST, _REFERENCE = f"{OWN_TAGS}semver", f"{OWN_TAGS}digest", f"{OWN_TAGS}reference"
+_ROLLOUT, _WITHDRAWN = f"{OWN_TAGS}rollout", f"{OWN_TAGS}withdrawn"
+
+
+def model_out(line: ModelLine) -> ModelOut:
     """A registered model on the wire."""
-    model = seen.model
     return ModelOut(
-        name=model.name.name,
-        creation_timestamp=_ms(model.created_at),
-        last_updated_timestamp=_ms(model.updated_at),
-        user_id=model.created_by,
-        description=model.description,
-        latest_versions=tuple(map(version_out, seen.latest)),
-        tags=_tags(model.tags),
-        aliases=tuple(AliasOut(alias=each.alias, version=str(each.number)) for each in model.aliases),
+        name=line.name,
+        creation_timestamp=_ms(line.created_at),
+        last_updated_timestamp=_ms(line.updated_at),
+        user_id=line.created_by,
+        description=line.description,
+        latest_versions=tuple(map(version_out, line.latest)),
+        tags=_tags(line.tags),
+        aliases=tuple([AliasOut(alias=alias, version=str(number)) for alias, number in line.aliases]),
     )
 
 
 def _tags(tags: dict[str, str]) -> tuple[Tag, ...]:
-    return tuple(Tag(key, value) for key, value in sorted(tags.items()))
+    return tuple([Tag(key, value) for key, value in sorted(tags.items())])
 
 
-def _ms(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
+def _ms(moment: str) -> int:
+    """Milliseconds since 1970 of a time as the store has it: one for each row and field, so read directly."""
+    return int(datetime.fromisoformat(moment).timestamp() * 1000)
