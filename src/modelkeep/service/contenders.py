@@ -16,6 +16,7 @@ from modelkeep.core.values import parse_ref
 from modelkeep.service import references
 from modelkeep.service.act import Act
 from modelkeep.service.requests import Case, Requests
+from modelkeep.service.stages import place_in
 
 
 def named(act: Act, plan: Plan, version: ModelVersion) -> tuple[ModelVersion, ...]:
@@ -100,9 +101,7 @@ def admit(
         asked = requests.open_one(act, case.model, other, case.to)
         weighed = requests.weigh(
             act,
-            case.model,
-            other,
-            case.to,
+            place_in(act, case.model, other, case.to),
             requested_by=asked.requested_by if asked is not None else act.caller.actor,
             request=asked,
             files_verified=verified[place] if place < len(verified) else None,

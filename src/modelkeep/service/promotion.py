@@ -48,13 +48,12 @@ from modelkeep.service.contenders import admit
 from modelkeep.service.gates import report
 from modelkeep.service.policies import Policies, refuse_weaker
 from modelkeep.service.references import present
+from modelkeep.service.refusals import awaiting, denied
 from modelkeep.service.requests import Case, RequestPage, Requests
 from modelkeep.service.rollbacks import Resolver, Rollbacks, RolloutStarter
-from modelkeep.service.stages import Because
-from modelkeep.store import catalog as catalog_store
+from modelkeep.service.stages import Because, Place
 from modelkeep.store import models as models_store
 from modelkeep.store import promotion as store
-from modelkeep.store.database import Kept
 from modelkeep.store.models import ModelRow
 
 __all__ = [
@@ -103,11 +102,11 @@ class Promotions:
         """
         version = self._catalog.resolve(act, present(ref))
         model = models_store.get_row(act.tx, version.model)
-        model.stages.stage(to)
+        place = stages.place_in(act, model, version, to)
         found = store.open_request(act.tx, model.id, version.number, to)
         if found is not None and promotion.state_at(found, act.now) is not RequestState.OPEN:
             found = None
-        case = self._weigh(act, model, version, to, found, files_verified)
+        case = self._weigh(act, place, found, files_verified)
         obstacle = None
         try:
             promotion.check_transition(model.stages, version, to)
@@ -164,7 +163,35 @@ class Promotions:
             act.authorise(Verb.OPERATE, version.model)
         if plan is not None:
             check_plan(plan)
-        model = models_store.get_row(act.tx, version.model)
+        place = stages.place_in(act, models_store.get_row(act.tx, version.model), version, to)
+        return self.promote_from(
+            act,
+            place,
+            reason,
+            request=request,
+            ticket=ticket,
+            plan=plan,
+            supersede=supersede,
+            files_verified=files_verified,
+            others_verified=others_verified,
+        )
+
+    def promote_from(
+        self,
+        act: Act,
+        place: Place,
+        reason: str,
+        *,
+        request: str | None = None,
+        ticket: str | None = None,
+        plan: Plan | None = None,
+        supersede: bool = False,
+        files_verified: bool | None = None,
+        others_verified: Sequence[bool | None] = (),
+    ) -> Promotion:
+        """`promote` for who may promote, and has looked at the version, its model and the stage in this act.
+        Raises as that."""
+        model, version, to = place.model, place.version, place.to
         promotion.check_transition(model.stages, version, to)
         self._check_leaving(act, model, version, to)
         asked = (
@@ -172,12 +199,12 @@ class Promotions:
             if request is None
             else self._requests.live_for(act, request, version, to)
         )
-        case = self._weigh(act, model, version, to, asked, files_verified)
+        case = self._weigh(act, place, asked, files_verified)
         match case.decision:
             case Refused():
-                raise self._denied(act, case, reason)
+                raise denied(act, self._requests, case, reason)
             case AwaitingApproval():
-                raise self._awaiting(act, case, case.decision, reason, ticket)
+                raise awaiting(act, self._requests, case, case.decision, reason, ticket)
             case Granted():
                 others = admit(act, self._requests, case, plan, others_verified)
                 return self._carry_out(act, case, case.decision, others, reason, plan, supersede)
@@ -187,17 +214,13 @@ class Promotions:
     def _weigh(
         self,
         act: Act,
-        model: ModelRow,
-        version: ModelVersion,
-        to: str,
+        place: Place,
         request: PromotionRequest | None,
         files_verified: bool | None,
     ) -> Case:
         return self._requests.weigh(
             act,
-            model,
-            version,
-            to,
+            place,
             requested_by=request.requested_by if request is not None else act.caller.actor,
             request=request,
             files_verified=files_verified,
@@ -222,60 +245,6 @@ class Promotions:
                 endpoint=endpoint.name,
             )
 
-    def _denied(self, act: Act, case: Case, reason: str) -> Kept:
-        """Record a refusal; what is to be raised for it."""
-        asked = self._requests.refresh(act, case, recorded=True)
-        version, gates = case.version, case.decision.gates
-        act.record(
-            EventKind.PROMOTION_DENIED,
-            version.reference,
-            model=version.model,
-            number=version.number,
-            reason=reason,
-            to=case.to,
-            gates=gates,
-            policy=case.policy.digest,
-            request=asked.id if asked is not None else None,
-        )
-        blocking = [result for result in gates if result.blocks]
-        first, others = blocking[0], len(blocking) - 1
-        more = f" (and {others} more gate{'s' if others > 1 else ''})" if others else ""
-        how = f" {first.fix[0].upper()}{first.fix[1:]};" if first.fix else ""
-        error = errors.PolicyDenied(
-            f"{version.reference} may not enter {case.to}: {first.why}{more}.{how} see "
-            f"'modelkeep gate {values.in_shell(version.reference)} --to {case.to} --explain'.",
-            version=version.reference,
-            stage=case.to,
-            gates=list(codec.builtins(gates)),
-            policy=case.policy.digest,
-            request=asked.id if asked is not None else None,
-        )
-        return act.keep(error)
-
-    def _awaiting(
-        self, act: Act, case: Case, decision: AwaitingApproval, reason: str, ticket: str | None
-    ) -> Kept:
-        """Open the request, unless it is there; what is to be raised for it."""
-        asked = self._requests.refresh(act, case, recorded=False)
-        if asked is None:
-            asked = self._requests.open(act, case, reason, ticket)
-        who = _any_of(decision.roles)
-        count = f"{decision.missing} approval{'s' if decision.missing > 1 else ''}"
-        version = case.version
-        command = f"modelkeep review {asked.id} --approve"
-        error = errors.ApprovalRequired(
-            f"{version.reference} needs {count} by {who} other than {asked.requested_by.name} before it "
-            f"enters {case.to}; have somebody run '{command}', then promote again.",
-            version=version.reference,
-            stage=case.to,
-            request=asked.id,
-            missing=decision.missing,
-            roles=list(decision.roles),
-            approved_by=list(decision.approved_by),
-            next=command,
-        )
-        return act.keep(error)
-
     def _carry_out(
         self,
         act: Act,
@@ -296,12 +265,12 @@ class Promotions:
                 f"Nothing moves traffic to {version.reference} in {to}, so a plan says nothing; leave it "
                 f"out, or make an endpoint that follows {to} ('modelkeep endpoint create')."
             )
-        moved = stages.move(act, case.model, version, to, because)
+        moved = stages.enter(act, case.place, because)
         if asked is not None:
             self._requests.close(act, asked, RequestState.PROMOTED, reason)
         return Promotion(
             kind=PromotionKind.MOVED,
-            version=catalog_store.get_version(act.tx, version.model, version.number),
+            version=structs.replace(version, stage=to),
             stage=to,
             displaced=moved.displaced.number if moved.displaced is not None else None,
             endpoint=endpoint.name if endpoint is not None else None,
@@ -634,9 +603,3 @@ def _grant_of(act: Act, rollout: str | None, number: int) -> StageMove | None:
             body = {"from": "", "cause": MoveCause.ROLLOUT, **stored.event.body}
             return codec.convert(body, StageMove)
     return None
-
-
-def _any_of(roles: tuple[str, ...]) -> str:
-    """Roles as a sentence names them: an approver, a maintainer or an admin."""
-    named = [f"{'an' if role[0] in 'aeiou' else 'a'} {role}" for role in roles]
-    return " or ".join((", ".join(named[:-1]), named[-1])) if len(named) > 1 else named[0]

@@ -14,7 +14,7 @@ from modelkeep.core.access import Role, Verb
 from modelkeep.core.answers import PolicyRecord
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
-from modelkeep.core.policy import Check, ChecklistGate, Facts, StageRules, Waiver
+from modelkeep.core.policy import BetterThanGate, Check, ChecklistGate, Facts, StageRules, Waiver
 from modelkeep.core.promotion import (
     REVIEWS_MAX,
     TICKET_MAX,
@@ -28,6 +28,7 @@ from modelkeep.core.promotion import (
 from modelkeep.core.values import Actor, ModelName
 from modelkeep.service.act import Act
 from modelkeep.service.policies import Policies
+from modelkeep.service.stages import Place, place_in
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
 from modelkeep.store import promotion as store
@@ -53,14 +54,31 @@ class RequestPage(Struct, frozen=True, kw_only=True):
 class Case(Struct, frozen=True, kw_only=True):
     """Everything that was weighed, and what came of it."""
 
-    model: ModelRow
-    version: ModelVersion
-    to: str
+    place: Place
     policy: PolicyRecord
     rules: StageRules
-    incumbent: int | None
     request: PromotionRequest | None
     decision: Decision
+
+    @property
+    def model(self) -> ModelRow:
+        """The version's model."""
+        return self.place.model
+
+    @property
+    def version(self) -> ModelVersion:
+        """The version that is to move."""
+        return self.place.version
+
+    @property
+    def to(self) -> str:
+        """The stage that it is to enter."""
+        return self.place.to
+
+    @property
+    def incumbent(self) -> int | None:
+        """The number of the version that it would displace."""
+        return self.place.incumbent
 
     @property
     def seen(self) -> Seen:
@@ -79,29 +97,24 @@ class Requests:
     def weigh(
         self,
         act: Act,
-        model: ModelRow,
-        version: ModelVersion,
-        to: str,
+        place: Place,
         *,
         requested_by: Actor,
         request: PromotionRequest | None,
         files_verified: bool | None,
     ) -> Case:
-        """Load the facts once and decide once.
-
-        Raises:
-            InvalidTransition: the model has no such stage.
-        """
-        record = self._policies.effective(act.tx, model.full_name)
-        occupant = store.occupant(act.tx, model.id, to) if model.stages.stage(to).exclusive else None
-        incumbent = (
-            catalog_store.get_version(act.tx, model.full_name, occupant.number)
-            if occupant is not None and occupant.number != version.number
-            else None
-        )
+        """Load the facts once and decide once. The version that would be displaced is loaded for gates that
+        compare with it."""
+        name = place.model.full_name
+        record = self._policies.effective(act.tx, name)
+        rules = record.policy.rules(place.to)
+        compared = any(isinstance(gate, BetterThanGate) for gate in rules.gates)
+        number = place.incumbent
         facts = Facts(
-            version=version,
-            incumbent=incumbent,
+            version=place.version,
+            incumbent=catalog_store.get_version(act.tx, name, number)
+            if compared and number is not None
+            else None,
             files_verified=files_verified,
             checks=request.checks if request is not None else (),
             waivers=request.waivers if request is not None else (),
@@ -109,20 +122,11 @@ class Requests:
         decision = promotion.decide(
             facts,
             record.policy,
-            to,
+            place.to,
             requested_by=requested_by,
             reviews=request.reviews if request is not None else (),
         )
-        return Case(
-            model=model,
-            version=version,
-            to=to,
-            policy=record,
-            rules=record.policy.rules(to),
-            incumbent=incumbent.number if incumbent is not None else None,
-            request=request,
-            decision=decision,
-        )
+        return Case(place=place, policy=record, rules=rules, request=request, decision=decision)
 
     # ------------------------------------------------------------------------------------------------- asking
 
@@ -156,9 +160,7 @@ class Requests:
             )
         case = self.weigh(
             act,
-            model,
-            version,
-            to,
+            place_in(act, model, version, to),
             requested_by=act.caller.actor,
             request=None,
             files_verified=files_verified,
@@ -302,9 +304,7 @@ class Requests:
         )
         return self.weigh(
             act,
-            model,
-            version,
-            request.to,
+            place_in(act, model, version, request.to),
             requested_by=request.requested_by,
             request=vouched,
             files_verified=files_verified,

@@ -28,6 +28,7 @@ from modelkeep.store import versions as versions_store
 from modelkeep.store.database import ConstraintFailed
 from modelkeep.store.events import FAR
 from modelkeep.store.models import ModelRow
+from modelkeep.store.promotion import Occupant
 
 PRODUCTION = "production"
 """The stage that is meant where a question names none."""
@@ -54,6 +55,33 @@ class Because(Struct, frozen=True, kw_only=True):
     policy: Digest | None = None
 
 
+class Place(Struct, frozen=True, kw_only=True):
+    """Where a version is to go, as it is before: its model's row, the stage, and who stands there, where only
+    one can."""
+
+    model: ModelRow
+    version: ModelVersion
+    to: str
+    occupant: Occupant | None
+
+    @property
+    def incumbent(self) -> int | None:
+        """The number of the other version that stands in an exclusive stage."""
+        stands = self.occupant
+        return stands.number if stands is not None and stands.number != self.version.number else None
+
+
+def place_in(act: Act, model: ModelRow, version: ModelVersion, to: str) -> Place:
+    """Look at a stage for a version that is to enter it.
+
+    Raises:
+        InvalidTransition: the model has no such stage.
+    """
+    exclusive = model.stages.stage(to).exclusive
+    occupant = store.occupant(act.tx, model.id, to) if exclusive else None
+    return Place(model=model, version=version, to=to, occupant=occupant)
+
+
 class Moved(Struct, frozen=True, kw_only=True):
     """A move that was made."""
 
@@ -62,22 +90,26 @@ class Moved(Struct, frozen=True, kw_only=True):
 
 
 def move(act: Act, model: ModelRow, version: ModelVersion, to: str, because: Because) -> Moved:
+    """`enter` for who has not looked at the stage. Raises as that, and InvalidTransition: there is none."""
+    return enter(act, place_in(act, model, version, to), because)
+
+
+def enter(act: Act, place: Place, because: Because) -> Moved:
     """Move a version to a stage, displacing whoever stands in an exclusive one, with the event of it.
 
     Raises:
         StageMoved: another process took the stage at the same moment.
     """
+    model, version, to = place.model, place.version, place.to
     displaced = None
-    if model.stages.stage(to).exclusive:
-        former = store.occupant(act.tx, model.id, to)
-        if former is not None and former.number != version.number:
-            place = model.stages.displaced_to
-            displaced = Displaced(
-                number=former.number,
-                semver=former.semver,
-                to=place,
-                first=place == model.stages.initial,
-            )
+    if place.occupant is not None and place.incumbent is not None:
+        aside = model.stages.displaced_to
+        displaced = Displaced(
+            number=place.occupant.number,
+            semver=place.occupant.semver,
+            to=aside,
+            first=aside == model.stages.initial,
+        )
     body = StageMove(
         from_stage=version.stage,
         to=to,

@@ -53,7 +53,7 @@ _HELD = (
     .order_by(occupancy.c.stage)
 )
 _LEAVE = delete(occupancy).where(
-    occupancy.c.model_id == bindparam("model_id"), occupancy.c.number == bindparam("number")
+    occupancy.c.model_id == bindparam("model_id"), one_of(occupancy.c.number, "numbers")
 )
 _ENTER = insert(occupancy)
 _SET_EXCLUSIVE = (
@@ -82,7 +82,7 @@ _END_STAY = (
     update(stage_intervals)
     .where(
         stage_intervals.c.model_id == bindparam("which"),
-        stage_intervals.c.number == bindparam("who"),
+        one_of(stage_intervals.c.number, "numbers"),
         stage_intervals.c.to_sequence.is_(None),
     )
     .values(to_at=bindparam("at"), to_sequence=bindparam("sequence"))
@@ -202,14 +202,13 @@ def project(tx: Transaction, model_id: str, graph: StageGraph, event: Event) -> 
         ConstraintFailed: somebody else stands in an exclusive stage.
     """
     begun = promotion.stays_of(event)
+    moved = [stay.number for stay, _ in begun]
+    kept = [stay for stay, is_kept in begun if is_kept]
     # Both leave before one enters: the slot has to be free.
-    for stay, _ in begun:
-        tx.run(_END_STAY, which=model_id, who=stay.number, at=_at(event.at), sequence=event.sequence)
-        tx.run(_LEAVE, model_id=model_id, number=stay.number)
-    for stay, kept in begun:
-        if kept:
-            tx.run(_OPEN_STAY, **stay_row(model_id, stay))
-            tx.run(_ENTER, **place_row(model_id, graph, stay))
+    tx.run(_END_STAY, which=model_id, numbers=moved, at=_at(event.at), sequence=event.sequence)
+    tx.run(_LEAVE, model_id=model_id, numbers=moved)
+    tx.many(_OPEN_STAY, [stay_row(model_id, stay) for stay in kept])
+    tx.many(_ENTER, [place_row(model_id, graph, stay) for stay in kept])
     return begun[0].interval
 
 

@@ -21,7 +21,7 @@ from modelkeep.store.schema import (
     version_tags,
     versions,
 )
-from modelkeep.store.statements import insert, json_text
+from modelkeep.store.statements import insert, json_text, one_of
 from modelkeep.store.transaction import Transaction
 
 _INSERT = insert(versions)
@@ -37,7 +37,7 @@ _TOUCH = (
     update(versions)
     .where(
         versions.c.model_id == bindparam("model_id"),
-        versions.c.number.in_(bindparam("which", expanding=True)),
+        one_of(versions.c.number, "which"),
     )
     .values(updated_at=bindparam("now"))
 )
