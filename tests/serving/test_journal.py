@@ -44,7 +44,7 @@ def rollback(number: int) -> LocalRollback:
     )  # fmt: skip
 
 
-def record(kind: RecordKind, serial: int = 0) -> Record:
+def record(kind: RecordKind, serial: int = 0, left: tuple[LocalRollback, ...] = ()) -> Record:
     """A record of a kind, with what belongs to it."""
     carries = kind in (RecordKind.INTENT, RecordKind.ROLLBACK, RecordKind.SNAPSHOT)
     return Record(
@@ -53,7 +53,7 @@ def record(kind: RecordKind, serial: int = 0) -> Record:
         serial=serial,
         table=table(serial, serial % 1000) if carries else None,
         rollback=rollback(serial) if kind is RecordKind.ROLLBACK else None,
-        taken=1 if kind is RecordKind.TAKEN else 0,
+        pending=left,
     )
 
 
@@ -217,7 +217,7 @@ def test_rollbacks_are_kept_until_they_are_taken_over() -> None:
     gateway.roll_back()
     gateway.roll_back()
     assert Journal(TornDisk(disk.data)).open().pending == (rollback(1), rollback(2))
-    gateway.journal.append(record(RecordKind.TAKEN))
+    gateway.journal.append(record(RecordKind.TAKEN, left=(rollback(2),)))
     assert Journal(TornDisk(disk.data)).open().pending == (rollback(2),)
     last = Record(kind=RecordKind.SNAPSHOT, at=NOW, serial=2, table=gateway.live, pending=(rollback(2),))
     gateway.journal.compact(lambda: last, force=True)

@@ -14,8 +14,9 @@ from msgspec import structs
 
 from modelkeep.core import errors
 from modelkeep.core.observation import VersionPhase
-from modelkeep.core.routing import Route, RoutingTable, VersionKey, rolled_back
-from modelkeep.serving.fronts import Fronts, swap
+from modelkeep.core.routing import Route, VersionKey, rolled_back
+from modelkeep.serving.fronts import swap
+from modelkeep.serving.mover import Fronts, Mover
 
 HOLD_S_MAX = 10.0
 """How long the former version may answer: long enough to be seen, short enough for everybody's patience, and
@@ -31,11 +32,8 @@ class Place(Protocol):
         """How far a version is here."""
 
     @property
-    def live(self) -> RoutingTable:
-        """The table that is obeyed."""
-
-    def obey(self, table: RoutingTable) -> int:
-        """Have a table obeyed from now on. Returns its serial."""
+    def mover(self) -> Mover:
+        """What it obeys."""
 
 
 async def drill(
@@ -69,7 +67,7 @@ async def drill(
     confirmed_ms = (time.monotonic() - received) * 1_000
     last_sent = fronts.last_sent(standing)
     await asyncio.sleep(hold_s)
-    if place.live.route(endpoint) is not aside:
+    if place.mover.live.route(endpoint) is not aside:
         raise errors.Conflict(
             f"The route of {endpoint} was changed while the drill was on; the newer one holds. Try again "
             "when nothing moves.",
@@ -92,7 +90,7 @@ async def drill(
 
 def _fit(place: Place, endpoint: str) -> Route:
     """The endpoint's route, when it is fit for a drill."""
-    route = place.live.route(endpoint)
+    route = place.mover.live.route(endpoint)
     if route is None:
         raise errors.RouteNotFound(
             f"This gateway serves no endpoint {endpoint[:80]!r}; see: modelkeep gateway status."
@@ -112,8 +110,8 @@ def _fit(place: Place, endpoint: str) -> Route:
 
 async def _swap(place: Place, fronts: Fronts, route: Route) -> None:
     """Have one route obeyed by all fronts."""
-    table = place.live
+    table = place.mover.live
     routes = tuple(route if other.endpoint == route.endpoint else other for other in table.routes)
-    serial = place.obey(structs.replace(table, routes=routes))
+    serial = place.mover.obey(structs.replace(table, routes=routes))
     fronts.say(swap(serial, table, (route,)))
     await fronts.confirmed(serial)

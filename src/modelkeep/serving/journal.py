@@ -13,8 +13,11 @@ table carries it whole, so the live table is the last one that counts, whatever 
     applied    with its INTENT                        after the swap
     rollback   at once                                after the swap
     snapshot   at once                                at start, on compaction, after a failed write
-    taken      never (drops reported rollbacks)       when the control plane has taken rollbacks over
+    taken      never (says which rollbacks are left)  when the control plane has taken rollbacks over
     closed     never (says that the stop was clean)   at the end
+
+A snapshot says how things stand when it is written, which may be ahead of records that were waiting before
+it. So no record says alone what has changed: each says what holds, and can be read twice.
 
 Whoever changes what a record carries, so that former ones cannot be read, raises FORMAT. A torn last line is
 the trace of a crash and is cut. Damage anywhere else is not, and is refused. This file does not decide what
@@ -76,7 +79,6 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cause: str = ""
     rollback: LocalRollback | None = None
     pending: tuple[LocalRollback, ...] = ()
-    taken: int = 0
 
 
 class Replayed(Struct, frozen=True, kw_only=True):
@@ -113,10 +115,10 @@ def replay(records: list[Record]) -> Replayed:
                     table, serial, known, intent = record.table, record.serial, True, None
                 if record.kind is RecordKind.SNAPSHOT:
                     pending = record.pending
-                elif record.rollback is not None:
+                elif record.rollback is not None and record.rollback not in pending:
                     pending = (*pending, record.rollback)
             case RecordKind.TAKEN:
-                pending = pending[record.taken :]
+                pending = record.pending
     return Replayed(table=table, serial=serial, pending=pending, clean=clean, known=known)
 
 

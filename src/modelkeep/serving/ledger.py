@@ -49,7 +49,7 @@ class Ledger:
     """The supervisor's one account: dedupes callers over fronts, closes ticks, keeps them until they are
     taken.
 
-    Tick numbers begin at `first_number` (the start's time in milliseconds), so that they also rise over
+    Tick numbers begin at `first_number` (the start's time in microseconds), so that they also rise over
     restarts. Whom a rollout has seen is in `memory`. Of a rollout that was under way before this start
     (`resumed`) and whose memory is lost nobody is counted as new or first any more: a caller who was counted
     before would be counted twice, which no verdict could be trusted after.
@@ -286,6 +286,12 @@ class Ledger:
     def waiting(self) -> int:
         """Ticks that the control plane has not taken yet."""
         return len(self._waiting)
+
+
+def first_number(now: datetime) -> int:
+    """Where the numbers of a start's ticks begin. In microseconds, of which ticks use up one a second: so not
+    even a clock that is set back has two starts use the same ones."""
+    return int(now.timestamp() * 1_000_000)
 
 
 def _resolve(delta: SideDelta, callers: Callers | None, noted: list[tuple[First, int]]) -> SideCounts:

@@ -7,7 +7,7 @@ for by a snapshot as soon as the disk takes one. What is written is the supervis
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from modelkeep import telemetry
 from modelkeep.serving.journal import Journal, Record
@@ -18,10 +18,12 @@ log = telemetry.Log("gateway.journal")
 class Scribe:
     """Writes a journal. `snapshot` gives the state as it is when it is called."""
 
-    def __init__(self, journal: Journal, snapshot: Callable[[str], Record]) -> None:
+    def __init__(
+        self, journal: Journal, snapshot: Callable[[str], Record], thread: Executor | None = None
+    ) -> None:
         self._journal = journal
         self._snapshot = snapshot
-        self._thread = ThreadPoolExecutor(1, "journal")
+        self._thread = thread or ThreadPoolExecutor(1, "journal")
         self.ok = True
         """Whether everything that happened is written down."""
 

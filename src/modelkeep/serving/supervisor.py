@@ -1,9 +1,9 @@
-"""The supervisor: the one process of a gateway that decides what is obeyed, and keeps all the others running.
+"""The supervisor: the process of a gateway that keeps all the others running, and adds up what they say.
 
-It takes tables from the control plane, obeys them as far as versions are ready (forward moves are journaled
-before they count), rolls back at once on a local command, a crashing candidate or a lost lease (memory first,
-journal after), and reports. Everything it needs to serve and to roll back is on this machine. HTTP is the
-fronts' business, models are the workers', and judging a rollout is the control plane's.
+It takes tables from the control plane, has the mover obey them, has it roll back on a local command, for a
+crashing candidate or a lost lease, adds up what was counted, and reports. Everything it needs to serve and to
+roll back is on this machine. HTTP is the fronts' business, models are the workers', which table is obeyed is
+the mover's, and judging a rollout is the control plane's.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from modelkeep import telemetry
@@ -19,33 +18,30 @@ from modelkeep.core import errors, values
 from modelkeep.core.observation import (
     GatewayReply,
     GatewayReport,
-    LocalRollback,
     VersionPhase,
 )
-from modelkeep.core.routing import Route, RoutingTable, VersionKey, rolled_back
-from modelkeep.serving import messages, moves, telling
+from modelkeep.core.routing import RoutingTable, VersionKey
+from modelkeep.serving import messages, telling
 from modelkeep.serving.cache import Cache
 from modelkeep.serving.contact import Contact
 from modelkeep.serving.control import ControlServer, RunFolder
 from modelkeep.serving.drills import drill
 from modelkeep.serving.environments import LOCKED, Environments
 from modelkeep.serving.fronts import Fronts, swap
-from modelkeep.serving.journal import DiskFile, Journal, Record, RecordKind
-from modelkeep.serving.ledger import Ledger
+from modelkeep.serving.journal import DiskFile, Journal
+from modelkeep.serving.ledger import Ledger, first_number
 from modelkeep.serving.memory import Memory
 from modelkeep.serving.metrics import Metrics
+from modelkeep.serving.mover import Mover
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.pool import Cause
 from modelkeep.serving.recorder_unit import RecorderUnit
-from modelkeep.serving.router import changes, named
-from modelkeep.serving.scribe import Scribe
+from modelkeep.serving.router import named
 from modelkeep.serving.units import FrontUnit, VersionUnit
 from modelkeep.serving.versions import Versions
 from modelkeep.serving.workers import WorkerUnit
 
 LEASE_CHECK_S = 0.1
-CONNECT_WAIT_S = 2.0
-"""For all fronts to reach a worker that is ready, before its version may get weight."""
 
 log = telemetry.Log("gateway.supervisor")
 
@@ -74,30 +70,17 @@ class Supervisor:
         if options.environments == LOCKED:
             folder = options.data / "environments"
             environments = Environments(folder, build_timeout_s=options.build_timeout_s)
-        journal = Journal(DiskFile(options.data / "journal.jsonl"), str(options.data / "journal.jsonl"))
-        replayed = journal.open()
-        self.live = replayed.table
-        self.serial = replayed.serial
-        self.pending: tuple[LocalRollback, ...] = replayed.pending
-        self._known = replayed.known
-        self.unclean = not replayed.clean
-        if self.unclean:
-            self.live = moves.stable_only(self.live)
-            if self.live != replayed.table:
-                self.serial += 1
-        self._desired = self.live
-        opened = Record(kind=RecordKind.OPENED, at=_now())
-        journal.append(*([opened, self._snapshot("start")] if self._known else [opened]))
-        self.scribe = Scribe(journal, self._snapshot)
+        path = options.data / "journal.jsonl"
+        self.mover = Mover(Journal(DiskFile(path), str(path)), self, _now)
         self.contact = Contact(options, self)
         self.fronts = Fronts(self, listeners)
         now = _now()
-        under_way = [(route.endpoint, route.rollout) for route in self.live.routes if route.rollout]
+        routes = self.mover.live.routes
+        under_way = [(route.endpoint, route.rollout) for route in routes if route.rollout]
         memory = Memory(options.data / "callers")
-        self.ledger = Ledger(now, int(now.timestamp() * 1000), memory=memory, resumed=under_way)
+        self.ledger = Ledger(now, first_number(now), memory=memory, resumed=under_way)
         self.metrics = Metrics()
         self._sides: dict[tuple[str, int, int], tuple[str, ...]] = {}
-        self._dirty = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.started = time.monotonic()
         self.stopped = asyncio.Event()
@@ -114,7 +97,7 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start everything; returns before versions are loaded."""
-        if self.unclean:
+        if self.mover.unclean:
             log.warning(
                 "The last run did not end cleanly; candidates have no weight until the control plane says so."
             )
@@ -124,18 +107,18 @@ class Supervisor:
                 "promote again, or step on by hand.",
                 endpoint=endpoint,
             )
-        self._remember(self.live)
-        self.recorder.watch(self.live)
+        self.remember(self.mover.live)
+        self.recorder.watch(self.mover.live)
         self.fronts.start()
-        self._require()
+        self.mover.require()
         await self._control.start()
         self.spawn(self.versions.keep())
-        self.spawn(self._advance())
+        self.spawn(self.mover.keep())
         self.spawn(self._tick())
         self.spawn(self._watch_lease())
         self.spawn(self.contact.poll())
         self.spawn(self.contact.report())
-        log.info("The gateway runs.", url=self.url, data=str(self.options.data), table=self.live.number)
+        log.info("The gateway runs.", url=self.url, data=str(self.options.data), table=self.mover.live.number)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done; the gateway ends when it fails."""
@@ -170,8 +153,7 @@ class Supervisor:
         self.contact.close()
         await self.versions.stop(grace_s=options.drain_s)
         await self._control.stop()
-        await self.scribe.write(Record(kind=RecordKind.CLOSED, at=_now()))
-        self.scribe.close()
+        await self.mover.close()
         self._run_folder.remove()
         log.info("The gateway has stopped.")
 
@@ -182,180 +164,32 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------- moves
 
     def accept(self, table: RoutingTable) -> None:
-        """Take a table from the control plane as what is wanted. A version that failed is tried again; where
-        it is asked for anew, its failure is not told any more, for it belongs to what was asked before."""
-        anew = moves.named_anew(self.live, self._desired, table)
-        self._desired = table
-        self._known = True
-        self._require()
-        self.versions.retry(anew)
-        self._dirty.set()
-
-    def _require(self) -> None:
-        self.versions.require(self.live, self._desired)
-
-    async def _advance(self) -> None:
-        """Move towards what is wanted: INTENT durable, then swap everywhere, then APPLIED."""
-        while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            before = self.live
-            after = moves.next_table(before, self._desired, self.versions.servable())
-            if after == before:
-                continue
-            used = {key for route in after.routes for key in (route.stable, *route.tried)}
-            await self.fronts.reach(partial(self.versions.ready, used), within_s=CONNECT_WAIT_S)
-            for route in after.routes:
-                if route.rollout is not None:
-                    self.ledger.begin(route.endpoint, route.rollout)
-            serial = self.serial + 1
-            intent = Record(
-                kind=RecordKind.INTENT, at=_now(), serial=serial, table=after, cause="control plane"
-            )
-            if not await self.scribe.write(intent):
-                await asyncio.sleep(1.0)  # a full disk stops forward moves, and only those
-                self._dirty.set()
-                continue
-            if self.live is not before:  # a rollback came first
-                self._dirty.set()
-                continue
-            changed, removed = changes(before.routes, after.routes)
-            self.live, self.serial = after, serial
-            self._remember(after)
-            self.recorder.watch(after)
-            self.fronts.say(swap(serial, after, changed, removed))
-            await self.fronts.confirmed(serial)
-            await self.scribe.write(Record(kind=RecordKind.APPLIED, at=_now(), serial=serial))
-            await self.scribe.compact()
-            self.ledger.close(_now())
-            self._require()
-            self.contact.hurry()
-            log.info(
-                "A new routing table is obeyed.", table=after.number, serial=serial, changed=len(changed)
-            )
+        """Take a table from the control plane as what is wanted."""
+        self.mover.accept(table)
 
     def phase(self, key: VersionKey) -> VersionPhase | None:
         """How far a version is here; None for one that is not."""
         unit = self.versions.get(key)
         return unit.phase if unit is not None else None
 
-    def obey(self, table: RoutingTable) -> int:
-        """Have a table obeyed from now on, with nothing in the journal: for a drill. Returns its serial."""
-        self.serial += 1
-        self.live = table
-        return self.serial
+    def begins(self, table: RoutingTable) -> None:
+        """Have books for the rollouts of a table that is about to be obeyed."""
+        for route in table.routes:
+            if route.rollout is not None:
+                self.ledger.begin(route.endpoint, route.rollout)
 
-    async def rollback(self, endpoint: str, cause: str, actor: str, received: float) -> dict[str, Any]:
-        """Take an endpoint back: fronts first, journal after. Needs nothing but this machine's memory.
-
-        Args:
-            received: monotonic seconds when the wish arrived; the time taken is counted from there.
-
-        Returns:
-            What was done and how long the swap took. `loading`: the version that callers were taken back to
-            is not there yet, and they wait for it.
-
-        Raises:
-            RouteNotFound, NoRollbackTarget.
-        """
-        route = self._route_back(endpoint)
-        after = rolled_back(route)
-        self.serial += 1
-        serial = self.serial
-        self.fronts.say(swap(serial, self.live, (after,)))
-        self.live, _, removed = moves.taken_back(self.live, endpoint)
-        table = self.live
-        self._remember(table)
-        self.versions.land(after.stable)
-        await self.fronts.confirmed(serial)
-        record = LocalRollback(
-            endpoint=endpoint,
-            epoch=after.epoch,
-            rollout=route.rollout,
-            cause=cause,
-            actor=actor,
-            at=_now(),
-            took_ms=(time.monotonic() - received) * 1000,
-            stable=after.stable,
-            removed=removed,
-        )
-        last_sent_ms = max(0.0, (self.fronts.last_sent(removed) - received) * 1000)
-        journaled = await self._write_down(record, table, serial)
-        self.ledger.close(_now())
-        self._require()
-        self._dirty.set()
-        return {
-            "endpoint": endpoint,
-            "stable": after.stable,
-            "version": self.versions.label(after.stable),
-            "loading": after.stable not in self.versions.ready(),
-            "removed": removed,
-            "removed_version": self.versions.label(removed),
-            "took_ms": record.took_ms,
-            "last_sent_ms": last_sent_ms,
-            "fronts": len(self.fronts),
-            "journaled": journaled,
-            "epoch": {"term": after.epoch.term, "seq": after.epoch.seq},
-        }
-
-    def _route_back(self, endpoint: str) -> Route:
-        """The route that can be taken back. Raises RouteNotFound, NoRollbackTarget."""
-        route = self.live.route(endpoint)
-        if route is None:
-            name = values.printable(endpoint)[:80]
-            raise errors.RouteNotFound(
-                f"This gateway serves no endpoint {name!r}; see: modelkeep gateway status."
-            )
-        target = rolled_back(route).stable
-        if target != route.stable and target not in self.versions.servable():
-            raise errors.NoRollbackTarget(
-                "The former version is not loaded here any more; roll back in the registry."
-            )
-        return route
-
-    async def _write_down(self, record: LocalRollback, table: RoutingTable, serial: int) -> bool:
-        """Keep a rollback that was made, for the control plane and in the journal. Returns whether it is on
-        the disk."""
-        self.pending = (*self.pending, record)
+    def watch(self, table: RoutingTable) -> None:
+        """Have what is recorded follow the table."""
         self.recorder.watch(table)
+
+    def moved(self) -> None:
+        """Another table is obeyed: its counts begin here, and there is something to tell."""
+        self.ledger.close(_now())
         self.contact.hurry()
-        endpoint = record.endpoint
+
+    def took_back(self, endpoint: str) -> None:
+        """Count a rollback."""
         self.metrics.rollbacks[endpoint] = self.metrics.rollbacks.get(endpoint, 0) + 1
-        entry = Record(
-            kind=RecordKind.ROLLBACK,
-            at=_now(),
-            serial=serial,
-            table=table,
-            cause=record.cause,
-            rollback=record,
-        )
-        journaled = await self.scribe.write(entry)
-        if not journaled:
-            log.error("A ROLLBACK WAS MADE BUT COULD NOT BE WRITTEN DOWN; free the disk.", endpoint=endpoint)
-        log.warning(
-            "An endpoint was taken back.",
-            endpoint=endpoint,
-            cause=record.cause,
-            actor=record.actor,
-            took_ms=record.took_ms,
-        )
-        return journaled
-
-    async def _automatic(self, route: Route, cause: str) -> None:
-        if self.live.route(route.endpoint) is route and route.tried:
-            await self.rollback(route.endpoint, cause, "gateway", time.monotonic())
-
-    # ------------------------------------------------------------------------------------------------ journal
-
-    def _snapshot(self, cause: str) -> Record:
-        return Record(
-            kind=RecordKind.SNAPSHOT,
-            at=_now(),
-            serial=self.serial,
-            table=self.live,
-            cause=cause,
-            pending=self.pending,
-        )
 
     # ------------------------------------------------------------------------------- what units call back for
 
@@ -368,12 +202,12 @@ class Supervisor:
             self.fronts.asleep(unit.spec, failed=unit.phase is VersionPhase.FAILED)
         if unit.phase is VersionPhase.FAILED:
             cause = "candidate crashed" if unit.report().crashes else "candidate could not be loaded"
-            for route in self.live.routes:
+            for route in self.mover.live.routes:
                 if [arm.key for arm in route.arms[1:]] == [key]:
                     # One of several in a test is left to the controller, which takes it out alone: until then
                     # stable answers in its place, request by request.
-                    self.spawn(self._automatic(route, cause))
-        self._dirty.set()
+                    self.spawn(self.mover.take_back(route, cause))
+        self.mover.look()
         self.versions.review()
         self.contact.hurry()
 
@@ -393,7 +227,7 @@ class Supervisor:
     def version_crashed(self, unit: VersionUnit) -> None:
         """Count the crash on every side that the version serves."""
         key = unit.spec.key
-        for route in self.live.routes:
+        for route in self.mover.live.routes:
             others = (other.key if other.key != route.stable else None for other in route.others)
             for place, other in enumerate((route.stable, route.candidate, *others)):
                 if other == key:
@@ -427,9 +261,9 @@ class Supervisor:
 
     def front_hello(self, unit: FrontUnit) -> list[messages.ToFront]:
         """The whole table and all workers, for a front that was just started."""
-        table = self.live
-        first = swap(max(self.serial, 1), table, table.routes)
-        hello = messages.Hello(options=self.options, index=unit.index, swap=first, known=self._known)
+        table = self.mover.live
+        first = swap(max(self.mover.serial, 1), table, table.routes)
+        hello = messages.Hello(options=self.options, index=unit.index, swap=first, known=self.mover.known)
         said: list[messages.ToFront] = [hello]
         for version in self.versions:
             if version.phase is VersionPhase.READY:
@@ -478,7 +312,7 @@ class Supervisor:
             self.ledger.predicted(key, bands.epoch, bands.candidate_ppm, *placed)
         self.metrics.log = noted
 
-    def _remember(self, table: RoutingTable) -> None:
+    def remember(self, table: RoutingTable) -> None:
         """Keep the versions' names by endpoint and epoch, for counts that come in late."""
         labels = {spec.key: spec.label for spec in table.versions}
         if len(self._sides) > 10_000 + len(table.routes):
@@ -508,32 +342,25 @@ class Supervisor:
         while True:
             await asyncio.sleep(self.options.tick_s)
             await self.fronts.collect(within_s=self.options.tick_s / 4)
-            for route in self.live.routes:
+            for route in self.mover.live.routes:
                 if route.rollout is not None:
                     self.ledger.touch(route)
             self.versions.tick()
             self.ledger.close(_now())
-            self.ledger.forget(
-                (route.endpoint, route.rollout) for route in (*self.live.routes, *self._desired.routes)
-            )
-            await self.scribe.make_up()
+            routes = (*self.mover.live.routes, *self.mover.desired.routes)
+            self.ledger.forget((route.endpoint, route.rollout) for route in routes)
+            await self.mover.scribe.make_up()
 
     async def _watch_lease(self) -> None:
         """Take candidates back whose controller has been silent for longer than their lease."""
         while True:
             await asyncio.sleep(LEASE_CHECK_S)
-            silent_s = self.contact.silent_s
-            for route in self.live.routes:
-                if 0 < route.lease_s < silent_s and route.tried_ppm > 0:
-                    await self._automatic(route, "lease lost")
+            await self.mover.keep_lease(self.contact.silent_s)
 
     async def taken(self, report: GatewayReport, reply: GatewayReply) -> None:
         """The control plane has this much of a report: it need not be sent again."""
         self.ledger.taken(reply.taken)
-        rollbacks = min(reply.rollbacks_taken, len(report.rollbacks))
-        if rollbacks:
-            self.pending = self.pending[rollbacks:]
-            await self.scribe.write(Record(kind=RecordKind.TAKEN, at=_now(), taken=rollbacks))
+        await self.mover.taken(min(reply.rollbacks_taken, len(report.rollbacks)))
 
     def make_report(self) -> GatewayReport:
         """What there is to tell the control plane."""
@@ -549,7 +376,7 @@ class Supervisor:
             case "rollback":
                 endpoint, actor = str(arguments.get("endpoint", "")), str(arguments.get("actor") or "local")
                 reason = values.check_text(str(arguments.get("reason") or "local command"), "reason")
-                return await self.rollback(
+                return await self.mover.rollback(
                     endpoint, reason, values.check_text(actor, "actor", maximum=200), received
                 )
             case "drill":

@@ -13,16 +13,15 @@ import msgspec
 
 from modelkeep import telemetry
 from modelkeep.core import codec
-from modelkeep.core.observation import GatewayReport, LocalRollback, state_of
-from modelkeep.core.routing import RoutingTable
+from modelkeep.core.observation import GatewayReport, state_of
 from modelkeep.serving import openapi
 from modelkeep.serving.contact import Contact
 from modelkeep.serving.fronts import Fronts
 from modelkeep.serving.ledger import Ledger
 from modelkeep.serving.metrics import Metrics
+from modelkeep.serving.mover import Mover
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.recorder_unit import RecorderUnit
-from modelkeep.serving.scribe import Scribe
 from modelkeep.serving.versions import Versions
 
 
@@ -32,9 +31,7 @@ class Place(Protocol):
     name: str
     url: str
     options: GatewayOptions
-    live: RoutingTable
-    serial: int
-    pending: tuple[LocalRollback, ...]
+    mover: Mover
     draining: bool
     started: float
     versions: Versions
@@ -42,7 +39,6 @@ class Place(Protocol):
     contact: Contact
     ledger: Ledger
     metrics: Metrics
-    scribe: Scribe
     recorder: RecorderUnit
 
 
@@ -50,13 +46,13 @@ def report(place: Place) -> GatewayReport:
     """What there is to tell the control plane."""
     return GatewayReport(
         gateway=place.name,
-        table=place.contact.after or place.live.number,
+        table=place.contact.after or place.mover.live.number,
         url=place.url,
         sent_at=datetime.now(UTC),
-        routes=tuple(state_of(route) for route in place.live.routes),
+        routes=tuple(state_of(route) for route in place.mover.live.routes),
         versions=tuple(unit.report() for unit in place.versions),
         ticks=place.ledger.to_send(),
-        rollbacks=place.pending,
+        rollbacks=place.mover.pending,
     )
 
 
@@ -76,7 +72,7 @@ def status(place: Place) -> dict[str, Any]:
             "previous": label(route.previous) if route.previous else None,
             "rollout": route.rollout,
         }
-        for route in place.live.routes
+        for route in place.mover.live.routes
     ]
     versions = [
         {
@@ -92,16 +88,16 @@ def status(place: Place) -> dict[str, Any]:
         "gateway": place.name,
         "url": place.url,
         "pid": os.getpid(),
-        "table": place.live.number,
-        "serial": place.serial,
+        "table": place.mover.live.number,
+        "serial": place.mover.serial,
         "draining": place.draining,
         "uptime_s": time.monotonic() - place.started,
         "memory_budget_bytes": place.options.memory_budget_bytes,
         "memory_bytes": telemetry.process_use().memory_bytes,
         "contact_age_s": place.contact.age_s,
-        "journal_ok": place.scribe.ok,
+        "journal_ok": place.mover.scribe.ok,
         "recorder": place.recorder.status(place.metrics.log),
-        "rollbacks_waiting": len(place.pending),
+        "rollbacks_waiting": len(place.mover.pending),
         "ticks_waiting": place.ledger.waiting,
         "callers_lost": place.ledger.lost,
         "fronts": [
@@ -114,11 +110,11 @@ def status(place: Place) -> dict[str, Any]:
 
 def described(place: Place, endpoint: str) -> str:
     """An endpoint in OpenAPI, by the version that answers there; empty when there is none."""
-    route = place.live.route(endpoint)
+    route = place.mover.live.route(endpoint)
     if route is None:
         return ""
     closed = place.options.callers_token_file is not None
-    found = openapi.document(route, place.live.version(route.stable), place.url, closed=closed)
+    found = openapi.document(route, place.mover.live.version(route.stable), place.url, closed=closed)
     return codec.encode(found).decode()
 
 
@@ -126,12 +122,12 @@ def metrics_page(place: Place) -> str:
     """The metrics in Prometheus' text format."""
     use = telemetry.process_use()
     return place.metrics.render(
-        place.live,
+        place.mover.live,
         [unit.report() for unit in place.versions],
         place.versions.labels,
         contact_age_s=place.contact.age_s,
         ticks_waiting=place.ledger.waiting,
-        journal_ok=place.scribe.ok,
+        journal_ok=place.mover.scribe.ok,
         cpu_s=use.cpu_s,
         memory_bytes=use.memory_bytes,
         budget_bytes=place.options.memory_budget_bytes,
