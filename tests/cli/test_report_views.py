@@ -13,7 +13,7 @@ from modelkeep.cli import report_views
 from modelkeep.cli.report_commands import moment_of
 from modelkeep.core import codec, errors
 from modelkeep.core.delivery import Asked, DeliveryReport, LastDrill, report, share, times
-from modelkeep.core.drill import Drill, DrillPlan, Measured
+from modelkeep.core.drill import Drill, DrillPlan, Hindrance, Measured, Obstacle
 from modelkeep.serving import control
 from tests.cli.test_views import _drawn
 from tests.client.fake_server import FakeServer
@@ -83,6 +83,7 @@ def test_figures_read_well(golden: Callable[[str, str], None]) -> None:
 MEASURED = Measured(
     gateway="g1", took_ms=0.41, confirmed_ms=0.93, back_ms=0.8, hold_s=0.5, live=True, fronts=2
 )
+CLOSED = Hindrance(obstacle=Obstacle.WINDOW, why="the policy has drills in Mon-Fri 10:00-16:00 UTC alone")
 DONE = Drill(
     sequence=41,
     endpoint="churn",
@@ -98,9 +99,19 @@ DONE = Drill(
 
 @pytest.mark.req("S8")
 def test_a_drill_reads_well(golden: Callable[[str, str], None]) -> None:
-    """With traffic, and with the warning without."""
+    """With traffic, and with the warning without; what speaks against it, and when it may be."""
     idle = structs.replace(DONE, measured=structs.replace(MEASURED, live=False, took_ms=0.0))
-    text = _drawn(("drill", report_views.drill(DONE)), ("drill, no traffic", report_views.drill(idle)))
+    forced = structs.replace(DONE, against=(CLOSED,), anyway="the board asks")
+    plan = DrillPlan(endpoint="churn", model="churn", stands="1.1.0", former="1.0.0", gateways=("g1",))
+    moving = Hindrance(obstacle=Obstacle.ROLLOUT, why="a rollout of churn is under way")
+    text = _drawn(
+        ("drill", report_views.drill(DONE)),
+        ("drill, no traffic", report_views.drill(idle)),
+        ("drill, anyway", report_views.drill(forced)),
+        ("may be", report_views.drill_plan(plan)),
+        ("not now", report_views.drill_plan(structs.replace(plan, against=(CLOSED,), next_at=T0))),
+        ("never", report_views.drill_plan(structs.replace(plan, against=(moving, CLOSED), gateways=()))),
+    )
     golden("cli_drill.txt", text)
 
 
@@ -119,6 +130,7 @@ def test_a_drill_asks_the_server_then_the_gateway_then_keeps_it(
     monkeypatch.setattr(control, "call", gateway)
     plan = DrillPlan(endpoint="churn", model="churn", stands="1.1.0", former="1.0.0", gateways=("g1",))
     server.on("GET", "/api/v1/endpoints/churn/drill", plan)
+    server.on("POST", "/api/v1/endpoints/churn/drill", plan)
     server.on("POST", "/api/v1/endpoints/churn/drills", DONE)
     assert modelkeep("drill", "churn", "-m", "monthly").code == 2, "nobody can be asked"
     assert orders == []
@@ -128,9 +140,19 @@ def test_a_drill_asks_the_server_then_the_gateway_then_keeps_it(
     sent = codec.decode(server.asked[-1].body, dict)
     assert sent == {"measured": codec.builtins(MEASURED), "reason": "monthly"}
 
-    server.on("GET", "/api/v1/endpoints/churn/drill", errors.RolloutActive("A rollout is under way."))
-    assert modelkeep("drill", "churn", "-m", "monthly", "--yes").code == 6
+    begun = codec.decode(server.asked[-2].body, dict)
+    assert begun == {"reason": "monthly", "anyway": None}
+
+    closed = structs.replace(plan, against=(CLOSED,))
+    server.on("GET", "/api/v1/endpoints/churn/drill", closed)
+    server.on("POST", "/api/v1/endpoints/churn/drill", errors.DrillRefused("No drill of churn now."))
+    assert modelkeep("drill", "churn", "-m", "monthly").code == 3, "asked, so that the refusal is kept"
+    ran = modelkeep("drill", "churn", "-m", "monthly", "--dry-run", "-q")
+    assert (ran.code, ran.out) == (3, "window\n")
     assert len(orders) == 1
+    server.on("POST", "/api/v1/endpoints/churn/drill", closed)
+    assert modelkeep("drill", "churn", "-m", "monthly", "--anyway", "the board asks", "--yes").code == 0
+    assert len(orders) == 2
 
 
 def test_a_span_is_said_as_people_say_it() -> None:

@@ -342,6 +342,8 @@ CHANGES_NOTHING: dict[EventKind, str] = {
     EventKind.PROMOTION_DENIED: "what was refused did not happen",
     EventKind.ENDPOINT_DISAGREED: "what mends it has events of its own",
     EventKind.ENDPOINT_AGREED: "what mended it had events of its own",
+    EventKind.ENDPOINT_DRILL_BEGUN: "the gateway moves, and puts everything back",
+    EventKind.ENDPOINT_DRILL_REFUSED: "nothing moved",
     EventKind.ENDPOINT_DRILLED: "the gateway put everything back; the registry moved nothing",
     EventKind.ACCESS_REFUSED: "what was refused did not happen",
     EventKind.INTEGRITY_FAILED: "the record stays what it is; its bytes are to be sent again",

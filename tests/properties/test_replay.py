@@ -239,6 +239,12 @@ def _of_traffic(world: RegistryWorld) -> Iterator[str]:
     measured = Measured(
         gateway=gateway.name, took_ms=0.4, confirmed_ms=0.9, back_ms=0.8, hold_s=0.0, live=True
     )
+    world.turn(gateway, seconds=700)
+    with pytest.raises(errors.DrillRefused):
+        world.do("owner", drills.begin, rollouts, "churn", "monthly")
+    yield "a drill is refused, for nobody asks"
+    world.do("owner", drills.begin, rollouts, "churn", "monthly", "to see how")
+    yield "it is begun all the same"
     world.do("owner", drills.record, rollouts, "churn", measured, "monthly")
     yield "its rollback is rehearsed"
     served = world.do("owner", rollouts.get_endpoint, "churn")

@@ -175,6 +175,7 @@ class FakeGateway:
         broken: versions that cannot be loaded, each with the error.
         failing: of a version's callers, how many of a hundred fail.
         silent: it can neither fetch nor report; what it would have sent waits.
+        steady: callers also come while nothing moves.
     """
 
     def __init__(self, world: RolloutWorld, name: str = "g1") -> None:
@@ -187,6 +188,7 @@ class FakeGateway:
         self.failing: dict[VersionKey, int] = {}
         self.silent = False
         self.callers = 4_000
+        self.steady = False
         self.waiting: list[Tick] = []
         self.rollbacks: list[LocalRollback] = []
         self.sent: list[GatewayReport] = []
@@ -216,7 +218,7 @@ class FakeGateway:
     def serve(self) -> None:
         """Answer many callers who were never here before, as the live routes split them."""
         for route in self.live.routes:
-            if route.rollout is not None:
+            if route.rollout is not None or self.steady:
                 self.waiting.append(self._tick(route))
 
     def _tick(self, route: Route) -> Tick:

@@ -13,8 +13,12 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages, records
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {4: "6b13f5168279c12a"}
+WIRE = {4: "24ba1386d41d64c5"}
 """By protocol: what goes over the channels, in short."""
+
+UNSAID = frozenset(
+    {"description", "default", "minimum", "maximum", "exclusiveMinimum", "minLength", "maxLength", "x-unit"}
+)
 
 
 def _named(kind: type) -> dict[str, Any]:
@@ -23,9 +27,9 @@ def _named(kind: type) -> dict[str, Any]:
 
 
 def _bare(schema: Any) -> Any:
-    """A schema without its words and defaults, which do not go over the wire."""
+    """A schema without its words, limits and defaults, which do not go over the wire."""
     if isinstance(schema, dict):
-        return {key: _bare(value) for key, value in schema.items() if key not in ("description", "default")}
+        return {key: _bare(value) for key, value in schema.items() if key not in UNSAID}
     return [_bare(value) for value in schema] if isinstance(schema, list | tuple) else schema
 
 

@@ -155,6 +155,7 @@ ASKS: dict[str, Callable[[Aim], Ask]] = {
     "judge_counts": lambda a: Ask("POST", f"{V1}/verdicts", {"ticks": []}),
     "simulate_rollout": lambda a: Ask("POST", f"{a.rollout}/simulation", {}),
     "prepare_drill": lambda a: Ask("GET", f"{a.endpoint}/drill"),
+    "begin_drill": lambda a: Ask("POST", f"{a.endpoint}/drill", WHY),
     "record_drill": lambda a: Ask("POST", f"{a.endpoint}/drills", {"measured": MEASURED, **WHY}),
     "report_delivery": lambda a: Ask("GET", f"{V1}/reports/delivery", query={"model": a.name}),
     "gateway_table": lambda a: Ask("GET", f"{V1}/gateway/table"),

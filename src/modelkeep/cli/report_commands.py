@@ -93,12 +93,26 @@ def moment_of(text: str, now: datetime, option: str) -> datetime:
     help="How long the former version answers, up to 10 seconds.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--anyway", metavar="WHY", help="Drill although something speaks against it, as an admin of the model."
+)
+@click.option("--dry-run", is_flag=True, help="Only say whether it may be now, and when else.")
 @click.option("--data", metavar="DIR", help="The data folder of the gateway [MODELKEEP_GATEWAY_DATA].")
-def drill(session: Session, endpoint: str, reason: str, hold_s: float, yes: bool, data: str | None) -> None:
+def drill(
+    session: Session,
+    endpoint: str,
+    reason: str,
+    hold_s: float,
+    yes: bool,
+    anyway: str | None,
+    dry_run: bool,
+    data: str | None,
+) -> int:
     """Rehearse a rollback of ENDPOINT at the gateway on this machine, and measure it.
 
     For a moment the former version answers in earnest, then everything is put back. The time is kept in the
-    audit log.
+    audit log, and so is a drill that is refused: outside of the policy's windows, while a rollout is under
+    way, while the endpoint is not well or nobody asks it.
     """
     from modelkeep.cli.processes import gateway_folder
     from modelkeep.core import codec
@@ -106,12 +120,18 @@ def drill(session: Session, endpoint: str, reason: str, hold_s: float, yes: bool
     from modelkeep.serving.control import call
 
     plan = session.client.prepare_drill(endpoint)
-    _confirm(plan, hold_s, yes)
+    if dry_run:
+        session.answer(plan, [one.obstacle.value for one in plan.against], views.drill_plan(plan))
+        return 3 if plan.against else 0
     folder = gateway_folder(session.settings, data)
+    if not plan.against or (anyway is not None and not plan.final):
+        _confirm(plan, hold_s, yes)
+    session.client.begin_drill(endpoint, reason, anyway=anyway)
     told = call(folder, "drill", endpoint=endpoint, hold_s=hold_s)
     measured = codec.convert({name: told.get(name) for name in Measured.__struct_fields__}, Measured)
     done = session.client.record_drill(endpoint, measured, reason)
     session.answer(done, [f"{measured.took_ms:.3f}"], views.drill(done))
+    return 0
 
 
 def _confirm(plan: "DrillPlan", hold_s: float, yes: bool) -> None:

@@ -7,7 +7,7 @@ from modelkeep.cli.show import Screen, Text, duration, moment
 
 if TYPE_CHECKING:
     from modelkeep.core.delivery import DeliveryReport, Share, Times
-    from modelkeep.core.drill import Drill
+    from modelkeep.core.drill import Drill, DrillPlan
 
 FEW = 20
 """Below so many, a rate is mostly chance, and that is said."""
@@ -128,6 +128,28 @@ def plain(found: "DeliveryReport") -> list[tuple[str, str]]:
     ]
 
 
+def drill_plan(plan: "DrillPlan") -> View:
+    """Whether a drill may be now, and when else."""
+
+    def draw(screen: Screen) -> None:
+        word = Text("not now", "bad") if plan.against else Text("may be", "good")
+        screen.line(f"A drill of {plan.endpoint}:", word)
+        screen.facts(
+            (
+                (
+                    "would",
+                    f"have {plan.former} answer for {plan.stands}" if plan.former else None,
+                ),
+                ("gateways", ", ".join(plan.gateways) or None),
+                *((one.obstacle.value.replace("_", " "), one.why) for one in plan.against),
+                ("next window", moment(plan.next_at) if plan.next_at is not None else None),
+                ("anyway", "no: nobody can drill past this" if plan.final else None),
+            )
+        )
+
+    return draw
+
+
 def drill(done: "Drill") -> View:
     """What a drill measured, and that everything is as it was."""
 
@@ -144,6 +166,8 @@ def drill(done: "Drill") -> View:
                 ("all fronts", f"{m.fronts} in {m.confirmed_ms:.2f} ms"),
                 ("put back", f"{done.stands} in {m.back_ms:.2f} ms"),
                 ("traffic", "live" if m.live else Text("none: the time says little", "warn")),
+                *(("against", Text(one.why, "warn")) for one in done.against),
+                ("anyway", done.anyway),
                 ("kept", f"event {done.sequence} by {done.by}: {done.reason}"),
             )
         )

@@ -12,16 +12,36 @@ class DeliveryVerbs(Wire):
     """What the events say of deployments, and rehearsals of a rollback."""
 
     def prepare_drill(self, endpoint: str) -> DrillPlan:
-        """What a drill of an endpoint would do now; changes nothing.
+        """What a drill of an endpoint would do now, and what speaks against it; changes nothing.
 
         Raises:
             EndpointNotFound, NotAllowed.
-            RolloutActive, NoRollbackTarget, GatewayUnavailable: it is not fit for one now.
         """
         return self.get(DrillPlan, f"{V1}/endpoints/{segment(endpoint)}/drill")
 
+    def begin_drill(self, endpoint: str, reason: str, *, anyway: str | None = None) -> DrillPlan:
+        """Begin a drill, which a gateway then does and `record_drill` tells of. One that is refused is
+        recorded as well.
+
+        Args:
+            anyway: why it is to be although something speaks against it; for who administers the model.
+
+        Raises:
+            EndpointNotFound, NotAllowed (also to say `anyway`).
+            RolloutActive, NoRollbackTarget, GatewayUnavailable: nobody can drill it now.
+            DrillRefused: it is outside of the policy's windows, the endpoint is not well, nobody asks it, or
+                another drill is on; the details say when the next window opens.
+        """
+        body = {"reason": reason, "anyway": anyway}
+        return self.send(DrillPlan, "POST", f"{V1}/endpoints/{segment(endpoint)}/drill", body)
+
     def record_drill(self, endpoint: str, measured: Measured, reason: str) -> Drill:
-        """Keep what a gateway measured. Raises as `prepare_drill`; Invalid for what cannot be."""
+        """Keep what a gateway measured in a drill that has begun.
+
+        Raises:
+            EndpointNotFound, NotAllowed.
+            Conflict: no drill has begun that was not told of. Invalid: what was measured cannot be.
+        """
         body = {"measured": measured, "reason": reason}
         return self.send(Drill, "POST", f"{V1}/endpoints/{segment(endpoint)}/drills", body)
 

@@ -24,7 +24,7 @@ needs no change elsewhere.
         LimitExceeded  BodyTooLarge
       Denied        NotAllowed SelfApproval Tombstoned Yanked
         NotAuthenticated  TokenExpired
-        GateFailed        PolicyDenied NoRollbackTarget
+        GateFailed        PolicyDenied NoRollbackTarget DrillRefused
         Pending           ApprovalRequired
       Corrupt       DigestMismatch BrokenChain SchemaTooNew JournalDamaged
       Unavailable   StoreUnavailable StorageFull BlobsUnavailable ServerUnavailable GatewayUnavailable
@@ -182,6 +182,7 @@ class Yanked(Denied):                 code = "YANKED"
 class TokenExpired(NotAuthenticated): code = "TOKEN_EXPIRED"
 class PolicyDenied(GateFailed):       code = "POLICY_DENIED"
 class NoRollbackTarget(GateFailed):   code = "NO_ROLLBACK_TARGET"
+class DrillRefused(GateFailed):       code = "DRILL_REFUSED"
 class ApprovalRequired(Pending):      code = "APPROVAL_REQUIRED"
 
 class DigestMismatch(Corrupt):        code = "DIGEST_MISMATCH"

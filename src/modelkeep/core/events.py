@@ -59,6 +59,10 @@ class EventKind(StrEnum):
     ENDPOINT_DELETED = "endpoint.deleted"
     ENDPOINT_DISAGREED = "endpoint.disagreed"  # it does not serve what it follows: how, and what is done
     ENDPOINT_AGREED = "endpoint.agreed"  # it serves again what it follows
+    ENDPOINT_DRILL_BEGUN = (
+        "endpoint.drill_begun"  # a drill that may be; what spoke against it, and why anyway
+    )
+    ENDPOINT_DRILL_REFUSED = "endpoint.drill_refused"  # what stood in its way, and when it may be
     ENDPOINT_DRILLED = "endpoint.drilled"  # a rollback was rehearsed: what it took, and at which gateway
     ROLLOUT_STARTED = "rollout.started"
     ROLLOUT_STEPPED = "rollout.stepped"  # step, weight, the evidence it was decided on

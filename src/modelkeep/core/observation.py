@@ -8,6 +8,7 @@ twice and is counted once. This file does not judge.
 """
 
 import math
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from itertools import zip_longest
@@ -30,6 +31,10 @@ ROLLBACKS_PER_REPORT_MAX = 1_000
 """Local rollbacks that one report carries: people and guards do a few of them, not thousands."""
 TEXT_MAX = 2_000
 """Characters of a text that a gateway passes on: what a person reads first, not a whole trace."""
+LATELY_HALF_S = 30.0
+"""After so long, what was answered says half as much of what is answered now."""
+LATELY_KEPT_S = 600.0
+"""After so long, it says nothing."""
 NUMBER_MAX = 2**53
 """Numbers of ticks, tables and epochs; JSON readers agree on whole numbers up to here."""
 
@@ -299,8 +304,46 @@ def state_of(route: Route) -> RouteState:
     )
 
 
+class Lately(Struct, frozen=True, kw_only=True):
+    """What the stable version of an endpoint answered lately on one gateway, as the registry keeps it: a
+    request weighs half as much after each `LATELY_HALF_S`.
+
+    `at` is when the registry heard of it last, `until` up to when the gateway had counted, by its own clock.
+    """
+
+    endpoint: str
+    requests: float
+    errors: float
+    at: datetime
+    until: datetime
+
+    def weighed(self, now: datetime) -> tuple[float, float]:
+        """Requests and errors as they weigh at a moment."""
+        share = 0.5 ** (max(0.0, (now - self.at).total_seconds()) / LATELY_HALF_S)
+        return self.requests * share, self.errors * share
+
+
+def lately(before: Iterable[Lately], ticks: Iterable[Tick], now: datetime) -> tuple[Lately, ...]:
+    """What was answered lately, with ticks that have just come. One that came before changes nothing."""
+    known = {one.endpoint: one for one in before if (now - one.at).total_seconds() < LATELY_KEPT_S}
+    for tick in sorted(ticks, key=lambda tick: tick.ended_at):
+        own = known.get(tick.endpoint)
+        if not tick.stable.requests or (own is not None and tick.ended_at <= own.until):
+            continue
+        requests, failed = own.weighed(now) if own is not None else (0.0, 0.0)
+        known[tick.endpoint] = Lately(
+            endpoint=tick.endpoint,
+            requests=requests + tick.stable.requests,
+            errors=failed + tick.stable.errors,
+            at=now,
+            until=tick.ended_at,
+        )
+    return tuple(known.values())
+
+
 class GatewayReport(Struct, frozen=True, kw_only=True):
-    """What a gateway tells the control plane, about once a second. Sending it twice changes nothing."""
+    """What a gateway tells the control plane, about once a second. Sending it twice changes nothing.
+    `lately` is the registry's own; what a gateway says of it is not looked at."""
 
     gateway: str
     table: int
@@ -310,6 +353,7 @@ class GatewayReport(Struct, frozen=True, kw_only=True):
     versions: tuple[VersionReport, ...] = ()
     ticks: tuple[Tick, ...] = ()
     rollbacks: tuple[LocalRollback, ...] = ()
+    lately: tuple[Lately, ...] = ()
 
 
 class GatewayReply(Struct, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ from modelkeep.core.gates import (
 from modelkeep.core.plan import SCHEMA as PLAN_SCHEMA
 from modelkeep.core.plan import Plan, check_schema, check_standing, completed
 from modelkeep.core.values import Digest
+from modelkeep.core.windows import WINDOWS_MAX, read_window
 
 __all__ = [
     "ALONE",
@@ -50,6 +51,7 @@ __all__ = [
     "BetterThanGate",
     "Check",
     "ChecklistGate",
+    "DrillRules",
     "Facts",
     "FilesVerifiedGate",
     "Finding",
@@ -122,6 +124,13 @@ class AliasRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rollout: Plan
 
 
+class DrillRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When rollbacks may be rehearsed: in windows such as `Mon-Fri 10:00-16:00 Europe/Berlin`; without any,
+    at all times."""
+
+    windows: tuple[str, ...] = ()
+
+
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole policy document. A stage that is not named asks for nothing. `rollout` is the plan by which
     traffic moves where neither the stage nor the alias that an endpoint follows has one of its own.
@@ -134,6 +143,7 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stages: dict[str, StageRules] = {}
     aliases: dict[str, AliasRules] = {}
     rollout: Plan | None = None
+    drills: DrillRules = field(default_factory=DrillRules)
     versioning: VersionRules = field(default_factory=VersionRules)
 
     def rules(self, stage: str) -> StageRules:
@@ -182,6 +192,10 @@ def read_policy(text: str | bytes) -> Policy:
         _check_plan(f"@{alias}", own.rollout)
     if policy.rollout is not None:
         _check_plan("everything else", policy.rollout)
+    if len(policy.drills.windows) > WINDOWS_MAX:
+        raise errors.InvalidPolicy(f"A policy has at most {WINDOWS_MAX} windows for drills; merge some.")
+    for window in policy.drills.windows:
+        read_window(window)
     return policy
 
 
@@ -315,6 +329,8 @@ def weaker(inner: Policy, outer: Policy, stages: Collection[str] | None = None) 
         for place, theirs, mine in moves
         if theirs is not None and mine != theirs
     ]
+    if outer.drills.windows and inner.drills != outer.drills:
+        less.append("drills may be at other times")
     return tuple(less)
 
 

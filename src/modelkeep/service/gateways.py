@@ -14,7 +14,7 @@ from modelkeep.core import values
 from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.events import EventKind
-from modelkeep.core.observation import GatewayReply, GatewayReport, LocalRollback, check_report
+from modelkeep.core.observation import GatewayReply, GatewayReport, LocalRollback, check_report, lately
 from modelkeep.core.promotion import MoveCause
 from modelkeep.core.rollout import Endpoint, Observed, Rollout, RolloutState
 from modelkeep.core.routing import Epoch, Route, RoutingTable, VersionKey, VersionSpec
@@ -91,7 +91,9 @@ class Gateways:
         self.authorise(act)
         check_report(report)
         store.add_ticks(act.tx, report.gateway, report.ticks, act.now)
-        bare = structs.replace(report, ticks=(), rollbacks=())
+        known = store.get_gateway(act.tx, report.gateway)
+        told = lately(known.report.lately if known is not None else (), report.ticks, act.now)
+        bare = structs.replace(report, ticks=(), rollbacks=(), lately=told)
         store.put_gateway(act.tx, bare, act.now)
         for done in report.rollbacks:
             self._take_over(act, report.gateway, done)

@@ -136,6 +136,7 @@ _GATEWAYS = (
     .order_by(gateways.c.name)
     .limit(GATEWAYS_MAX)
 )
+_GATEWAY = select(gateways.c.document, gateways.c.seen_at).where(gateways.c.name == bindparam("name"))
 _FORGET_GATEWAYS = delete(gateways).where(gateways.c.seen_at < bindparam("before"))
 _TABLE = select(settings.c.value).where(settings.c.key == "routing_table")
 _TABLE_SINCE = select(settings.c.updated_at).where(settings.c.key == "routing_table")
@@ -407,6 +408,12 @@ def put_gateway(tx: Transaction, report: GatewayReport, now: datetime) -> None:
         table_number=report.table,
         seen_at=codec.format_time(now),
     )
+
+
+def get_gateway(tx: Transaction, name: str) -> Gateway | None:
+    """One gateway's last report, and when it came."""
+    row = tx.one(_GATEWAY, name=name)
+    return Gateway(codec.decode(row[0], GatewayReport), codec.parse_time(row[1])) if row else None
 
 
 def list_gateways(tx: Transaction, since: datetime | None = None) -> list[Gateway]:

@@ -17,9 +17,21 @@ class DoneDrill(Shape, frozen=True, kw_only=True):
     reason: Reason
 
 
+class BegunDrill(Shape, frozen=True, kw_only=True):
+    """Why somebody drills, and why it is to be although something speaks against it."""
+
+    reason: Reason
+    anyway: Reason | None = None
+
+
 def prepare_drill(act: Act, call: Call) -> Any:
     """Whether an endpoint is fit for a drill."""
     return drills.prepare(act, call.house.rollouts, call.path["name"])
+
+
+def begin_drill(act: Act, call: Call) -> Any:
+    """Begin a drill, or say and keep why it may not be."""
+    return drills.begin(act, call.house.rollouts, call.path["name"], call.body.reason, call.body.anyway)
 
 
 def record_drill(act: Act, call: Call) -> Any:
