@@ -15,6 +15,7 @@ from modelkeep.core.catalog import StoredBlob
 from modelkeep.core.values import Digest
 from modelkeep.ports import (
     BLOB_MAX_BYTES,
+    SMALL_MAX_BYTES,
     BlobInfo,
     SmallFiles,
     check_range,
@@ -167,6 +168,12 @@ class MemoryBlobs:
         actual = Digest(f"sha256:{sha256.hexdigest()}")
         if actual != digest:
             raise wrong_digest(digest, actual, "restore it")
+
+    def at_hand(self, digest: Digest) -> bytes | None:
+        found = self.disk.blobs.get(values.check_digest(digest))
+        if found is None or len(found[0]) > SMALL_MAX_BYTES or digest_of(found[0]) != digest:
+            return None
+        return found[0]
 
     def verify(self, digest: Digest) -> BlobInfo:
         return BlobInfo(digest=digest, size_bytes=sum(map(len, self.open_verified(digest))))

@@ -205,6 +205,12 @@ class BlobStore(Protocol):
         """
         ...
 
+    def at_hand(self, digest: Digest) -> bytes | None:
+        """A blob of at most `SMALL_MAX_BYTES`, whole and verified, if it can be had at once, so that an event
+        loop may ask. None otherwise, whatever the reason: `open_verified` waits, or says what is wrong.
+        """
+        ...
+
     def verify(self, digest: Digest) -> BlobInfo:
         """Read a whole blob and check its digest, for `fsck` and before serving.
 

@@ -104,6 +104,17 @@ class BlobStoreContract:
         assert store.stat(info.digest) == info == store.verify(info.digest)
         assert b"".join(store.open_verified(info.digest)) == data == content(store, info.digest)
 
+    @pytest.mark.req("V3")
+    @pytest.mark.parametrize("size", [0, 10_240, SMALL_MAX_BYTES, SMALL_MAX_BYTES + 1])
+    def test_what_is_at_hand_is_whole_and_right(self, store: BlobStore, backend: Backend, size: int) -> None:
+        """What can be had without waiting is the blob, or nothing: no other bytes, and no large blob."""
+        data = noise(size)
+        assert store.at_hand(digest_of(data)) is None
+        digest = put(store, data)
+        assert store.at_hand(digest) in ((data, None) if size <= SMALL_MAX_BYTES else (None,))
+        backend.damage(digest, b"other bytes")
+        assert store.at_hand(digest) is None
+
     def test_chunks_may_have_any_size(self, store: BlobStore) -> None:
         """Empty chunks, single bytes and one chunk of many MiB make the same blob as any others."""
         data = noise(5 * MIB)
@@ -523,6 +534,7 @@ class BlobStoreContract:
             store.stat,
             store.open,
             store.open_verified,
+            store.at_hand,
             store.verify,
             store.delete,
             store.local_path,

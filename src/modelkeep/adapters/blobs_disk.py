@@ -122,7 +122,7 @@ def read_range(fd: int, start: int, end: int) -> Generator[bytes, None, None]:
 
 def read_past(fd: int, start: int, end: int, pieces: Pieces) -> Generator[bytes, None, None]:
     """`read_range` past the system's cache, unless the file is in there, or cannot be read so."""
-    if _is_cached(fd, start) or not pass_cache(fd, True):
+    if read_cached(fd, bytearray(1), start) or not pass_cache(fd, True):
         yield from read_range(fd, start, end)
         return
     piece = pieces.take()
@@ -146,14 +146,14 @@ def read_past(fd: int, start: int, end: int, pieces: Pieces) -> Generator[bytes,
         pieces.give(piece)
 
 
-def _is_cached(fd: int, offset: int) -> bool:
-    """Whether a read there would not have to wait for the disk; no where nobody can tell."""
+def read_cached(fd: int, room: bytearray | memoryview, offset: int) -> int:
+    """Read what is in the system's cache; how many bytes, none where the disk would have to be waited for."""
     if not _NO_WAIT:
-        return False
+        return 0
     try:
-        return os.preadv(fd, [bytearray(1)], offset, _NO_WAIT) == 1
+        return os.preadv(fd, [room], offset, _NO_WAIT)
     except OSError:
-        return False
+        return 0
 
 
 def ahead(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:

@@ -276,6 +276,10 @@ class S3Blobs:
             self._obstore.delete(self._store, self._key(digest))
         return True
 
+    def at_hand(self, digest: Digest) -> None:
+        """See `BlobStore.at_hand`: a bucket is always waited for."""
+        values.check_digest(digest)
+
     def local_path(self, digest: Digest) -> None:
         """See `BlobStore.local_path`: always None."""
         values.check_digest(digest)

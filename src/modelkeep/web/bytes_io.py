@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from modelkeep.core import codec, errors
 from modelkeep.core.values import Digest, check_digest, parse_ref
+from modelkeep.ports import SMALL_MAX_BYTES
 from modelkeep.web.dispatch import Dispatcher
 from modelkeep.web.operations import Call
 
@@ -86,7 +87,9 @@ async def send_blob(
         else partial(blobs.open_verified, digest)
     )
     if stop - start <= SMALL_BYTES:
-        data = await dispatcher.in_streams(lambda: b"".join(opening()))
+        data = blobs.at_hand(digest) if status == 200 and size <= SMALL_MAX_BYTES else None
+        if data is None:
+            data = await dispatcher.in_streams(lambda: b"".join(opening()))
         if len(data) != stop - start:  # a range, which no digest proves
             raise errors.DigestMismatch("The stored file is shorter than it was; run 'modelkeep fsck'.")
         await call.answer.whole(status, data, content_type=CONTENT_TYPE, more=lines)
