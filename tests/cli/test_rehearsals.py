@@ -48,9 +48,9 @@ def test_a_log_is_led_through_a_plan(modelkeep: Run, log: Path) -> None:
     told = json.loads(ran.out)
     assert told["requests"] == sum(1 for i in range(3_000) if i % 50 and i % 10)
     assert 350 < told["callers"] < 450, "400 of them, of whom one is without a name"
-    assert told["runs"] == 30
-    assert [each["odds"] for each in told["regressions"]] == [1.5, 2.0, 4.0, 10.0]
-    assert told["regressions"][3]["seen"] > 0.5
+    assert told["outlook"]["runs"] == 30
+    assert [each["odds"] for each in told["outlook"]["regressions"]] == [1.5, 2.0, 4.0, 10.0]
+    assert told["outlook"]["regressions"][3]["seen"] > 0.5
     said = modelkeep(*words, "--runs", "20")
     assert "each a caller of its own" in said.out
     assert "promised: at most 1.00%" in said.out

@@ -52,13 +52,13 @@ def test_worse_candidates_are_seen_sooner_and_meet_fewer_callers() -> None:
     assert found.callers > 1_500
     assert found.failing == pytest.approx(0.01, rel=0.2)
     assert found.failing_callers > 50
-    assert found.healthy.taken_back <= 0.05
-    half, twice, four, ten = found.regressions
+    assert found.outlook.healthy.taken_back <= 0.05
+    half, twice, four, ten = found.outlook.regressions
     assert half.seen <= twice.seen <= four.seen <= ten.seen
     assert ten.seen == 1.0
     assert ten.half_s is not None
     assert four.half_s is not None
-    assert ten.half_s < four.half_s < found.horizon_s
+    assert ten.half_s < four.half_s < found.outlook.horizon_s
     assert 0 < ten.callers <= ten.requests < four.requests
     assert ten.failed_callers <= ten.callers < found.callers
 
@@ -67,7 +67,7 @@ def test_a_few_bad_callers_take_no_healthy_candidate_back() -> None:
     """Callers who cause all errors are in the log as they are, and count once each, wherever they go."""
     found = told(of=traffic(bad_callers=5), runs=100)
     assert found.failing_callers == 5
-    assert found.healthy.taken_back <= 0.02
+    assert found.outlook.healthy.taken_back <= 0.02
 
 
 def test_the_same_seed_tells_the_same() -> None:
@@ -144,7 +144,7 @@ def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.LimitExceeded, match="another key"):
         traffic()
     small = traffic(callers=1_000, requests=2_000)
-    assert told(SHORT, small).runs == 20_000 // small.callers
+    assert told(SHORT, small).outlook.runs == 20_000 // small.callers
     monkeypatch.setattr(rehearsal, "REQUESTS_MAX", 1_000)
     with pytest.raises(errors.LimitExceeded, match="shorter time"):
         traffic()

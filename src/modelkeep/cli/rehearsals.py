@@ -42,14 +42,15 @@ def rehearse(
         seed=seed,
         runs=rehearsal.RUNS if runs is None else runs,
     )
-    session.answer(told, [f"{told.healthy.taken_back:g}"], rehearsed(told))
+    session.answer(told, [f"{told.outlook.healthy.taken_back:g}"], rehearsed(told))
 
 
 def rehearsed(told: "Rehearsal") -> View:
     """The log, healthy candidates, and worse ones."""
 
     def draw(screen: Screen) -> None:
-        healthy = told.healthy
+        found = told.outlook
+        healthy = found.healthy
         callers = f"{told.callers:,} callers by {told.key}" if told.key else "each a caller of its own"
         share = f"{healthy.taken_back:.2%}, credibly at most {healthy.taken_back_at_most:.2%}"
         done = healthy.done_half_s
@@ -93,12 +94,12 @@ def rehearsed(told: "Rehearsal") -> View:
                     f"{r.failed_callers:,.0f}",
                     f"{r.passed:.1%}",
                 )
-                for r in told.regressions
+                for r in found.regressions
             ),
             right=range(1, 9),
         )
-        how = f"by {told.runs} rollouts of each kind over {duration(told.horizon_s)}, seed {told.seed}"
-        screen.line(Text(f"Simulated: all but 'promised', {how}; shares within {told.error:.1%}.", "dim"))
+        how = f"by {found.runs} rollouts of each kind over {duration(found.horizon_s)}, seed {found.seed}"
+        screen.line(Text(f"Simulated: all but 'promised', {how}; shares within {found.error:.1%}.", "dim"))
 
     return draw
 

@@ -7,19 +7,19 @@ in it as they are, which no flow of equal callers has (`outlook`). It judges by 
 limits. Not rehearsed: guards, labels that come later, callers who would behave differently after an error.
 """
 
-import math
 from datetime import datetime
 
 import numpy as np
 from msgspec import Struct
 
 from modelkeep.core import errors
-from modelkeep.core.forecast import REGRESSIONS, RUNS_MAX, SEED_MAX, Healthy, Regression
+from modelkeep.core.forecast import REGRESSIONS, RUNS_MAX, SEED_MAX, Outlook, Regression
 from modelkeep.core.outlook import (
     Counts,
     End,
     World,
     before_steps_s,
+    error_of,
     healthy_of,
     horizon_s,
     lead,
@@ -89,9 +89,8 @@ class Rehearsal(Struct, frozen=True, kw_only=True):
 
     `key` is the log's column that tells callers apart (None: each request is a caller of its own). `callers`,
     `failing_callers` and `slow_callers` are the log's; `failing` is its share of failed requests, whose odds
-    a worse candidate multiplies. `runs` rollouts of each kind were rehearsed for `horizon_s` each, from the
-    `seed`; shares are within `error` (95 of 100 times). In `regressions` callers and requests are those that
-    the candidate answered until the end.
+    a worse candidate multiplies. In the `outlook` rollouts were rehearsed and not simulated: nothing is
+    computed, and callers and requests are those of the log that the candidate answered until the end.
     """
 
     endpoint: str
@@ -104,12 +103,7 @@ class Rehearsal(Struct, frozen=True, kw_only=True):
     callers: int
     failing_callers: int
     slow_callers: int
-    runs: int
-    seed: int
-    horizon_s: float
-    error: float
-    healthy: Healthy
-    regressions: tuple[Regression, ...]
+    outlook: Outlook
 
 
 def rehearse(
@@ -156,12 +150,14 @@ def rehearse(
         callers=traffic.callers,
         failing_callers=len(np.unique(traffic.caller[traffic.failed])),
         slow_callers=len(np.unique(traffic.caller[traffic.slow])),
-        runs=runs,
-        seed=seed,
-        horizon_s=until_s,
-        error=1.96 * 0.5 / math.sqrt(runs),
-        healthy=healthy_of(plan, led(1.0).outcome),
-        regressions=tuple(_regression(odds, led(odds)) for odds in REGRESSIONS),
+        outlook=Outlook(
+            runs=runs,
+            seed=seed,
+            horizon_s=until_s,
+            error=error_of(runs),
+            healthy=healthy_of(plan, led(1.0).outcome),
+            regressions=tuple(_regression(odds, led(odds)) for odds in REGRESSIONS),
+        ),
     )
 
 
