@@ -125,7 +125,7 @@ def _grant(row: Row) -> Grant:
 
 def add_principal(tx: Transaction, principal: Principal) -> None:
     """Store a new person or program."""
-    tx.run(
+    tx.put(
         _ADD_PRINCIPAL,
         name=principal.name,
         kind=principal.kind.value,
@@ -148,12 +148,12 @@ def list_principals(tx: Transaction, after: str, limit: int) -> list[Principal]:
 
 def disable_principal(tx: Transaction, name: str) -> None:
     """Shut a person or program out; its rows stay, because the audit log speaks of it."""
-    tx.run(_DISABLE, who=name)
+    tx.put(_DISABLE, who=name)
 
 
 def add_token(tx: Transaction, info: TokenInfo, secret_hash: str) -> None:
     """Store a new token."""
-    tx.run(
+    tx.put(
         _ADD_TOKEN,
         id=info.id,
         secret_hash=secret_hash,
@@ -189,17 +189,17 @@ def list_tokens(tx: Transaction, after: str, limit: int, principal: str | None) 
 
 def revoke_token(tx: Transaction, token_id: str, now: datetime) -> None:
     """Mark a token as revoked."""
-    tx.run(_REVOKE, which=token_id, moment=codec.format_time(now))
+    tx.put(_REVOKE, which=token_id, moment=codec.format_time(now))
 
 
 def mark_used(tx: Transaction, token_id: str, day: str) -> None:
     """Note the day of a token's use."""
-    tx.run(_USED, which=token_id, day=day)
+    tx.put(_USED, which=token_id, day=day)
 
 
 def add_grant(tx: Transaction, grant: Grant) -> None:
     """Store a grant."""
-    tx.run(
+    tx.put(
         _ADD_GRANT,
         id=grant.id,
         principal=grant.principal,
@@ -230,7 +230,7 @@ def grants_of(tx: Transaction, principal: str) -> tuple[Grant, ...]:
 
 def drop_grant(tx: Transaction, grant_id: str) -> None:
     """Remove a grant."""
-    tx.run(_DROP_GRANT, which=grant_id)
+    tx.put(_DROP_GRANT, which=grant_id)
 
 
 class Remembered(Struct, frozen=True):
@@ -251,7 +251,7 @@ def remember(
     tx: Transaction, principal: str, key: str, fingerprint: str, answer: bytes, now: datetime
 ) -> None:
     """Keep an answer under a key."""
-    tx.run(
+    tx.put(
         _REMEMBER,
         principal=principal,
         key=key,
@@ -264,7 +264,7 @@ def remember(
 
 def forget(tx: Transaction, before: datetime) -> None:
     """Drop the answers that are older than they need to be."""
-    tx.run(_FORGET, before=codec.format_time(before))
+    tx.put(_FORGET, before=codec.format_time(before))
 
 
 def get_setting(tx: Transaction, key: str) -> str | None:
@@ -275,4 +275,4 @@ def get_setting(tx: Transaction, key: str) -> str | None:
 
 def set_setting(tx: Transaction, key: str, value: str, now: datetime) -> None:
     """Store a fact of the installation that is not there yet."""
-    tx.run(_SET, key=key, value=value, updated_at=codec.format_time(now))
+    tx.put(_SET, key=key, value=value, updated_at=codec.format_time(now))

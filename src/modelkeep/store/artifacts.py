@@ -245,12 +245,12 @@ def drop(tx: Transaction, owner: OwnerRow, path: str) -> int:
     row = tx.one(_SUM, **of, first=first, before=last)
     files, size = (int(row[0]), int(row[1])) if row else (0, 0)
     if file is not None:
-        tx.run(_DROP, **of, which=path)
+        tx.put(_DROP, **of, which=path)
         files, size = files + 1, size + file.size_bytes
     if not files:
         return 0
-    tx.run(_DROP_BETWEEN, **of, first=first, before=last)
-    tx.run(_COUNT, **of, files=-files, size_bytes=-size)
+    tx.put(_DROP_BETWEEN, **of, first=first, before=last)
+    tx.put(_COUNT, **of, files=-files, size_bytes=-size)
     return files
 
 

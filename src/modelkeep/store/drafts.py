@@ -175,7 +175,7 @@ def count_open(tx: Transaction, model: ModelName, by: str) -> int:
 
 def add_draft(tx: Transaction, draft: Draft) -> None:
     """Write a new draft with its files."""
-    tx.run(
+    tx.put(
         _INSERT,
         id=draft.id,
         project=draft.model.project,
@@ -205,22 +205,22 @@ def add_draft(tx: Transaction, draft: Draft) -> None:
 
 def touch(tx: Transaction, draft_id: str, now: datetime) -> None:
     """Put the sweep of a draft off."""
-    tx.run(_TOUCH, which=draft_id, now=codec.format_time(now))
+    tx.put(_TOUCH, which=draft_id, now=codec.format_time(now))
 
 
 def set_received(tx: Transaction, draft_id: str, path: str, received_bytes: int) -> None:
     """Note how much of a file has come."""
-    tx.run(_RECEIVED, which=draft_id, file=path, bytes=received_bytes)
+    tx.put(_RECEIVED, which=draft_id, file=path, bytes=received_bytes)
 
 
 def set_present(tx: Transaction, draft_id: str, digest: Digest) -> None:
     """Note that the author has sent this content, under whatever paths it was announced."""
-    tx.run(_PRESENT, which=draft_id, content=digest)
+    tx.put(_PRESENT, which=draft_id, content=digest)
 
 
 def set_absent(tx: Transaction, draft_id: str, digest: Digest) -> None:
     """Note that this content is to be sent, although it was there before."""
-    tx.run(_ABSENT, which=draft_id, content=digest)
+    tx.put(_ABSENT, which=draft_id, content=digest)
 
 
 def close(
@@ -233,7 +233,7 @@ def close(
     made: bool | None = None,
 ) -> None:
     """End a draft; its files no longer keep bytes from being collected."""
-    tx.run(
+    tx.put(
         _CLOSE,
         which=draft_id,
         new_status=status.value,
@@ -241,7 +241,7 @@ def close(
         new_made=None if made is None else int(made),
         now=codec.format_time(now),
     )
-    tx.run(_DROP_FILES, which=draft_id)
+    tx.put(_DROP_FILES, which=draft_id)
 
 
 def list_stale(tx: Transaction, status: DraftStatus, before: datetime, limit: int) -> list[str]:
@@ -252,7 +252,7 @@ def list_stale(tx: Transaction, status: DraftStatus, before: datetime, limit: in
 
 def forget(tx: Transaction, draft_id: str) -> None:
     """Remove a closed draft altogether."""
-    tx.run(_DROP, which=draft_id)
+    tx.put(_DROP, which=draft_id)
 
 
 def held(tx: Transaction, digests: Iterable[Digest], visible: Visible) -> set[Digest]:

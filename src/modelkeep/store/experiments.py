@@ -123,13 +123,13 @@ def add(tx: Transaction, project: str, name: str, now_ms: int) -> int | None:
 
 def rename(tx: Transaction, id: int, name: str, now_ms: int) -> None:  # noqa: A002
     """Write another name, which no other experiment of the project has."""
-    tx.run(_RENAME, which=id, new=name, now=now_ms)
+    tx.put(_RENAME, which=id, new=name, now=now_ms)
 
 
 def set_deleted(tx: Transaction, id: int, deleted: bool, now_ms: int) -> int:  # noqa: A002
     """Put an experiment into the bin with all its runs, or take both out again; the number of runs that went
     along."""
-    tx.run(_SET_DELETED, which=id, new=int(deleted), now=now_ms)
+    tx.put(_SET_DELETED, which=id, new=int(deleted), now=now_ms)
     return tx.run(_DELETE_RUNS, which=id, now=now_ms) if deleted else tx.run(_RESTORE_RUNS, which=id)
 
 
@@ -147,4 +147,4 @@ def get_tag(tx: Transaction, id: int, key: str) -> str | None:  # noqa: A002
 
 def drop_tag(tx: Transaction, id: int, key: str) -> None:  # noqa: A002
     """Remove a tag; one that is not there is no error."""
-    tx.run(_DROP_TAG, which=id, name=key)
+    tx.put(_DROP_TAG, which=id, name=key)

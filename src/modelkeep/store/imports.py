@@ -135,7 +135,7 @@ def known(tx: Transaction, source: int, kind: str, ids: Iterable[str]) -> dict[s
 
 def note(tx: Transaction, source: int, kind: str, foreign_id: str, ours: str, *, done: bool) -> None:
     """Note what something is called here, and whether it is all there."""
-    tx.run(_NOTE, source=source, kind=kind, foreign_id=foreign_id, ours=ours, done=int(done))
+    tx.put(_NOTE, source=source, kind=kind, foreign_id=foreign_id, ours=ours, done=int(done))
 
 
 def count(tx: Transaction, source: int) -> dict[str, tuple[int, int]]:
@@ -179,21 +179,21 @@ def set_experiment_times(
 ) -> None:
     """Write when an experiment was made or changed, as it was."""
     if created_ms is not None:
-        tx.run(_SET_CREATION_TIME, which=id, time=created_ms)
+        tx.put(_SET_CREATION_TIME, which=id, time=created_ms)
     if updated_ms is not None:
-        tx.run(_SET_EXPERIMENT_TIME, which=id, time=updated_ms)
+        tx.put(_SET_EXPERIMENT_TIME, which=id, time=updated_ms)
 
 
 def set_model_time(tx: Transaction, id: str, updated: datetime) -> None:  # noqa: A002
     """Write when a registered model was changed, as it was."""
-    tx.run(_SET_MODEL_TIME, which=id, updated=codec.format_time(updated))
+    tx.put(_SET_MODEL_TIME, which=id, updated=codec.format_time(updated))
 
 
 def set_next_number(tx: Transaction, id: str, number: int) -> None:  # noqa: A002
     """Write the number that the next version of a model gets; it only grows."""
-    tx.run(_SET_NEXT_NUMBER, which=id, number=number)
+    tx.put(_SET_NEXT_NUMBER, which=id, number=number)
 
 
 def set_version_time(tx: Transaction, id: str, updated: datetime) -> None:  # noqa: A002
     """Write when a version was changed, as it was."""
-    tx.run(_SET_VERSION_TIME, which=id, updated=codec.format_time(updated))
+    tx.put(_SET_VERSION_TIME, which=id, updated=codec.format_time(updated))

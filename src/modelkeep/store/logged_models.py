@@ -216,12 +216,12 @@ def add(tx: Transaction, experiment_id: int, model: LoggedModel) -> int:
 
 def set_status(tx: Transaction, serial: int, status: LoggedModelStatus, message: str, now_ms: int) -> None:
     """Write whether the files are all there."""
-    tx.run(_SET_STATUS, which=serial, new=status.value, message=message, now=now_ms)
+    tx.put(_SET_STATUS, which=serial, new=status.value, message=message, now=now_ms)
 
 
 def delete_model(tx: Transaction, serial: int, now_ms: int) -> None:
     """Put a logged model into the bin."""
-    tx.run(_DELETE, which=serial, now=now_ms)
+    tx.put(_DELETE, which=serial, now=now_ms)
 
 
 def count_texts(tx: Transaction, what: str, serial: int) -> int:
@@ -276,4 +276,4 @@ def add_metrics(
 
 def add_version(tx: Transaction, serial: int, name: str, number: int) -> None:
     """Note that a logged model became this version of a registered model (by its full name)."""
-    tx.run(_ADD_VERSION, model=serial, name=name, number=number)
+    tx.put(_ADD_VERSION, model=serial, name=name, number=number)

@@ -287,9 +287,9 @@ def add_model(
     former = find_model(tx, name, deleted=True)
     if former is not None:
         id = former.id  # noqa: A001
-        tx.run(_REVIVE, which=id, description=description, owner=owner, stages=graph, now=moment, by=by)
+        tx.put(_REVIVE, which=id, description=description, owner=owner, stages=graph, now=moment, by=by)
     else:
-        tx.run(
+        tx.put(
             _INSERT,
             id=id,
             project=name.project,
@@ -313,33 +313,33 @@ def add_model(
 
 def remove_model(tx: Transaction, id: str, now: datetime) -> None:  # noqa: A002
     """Take a model away from every read of the present. Its versions are removed one by one, before."""
-    tx.run(_DELETE, which=id, now=codec.format_time(now))
-    tx.run(_DROP_MODEL_TAGS, which=id)
+    tx.put(_DELETE, which=id, now=codec.format_time(now))
+    tx.put(_DROP_MODEL_TAGS, which=id)
 
 
 def label_model(tx: Transaction, id: str, description: str, owner: str, now: datetime) -> None:  # noqa: A002
     """Write description and owner."""
-    tx.run(_LABEL, which=id, description=description, owner=owner, now=codec.format_time(now))
+    tx.put(_LABEL, which=id, description=description, owner=owner, now=codec.format_time(now))
 
 
 def touch_model(tx: Transaction, id: str, now: datetime) -> None:  # noqa: A002
     """Note that a label of the model changed."""
-    tx.run(_TOUCH, which=id, now=codec.format_time(now))
+    tx.put(_TOUCH, which=id, now=codec.format_time(now))
 
 
 def set_stages(tx: Transaction, id: str, graph: StageGraph, now: datetime) -> None:  # noqa: A002
     """Write a model's stage graph."""
-    tx.run(_SET_STAGES, which=id, stages=json_text(graph), now=codec.format_time(now))
+    tx.put(_SET_STAGES, which=id, stages=json_text(graph), now=codec.format_time(now))
 
 
 def take_number(tx: Transaction, id: str, now: datetime) -> None:  # noqa: A002
     """Use up a model's next number for a version that is about to be added."""
-    tx.run(_TAKE_NUMBER, which=id, now=codec.format_time(now))
+    tx.put(_TAKE_NUMBER, which=id, now=codec.format_time(now))
 
 
 def one_version_less(tx: Transaction, id: str, now: datetime) -> None:  # noqa: A002
     """Note that a version of the model was removed."""
-    tx.run(_ONE_LESS, which=id, now=codec.format_time(now))
+    tx.put(_ONE_LESS, which=id, now=codec.format_time(now))
 
 
 # ------------------------------------------------------------------------------------------------------- tags
@@ -412,7 +412,7 @@ def list_aliases(tx: Transaction, model_id: str) -> list[AliasSpec]:
 
 def put_alias(tx: Transaction, model_id: str, spec: AliasSpec) -> None:
     """Point an alias at a version of the model."""
-    tx.run(
+    tx.put(
         _SET_ALIAS,
         model_id=model_id,
         alias=spec.alias,
@@ -425,7 +425,7 @@ def put_alias(tx: Transaction, model_id: str, spec: AliasSpec) -> None:
 
 def drop_alias(tx: Transaction, model_id: str, alias: str) -> None:
     """Remove an alias."""
-    tx.run(_DROP_ALIAS, which=model_id, name=alias)
+    tx.put(_DROP_ALIAS, which=model_id, name=alias)
 
 
 def occupants(tx: Transaction, model_id: str) -> list[tuple[str, str]]:

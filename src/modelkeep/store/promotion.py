@@ -192,7 +192,7 @@ def set_exclusive(tx: Transaction, model_id: str, graph: StageGraph) -> None:
         ConstraintFailed: two versions stand in a stage that is to be exclusive.
     """
     for spec in graph.stages:
-        tx.run(_SET_EXCLUSIVE, which=model_id, name=spec.name, flag=int(spec.exclusive))
+        tx.put(_SET_EXCLUSIVE, which=model_id, name=spec.name, flag=int(spec.exclusive))
 
 
 def project(tx: Transaction, model_id: str, graph: StageGraph, event: Event) -> Interval:
@@ -205,8 +205,8 @@ def project(tx: Transaction, model_id: str, graph: StageGraph, event: Event) -> 
     moved = [stay.number for stay, _ in begun]
     kept = [stay for stay, is_kept in begun if is_kept]
     # Both leave before one enters: the slot has to be free.
-    tx.run(_END_STAY, which=model_id, numbers=moved, at=_at(event.at), sequence=event.sequence)
-    tx.run(_LEAVE, model_id=model_id, numbers=moved)
+    tx.put(_END_STAY, which=model_id, numbers=moved, at=_at(event.at), sequence=event.sequence)
+    tx.put(_LEAVE, model_id=model_id, numbers=moved)
     tx.many(_OPEN_STAY, [stay_row(model_id, stay) for stay in kept])
     tx.many(_ENTER, [place_row(model_id, graph, stay) for stay in kept])
     return begun[0].interval
@@ -252,8 +252,8 @@ def rebuild(tx: Transaction) -> None:
     It reads the whole log in one transaction, and so belongs into repairs and tests, not into a request.
     """
     folded = promotion.fold_stays(_moves(tx))
-    tx.run(_FORGET_STAYS)
-    tx.run(_FORGET_PLACES)
+    tx.put(_FORGET_STAYS)
+    tx.put(_FORGET_PLACES)
     after = ""
     while rows := tx.all(_MODELS, after=after, limit=PAGE_MAX):
         for model_id, model_project, name, graph_text in rows:
@@ -389,7 +389,7 @@ _REVIEWS = (
 
 def add_request(tx: Transaction, model_id: str, request: PromotionRequest) -> None:
     """Store a new request, which has no reviews yet."""
-    tx.run(
+    tx.put(
         _ADD_REQUEST,
         id=request.id,
         model_id=model_id,
@@ -406,7 +406,7 @@ def add_request(tx: Transaction, model_id: str, request: PromotionRequest) -> No
 
 def save_request(tx: Transaction, request: PromotionRequest) -> None:
     """Store what changed in a request; its reviews have rows of their own."""
-    tx.run(
+    tx.put(
         _SAVE_REQUEST,
         which=request.id,
         now=request.state.value,
@@ -463,7 +463,7 @@ def add_review(tx: Transaction, request_id: str, position: int, review: Approval
     Raises:
         ConstraintFailed: the person has another vote that still counts; dismiss it first.
     """
-    tx.run(
+    tx.put(
         _ADD_REVIEW,
         request_id=request_id,
         position=position,
@@ -477,7 +477,7 @@ def add_review(tx: Transaction, request_id: str, position: int, review: Approval
 
 def dismiss_review(tx: Transaction, request_id: str, position: int, why: str) -> None:
     """Make a vote count no more."""
-    tx.run(_DISMISS, which=request_id, place=position, why=why)
+    tx.put(_DISMISS, which=request_id, place=position, why=why)
 
 
 def _document(request: PromotionRequest) -> str:
@@ -554,7 +554,7 @@ def latest_policies(tx: Transaction, scopes: list[str]) -> dict[str, StoredPolic
 
 def add_policy(tx: Transaction, stored: StoredPolicy) -> None:
     """Store a new version of the policy of a scope."""
-    tx.run(
+    tx.put(
         _ADD_POLICY,
         scope=stored.scope,
         version=stored.version,

@@ -47,7 +47,7 @@ _NEXT = (
 
 def add(runs: Runs, sequence: int, before: str, after: str) -> None:
     """Note that a model has another full name from an event on."""
-    runs.run(_ADD, sequence=sequence, from_name=before, to_name=after)
+    runs.put(_ADD, sequence=sequence, from_name=before, to_name=after)
 
 
 def spans(runs: Runs, name: str) -> list[Span]:

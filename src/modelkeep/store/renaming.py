@@ -97,11 +97,11 @@ def rename(
         ConstraintFailed: the name is taken.
     """
     project, old, new = before.project, before.name, after.name
-    tx.run(_MODEL, which=model_id, new_name=new, new_folded=folded(new), now=codec.format_time(now))
+    tx.put(_MODEL, which=model_id, new_name=new, new_folded=folded(new), now=codec.format_time(now))
     for statement in (_GRANTS, _DRAFTS):
-        tx.run(statement, of_project=project, old_name=old, new_name=new)
-    tx.run(_POLICIES, old_scope=scope_key(before), new_scope=scope_key(after))
+        tx.put(statement, of_project=project, old_name=old, new_name=new)
+    tx.put(_POLICIES, old_scope=scope_key(before), new_scope=scope_key(after))
     for statement in (_REQUESTS, _ENDPOINTS, _ROLLOUTS):
-        tx.run(statement, which=model_id, document=json_text(after))
-    tx.run(_MADE_OF, old_name=str(before), new_name=str(after))
+        tx.put(statement, which=model_id, document=json_text(after))
+    tx.put(_MADE_OF, old_name=str(before), new_name=str(after))
     renames.add(tx, sequence, str(before), str(after))

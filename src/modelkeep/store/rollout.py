@@ -205,7 +205,7 @@ def _followed(stage: str | None, alias: str | None) -> str:
 def add_endpoint(tx: Transaction, endpoint: Endpoint, model: str) -> None:
     """Store a new endpoint."""
     moment = codec.format_time(endpoint.created_at)
-    tx.run(
+    tx.put(
         _ADD,
         name=endpoint.name,
         id=endpoint.id,
@@ -222,7 +222,7 @@ def add_endpoint(tx: Transaction, endpoint: Endpoint, model: str) -> None:
 
 def save_endpoint(tx: Transaction, endpoint: Endpoint, now: datetime) -> None:
     """Store an endpoint's new state; what it is called and follows never changes."""
-    tx.run(
+    tx.put(
         _SAVE,
         which=endpoint.name,
         new_document=json_text(endpoint),
@@ -233,7 +233,7 @@ def save_endpoint(tx: Transaction, endpoint: Endpoint, now: datetime) -> None:
 
 def drop_endpoint(tx: Transaction, name: str) -> None:
     """Remove an endpoint. Its rollouts stay, under its name."""
-    tx.run(_DROP, which=name)
+    tx.put(_DROP, which=name)
 
 
 # --------------------------------------------------------------------------------------------------- rollouts
@@ -247,7 +247,7 @@ def get_rollout(tx: Transaction, rollout_id: str) -> Rollout | None:
 
 def add_rollout(tx: Transaction, rollout: Rollout, model: str) -> None:
     """Store a new rollout; a second unfinished one of an endpoint raises ConstraintFailed."""
-    tx.run(
+    tx.put(
         _ADD_ROLLOUT,
         id=rollout.id,
         endpoint=rollout.endpoint,
@@ -268,7 +268,7 @@ def add_rollout(tx: Transaction, rollout: Rollout, model: str) -> None:
 def save_rollout(tx: Transaction, rollout: Rollout) -> None:
     """Store a rollout's new state."""
     finished = rollout.finished_at
-    tx.run(
+    tx.put(
         _SAVE_ROLLOUT,
         which=rollout.id,
         new_state=rollout.state.value,
@@ -332,7 +332,7 @@ def claim(tx: Transaction, rollout_id: str, owner: str, now: datetime, until: da
 
 def release(tx: Transaction, owner: str) -> None:
     """Let go of all leases of a controller."""
-    tx.run(_RELEASE, owner=owner)
+    tx.put(_RELEASE, owner=owner)
 
 
 # --------------------------------------------------------------------------------------------------- gateways
@@ -401,7 +401,7 @@ class Gateway(Struct, frozen=True):
 
 def put_gateway(tx: Transaction, report: GatewayReport, now: datetime) -> None:
     """Keep a gateway's last report."""
-    tx.run(
+    tx.put(
         _PUT_GATEWAY,
         name=report.gateway,
         document=json_text(report),
@@ -441,4 +441,4 @@ def table_since(tx: Transaction) -> datetime | None:
 
 def set_table_number(tx: Transaction, number: int, now: datetime) -> None:
     """Say that the routes have changed."""
-    tx.run(_SET_TABLE, key="routing_table", value=str(number), updated_at=codec.format_time(now))
+    tx.put(_SET_TABLE, key="routing_table", value=str(number), updated_at=codec.format_time(now))

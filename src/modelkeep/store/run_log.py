@@ -237,11 +237,11 @@ def add_datasets(tx: Transaction, run: LogRow, given: Iterable[DatasetInput]) ->
         found = tx.one(_GET_DATASET, **named)
         if found is None:
             described = {"source_type": dataset.source_type, "source": dataset.source}
-            tx.run(_ADD_DATASET, **named, **described, schema=dataset.schema, profile=dataset.profile)
+            tx.put(_ADD_DATASET, **named, **described, schema=dataset.schema, profile=dataset.profile)
             found = tx.one(_GET_DATASET, **named)
         assert found is not None, "it was just written"
         tags = {tag.key: tag for tag in one.tags}
-        tx.run(
+        tx.put(
             _ADD_RUN_DATASET,
             run=run.serial,
             dataset=found[0],

@@ -248,9 +248,9 @@ def add(tx: Transaction, experiment_id: int, given: RunInfo) -> int:
 
 def change(tx: Transaction, row: RunRow) -> None:
     """Write a run's name, status and end as they are in this row."""
-    tx.run(_UPDATE, which=row.serial, new_status=row.status, new_end_time=row.end_time, new_name=row.name)
+    tx.put(_UPDATE, which=row.serial, new_status=row.status, new_end_time=row.end_time, new_name=row.name)
 
 
 def set_deleted(tx: Transaction, serial: int, since_ms: int | None) -> None:
     """Put a run into the bin, or take it out again (None)."""
-    tx.run(_SET_DELETED, which=serial, new=int(since_ms is not None), since=since_ms)
+    tx.put(_SET_DELETED, which=serial, new=int(since_ms is not None), since=since_ms)

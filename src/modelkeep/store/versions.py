@@ -95,7 +95,7 @@ def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence:
     """Write a version that is ready, under the number of its registration's event."""
     moment = codec.format_time(version.created_at)
     parsed = semver.parse(version.semver)
-    tx.run(
+    tx.put(
         _INSERT,
         id=version.id,
         model_id=model_id,
@@ -153,22 +153,22 @@ def searched_by(version: ModelVersion) -> dict[str, str | None]:
 
 def describe(tx: Transaction, version_id: str, description: str, now: datetime) -> None:
     """Write a version's description, and that its labels changed."""
-    tx.run(_DESCRIBE, which=version_id, description=description, now=codec.format_time(now))
+    tx.put(_DESCRIBE, which=version_id, description=description, now=codec.format_time(now))
 
 
 def touch(tx: Transaction, model_id: str, numbers: Iterable[int], now: datetime) -> None:
     """Note that the place of some versions changed."""
-    tx.run(_TOUCH, model_id=model_id, which=list(numbers), now=codec.format_time(now))
+    tx.put(_TOUCH, model_id=model_id, which=list(numbers), now=codec.format_time(now))
 
 
 def set_tombstone(tx: Transaction, model_id: str, number: int, reason: str | None, now: datetime) -> None:
     """Mark a version as taken back, with the reason; None clears it."""
-    tx.run(_SET_TOMBSTONE, model_id=model_id, which=number, tombstone=reason, now=codec.format_time(now))
+    tx.put(_SET_TOMBSTONE, model_id=model_id, which=number, tombstone=reason, now=codec.format_time(now))
 
 
 def set_yanked(tx: Transaction, version_id: str, reason: str | None, now: datetime) -> None:
     """Mark a version as yanked, with the reason; None lets it be chosen again."""
-    tx.run(_SET_YANKED, which=version_id, yanked=reason, now=codec.format_time(now))
+    tx.put(_SET_YANKED, which=version_id, yanked=reason, now=codec.format_time(now))
 
 
 def remove_version(
@@ -180,18 +180,18 @@ def remove_version(
     removed before, one event each.
     """
     moment = codec.format_time(now)
-    tx.run(_MARK_DELETED, which=version.id, sequence=sequence, now=moment)
+    tx.put(_MARK_DELETED, which=version.id, sequence=sequence, now=moment)
     for statement in _FORGET:
-        tx.run(statement, which=version.id)
-    tx.run(_LEAVE_STAGE, model_id=model_id, which=version.number)
-    tx.run(_END_STAY, model_id=model_id, which=version.number, now=moment, sequence=sequence)
+        tx.put(statement, which=version.id)
+    tx.put(_LEAVE_STAGE, model_id=model_id, which=version.number)
+    tx.put(_END_STAY, model_id=model_id, which=version.number, now=moment, sequence=sequence)
 
 
 def remove_all_versions(tx: Transaction, model_id: str, sequence: int, now: datetime) -> None:
     """`remove_version` for every version of a model that is being deleted."""
     moment = codec.format_time(now)
-    tx.run(_MARK_ALL_DELETED, which=model_id, sequence=sequence, now=moment)
+    tx.put(_MARK_ALL_DELETED, which=model_id, sequence=sequence, now=moment)
     for statement in _FORGET_ALL:
-        tx.run(statement, which=model_id)
-    tx.run(_LEAVE_ALL_STAGES, which=model_id)
-    tx.run(_END_ALL_STAYS, which=model_id, now=moment, sequence=sequence)
+        tx.put(statement, which=model_id)
+    tx.put(_LEAVE_ALL_STAGES, which=model_id)
+    tx.put(_END_ALL_STAYS, which=model_id, now=moment, sequence=sequence)

@@ -326,7 +326,7 @@ def _text(moment: datetime | None) -> str | None:
 
 def add(tx: Transaction, webhook: Webhook, sealed: str | None) -> None:
     """Store a new webhook, at the place in the log that it has."""
-    tx.run(
+    tx.put(
         _ADD,
         id=webhook.id,
         project=webhook.project,
@@ -376,7 +376,7 @@ def active(tx: Transaction) -> list[Stored]:
 
 def save(tx: Transaction, webhook: Webhook, sealed: str | None) -> None:
     """Store what a webhook is; its place in the log stays."""
-    tx.run(
+    tx.put(
         _SAVE,
         which=webhook.id,
         new_document=json_text(webhook),
@@ -394,14 +394,14 @@ def rename_model(tx: Transaction, name: ModelName, wanted: ModelName) -> None:
 
 def place(tx: Transaction, webhook: str, cursor: int, part: int = 0) -> None:
     """Put a webhook at another place in the log, without failures; who delivers begins anew from there."""
-    tx.run(_PLACE, which=webhook, new_cursor=cursor, new_part=part)
+    tx.put(_PLACE, which=webhook, new_cursor=cursor, new_part=part)
 
 
 def drop(tx: Transaction, webhook: str) -> None:
     """Remove a webhook with its deliveries."""
-    tx.run(_DROP_ATTEMPTS, which=webhook)
-    tx.run(_DROP_DELIVERIES, which=webhook)
-    tx.run(_DROP, which=webhook)
+    tx.put(_DROP_ATTEMPTS, which=webhook)
+    tx.put(_DROP_DELIVERIES, which=webhook)
+    tx.put(_DROP, which=webhook)
 
 
 # ------------------------------------------------------------------------------------------------ delivering
@@ -425,9 +425,9 @@ def claim(tx: Transaction, seen: Stored, owner: str, now: datetime, until: datet
 def release(tx: Transaction, owner: str | None) -> None:
     """Let go of all leases of a deliverer, or, of nobody in particular, of all that there are."""
     if owner is None:
-        tx.run(_RELEASE_ALL)
+        tx.put(_RELEASE_ALL)
     else:
-        tx.run(_RELEASE, owner=owner)
+        tx.put(_RELEASE, owner=owner)
 
 
 def move(tx: Transaction, seen: Stored, owner: str, to: Place, until: datetime) -> bool:
@@ -450,7 +450,7 @@ def move(tx: Transaction, seen: Stored, owner: str, to: Place, until: datetime) 
 
 def skip(tx: Transaction, seen: Stored, cursor: int) -> None:
     """Remember that nothing up to an event was for a webhook, when it is as it was seen."""
-    tx.run(_SKIP, which=seen.webhook.id, seen=seen.row_version, at_cursor=seen.cursor, new_cursor=cursor)
+    tx.put(_SKIP, which=seen.webhook.id, seen=seen.row_version, at_cursor=seen.cursor, new_cursor=cursor)
 
 
 def project_of(tx: Transaction, subject: str) -> str | None:
@@ -473,7 +473,7 @@ def project_of(tx: Transaction, subject: str) -> str | None:
 
 def put_delivery(tx: Transaction, delivery: Delivery) -> None:
     """Store a delivery's state; its attempts are stored one by one."""
-    tx.run(
+    tx.put(
         _PUT,
         webhook_id=delivery.webhook,
         sequence=delivery.sequence,
@@ -521,7 +521,7 @@ def deliveries(
 def add_attempt(tx: Transaction, delivery: Delivery, attempt: Attempt) -> None:
     """Store an attempt under the number after the last one, whatever number it says."""
     row = tx.one(_LAST_NUMBER, webhook=delivery.webhook, sequence=delivery.sequence, part=delivery.part)
-    tx.run(
+    tx.put(
         _ADD_ATTEMPT,
         webhook_id=delivery.webhook,
         sequence=delivery.sequence,
