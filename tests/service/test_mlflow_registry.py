@@ -25,6 +25,7 @@ from modelkeep.core.promotion import RequestState
 from modelkeep.core.values import Exact, ModelName, Numbered, Ref
 from modelkeep.service import mlflow_reading as reading
 from modelkeep.service import mlflow_registry as words
+from modelkeep.service import references
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.mlflow_registry import Seen, Transition
 from modelkeep.store import standing
@@ -82,8 +83,7 @@ def move(world: World, version: int, word: str, by: str = "owner", **more: objec
 
 def stages(world: World, count: int) -> list[str]:
     """Where the versions of churn stand, by number."""
-    found = [world.read("owner", words.get_version, number(value + 1)) for value in range(count)]
-    return [each.version.stage for each in found]
+    return [world.read("owner", references.resolve, number(value + 1)).stage for value in range(count)]
 
 
 def latest(world: World, *wanted: str, by: str = "owner") -> list[int]:
@@ -245,15 +245,17 @@ def test_where_an_endpoint_follows_the_rollout_begins_and_is_named(sqlite_databa
     assert stages(world, 2) == ["archived", "production"]
 
 
-def test_has_to_move_says_whether_files_are_to_be_hashed(alone: World) -> None:
+def test_what_is_to_be_moved_has_its_files_hashed(alone: World) -> None:
     """Nothing is hashed for a transition that goes nowhere, or by somebody who may not ask for it."""
     alone.versions("1.0.0")
     asked = Transition(ref=number(1), word="Staging")
-    assert alone.read("owner", words.has_to_move, asked)
+    version = alone.read("owner", words.to_be_moved, asked)
+    assert version is not None
+    assert version.number == 1
     move(alone, 1, "Staging")
-    assert not alone.read("owner", words.has_to_move, asked)
+    assert alone.read("owner", words.to_be_moved, asked) is None
     with pytest.raises(errors.NotAllowed):
-        alone.read("eve", words.has_to_move, asked)
+        alone.read("eve", words.to_be_moved, asked)
 
 
 # --------------------------------------------------------------------------------------- latest of each stage
@@ -418,4 +420,5 @@ def test_a_move_is_when_a_version_last_changed(alone: World) -> None:
     moved = alone.later(hours=1)
     move(alone, 2, "Staging")
     for value in (1, 2):
-        assert alone.read("owner", words.get_version, number(value)).beside.updated_at == moved
+        [seen] = alone.read("owner", words.seen, [alone.read("owner", references.resolve, number(value))])
+        assert seen.beside.updated_at == moved

@@ -5,6 +5,8 @@ pointing it elsewhere starts the rollout, and the alias moves when that has succ
 events these are is in `labels`; how traffic moves is the rollout column's part.
 """
 
+from typing import NamedTuple
+
 from msgspec import UNSET, UnsetType, structs
 
 from modelkeep.core import errors, values
@@ -22,6 +24,13 @@ from modelkeep.store.models import ModelRow
 
 ALIASES_MAX = 200
 """Aliases of one model: they are read by people, and shown with it."""
+
+
+class Pointed(NamedTuple):
+    """What came of setting an alias: the endpoint that follows it, and the rollout that leads there."""
+
+    endpoint: str | None = None
+    rollout: Rollout | None = None
 
 
 class Aliases:
@@ -65,12 +74,41 @@ class Aliases:
             Conflict: a plan was said, and the version is served already or its rollout is under way.
             Tombstoned: an endpoint follows it, and the version was taken back.
         """
+        done = self.point_alias(
+            act, model, alias, ref, expect, protected, reason=reason, plan=plan, supersede=supersede
+        )
+        after = AliasMove(**structs.asdict(models.get_model(act.tx, model)))
+        rollout = done.rollout
+        if rollout is None:
+            return structs.replace(after, endpoint=done.endpoint)
+        return structs.replace(
+            after,
+            kind=PromotionKind.ROLLOUT,
+            rollout=rollout.id,
+            endpoint=rollout.endpoint,
+            plan=rollout.plan,
+        )
+
+    def point_alias(
+        self,
+        act: Act,
+        model: ModelName,
+        alias: str,
+        ref: Ref,
+        expect: int | UnsetType | None = UNSET,
+        protected: bool | None = None,
+        *,
+        reason: str = "",
+        plan: Plan | None = None,
+        supersede: bool = False,
+    ) -> Pointed:
+        """`set_alias` for who does not ask what the model looks like afterwards. Raises as that."""
         act.readable(model)
         act.authorise(Verb.SET_ALIAS, model)
         labels.check_alias(alias)
         if ref.model != model:
             raise errors.InvalidReference(f"{ref} is no version of {model}; aliases stay within their model.")
-        version = references.resolve(act, references.present(ref))
+        version = references.resolve_bare(act, references.present(ref))
         row = references.row_of(act, model)
         known = models.get_alias(act.tx, row.id, alias)
         current = known.number if known is not None else None
@@ -94,7 +132,8 @@ class Aliases:
                     "plan says nothing; leave it out, or make one ('modelkeep endpoint create')."
                 )
             self._point(act, row, alias, known, version, shielded)
-            return _moved(act, model)
+            return Pointed()
+        version = references.resolve(act, ref)
         return self._move(
             act, self.followers, endpoint, row, known, version, shielded, reason, plan, supersede
         )
@@ -109,7 +148,7 @@ class Aliases:
         shielded: bool,
     ) -> None:
         if known is None or (known.number, known.protected) != (version.number, shielded):
-            labels.point_alias(act, row, alias, version, protected=shielded)
+            labels.point_alias(act, row, alias, version, protected=shielded, known=known)
 
     def _move(
         self,
@@ -123,7 +162,7 @@ class Aliases:
         reason: str,
         plan: Plan | None,
         supersede: bool,
-    ) -> AliasMove:
+    ) -> Pointed:
         """Set an alias that an endpoint follows: at once where nothing has to move, else by a rollout."""
         model, alias = row.full_name, endpoint.alias
         assert alias is not None, "the endpoint follows it"
@@ -135,7 +174,7 @@ class Aliases:
                     "nothing; leave it out."
                 )
             self._point(act, row, alias, known, version, shielded)
-            return structs.replace(_moved(act, model), endpoint=endpoint.name)
+            return Pointed(endpoint.name)
         act.authorise(Verb.PROMOTE, model)
         if plan is not None or supersede:
             act.authorise(Verb.OPERATE, model)
@@ -147,12 +186,12 @@ class Aliases:
         why = values.check_text(reason, "reason") or f"{model}@{alias} is to be {version.semver}"
         again = running is not None and running.candidate == version.number and plan is None
         if again and running is not None and running.state is not RolloutState.ROLLING_BACK:
-            return _under_way(act, model, running)  # asked twice is asked once
+            return Pointed(endpoint.name, running)  # asked twice is asked once
         stays = endpoint.stable == version.number and plan is None
         if supersede and running is not None and stays:
             act.authorise(Verb.ROLLBACK, model)
             followers.take_back(act, endpoint, f"the alias stays: {why}")
-            return structs.replace(_moved(act, model), endpoint=endpoint.name)
+            return Pointed(endpoint.name)
         by_policy = followers.plan_for(act, endpoint)
         started = followers.start(
             act,
@@ -165,7 +204,7 @@ class Aliases:
             supersede=supersede,
             shielded=shielded,
         )
-        return _under_way(act, model, started)
+        return Pointed(endpoint.name, started)
 
     def delete_alias(self, act: Act, model: ModelName, alias: str) -> None:
         """Remove an alias.
@@ -189,17 +228,3 @@ class Aliases:
         labels.refuse_followed(act, row, alias)
         labels.drop_alias(act, row, known)
         models.touch_model(act.tx, row.id, act.now)
-
-
-def _moved(act: Act, model: ModelName) -> AliasMove:
-    return AliasMove(**structs.asdict(models.get_model(act.tx, model)))
-
-
-def _under_way(act: Act, model: ModelName, rollout: Rollout) -> AliasMove:
-    return structs.replace(
-        _moved(act, model),
-        kind=PromotionKind.ROLLOUT,
-        rollout=rollout.id,
-        endpoint=rollout.endpoint,
-        plan=rollout.plan,
-    )

@@ -95,15 +95,26 @@ class Catalog(Registrations, Integrity, Aliases):
             self._may_shape(act, name)
         labels.check_new_name(act, name)
         catalog.refuse_own_tags(tags or {})
-        labels.create(
+        kept = catalog.check_tags(tags or {})
+        row = labels.create(
             act,
             name,
             description=values.check_text(description, "description"),
             owner=labels.check_owner(owner) if owner is not None else None,
-            tags=catalog.check_tags(tags or {}),
+            tags=kept,
             stages=graph,
         )
-        return models.get_model(act.tx, name)
+        return RegisteredModel(
+            id=row.id,
+            name=name,
+            description=row.description,
+            owner=row.owner,
+            tags=kept,
+            stages=graph,
+            created_at=act.now,
+            created_by=row.created_by,
+            updated_at=act.now,
+        )
 
     @staticmethod
     def _may_shape(act: Act, name: ModelName) -> None:

@@ -6,7 +6,8 @@ misread. What was found damaged is remembered instead, so that a registration of
 bytes and replaces them; a later check that finds them right takes that back.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 from msgspec.structs import replace
@@ -96,13 +97,24 @@ class Integrity:
         Raises:
             NotFound (its leaves), NotAllowed: no such version, or not for this caller.
         """
-        version = desk.read(context, _readable, ref, verb)
+        return self.still_holds(desk, context, partial(_readable, ref=ref, verb=verb))
+
+    def still_holds(
+        self, desk: Desk, context: Context, find: Callable[[Act], ModelVersion | None]
+    ) -> bool | None:
+        """`files_verified` of the version that `find` reads, which also looks at who asks; None where it
+        finds nothing that is to be hashed. Raises what `find` raises."""
+        version, marked = desk.read(context, _with_marks, find)
+        if version is None:
+            return None
         try:
-            return self._verify(desk, context, version).ok
+            return self._verify(desk, context, version, marked).ok
         except errors.Unavailable:
             return None
 
-    def _verify(self, desk: Desk, context: Context, version: ModelVersion) -> VerifyReport:
+    def _verify(
+        self, desk: Desk, context: Context, version: ModelVersion, marked: set[Digest] | None = None
+    ) -> VerifyReport:
         problems = [_of_list(version, version.digest)] if not _list_holds(version, version.digest) else []
         seen: dict[Digest, _Found] = {}
         for entry in version.files:
@@ -114,7 +126,7 @@ class Integrity:
         holder = Holder(version.model, version.number, version.semver, "")
         if problems:
             desk.do(context, _record_broken, [(holder, problem) for problem in problems[:PROBLEMS_MAX]])
-        _remember(desk, context, seen)
+        _remember(desk, context, seen, marked)
         return VerifyReport(
             version=version.reference,
             digest=version.digest,
@@ -275,13 +287,30 @@ def _reference(holder: Holder) -> str:
     return f"{holder.model}:{holder.semver}"
 
 
-def _remember(desk: Desk, context: Context, seen: dict[Digest, _Found]) -> None:
-    """Keep the marks of damaged contents as what was just read; it is a write only where a mark changes."""
+def _remember(
+    desk: Desk, context: Context, seen: dict[Digest, _Found], marked: set[Digest] | None = None
+) -> None:
+    """Keep the marks of damaged contents as what was just read; it is a write only where a mark changes.
+
+    Args:
+        marked: those that were marked before anything was read. A mark that came meanwhile stays.
+    """
     worse = {digest for digest, found in seen.items() if found is not None and found[0] == "damaged"}
-    marked = desk.read(context, _marked_among, list(seen))
+    if marked is None:
+        marked = desk.read(context, _marked_among, list(seen))
     better = {digest for digest in marked if seen[digest] is None}
     if worse - marked or better:
         desk.do(context, _mark, worse - marked, better)
+
+
+def _with_marks(
+    act: Act, find: Callable[[Act], ModelVersion | None]
+) -> tuple[ModelVersion | None, set[Digest]]:
+    """A version, and which of its contents are marked."""
+    version = find(act)
+    if version is None:
+        return None, set()
+    return version, _marked_among(act, [entry.digest for entry in version.files])
 
 
 def _marked_among(act: Act, digests: list[Digest]) -> set[Digest]:

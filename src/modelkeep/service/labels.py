@@ -6,7 +6,7 @@ Small rules that `catalog` applies; nothing here opens an act or loads a model b
 
 from typing import Any
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from modelkeep.core import catalog, errors, values
 from modelkeep.core.access import Verb
@@ -157,6 +157,7 @@ def point_alias(
     version: ModelVersion,
     *,
     protected: bool,
+    known: AliasSpec | UnsetType | None = UNSET,
     reason: str | None = None,
     by: str | None = None,
     **why: Any,
@@ -164,10 +165,12 @@ def point_alias(
     """Have an alias name a version, with the event of it; whether it may was decided before.
 
     Args:
+        known: the alias as it is, where it was looked at in this act.
         by: who had asked for it, where that is not who acts.
         why: what else the event says: the rollout that led to it.
     """
-    known = models.get_alias(act.tx, row.id, alias)
+    if isinstance(known, UnsetType):
+        known = models.get_alias(act.tx, row.id, alias)
     body: dict[str, Any] = {
         "alias": alias,
         "from": known.number if known is not None else None,

@@ -10,21 +10,21 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from modelkeep.core import errors, promotion, semver, values
+from modelkeep.core import codec, errors, promotion, semver, values
 from modelkeep.core.access import Verb
-from modelkeep.core.catalog import OWN_TAGS, ModelVersion, StageGraph
+from modelkeep.core.catalog import OWN_TAGS, ModelVersion, RegisteredModel, StageGraph
 from modelkeep.core.policy import GateResult
 from modelkeep.core.promotion import MoveCause
 from modelkeep.core.values import Exact, ModelName, Numbered, Ref
 from modelkeep.service import references, stages
 from modelkeep.service.act import Act
 from modelkeep.service.promotion import Promotion, PromotionKind, Promotions
-from modelkeep.service.stages import Because
+from modelkeep.service.stages import Because, Place
 from modelkeep.store import models as models_store
 from modelkeep.store import standing
 from modelkeep.store.database import Kept
 from modelkeep.store.models import ModelRow
-from modelkeep.store.standing import Beside, VersionLine
+from modelkeep.store.standing import Beside, ModelLine, VersionLine
 
 RUN_LINK = f"{OWN_TAGS}run_link"
 """Where a client said that a version's run is to be looked at: MLflow has a field for it, we a label."""
@@ -131,13 +131,22 @@ def just_made(version: ModelVersion) -> Seen:
     return Seen(version=version, beside=Beside(version.created_at))
 
 
-def get_version(act: Act, ref: Ref) -> Seen:
-    """One version.
-
-    Raises:
-        NotFound (its leaves): the reference names none, or none for this caller.
-    """
-    return seen(act, [references.resolve(act, ref)])[0]
+def new_model(model: RegisteredModel) -> ModelLine:
+    """A model that was made in this act, as lists have it: nothing points into it, and it has no version."""
+    made_at = codec.format_time(model.created_at)
+    return ModelLine(
+        id=model.id,
+        project=model.name.project,
+        name=model.name.name,
+        description=model.description,
+        created_at=made_at,
+        created_by=model.created_by,
+        updated_at=made_at,
+        stages=model.stages,
+        tags=model.tags,
+        aliases=(),
+        latest=(),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- transition
@@ -158,15 +167,16 @@ class Transition(Struct, frozen=True, kw_only=True):
     client: str = ""
 
 
-def has_to_move(act: Act, asked: Transition) -> bool:
-    """Whether a transition would change where the version stands, so that its files are to be looked at.
+def to_be_moved(act: Act, asked: Transition) -> ModelVersion | None:
+    """The version of a transition whose files are to be looked at; None when it stands there already.
 
     Raises:
         NotFound (its leaves), NotAllowed, InvalidParameter: it cannot be carried out.
     """
     version = references.resolve(act, asked.ref)
     act.authorise(Verb.PROMOTE, version.model)
-    return version.stage != stage_named(models_store.get_row(act.tx, version.model).stages, asked.word)
+    stage = stage_named(models_store.get_row(act.tx, version.model).stages, asked.word)
+    return version if version.stage != stage else None
 
 
 def transition(
@@ -198,16 +208,16 @@ def transition(
         )
     done: Promotion | None = None
     if version.stage != to:
-        reason = _reason(act, row, version, to, asked)
+        place = stages.place_in(act, row, version, to)
         try:
-            done = promotions.promote(act, asked.ref, to, reason, files_verified=files_verified)
+            done = promotions.promote_from(act, place, _reason(place, asked), files_verified=files_verified)
         except Kept as kept:
             report = promotions.gate(act, asked.ref, to, files_verified=files_verified)
             raise _told(kept, act, report.gates) from kept
     shared = not row.stages.stage(to).exclusive
     if asked.archive_others and shared and (done is None or done.kind is PromotionKind.MOVED):
         _archive_others(act, row, version, to, asked)
-    after = get_version(act, Ref(model=version.model, selector=Numbered(version.number)))
+    [after] = seen(act, [done.version if done is not None else version])
     if done is not None and done.rollout is not None:
         return Seen(version=after.version, beside=after.beside._replace(rollout=done.rollout))
     return after
@@ -217,12 +227,12 @@ def _who(asked: Transition) -> str:
     return f"transition by MLflow client{f' ({asked.client})' if asked.client else ''}"
 
 
-def _reason(act: Act, row: ModelRow, version: ModelVersion, to: str, asked: Transition) -> str:
+def _reason(place: Place, asked: Transition) -> str:
     """What the event says: who asked in which words, and why another version has to leave."""
     reason = _who(asked) + (", archive_existing_versions" if asked.archive_others else "")
-    former = standing.numbers_in(act.tx, row.id, to, 1) if row.stages.stage(to).exclusive else []
-    if former and former[0] != version.number:
-        reason += f"; {to} holds one version, so number {former[0]} goes to {row.stages.displaced_to}"
+    if place.incumbent is not None:
+        aside = place.model.stages.displaced_to
+        reason += f"; {place.to} holds one version, so number {place.incumbent} goes to {aside}"
     return reason
 
 

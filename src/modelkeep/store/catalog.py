@@ -324,6 +324,12 @@ def find(tx: Transaction, by: Found, model: ModelName, **which: Any) -> ModelVer
     return _first(tx, by.now, model, **which)
 
 
+def find_bare(tx: Transaction, by: Found, model: ModelName, **which: Any) -> ModelVersion | None:
+    """The same without its tags and aliases: one statement."""
+    row = tx.one(by.now, project=model.project, name=model.name, **which)
+    return _laid_over(FoundVersion(*row), {}, []) if row else None
+
+
 def _first(tx: Transaction, statement: Statement, model: ModelName, **which: Any) -> ModelVersion | None:
     row = tx.one(statement, project=model.project, name=model.name, **which)
     return _labelled(tx, FoundVersion(*row)) if row else None

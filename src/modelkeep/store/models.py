@@ -285,29 +285,26 @@ def add_model(
     """Add a model; a deleted one of that name is taken up again and goes on counting where it stopped."""
     moment, graph = codec.format_time(now), json_text(stages)
     former = find_model(tx, name, deleted=True)
+    row = ModelRow(
+        id=former.id if former is not None else id,
+        project=name.project,
+        name=name.name,
+        description=description,
+        owner=owner,
+        stages_text=graph,
+        next_number=former.next_number if former is not None else 1,
+        version_count=0,
+        created_at=moment,
+        created_by=by,
+        updated_at=moment,
+        deleted_at=None,
+    )
     if former is not None:
-        id = former.id  # noqa: A001
-        tx.put(_REVIVE, which=id, description=description, owner=owner, stages=graph, now=moment, by=by)
+        tx.put(_REVIVE, which=row.id, description=description, owner=owner, stages=graph, now=moment, by=by)
     else:
-        tx.put(
-            _INSERT,
-            id=id,
-            project=name.project,
-            name=name.name,
-            folded=folded(name.name),
-            description=description,
-            owner=owner,
-            stages=graph,
-            next_number=1,
-            version_count=0,
-            created_at=moment,
-            created_by=by,
-            updated_at=moment,
-            deleted_at=None,
-        )
-    put_tags(tx, model_tags, id, tags)
-    row = find_model(tx, name)
-    assert row is not None, "it was just written"
+        columns = row._asdict()
+        tx.put(_INSERT, stages=columns.pop("stages_text"), folded=folded(name.name), **columns)
+    put_tags(tx, model_tags, row.id, tags)
     return row
 
 

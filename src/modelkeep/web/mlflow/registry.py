@@ -12,7 +12,6 @@ from functools import partial
 from msgspec import Raw
 
 from modelkeep.core import errors, values
-from modelkeep.core.access import Verb
 from modelkeep.core.catalog import ModelChange, refuse_own_tags
 from modelkeep.core.values import ModelName, Ref
 from modelkeep.service import mlflow_reading as reading
@@ -110,8 +109,10 @@ def create_model(act: Act, call: Call) -> OneModel:
     """`registered-models/create`."""
     asked: shapes.CreateModel = call.body
     name = model_of(call, asked.name)
-    call.house.catalog.create_model(act, name, description=asked.description or "", tags=tags_of(asked.tags))
-    return _changed(act, name)
+    made = call.house.catalog.create_model(
+        act, name, description=asked.description or "", tags=tags_of(asked.tags)
+    )
+    return OneModel(model_out(words.new_model(made)))
 
 
 def get_model(act: Act, call: Call) -> OneModel:
@@ -187,7 +188,7 @@ def set_alias(act: Act, call: Call) -> Nothing:
     asked: shapes.SetAlias = call.body
     alias = words.check_alias(required(asked.alias, "alias"))
     ref = _version(call, asked.name, asked.version)
-    call.house.catalog.set_alias(act, ref.model, alias, ref, reason="set by an MLflow client")
+    call.house.catalog.point_alias(act, ref.model, alias, ref, reason="set by an MLflow client")
     return DONE
 
 
@@ -290,9 +291,7 @@ def _transition(call: Call) -> Transition:
 def hash_for_transition(call: Call) -> bool | None:
     """Hash the files of a version that is to move, before any transaction; the gates ask for it."""
     asked, house = _transition(call), call.house
-    if not house.desk.read(call.context, words.has_to_move, asked):
-        return None
-    return house.catalog.files_verified(house.desk, call.context, asked.ref, Verb.PROMOTE)
+    return house.catalog.still_holds(house.desk, call.context, partial(words.to_be_moved, asked=asked))
 
 
 def transition(act: Act, call: Call) -> OneVersion:
