@@ -16,7 +16,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, func, literal, or_, select, true, union_all
+from sqlalchemy import and_, bindparam, case, func, literal, or_, select, true, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnElement
@@ -39,7 +39,7 @@ from modelkeep.core.query import (
 from modelkeep.core.semver import Range
 from modelkeep.store import visibility
 from modelkeep.store.filters import VIEWS, Condition, Place, bounds, passes, place_of
-from modelkeep.store.schema import aliases, models, versions
+from modelkeep.store.schema import HEAD_CHARACTERS, aliases, models, versions
 from modelkeep.store.statements import Statement
 from modelkeep.store.visibility import Visible
 
@@ -47,6 +47,9 @@ from modelkeep.store.visibility import Visible
 FEW = 2_000
 """Rows that are found through a way and then sorted: a few milliseconds. Of a million rows, what more than
 this have in common is met once in five hundred on a walk, so a page is full after about as long."""
+NEAR = 250
+"""Rows through a way that are read sooner than it takes to count what stands in many models, which with so
+few is not done any more."""
 WAYS_MAX = 8
 """Ways that are counted for one search; further parts of its filter only pick."""
 BRANCHES_MAX = 8
@@ -56,17 +59,25 @@ Ids = Select[Any] | CompoundSelect[Any]
 
 
 class Way(NamedTuple):
-    """Ids of the rows that pass a part of a search, and what else is counted because it is read for them."""
+    """Ids of the rows that pass a part of a search, and what else is counted because it is read for them.
+
+    `exact`: there are no others. `answers`: the place among the conjuncts of the part that need not be looked
+    at any more.
+    """
 
     ids: Ids
     beside: tuple[Ids, ...] = ()
+    exact: bool = False
+    answers: int | None = None
 
 
 class Survey(NamedTuple):
-    """The ways of a search, and the statement that counts them all."""
+    """The ways of a search, and the statement that counts them all. `own`: the first one is through the
+    models that the search names, which are bound."""
 
     ways: tuple[Way, ...]
     counts: Statement
+    own: bool
 
 
 class Among(ColumnElement[bool]):
@@ -114,16 +125,45 @@ def _picking_postgresql(element: Picking, compiler: SQLCompiler, **kw: Any) -> s
 
 
 def survey(
-    target: Target, expression: Expression | None, visible: Visible, *, in_project: bool, of_model: bool
+    target: Target,
+    expression: Expression | None,
+    visible: Visible,
+    order: Sequence[Order],
+    *,
+    in_project: bool,
+    of_model: bool,
 ) -> Survey | None:
-    """The ways of a search; None when every way leads through all there is."""
-    own = _own(target, visible, in_project=in_project, of_model=of_model)
-    ways = [own] if own is not None else []
-    ways += [way for part in conjuncts(expression) if (way := _way(part, target)) is not None]
+    """The ways of a search; None when every way leads through all there is, or an index of its own walks
+    just what it is about."""
+    own = None
+    if not _walked(target, visible, order, in_project=in_project, of_model=of_model):
+        own = _own(target, visible, in_project=in_project, of_model=of_model)
+    ways = [
+        way._replace(answers=place if way.exact else None)
+        for place, part in enumerate(conjuncts(expression))
+        if (way := _way(part, target)) is not None
+    ]
+    lengths = [_length(way, FEW) for way in ways]
+    if own is not None:
+        length = _length(own, FEW)
+        if ways and own.beside:
+            near = or_(*(_length(way, NEAR) <= literal(NEAR) for way in ways[: WAYS_MAX - 1]))
+            length = case((near, literal(FEW + 1)), else_=length)
+        ways, lengths = [own, *ways], [length, *lengths]
     if not ways:
         return None
-    kept = tuple(ways[:WAYS_MAX])
-    return Survey(kept, select(*(_length(way) for way in kept)))
+    return Survey(tuple(ways[:WAYS_MAX]), select(*lengths[:WAYS_MAX]), own is not None)
+
+
+def _walked(
+    target: Target, visible: Visible, order: Sequence[Order], *, in_project: bool, of_model: bool
+) -> bool:
+    """Whether an index of models, or of one model's versions, has all that the search is about in one stretch
+    and, of versions, in the order asked for."""
+    if target is Target.MODELS:
+        return visible.everything
+    plain = not order or order[0].subject.kind is Kind.FIELD
+    return in_project and of_model and plain and walkable(target, order)
 
 
 def shortest(counts: tuple[int, ...]) -> int | None:
@@ -132,10 +172,10 @@ def shortest(counts: tuple[int, ...]) -> int | None:
     return counts.index(least) if least <= FEW else None
 
 
-def _length(way: Way) -> ColumnElement[int]:
-    """How many rows a way reads; of each of its parts no more are counted than make it too long."""
+def _length(way: Way, most: int) -> ColumnElement[int]:
+    """How many rows a way reads; of each of its parts no more are counted than make it longer than `most`."""
     parts = [
-        select(func.count()).select_from(ids.limit(FEW + 1).subquery()).scalar_subquery()
+        select(func.count()).select_from(ids.limit(most + 1).subquery()).scalar_subquery()
         for ids in (way.ids, *way.beside)
     ]
     return functools.reduce(operator.add, parts)
@@ -231,7 +271,16 @@ def _of_keyed(part: Exists | Comparison, target: Target) -> Way:
     keyed = VIEWS[target].keyed[subject.kind]
     table = keyed.table.alias("way_values")
     named = table.c[keyed.key] == literal(subject.name)
-    return Way(select(table.c[keyed.owner]).where(named, _reach(place_of(subject.kind, table), part)))
+    reach = _reach(place_of(subject.kind, table), part)
+    return Way(select(table.c[keyed.owner]).where(named, reach), exact=_whole(part))
+
+
+def _whole(part: Exists | Comparison) -> bool:
+    """Whether `_reach` says all that the part does."""
+    if isinstance(part, Exists):
+        return True
+    text = part.subject.kind is not Kind.METRIC and isinstance(part.value, str)
+    return part.operator is Operator.EQUAL and text and len(str(part.value)) < HEAD_CHARACTERS
 
 
 def _reach(place: Place, part: Exists | Comparison) -> Condition:

@@ -43,6 +43,7 @@ from modelkeep.store.narrowing import (
     Among,
     Picking,
     Survey,
+    Way,
     about,
     conjuncts,
     leads,
@@ -97,6 +98,7 @@ def surveyed(search: Search) -> Survey | None:
         search.target,
         search.expression,
         search.visible,
+        search.order,
         in_project=search.in_project,
         of_model=search.of_model,
     )
@@ -111,7 +113,10 @@ def build(search: Search, *, way: int | None = None, half: Half | None = None, p
     statement: Select[Any] = select(*columns, *(term.column for term in terms)).select_from(joined)
     statement = statement.where(view.seen, half_condition)
     guided = way is not None or walkable(search.target, search.order)
-    for part in conjuncts(search.expression):
+    chosen = _chosen(search, way)
+    for place, part in enumerate(conjuncts(search.expression)):
+        if chosen is not None and chosen.answers == place:
+            continue
         meant = where(part, search.target)
         if isinstance(meant, False_):
             meant = NOTHING
@@ -119,14 +124,12 @@ def build(search: Search, *, way: int | None = None, half: Half | None = None, p
         statement = statement.where(Picking(meant) if free else meant)
     # One model has its own indexes by time and by semver; by a metric all are walked together.
     of_one = search.in_project and search.of_model and way is None and half is None
-    for place in _places(search):
-        statement = statement.where(Picking(place) if guided else place)
+    for within in _places(search):
+        statement = statement.where(Picking(within) if guided else within)
     if of_one and search.target is Target.VERSIONS:
         statement = statement.where(versions.c.model_id == _MODEL_ID)
-    if way is not None:
-        found = surveyed(search)
-        assert found is not None, "a way was chosen among those that there are"
-        statement = statement.where(Among(view.id, found.ways[way].ids))
+    if chosen is not None:
+        statement = statement.where(Among(view.id, chosen.ids))
     if half is Half.WITH:
         # The same once more, about the very row that the walk goes along: so it begins where rows pass.
         walked = Place(terms[1].column)
@@ -137,6 +140,14 @@ def build(search: Search, *, way: int | None = None, half: Half | None = None, p
     sorting = [term for term in terms if not term.fixed]
     order = [term.column.desc() if term.descending else term.column.asc() for term in sorting]
     return Built(statement.order_by(*order).limit(bindparam("limit")), terms)
+
+
+def _chosen(search: Search, way: int | None) -> Way | None:
+    if way is None:
+        return None
+    found = surveyed(search)
+    assert found is not None, "a way was chosen among those that there are"
+    return found.ways[way]
 
 
 def _columns(search: Search) -> tuple[Any, ...]:
@@ -261,8 +272,8 @@ def _way(tx: Transaction, search: Search, named: Mapping[str, Any]) -> int | Non
     found = surveyed(search)
     if found is None:
         return None
-    given = allowed(search.visible, models)[1]
-    counts = tx.one(found.counts, **named, **given)
+    given = {**named, **allowed(search.visible, models)[1]} if found.own else {}
+    counts = tx.one(found.counts, **given)
     assert counts is not None, "counts are one row"
     return shortest(counts)
 
