@@ -204,15 +204,11 @@ def check(database: Database, filter_text: str, order_text: str, visible: Visibl
 
         def ask(tx: Transaction, token: str | None = token) -> tuple[int, str | None, int]:
             counting: Any = Counting(tx, database.dialect)
+            expression = query.parse(filter_text, Target.VERSIONS) if filter_text else None
+            order = query.parse_order(order_text, Target.VERSIONS) if order_text else ()
+            asked = search.wanted(Target.VERSIONS, expression, order)
             found, following = search._page(
-                counting,
-                Target.VERSIONS,
-                visible,
-                expression=query.parse(filter_text, Target.VERSIONS) if filter_text else None,
-                order=query.parse_order(order_text, Target.VERSIONS) if order_text else (),
-                project=None,
-                limit=LIMIT,
-                page_token=token,
+                counting, asked, visible, project=None, limit=LIMIT, page_token=token
             )
             return len(found), following, counting.work
 

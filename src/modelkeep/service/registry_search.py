@@ -6,6 +6,7 @@ several, for MLflow's client takes the first for all there is.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -14,6 +15,7 @@ from modelkeep.core.mlflow_filter import Noun
 from modelkeep.core.query import Target
 from modelkeep.service.act import Act
 from modelkeep.store import search
+from modelkeep.store.search import Wanted
 from modelkeep.store.standing import Mark
 from modelkeep.store.visibility import visible_to
 
@@ -21,6 +23,10 @@ MODELS_MAX = 1_000
 """Registered models of one page, as many as MLflow's server gives."""
 VERSIONS_MAX = 10_000
 """Model versions of one page: what MLflow's client asks for. Who asks for more gets a token for the rest."""
+
+
+FILTERS_KEPT = 256
+"""Filters with their orders whose meaning is kept: who polls asks the same each time."""
 
 
 class MarkPage(Struct, frozen=True, kw_only=True):
@@ -47,7 +53,7 @@ def search_registered_models(
         LimitExceeded, Invalid: the limit is out of bounds; the token is of another search.
     """
     wanted = min(max_results, MODELS_MAX)
-    return _search(act, Noun.MODELS, Target.MODELS, project, filter, order_by, wanted, page_token)
+    return _search(act, _meant(Noun.MODELS, filter, tuple(order_by)), project, wanted, page_token)
 
 
 def search_model_versions(
@@ -67,33 +73,30 @@ def search_model_versions(
         LimitExceeded, Invalid: the limit is out of bounds; the token is of another search.
     """
     wanted = min(max_results, VERSIONS_MAX)
-    return _search(act, Noun.VERSIONS, Target.VERSIONS, project, filter, order_by, wanted, page_token)
+    return _search(act, _meant(Noun.VERSIONS, filter, tuple(order_by)), project, wanted, page_token)
 
 
-def _search(
-    act: Act,
-    noun: Noun,
-    target: Target,
-    project: str,
-    text: str,
-    order_by: Sequence[str],
-    wanted: int,
-    token: str | None,
-) -> MarkPage:
-    """As many as are wanted out of pages as the catalog has them."""
+@lru_cache(maxsize=FILTERS_KEPT)
+def _meant(noun: Noun, text: str, order_by: tuple[str, ...]) -> Wanted:
     expression = mlflow_filter.expression_of(mlflow_filter.parse(text, noun), noun)
     order = mlflow_filter.order_of(mlflow_filter.parse_order(order_by, noun), noun)
-    visible = visible_to(act.caller)
+    return search.wanted(_TARGETS[noun], expression, order)
+
+
+_TARGETS = {Noun.MODELS: Target.MODELS, Noun.VERSIONS: Target.VERSIONS}
+
+
+def _search(act: Act, meant: Wanted, project: str, wanted: int, token: str | None) -> MarkPage:
+    """As many as are wanted out of pages as the catalog has them."""
     if wanted < 1:
         raise errors.LimitExceeded(f"A page has at least one row, not {wanted}.", field="max_results")
+    visible = visible_to(act.caller)
     found: list[Mark] = []
     while True:
         marks, token = search.find(
             act.tx,
-            target,
+            meant,
             visible,
-            expression=expression,
-            order=order,
             project=project,
             limit=min(values.PAGE_MAX, wanted - len(found)),
             page_token=token,

@@ -173,13 +173,46 @@ def _places(search: Search) -> Iterator[Condition]:
         yield condition(search.visible)[0]
 
 
+class Wanted(NamedTuple):
+    """What is searched for, with all that follows from it alone.
+
+    `model`: the name that every found version's model has, if the filter says one; `rest` is the filter
+    without that.
+    """
+
+    target: Target
+    expression: Expression | None
+    order: tuple[Order, ...]
+    text: str
+    order_text: str
+    model: str | None = None
+    rest: Expression | None = None
+    rest_text: str = ""
+
+
+def wanted(target: Target, expression: Expression | None, order: tuple[Order, ...]) -> Wanted:
+    """Understand a filter and an order. Who asks the same again may keep what comes of it."""
+    plain = Wanted(target, expression, order, _text(expression), query.unparse_order(order))
+    if target is Target.MODELS:
+        return plain
+    subject = Subject(Kind.FIELD, "model")
+    named_by = next((p for p in about(expression, subject) if p.operator is Operator.EQUAL), None)
+    if named_by is None:
+        return plain
+    parts = tuple(part for part in conjuncts(expression) if part is not named_by)
+    rest = And(parts) if len(parts) > 1 else parts[0] if parts else None
+    return plain._replace(model=str(named_by.value), rest=rest, rest_text=_text(rest))
+
+
+def _text(expression: Expression | None) -> str:
+    return query.unparse(expression) if expression is not None else ""
+
+
 def _page(
     tx: Transaction,
-    target: Target,
+    wanted: Wanted,
     visible: Visible,
     *,
-    expression: Expression | None,
-    order: tuple[Order, ...],
     project: str | None,
     name: str | None = None,
     limit: int,
@@ -188,23 +221,22 @@ def _page(
 ) -> tuple[list[Any], str | None]:
     """The rows of a page, without the terms behind them, and the token of the next one."""
     check_limit(limit)
-    text = query.unparse(expression) if expression is not None else ""
-    order_text = query.unparse_order(order)
-    asked = "\n".join((target, text, order_text, project or "", name or ""))
+    asked = "\n".join((wanted.target, wanted.text, wanted.order_text, project or "", name or ""))
     search = Search(
-        target=target,
-        text=text,
-        order_text=order_text,
+        target=wanted.target,
+        text=wanted.text,
+        order_text=wanted.order_text,
         in_project=project is not None,
         of_model=name is not None,
         shape=visible.shape,
         marks=marks,
-        expression=expression,
-        order=order,
+        expression=wanted.expression,
+        order=wanted.order,
         visible=visible,
     )
     named = {key: value for key, value in (("project", project), ("name", name)) if value is not None}
-    search, named = _within_one_model(tx, search, named)
+    if name is None and wanted.model is not None:
+        search, named = _within_one_model(tx, search, wanted, named)
     key: list[Key] | None = None
     if page_token is not None:
         key = read_token(page_token, asked, [term.kind for term in build(search).terms])
@@ -218,27 +250,17 @@ _PROJECTS_OF = select(models.c.project).where(models.c.name == bindparam("name")
 
 
 def _within_one_model(
-    tx: Transaction, search: Search, named: dict[str, str]
+    tx: Transaction, search: Search, wanted: Wanted, named: dict[str, str]
 ) -> tuple[Search, dict[str, str]]:
     """The same search, said to be of one model where its filter names a model that only one project has."""
-    if search.of_model or search.target is Target.MODELS:
-        return search, named
-    wanted = Subject(Kind.FIELD, "model")
-    named_by = next((p for p in about(search.expression, wanted) if p.operator is Operator.EQUAL), None)
-    if named_by is None:
-        return search, named
-    name = str(named_by.value)
-    project = named.get("project")
+    name, project = str(wanted.model), named.get("project")
     if project is None:
         projects = tx.all(_PROJECTS_OF, name=name)
         if len(projects) != 1:
             return search, named
         project = projects[0][0]
     # What names the model is said by the search itself now: so one statement serves all models.
-    rest = tuple(part for part in conjuncts(search.expression) if part is not named_by)
-    expression = And(rest) if len(rest) > 1 else rest[0] if rest else None
-    text = query.unparse(expression) if expression is not None else ""
-    search = replace(search, in_project=True, of_model=True, expression=expression, text=text)
+    search = replace(search, in_project=True, of_model=True, expression=wanted.rest, text=wanted.rest_text)
     return search, {"project": project, "name": name}
 
 
@@ -296,10 +318,8 @@ def search_versions(
     """
     rows, token = _page(
         tx,
-        Target.VERSIONS,
+        wanted(Target.VERSIONS, expression, order),
         visible,
-        expression=expression,
-        order=order,
         project=model.project if model is not None else project,
         name=model.name if model is not None else None,
         limit=limit,
@@ -325,10 +345,8 @@ def search_models(
     """
     rows, token = _page(
         tx,
-        Target.MODELS,
+        wanted(Target.MODELS, expression, order),
         visible,
-        expression=expression,
-        order=order,
         project=project,
         limit=limit,
         page_token=page_token,
@@ -338,11 +356,9 @@ def search_models(
 
 def find(
     tx: Transaction,
-    target: Target,
+    wanted: Wanted,
     visible: Visible,
     *,
-    expression: Expression | None,
-    order: tuple[Order, ...],
     project: str,
     limit: int,
     page_token: str | None = None,
@@ -352,17 +368,7 @@ def find(
     Raises:
         Invalid: the token is of another list. LimitExceeded: the limit is out of bounds.
     """
-    rows, token = _page(
-        tx,
-        target,
-        visible,
-        expression=expression,
-        order=order,
-        project=project,
-        limit=limit,
-        page_token=page_token,
-        marks=True,
-    )
+    rows, token = _page(tx, wanted, visible, project=project, limit=limit, page_token=page_token, marks=True)
     return [Mark(*row) for row in rows], token
 
 
