@@ -1,7 +1,8 @@
 """Small files on their way to the store: who waits for whom, and who hears of what."""
 
-import asyncio
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 
 import pytest
 
@@ -12,14 +13,19 @@ from modelkeep.web import small_files
 from modelkeep.web.small_files import SmallFiles
 from tests.fakes import MemoryBlobs, digest_of
 
+DEADLINE_S = 60.0
+
 
 class _Groups(MemoryBlobs):
-    """A store that notes in which groups files came, and can be broken."""
+    """A store that notes in which groups files came, waits to be let go on, and can be broken."""
 
     def __init__(self) -> None:
         super().__init__()
         self.groups: list[int] = []
         self.broken = False
+        self.entered = threading.Event()
+        self.open = threading.Event()
+        self.open.set()
 
     @property
     def small(self) -> WayIn:
@@ -27,82 +33,106 @@ class _Groups(MemoryBlobs):
 
     def put(self, files: Sequence[bytes]) -> tuple[BlobInfo, ...]:
         self.groups.append(len(files))
+        self.entered.set()
+        assert self.open.wait(DEADLINE_S)
         if self.broken:
             raise errors.StorageFull("There is no room; make some.")
         return tuple(BlobInfo(digest=digest_of(data), size_bytes=len(data)) for data in files)
 
 
-async def _in_thread(work: Callable[[], Sequence[BlobInfo] | None]) -> Sequence[BlobInfo] | None:
-    return await asyncio.to_thread(work)
+@pytest.fixture
+def store() -> _Groups:
+    """A store that works."""
+    return _Groups()
 
 
-def files(count: int) -> list[bytes]:
-    """Different files."""
-    return [b"%d" % number for number in range(count)]
+@pytest.fixture
+def way(store: _Groups) -> Iterator[SmallFiles]:
+    """The way to it."""
+    way = SmallFiles(store)
+    yield way
+    store.open.set()
+    way.close()
 
 
-async def kept(way: SmallFiles, sent: list[bytes]) -> list[BlobInfo | BaseException | None]:
-    """Send files at once."""
-    return await asyncio.gather(*map(way.keep, sent), return_exceptions=True)
+def send(way: SmallFiles, files: Sequence[bytes]) -> list["Future[BlobInfo]"]:
+    """Send files; each future is done when its file is stored."""
+    told: list[Future[BlobInfo]] = []
+    for data in files:
+        told.append(Future())
+        way.keep(data, told[-1], told[-1].set_result)
+    return told
 
 
-def test_who_comes_meanwhile_is_the_next_group() -> None:
+def blob(data: bytes) -> BlobInfo:
+    """What a file becomes."""
+    return BlobInfo(digest=digest_of(data), size_bytes=len(data))
+
+
+def test_who_comes_meanwhile_is_the_next_group(way: SmallFiles, store: _Groups) -> None:
     """The first file waits for nobody, and those that come while it is written are one group; each hears what
     its own became."""
-    store, sent = _Groups(), files(20)
+    store.open.clear()
+    first = send(way, [b"first"])
+    assert store.entered.wait(DEADLINE_S)
+    sent = [b"%d" % number for number in range(20)]
+    others = send(way, sent)
+    store.open.set()
+    assert [told.result(DEADLINE_S) for told in (*first, *others)] == [blob(b"first"), *map(blob, sent)]
+    assert store.groups == [1, 20]
 
-    async def run() -> list[BlobInfo | BaseException | None]:
-        return await kept(SmallFiles(store, _in_thread), sent)
 
-    found = asyncio.run(run())
-    assert found == [BlobInfo(digest=digest_of(data), size_bytes=len(data)) for data in sent]
-    assert sum(store.groups) == 20
-    assert len(store.groups) <= 2
-
-
-def test_a_group_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_has_an_end(way: SmallFiles, store: _Groups, monkeypatch: pytest.MonkeyPatch) -> None:
     """With many bytes waiting, the first are written before the last."""
     monkeypatch.setattr(small_files, "GROUP_BYTES", 4)
-    store = _Groups()
-    asyncio.run(kept(SmallFiles(store, _in_thread), [b"ab"] * 6))
-    assert store.groups == [2, 2, 2]
+    store.open.clear()
+    first = send(way, [b"first"])
+    assert store.entered.wait(DEADLINE_S)
+    others = send(way, [b"ab"] * 6)
+    store.open.set()
+    for told in (*first, *others):
+        told.result(DEADLINE_S)
+    assert store.groups == [1, 2, 2, 2]
 
 
-def test_everyone_hears_of_an_error_and_the_next_are_stored() -> None:
+def test_everyone_hears_of_an_error_and_the_next_are_stored(way: SmallFiles, store: _Groups) -> None:
     """A group that fails fails for all in it, and only for them."""
-    store = _Groups()
-
-    async def run() -> None:
-        way = SmallFiles(store, _in_thread)
-        store.broken = True
-        found = await kept(way, files(5))
-        assert [type(each) for each in found] == [errors.StorageFull] * 5
-        store.broken = False
-        assert await way.keep(b"after") == BlobInfo(digest=digest_of(b"after"), size_bytes=5)
-
-    asyncio.run(run())
+    store.broken = True
+    for told in send(way, [b"a", b"b", b"c"]):
+        assert isinstance(told.exception(DEADLINE_S), errors.StorageFull)
+    store.broken = False
+    assert send(way, [b"after"])[0].result(DEADLINE_S) == blob(b"after")
 
 
-def test_who_leaves_holds_nobody_up() -> None:
-    """A sender who is cancelled while its group is written takes nothing from the others."""
-    store = _Groups()
+def test_who_cannot_go_on_holds_nobody_up(way: SmallFiles, store: _Groups) -> None:
+    """Where a file cannot be handed on, its sender hears why, and the others of its group are handed on."""
+    store.open.clear()
+    first = send(way, [b"first"])
+    assert store.entered.wait(DEADLINE_S)
+    refused: Future[None] = Future()
 
-    async def run() -> None:
-        way = SmallFiles(store, _in_thread)
-        leaving, staying = (asyncio.ensure_future(way.keep(data)) for data in (b"leaving", b"staying"))
-        await asyncio.sleep(0)
-        leaving.cancel()
-        found = await staying
-        assert found is not None
-        assert found.digest == digest_of(b"staying")
+    def refuse(found: BlobInfo) -> None:
+        raise errors.Overloaded("Too many changes wait; try again.")
 
-    asyncio.run(run())
+    way.keep(b"refused", refused, refuse)
+    staying = send(way, [b"staying"])
+    store.open.set()
+    assert isinstance(refused.exception(DEADLINE_S), errors.Overloaded)
+    assert [told.result(DEADLINE_S) for told in (*first, *staying)] == [blob(b"first"), blob(b"staying")]
+
+
+def test_an_end_keeps_what_waits(way: SmallFiles, store: _Groups) -> None:
+    """Who has sent before the end is answered; who comes later is told to come again."""
+    told = send(way, [b"a", b"b"])
+    way.close()
+    assert [each.result(0) for each in told] == [blob(b"a"), blob(b"b")]
+    assert isinstance(send(way, [b"late"])[0].exception(0), errors.Overloaded)
 
 
 def test_a_store_without_a_way_in_says_so() -> None:
     """Files are then uploaded like others."""
-
-    async def run() -> None:
-        assert await SmallFiles(MemoryBlobs(), _in_thread).keep(b"x") is None
-
-    asyncio.run(run())
+    way = SmallFiles(MemoryBlobs())
+    told: Future[None] = Future()
+    way.keep(b"x", told, lambda found: told.set_exception(AssertionError("it was stored")))
+    assert told.result(DEADLINE_S) is None
+    way.close()

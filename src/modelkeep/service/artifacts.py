@@ -79,6 +79,7 @@ class ArtifactPlan(Struct, frozen=True, kw_only=True):
     Attributes:
         expected: the digest that the sender says, if it does.
         upload: the multipart upload, for a part and for what is put together from parts.
+        noted: it is the artifact already.
     """
 
     place: OwnedPlace
@@ -89,6 +90,7 @@ class ArtifactPlan(Struct, frozen=True, kw_only=True):
     offset: int = 0
     present: bool = False
     blob: BlobInfo | None = None
+    noted: bool = False
 
 
 class OpenArtifact(NamedTuple):

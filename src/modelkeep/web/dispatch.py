@@ -17,6 +17,7 @@ from msgspec import Struct, structs
 
 from modelkeep.core import codec, errors
 from modelkeep.core.access import Caller
+from modelkeep.ports import BlobInfo
 from modelkeep.service.act import Act, Context
 from modelkeep.service.house import House
 from modelkeep.store.database import Kept
@@ -79,7 +80,7 @@ class Dispatcher:
         self._commits = Commits()
         self.forget = house.desk.database.on_commit(lambda _sequence: self.committed.ring())
         self.upload_room = UploadRoom(UPLOAD_ROOM_BYTES)
-        self.small_files = SmallFiles(house.blobs, self.in_streams)
+        self.small_files = SmallFiles(house.blobs)
         self.closing = False
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="modelkeep-pool")
         blocks = house.desk.database.reads_block
@@ -95,6 +96,7 @@ class Dispatcher:
     def close(self) -> None:
         """Wait for running work and let the threads go."""
         self.forget()
+        self.small_files.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._looks.shutdown(wait=True, cancel_futures=True)
         self._streams.shutdown(wait=True, cancel_futures=True)
@@ -127,6 +129,16 @@ class Dispatcher:
         pending = self._commits.expect()
         self.house.desk.post(context, pending, method, *args, **kwargs)
         return cast(T, await pending.answer())
+
+    async def write_small(
+        self, context: Context, data: bytes, method: Callable[[Act, BlobInfo], T]
+    ) -> T | None:
+        """Store a small file and then carry out a durable act with what it became; returns after the commit.
+        None when there is no way in for small files: nothing was done.
+        """
+        pending, desk = self._commits.expect(), self.house.desk
+        self.small_files.keep(data, pending, lambda blob: desk.post(context, pending, method, blob))
+        return cast(T | None, await pending.answer())
 
 
 class Once:

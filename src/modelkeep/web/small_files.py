@@ -1,78 +1,96 @@
 """Small files on their way to the store, in groups: what comes while one group is written is the next group.
 
-A group costs one way to a thread and one sync of the disk, however many files are in it, and nobody waits for
-others to come. What may be sent, and what it becomes, is the services' business.
+A group costs one sync of the disk, however many files are in it, and nobody waits for others to come. The
+thread that writes it hands each file on by itself, to the store's writer as a rule, so that the event loop is
+woken once for an upload, when it is done. What may be sent, and what it becomes, is the services' business.
 """
 
-import asyncio
+import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from typing import NamedTuple
 
+from modelkeep.core import errors
 from modelkeep.ports import BlobInfo, BlobStore
+from modelkeep.store.database import Outcome
 
 GROUP_BYTES = 2 * 1024 * 1024
 """Bytes after which a group is written, so that the first of many need not wait for all of them."""
 
-_Stored = Sequence[BlobInfo] | None
-_InThread = Callable[[Callable[[], _Stored]], Awaitable[_Stored]]
+
+class _File(NamedTuple):
+    data: bytes
+    outcome: Outcome
+    stored: Callable[[BlobInfo], None]
 
 
 class SmallFiles:
-    """What waits to be written. To be used on the event loop."""
+    """What waits to be written, and the thread that does it; it begins with the first file. Safe for
+    threads."""
 
-    def __init__(self, blobs: BlobStore, in_thread: _InThread) -> None:
-        """
-        Args:
-            in_thread: runs blocking work beside the event loop.
-        """
+    def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
-        self._in_thread = in_thread
-        self._waiting: deque[tuple[bytes, asyncio.Future[BlobInfo | None]]] = deque()
-        self._writing: asyncio.Task[None] | None = None
+        self._waiting: deque[_File] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
 
-    async def keep(self, data: bytes) -> BlobInfo | None:
-        """Store a file; it survives a loss of power then. None when the store has no way in for small files:
-        upload it like others.
+    def keep(self, data: bytes, outcome: Outcome, stored: Callable[[BlobInfo], None]) -> None:
+        """Store a file, and go on with it.
 
-        Raises:
-            as `modelkeep.ports.SmallFiles.put`.
+        Args:
+            outcome: hears of an error: as `modelkeep.ports.SmallFiles.put`, or what `stored` raises. Its
+                result is None when the store has no way in for small files: upload it like others.
+            stored: called in the thread, with what the file became, once it survives a loss of power; what
+                comes of it is told to `outcome` by whoever it hands the file to.
         """
-        done: asyncio.Future[BlobInfo | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((data, done))
-        if self._writing is None:
-            self._writing = asyncio.ensure_future(self._write())
-        return await done
+        with self._changed:
+            if self._closed:
+                outcome.set_exception(errors.Overloaded("The server is ending; send the file again."))
+                return
+            self._waiting.append(_File(data, outcome, stored))
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="modelkeep-small", daemon=True)
+                self._thread.start()
 
-    async def _write(self) -> None:
-        try:
-            while self._waiting:
-                await self._write_group(self._next_group())
-        finally:
-            self._writing = None
+    def close(self) -> None:
+        """Write what waits, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
-    def _next_group(self) -> list[tuple[bytes, asyncio.Future[BlobInfo | None]]]:
-        group, size = [], 0
-        while self._waiting and size < GROUP_BYTES:
-            group.append(self._waiting.popleft())
-            size += len(group[-1][0])
+    def _work(self) -> None:
+        while group := self._next_group():
+            self._write(group)
+
+    def _next_group(self) -> list[_File]:
+        """What is written next; nothing at the end."""
+        group: list[_File] = []
+        size = 0
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            while self._waiting and size < GROUP_BYTES:
+                group.append(self._waiting.popleft())
+                size += len(group[-1].data)
         return group
 
-    async def _write_group(self, group: list[tuple[bytes, asyncio.Future[BlobInfo | None]]]) -> None:
-        waiting = [done for _, done in group]
+    def _write(self, group: list[_File]) -> None:
         try:
-            stored = await self._in_thread(partial(self._put, [data for data, _ in group]))
-        except BaseException as error:
-            for done in waiting:
-                if not done.done():
-                    done.set_exception(error) if isinstance(error, Exception) else done.cancel()
-            if not isinstance(error, Exception):
-                raise
+            small = self._blobs.small
+            found = small.put([file.data for file in group]) if small is not None else None
+        except BaseException as error:  # noqa: BLE001  (the senders are told; this thread must outlive it)
+            for file in group:
+                file.outcome.set_exception(error)
             return
-        for place, done in enumerate(waiting):
-            if not done.done():
-                done.set_result(stored[place] if stored is not None else None)
-
-    def _put(self, files: list[bytes]) -> _Stored:
-        small = self._blobs.small
-        return small.put(files) if small is not None else None
+        for place, file in enumerate(group):
+            if found is None:
+                file.outcome.set_result(None)
+                continue
+            try:
+                file.stored(found[place])
+            except BaseException as error:  # noqa: BLE001  (as above)
+                file.outcome.set_exception(error)

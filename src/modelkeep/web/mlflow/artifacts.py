@@ -17,12 +17,11 @@ from msgspec.structs import replace
 
 from modelkeep.core import codec, errors
 from modelkeep.core.values import ModelName, check_digest
-from modelkeep.ports import BLOB_MAX_BYTES, SMALL_MAX_BYTES
+from modelkeep.ports import BLOB_MAX_BYTES, SMALL_MAX_BYTES, BlobInfo
 from modelkeep.service.act import Act
 from modelkeep.service.artifacts import (
     PARTS_MAX,
     ArtifactPlan,
-    Artifacts,
     OpenArtifact,
     OwnedPlace,
     Owner,
@@ -106,9 +105,10 @@ async def _put(
             plan,
             kept.store_bytes,
             finish=kept.finish,
-            keep=partial(_keep, kept, dispatcher),
+            keep=partial(_keep, call, dispatcher),
         )
-        await dispatcher.write(call.context, kept.note, plan)
+        if not plan.noted:
+            await dispatcher.write(call.context, kept.note, plan)
     except BaseException as broken:
         # Shielded, so that a server that ends while somebody sends leaves nothing behind either.
         with contextlib.suppress(asyncio.CancelledError, errors.Unavailable):
@@ -121,15 +121,21 @@ async def _put(
 
 
 async def _keep(
-    kept: Artifacts, dispatcher: Dispatcher, plan: ArtifactPlan, parts: list[bytes]
+    call: Call, dispatcher: Dispatcher, plan: ArtifactPlan, parts: list[bytes]
 ) -> ArtifactPlan | None:
-    """Keep a small file together with others; None for a larger one. Raises as `SmallFiles.keep`."""
+    """Keep a small file together with others, and note it; None for a larger one, or where there is no way
+    for small ones. Raises as `Dispatcher.write_small`."""
     if sum(map(len, parts)) > SMALL_MAX_BYTES:
         return None
-    data = b"".join(parts)
+    data, kept = b"".join(parts), call.house.artifacts
     kept.check(plan, data)
-    blob = await dispatcher.small_files.keep(data)
-    return replace(plan, offset=len(data), blob=blob) if blob is not None else None
+
+    def note(act: Act, blob: BlobInfo) -> ArtifactPlan:
+        done = replace(plan, offset=len(data), blob=blob, noted=True)
+        kept.note(act, done)
+        return done
+
+    return await dispatcher.write_small(call.context, data, note)
 
 
 # -------------------------------------------------------------------------------------------- bytes going out
