@@ -1,15 +1,19 @@
 """Random histories of one endpoint with two gateways that lose, repeat and delay, are killed, fall silent,
-and take back by themselves.
+and take back by themselves; with a store that dies at any statement or has no room, and wall clocks, the
+registry's and the gateways', that are set forward and back.
 
 Invariants of the design: 1 and 9 (stage and traffic agree, nothing goes back and forth, what was taken back
 stays back), 2 (the chain verifies), 8 (silence never raises a weight), 11 (whatever happens, a gateway serves
 a route it was given, stable alone, or its own rollback; epochs only rise), 13 (the evidence can be
-recomputed, to the bit).
+recomputed, to the bit). Whatever a store refused has left nothing behind.
 """
 
+import functools
+import sqlite3
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -27,9 +31,9 @@ from modelkeep.core.values import parse_ref
 from modelkeep.service.gateways import SILENT_S
 from modelkeep.serving import moves
 from modelkeep.store import events as event_store
-from modelkeep.store.database import Database
 from modelkeep.store.rollout import active_rollouts
 from tests.properties.kept_answers import KeptAnswers
+from tests.service.failing_store import BROKEN, failing
 from tests.service.rollout_world import NAME, PLAN, STEP_S, FakeGateway, RolloutWorld, epoch_of
 
 SEMVERS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
@@ -73,6 +77,18 @@ PLANS = (
 )
 DELAYED_MAX = 4
 SETTLING_TURNS = 200
+JUMPS_S = (-172_800.0, -3_600.0, -2.0, 2.0, 60.0, 3_600.0, 172_800.0)
+
+
+def outside(look: Callable[["RolloutMachine"], None]) -> Callable[["RolloutMachine"], None]:
+    """Look at what there is, whatever the store does to others."""
+
+    @functools.wraps(look)
+    def looked(machine: "RolloutMachine") -> None:
+        with machine.store.looked_at():
+            look(machine)
+
+    return looked
 
 
 class RolloutMachine(RuleBasedStateMachine):
@@ -82,7 +98,9 @@ class RolloutMachine(RuleBasedStateMachine):
         super().__init__()
         self.stack = ExitStack()
         folder = self.stack.enter_context(tempfile.TemporaryDirectory())
-        database = self.stack.enter_context(Database.open(f"sqlite:///{Path(folder) / 'store.db'}"))
+        path = Path(folder) / "store.db"
+        self.store, database = self.stack.enter_context(failing(f"sqlite:///{path}"))
+        self.outside = self.stack.enter_context(closing(sqlite3.connect(path)))
         self.world = RolloutWorld(database)
         self.kept_answers = KeptAnswers()
         self.world.versions(*SEMVERS)
@@ -124,12 +142,13 @@ class RolloutMachine(RuleBasedStateMachine):
     def promote(self, place: int, percent: int, plan: Plan | None, supersede: bool) -> None:
         """A version, the next one that could be promoted, which may turn out to be bad: by any strategy,
         and in the place of one that is under way."""
-        serving = self.world.status().stable
-        order = [*SEMVERS[place:], *SEMVERS[:place]]
-        fit = [one for one in order if one != serving and self.world.get(one).tombstone is None]
-        semver = fit[0] if fit else order[0]
-        for gateway in self.gateways:
-            gateway.failing[self.world.key(semver)] = percent
+        with self.store.looked_at():
+            serving = self.world.status().stable
+            order = [*SEMVERS[place:], *SEMVERS[:place]]
+            fit = [one for one in order if one != serving and self.world.get(one).tombstone is None]
+            semver = fit[0] if fit else order[0]
+            for gateway in self.gateways:
+                gateway.failing[self.world.key(semver)] = percent
         event(f"promoted by {plan.strategy if plan is not None else 'the plan of the endpoint'}")
         self.attempt(
             "promote", lambda: self.world.promote(semver, by="owner", plan=plan, supersede=supersede)
@@ -139,24 +158,34 @@ class RolloutMachine(RuleBasedStateMachine):
     def say(self, word: str) -> None:
         """Whatever fits: words for a rollout while there is one, for the model while there is none."""
         world = self.world
+        with self.store.looked_at():
+            tombstoned = [semver for semver in SEMVERS if world.get(semver).tombstone is not None]
+            moving = self.moving
         if word == "clear":
-            for semver in SEMVERS:
-                if world.get(semver).tombstone is not None:
-                    ref = parse_ref(f"churn:{semver}")
-                    self.attempt(word, lambda: world.do("owner", world.promotions.clear, ref, "mended"))  # noqa: B023
-                    return
-        elif word == "rollback" or not self.moving:
+            if tombstoned:
+                ref = parse_ref(f"churn:{tombstoned[0]}")
+                self.attempt(word, lambda: world.do("owner", world.promotions.clear, ref, "mended"))
+        elif word == "rollback" or not moving:
             self.attempt("rollback", lambda: world.rollback(by="owner"))
         else:
             verb = getattr(world.rollouts, word)
             self.attempt(word, lambda: world.do("owner", verb, NAME, "because"))
 
     def attempt(self, what: str, act: Callable[[], object]) -> None:
+        """One act, which is done whole, or not at all where the store gives out."""
+        before = self.seen()
         try:
             act()
             event(what)
         except REFUSED as refusal:
             event(f"{what}: {refusal.code}")
+        except BROKEN as problem:
+            event(f"{what} in vain: {problem.code}")
+            assert self.seen() == before, "an act that failed has left something behind"
+
+    def seen(self) -> object:
+        """Another number after each change that the store has kept."""
+        return self.outside.execute("pragma data_version").fetchone()
 
     # ------------------------------------------------------------------------------------------- gateways
 
@@ -167,13 +196,13 @@ class RolloutMachine(RuleBasedStateMachine):
         match what:
             case "lose the answer":
                 if not gateway.silent:
-                    gateway.send(gateway.make_report())
+                    self.attempt("report", lambda: gateway.send(gateway.make_report()))
             case "delay":
                 self.delayed = [*self.delayed, (gateway, gateway.make_report())][-DELAYED_MAX:]
             case "deliver late" | "deliver again":
                 if self.delayed:
                     late = self.delayed[place % len(self.delayed)]
-                    late[0].send(late[1])
+                    self.attempt("late report", lambda: late[0].send(late[1]))
                     if what == "deliver late":
                         self.delayed.remove(late)
             case "silence":
@@ -201,21 +230,55 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(owner=st.sampled_from(["first", "second"]), seconds=st.sampled_from([0.5, 6.0, STEP_S, 70.0]))
     def look(self, owner: str, seconds: float) -> None:
         self.world.later(seconds=seconds)
-        before = self.world.latest()
-        self.world.look(owner)
-        after = self.world.latest()
+        with self.store.looked_at():
+            before = self.world.latest()
+        self.attempt("look", lambda: self.world.look(owner))
+        with self.store.looked_at():
+            after = self.world.latest()
         if seconds > SILENT_S:
             assert after.weight_ppm <= before.weight_ppm, "silence never raises a weight"
 
     @rule(times=st.integers(1, 12))
     def go_on(self, times: int) -> None:
         for _ in range(times):
-            self.world.turn(*self.gateways, seconds=STEP_S / 2)
+            self.world.later(seconds=STEP_S / 2)
+            for gateway in self.gateways:
+                gateway.turn()
+            self.attempt("look", self.world.look)
             self.note_table()
+
+    # --------------------------------------------------------------------------------------------- breakages
+
+    @rule(
+        what=st.sampled_from(["dead", "dead", "full", "mended"]),
+        after=st.integers(0, 40),
+        lasting=st.sampled_from([1, 2, 10, 1_000]),
+    )
+    def break_store(self, what: str, after: int, lasting: int) -> None:
+        """The store dies after some more statements, for a while, or has no room, or is well again."""
+        match what:
+            case "dead":
+                self.store.left, self.store.lasting = after, lasting
+            case "full":
+                self.store.fill()
+            case _:
+                self.store.mend()
+
+    @rule(whose=st.sampled_from(["registry", 0, 1]), seconds=st.sampled_from(JUMPS_S))
+    def set_clock(self, whose: str | int, seconds: float) -> None:
+        """A wall clock is set."""
+        by = timedelta(seconds=seconds)
+        if isinstance(whose, int):
+            self.gateways[whose].ahead += by
+            return
+        self.world.now += by
+        for gateway in self.gateways:
+            gateway.ahead -= by
 
     # ----------------------------------------------------------------------------------------- invariants
 
     @invariant()
+    @outside
     def note_table(self) -> None:
         table = self.world.read("gate", self.world.rollouts.table_if_newer, -1)
         assert table is not None
@@ -226,6 +289,7 @@ class RolloutMachine(RuleBasedStateMachine):
             self.allow(route)
 
     @invariant()
+    @outside
     def epochs_rise(self) -> None:
         age = epoch_of(self.world)
         assert age >= self.age
@@ -243,12 +307,14 @@ class RolloutMachine(RuleBasedStateMachine):
             gateway.applied.clear()
 
     @invariant()
+    @outside
     def one_rollout_at_most(self) -> None:
         active = self.world.database.read(active_rollouts)
         assert len(active) <= 1
         assert [self.world.endpoint().rollout] == (active or [None])
 
     @invariant()
+    @outside
     def what_was_taken_back_has_no_weight_in_the_table(self) -> None:
         status = self.world.status()
         rollout = status.rollout
@@ -259,6 +325,7 @@ class RolloutMachine(RuleBasedStateMachine):
         assert self.world.get(status.stable or "1.0.0").tombstone is None
 
     @invariant()
+    @outside
     def answers_that_are_kept_still_hold(self) -> None:
         """Invariant 12, as the MLflow door leans on it: the same history, the same answer."""
         self.kept_answers.check(self.world.database)
@@ -266,6 +333,7 @@ class RolloutMachine(RuleBasedStateMachine):
     def check_quiet(self) -> None:
         """Everybody answers, nothing more is asked for: then all agree, and stay as they are."""
         world = self.world
+        self.store.mend()
         for gateway, report in self.delayed:
             gateway.send(report)
         for gateway in self.gateways:

@@ -192,7 +192,7 @@ def _prepare(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
             return _finish(rollout, RolloutState.FAILED, why, now)
     if observed.applied is None:
         return _hold(rollout, "no gateway answers; start one with 'modelkeep gateway'")
-    since = rollout.step_since or now
+    since = _since(rollout, now)
     rollout = structs.replace(rollout, step_since=since)
     ready = all(observed.sight(place).phase is VersionPhase.READY for place in range(1 + len(rollout.others)))
     if observed.applied >= rollout.epoch and ready:
@@ -243,7 +243,7 @@ def _shadow(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         return _hold(rollout, "no gateway answers; nothing is compared")
     if observed.applied < rollout.epoch or observed.phase is not VersionPhase.READY:
         return Advanced(rollout=structs.replace(rollout, step_since=None, held=None))
-    since = rollout.step_since or now
+    since = _since(rollout, now)
     rollout = structs.replace(rollout, step_since=since)
     if rollout.paused is not None:
         return _hold(rollout, _paused(rollout.paused))
@@ -269,7 +269,7 @@ def _preview(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         return _hold(rollout, "no gateway answers; the candidate has no traffic")
     if observed.applied < rollout.epoch or observed.phase is not VersionPhase.READY:
         return Advanced(rollout=structs.replace(rollout, step_since=None, held=None))
-    since = rollout.step_since or now
+    since = _since(rollout, now)
     rollout = structs.replace(rollout, step_since=since)
     lasted = (now - since).total_seconds()
     if rollout.paused is not None:
@@ -312,7 +312,7 @@ def _step(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         return _hold(rollout, "no gateway answers; the candidate's share stays as it is")
     if observed.applied < rollout.epoch:
         return Advanced(rollout=structs.replace(rollout, step_since=None, held=None))
-    since = rollout.step_since or now
+    since = _since(rollout, now)
     rollout = structs.replace(rollout, step_since=since)
     lasted = (now - since).total_seconds()
     if rollout.paused is not None:
@@ -405,9 +405,15 @@ def _confirm(rollout: Rollout, observed: Observed, now: datetime) -> Advanced:
         if observed.applied < rollout.epoch:
             return Advanced(rollout=rollout)
         return _finish(rollout, RolloutState.ROLLED_BACK, why, now)
-    if (now - (rollout.step_since or rollout.started_at)).total_seconds() < CONFIRM_S:
+    rollout = structs.replace(rollout, step_since=_since(rollout, now))
+    if (now - _since(rollout, now)).total_seconds() < CONFIRM_S:
         return Advanced(rollout=rollout)
     return _finish(rollout, RolloutState.ROLLED_BACK, f"{why} (no gateway answered to confirm it)", now)
+
+
+def _since(rollout: Rollout, now: datetime) -> datetime:
+    """Since when the clock of the present state runs; where it was set back meanwhile, from now on anew."""
+    return min(rollout.step_since or now, now)
 
 
 def _hold(rollout: Rollout, why: str) -> Advanced:

@@ -20,7 +20,7 @@ things.
 import re
 import shlex
 import unicodedata
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NewType
 
@@ -231,6 +231,15 @@ def new_id(prefix: str, now: datetime, entropy: bytes) -> str:
         digits.append(_BASE32[value & 31])
         value >>= 5
     return f"{prefix}_{''.join(reversed(digits))}"
+
+
+def id_behind(former: str, prefix: str, now: datetime, entropy: bytes) -> str:
+    """The same, and behind a former id of the kind also where the clock was set back since that was made."""
+    value = 0
+    for digit in former.rpartition("_")[2]:
+        value = value << 5 | _BASE32.index(digit)
+    made_at = datetime.fromtimestamp(((value >> 80) + 1) / 1000, UTC)
+    return new_id(prefix, max(now, made_at), entropy)
 
 
 class ActorKind(StrEnum):

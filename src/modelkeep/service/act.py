@@ -108,8 +108,10 @@ class Act:
             body=body,
         )
 
-    def new_id(self, prefix: str) -> str:
-        """A fresh prefixed id."""
+    def new_id(self, prefix: str, behind: str | None = None) -> str:
+        """A fresh prefixed id; in order behind another of its kind, whatever the clock says."""
+        if behind is not None:
+            return values.id_behind(behind, prefix, self.now, secrets.token_bytes(10))
         return values.new_id(prefix, self.now, secrets.token_bytes(10))
 
     def keep(self, error: errors.ModelkeepError, *, passing: bool = False) -> Kept:

@@ -154,7 +154,7 @@ class Agreements:
         return _Heard(
             routes=routes,
             table=store.table_number(act.tx),
-            settled=since is not None and act.now - since >= timedelta(seconds=DEAF_S),
+            settled=since is not None and abs(act.now - since) >= timedelta(seconds=DEAF_S),
         )
 
     def _standing(self, act: Act, endpoint: Endpoint, heard: _Heard) -> Standing:
@@ -235,7 +235,7 @@ class Agreements:
             return ()
         wanted = self._key(act, endpoint, endpoint.stable)
         odd = {
-            report.gateway: before.get(report.gateway, act.now)
+            report.gateway: min(before.get(report.gateway, act.now), act.now)
             for report, state in told
             if state.stable != wanted and not _loading(report, wanted)
         }

@@ -22,7 +22,7 @@ from modelkeep.core.rollout import Endpoint, Plan, Rollout
 from modelkeep.core.routing import Epoch, Loading, Strictness, VersionKey
 from modelkeep.core.values import ModelName
 from modelkeep.service import labels
-from modelkeep.service.act import Act
+from modelkeep.service.act import SYSTEM_CALLER, Act
 from modelkeep.service.contenders import contenders
 from modelkeep.service.detours import refuse_detour
 from modelkeep.service.stages import PRODUCTION
@@ -373,7 +373,8 @@ class Endpoints:
     ) -> Rollout:
         """Save a movement that may begin: its event, itself, the endpoint that carries it, the table."""
         others = contenders(act, plan, stable, version)
-        rollout_id = act.new_id("rol")
+        former = store.list_rollouts(act.tx, visible_to(SYSTEM_CALLER), store.FIRST, 1, endpoint.name)
+        rollout_id = act.new_id("rol", behind=former[0].id if former else None)
         sequence = self._traffic.record(
             act,
             EventKind.ROLLOUT_STARTED,

@@ -44,9 +44,11 @@ class Gateways:
         act.authorise(Verb.SERVE, None)
 
     def answering(self, act: Act) -> list[GatewayReport]:
-        """The last reports of the gateways that answer now."""
-        since = act.now - timedelta(seconds=SILENT_S)
-        return [gateway.report for gateway in store.list_gateways(act.tx, since)]
+        """The last reports of the gateways that answer now. One that reported in what is the future since the
+        clock was set back may have been silent ever since; if it lives it reports again in a second."""
+        lately = timedelta(seconds=SILENT_S)
+        heard = store.list_gateways(act.tx, act.now - lately, act.now + lately)
+        return [gateway.report for gateway in heard]
 
     # --------------------------------------------------------------------------------------------- the table
 

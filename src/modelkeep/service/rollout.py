@@ -418,7 +418,7 @@ def _gateway_status(
         gateway=report.gateway,
         url=report.url,
         seen_at=gateway.seen_at,
-        answering=(now - gateway.seen_at).total_seconds() < SILENT_S,
+        answering=abs((now - gateway.seen_at).total_seconds()) < SILENT_S,
         epoch=state.epoch if state else None,
         candidate_ppm=state.candidate_ppm if state else 0,
         in_step=in_step

@@ -93,6 +93,7 @@ _CLAIM = (
             rollouts.c.lease_owner.is_(None),
             rollouts.c.lease_owner == bindparam("owner"),
             rollouts.c.lease_until < bindparam("moment"),
+            rollouts.c.lease_until > bindparam("farthest"),
         ),
     )
     .values(
@@ -132,7 +133,7 @@ _PUT_GATEWAY = _PUT_GATEWAY.on_conflict_do_update(
 )
 _GATEWAYS = (
     select(gateways.c.document, gateways.c.seen_at)
-    .where(gateways.c.seen_at > bindparam("since"))
+    .where(gateways.c.seen_at > bindparam("since"), gateways.c.seen_at < bindparam("until"))
     .order_by(gateways.c.name)
     .limit(GATEWAYS_MAX)
 )
@@ -319,13 +320,15 @@ def attempts(tx: Transaction, model: str, limit: int) -> list[Rollout]:
 
 
 def claim(tx: Transaction, rollout_id: str, owner: str, now: datetime, until: datetime) -> bool:
-    """Take or renew the lease of an unfinished rollout; False while another controller holds it."""
+    """Take or renew the lease of an unfinished rollout; False while another controller holds it. A lease
+    that ends later than any given now could was given before the clock was set back, and holds nobody up."""
     changed = tx.run(
         _CLAIM,
         which=rollout_id,
         owner=owner,
         moment=codec.format_time(now),
         until=codec.format_time(until),
+        farthest=codec.format_time(until + (until - now)),
     )
     return changed == 1
 
@@ -416,9 +419,12 @@ def get_gateway(tx: Transaction, name: str) -> Gateway | None:
     return Gateway(codec.decode(row[0], GatewayReport), codec.parse_time(row[1])) if row else None
 
 
-def list_gateways(tx: Transaction, since: datetime | None = None) -> list[Gateway]:
-    """The gateways that reported after a moment, or ever."""
-    rows = tx.all(_GATEWAYS, since=codec.format_time(since) if since is not None else "")
+def list_gateways(
+    tx: Transaction, since: datetime | None = None, until: datetime | None = None
+) -> list[Gateway]:
+    """The gateways that reported between two moments, or ever."""
+    after = codec.format_time(since) if since is not None else ""
+    rows = tx.all(_GATEWAYS, since=after, until=codec.format_time(until) if until is not None else FIRST)
     return [Gateway(codec.decode(document, GatewayReport), codec.parse_time(at)) for document, at in rows]
 
 
