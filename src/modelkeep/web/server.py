@@ -158,6 +158,53 @@ class _Send:
         cycle.on_response()
 
 
+class _Arrived:
+    """Bytes of a body that have come and nobody has taken. uvicorn gathers them in a `bytearray` and copies
+    them out again; here a part goes through as it came."""
+
+    __slots__ = ("_parts", "_size")
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = parts
+        self._size = sum(map(len, parts))
+
+    def __iadd__(self, part: bytes) -> "_Arrived":
+        self._parts.append(part)
+        self._size += len(part)
+        return self
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+
+class _Receive:
+    """What gives one body to the application, as uvicorn does it."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        cycle.body = _Arrived([bytes(cycle.body)] if cycle.body else [])  # type: ignore[assignment]  # is one here
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        cycle = self._cycle
+        if cycle.waiting_for_100_continue and not cycle.transport.is_closing():
+            cycle.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        if not cycle.disconnected and not cycle.response_complete:
+            cycle.flow.resume_reading()
+            await cycle.message_event.wait()
+            cycle.message_event.clear()
+        if cycle.disconnected or cycle.response_complete:
+            return {"type": "http.disconnect"}
+        arrived = bytes(cycle.body)
+        cycle.body = _Arrived([])  # type: ignore[assignment]  # as above
+        return {"type": "http.request", "body": arrived, "more_body": cycle.more_body}
+
+
 class _Protocol(HttpToolsProtocol):
     """One connection. uvicorn's own protocol waits for a head for ever and takes one of any length."""
 
@@ -204,8 +251,8 @@ class _Protocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        send = _Send(cycle)
-        super()._start_asgi_task(cycle, lambda scope, receive, _send: app(scope, receive, send))
+        receive, send = _Receive(cycle), _Send(cycle)
+        super()._start_asgi_task(cycle, lambda scope, _receive, _send: app(scope, receive, send))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
