@@ -7,12 +7,13 @@ import click
 import pytest
 from msgspec import structs
 
-from modelkeep.cli import plans, rollout_views
+from modelkeep.cli import plans, rollout_views, verdict_views
 from modelkeep.cli.show import Screen
 from modelkeep.core import errors, rollout
 from modelkeep.core.answers import Explanation
 from modelkeep.core.plan import PRESETS, Strategy, Variant
 from modelkeep.core.rollout import RolloutState
+from modelkeep.core.verdicts import verdict_of
 from tests.core.test_contest import ENDS, met, seen, stepping
 
 pytestmark = pytest.mark.req("S3", "U1")
@@ -31,6 +32,8 @@ def test_a_test_of_several_versions_reads_like_this(golden: Callable[[str, str],
     for title, each in (("under way", of), ("one taken out", gone)):
         out.write(f"--- {title}\n")
         rollout_views.rollout(each)(screen)
+    out.write("--- the verdict on it\n")
+    verdict_views.of_rollout(verdict_of(gone))(screen)
     told = Explanation(
         rollout=done.id,
         ticks=done.ticks,

@@ -50,7 +50,7 @@ from modelkeep.core.answers import (
 )
 from modelkeep.core.catalog import Metric
 from modelkeep.core.events import GENESIS, Event, EventKind, chain
-from modelkeep.core.forecast import Flow, Healthy, Outlook, Regression
+from modelkeep.core.forecast import ArmOutlook, ContestOutlook, Flow, Healthy, Outlook, Regression, Share
 from modelkeep.core.judgement import Missing, labels_seen
 from modelkeep.core.label_outlook import LabelsNeeded, LabelsOutlook
 from modelkeep.core.observation import (
@@ -61,7 +61,7 @@ from modelkeep.core.observation import (
     SideCounts,
     VersionPhase,
 )
-from modelkeep.core.plan import JUDGED_LATER
+from modelkeep.core.plan import JUDGED_LATER, Goal
 from modelkeep.core.policy import GateResult, Mode, Outcome, read_policy
 from modelkeep.core.promotion import Approval, Interval, MoveCause, PromotionRequest, Seen, Vote
 from modelkeep.core.quality import Quality
@@ -366,6 +366,26 @@ def _status(rollout: Rollout | None) -> RolloutStatus:
     )
 
 
+_ARM = ArmOutlook(
+    version=None,
+    weight_ppm=250_000,
+    callers_per_s=5.0,
+    taken_out=0.0,
+    taken_out_at_most=0.015,
+    named=0.005,
+    losses=(Share(odds=2.0, share=0.98, half_s=7_300.0), Share(odds=4.0, share=1.0, half_s=800.0)),
+    gains=(Share(odds=1 / 1.5, share=0.74), Share(odds=0.5, share=1.0)),
+)
+CONTEST = ContestOutlook(
+    goal=Goal.LATENCY,
+    alpha=0.05,
+    comparisons=6,
+    runs=200,
+    error=0.069,
+    arms=(_ARM, replace(_ARM, version="2.1.0", weight_ppm=50_000, callers_per_s=1.0)),
+)
+
+
 def _forecast(**more: Any) -> RolloutForecast:
     regression = Regression(
         odds=1.5,
@@ -488,6 +508,7 @@ def test_rollouts_read_well(golden: Callable[[str, str], None]) -> None:
             "rollout forecast, given",
             forecast_views.forecast(_forecast(measured=None, assumed=("slow callers",))),
         ),
+        ("rollout forecast, of a test", forecast_views.forecast(_forecast(contest=CONTEST))),
         ("rollout forecast, with labels", forecast_views.forecast(_forecast(labels=_label_outlook()))),
         ("watch", rollout_views.one_line(rollout_views.change(_status(_rollout())))),
         ("watch, ended", rollout_views.one_line(rollout_views.change(_status(done)))),

@@ -12,8 +12,8 @@ from msgspec import structs
 from modelkeep.core import codec, errors, judgement, sequential
 from modelkeep.core.judgement import Judgement, Verdict
 from modelkeep.core.observation import SideCounts, Tick
-from modelkeep.core.plan import CANARY
-from modelkeep.core.rollout import Rollout, RolloutState
+from modelkeep.core.plan import CANARY, Plan, Step, Strategy, Variant
+from modelkeep.core.rollout import Rollout, RolloutState, advance
 from modelkeep.core.routing import WHOLE_PPM, Epoch
 from modelkeep.core.sequential import RequestTick, Unit
 from modelkeep.core.values import Actor, Digest, ModelName
@@ -29,6 +29,7 @@ from modelkeep.core.verdicts import (
     judge_counts,
     verdict_of,
 )
+from tests.core import test_contest
 
 pytestmark = pytest.mark.req("S7")
 
@@ -273,3 +274,108 @@ def test_a_gate_says_yes_or_no(gate: Gate | None, verdict: Verdict) -> None:
     with pytest.raises(refusal) as caught:
         check_gate(found, gate)
     assert caught.value.details["verdict"] == verdict
+
+
+# ---------------------------------------------------------------------------------- tests of several versions
+
+TESTED = Plan(
+    strategy=Strategy.AB_TEST,
+    steps=(Step(weight_ppm=250_000),),
+    versions=(Variant(version="2.1.0", weight_ppm=250_000),),
+)
+
+
+def contested(*kinds: str) -> Rollout:
+    """A test of three versions after such ticks, as the controller has looked at it."""
+    of = test_contest.stepping()
+    for kind in kinds:
+        of = advance(of, test_contest.seen(of, kind), T0).rollout
+    return of
+
+
+def test_the_verdict_on_a_test_speaks_of_every_version() -> None:
+    """Each with its p-value over all of them; while one is no worse than stable the test holds, and says who
+    is out; with the last it is taken back; the report is who fares best so far."""
+    for of in (contested("stable worse"), contested("other worse"), contested("other worse", "both worse")):
+        found = verdict_of(of)
+        assert [one.version for one in found.versions] == ["1.2.0", "1.3.0"]
+        for one, own in zip(found.versions, (of.judgement, of.others[0].judgement), strict=True):
+            assert own is not None
+            assert one.p_value == min(1.0, 2 * own.p_value)
+            assert (one.p_value <= of.plan.alpha) == (own.verdict is Verdict.ROLLBACK)
+    fine, out, over = (
+        verdict_of(contested(*kinds))
+        for kinds in (("good",), ("other worse",), ("other worse", "both worse"))
+    )
+    assert (fine.verdict, [one.out for one in fine.versions]) == (Verdict.HOLD, [None, None])
+    assert fine.why == "nothing says that 1.2.0, 1.3.0 is worse than stable"
+    assert out.verdict is Verdict.HOLD
+    assert "1.3.0 was taken out" in out.why
+    assert out.versions[1].out is not None
+    assert over.verdict is Verdict.ROLLBACK
+    assert fine.report is not None
+    assert (fine.report.winner, fine.report.comparisons) == ("nobody", 6)
+    for gate in Gate:
+        with pytest.raises((errors.Pending, errors.Conflict)):
+            check_gate(fine, gate)
+    assert verdict_of(rollout()).versions == ()
+    assert verdict_of(rollout()).report is None
+
+
+@pytest.mark.parametrize("unit", Unit)
+def test_counts_of_several_versions_are_judged_each_beside_stable(unit: Unit) -> None:
+    """As if the others were not there, with its share of both and its part of alpha; Bonferroni's bound is
+    told, and the test is over when all are worse."""
+    good, bad = ({"count": 500, "failed": n, "failed_at_once": n} for n in (2, 40))
+
+    def asked(candidate: dict[str, int], other: dict[str, int], **plan: Any) -> CountsVerdict:
+        tick = CountedTick(
+            candidate=ArmTick(**candidate),
+            stable=ArmTick(count=1_000, failed=4, failed_at_once=4),
+            others=(ArmTick(**other),),
+            candidate_ppm=250_000,
+            others_ppm=(250_000,),
+        )
+        return judge_counts(Question(ticks=(tick,) * 3, plan=structs.replace(TESTED, **plan), unit=unit))
+
+    both = asked(good, bad)
+    first, second = both.versions
+    assert (first.version, second.version) == ("the candidate", "2.1.0")
+    assert (both.verdict, first.verdict, second.verdict) == (Verdict.HOLD, Verdict.ADVANCE, Verdict.ROLLBACK)
+    assert "2.1.0 is worse than stable" in both.why
+    assert second.why.startswith("more callers fail than on stable: 120 of 2.1.0's callers")
+    alone = judge_counts(
+        Question(
+            ticks=(
+                CountedTick(
+                    candidate=ArmTick(**bad),
+                    stable=ArmTick(count=1_000, failed=4, failed_at_once=4),
+                    candidate_ppm=333_333,
+                ),
+            )
+            * 3,
+            plan=structs.replace(CANARY, alpha=TESTED.alpha / 2),
+            unit=unit,
+        )
+    )
+    assert second.p_value == min(1.0, 2 * alone.p_value)
+    assert asked(bad, bad).verdict is Verdict.ROLLBACK
+    assert asked(good, good).p_value == 1.0
+
+
+def test_further_versions_that_the_plan_does_not_know_are_refused() -> None:
+    """Too many, or without their shares, or with more than everything; a tick may leave them all out."""
+    arm = ArmTick(count=5)
+    for wrong in (
+        {"others": (arm, arm), "others_ppm": (1, 1)},
+        {"others": (arm,)},
+        {"others": (arm,), "others_ppm": (800_000,)},
+        {"others_ppm": (1,)},
+    ):
+        tick = CountedTick(candidate=arm, stable=arm, candidate_ppm=250_000, **wrong)
+        with pytest.raises(errors.InvalidInput, match="others"):
+            judge_counts(Question(ticks=(tick,), plan=TESTED))
+    tick = CountedTick(candidate=arm, stable=arm, candidate_ppm=250_000)
+    assert len(judge_counts(Question(ticks=(tick,), plan=TESTED)).versions) == 2
+    with pytest.raises(errors.InvalidInput, match="tests 0 further"):
+        judge_counts(Question(ticks=(structs.replace(tick, others=(arm,), others_ppm=(1,)),)))

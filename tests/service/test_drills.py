@@ -136,7 +136,7 @@ def test_a_drill_waits_for_its_window(world: RolloutWorld) -> None:
     assert prepare(world).next_at == opens
     with pytest.raises(errors.DrillRefused) as caught:
         begin(world, "ann")
-    assert f"The next window opens at {opens:%Y-%m-%dT%H}:00:00" in caught.value.message
+    assert f"The next window opens at {opens:%Y-%m-%d %H}:00 UTC" in caught.value.message
     assert caught.value.details["next_at"] == codec.format_time(opens)
     with pytest.raises(errors.NotAllowed, match="administer"):
         begin(world, "ann", anyway="the board asks")

@@ -1,12 +1,14 @@
 """A forecast in the service: whose traffic it reckons with, what it says of where figures come from, and when
 it is refused."""
 
+from datetime import timedelta
+
 import pytest
 from msgspec import structs
 
 from modelkeep.core import errors
 from modelkeep.core.answers import RolloutForecast
-from modelkeep.core.plan import JUDGED_LATER, Step
+from modelkeep.core.plan import JUDGED_LATER, Plan, Step, Strategy, Variant
 from modelkeep.core.quality import Quality
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import WHOLE_PPM
@@ -118,6 +120,28 @@ def test_a_plan_is_foretold_before_there_is_a_version(world: RolloutWorld) -> No
     assert (told.measured, told.outlook) == (same.measured, same.outlook)
     with pytest.raises(errors.EndpointNotFound):
         world.read("owner", world.rollouts.forecast_any, "nowhere", GIVEN)
+
+
+def test_of_a_test_every_version_is_foretold(world: RolloutWorld) -> None:
+    """Under the names that the plan has, until the day on which it ends; the outlook is the candidate's
+    beside stable."""
+    world.serving()
+    plan = Plan(
+        strategy=Strategy.AB_TEST,
+        steps=(Step(weight_ppm=300_000),),
+        versions=(Variant(version="1.2.0", weight_ppm=200_000),),
+        ends_at=world.now + timedelta(hours=2),
+    )
+    told = foretold(world, "1.1.0", structs.replace(GIVEN, plan=plan))
+    assert told.contest is not None
+    assert [arm.version for arm in told.contest.arms] == ["1.1.0", "1.2.0"]
+    assert (told.contest.comparisons, told.plan) == (6, plan)
+    assert told.outlook.horizon_s == pytest.approx(7_200, abs=1)
+    assert told.outlook.healthy.alpha == plan.alpha / 2
+    any_version = world.read("owner", world.rollouts.forecast_any, "churn", structs.replace(GIVEN, plan=plan))
+    assert any_version.contest is not None
+    assert any_version.contest.arms[0].version is None
+    assert foretold(world, "1.1.0", GIVEN).contest is None
 
 
 def test_a_forecast_of_nothing_is_refused(world: RolloutWorld) -> None:

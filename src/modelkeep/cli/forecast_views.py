@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from modelkeep.cli.catalog_views import View
 from modelkeep.cli.plans import summary
-from modelkeep.cli.show import Screen, Text, duration
+from modelkeep.cli.show import Screen, Text, duration, share
 
 if TYPE_CHECKING:
     from modelkeep.core.answers import RolloutForecast
-    from modelkeep.core.forecast import Healthy, Regression
+    from modelkeep.core.forecast import ContestOutlook, Healthy, Regression
     from modelkeep.core.label_outlook import LabelsOutlook
 
 _WORSE = (
@@ -44,6 +44,8 @@ def forecast(told: "RolloutForecast") -> View:
                 "dim",
             )
         )
+        if told.contest is not None:
+            _contest(screen, told.contest)
         if told.labels is not None:
             _labels_needed(screen, told.labels)
 
@@ -88,6 +90,46 @@ def _worse(screen: Screen, regressions: Sequence["Regression"]) -> None:
             for r in regressions
         ),
         right=range(1, len(_WORSE)),
+    )
+
+
+def _contest(screen: Screen, found: "ContestOutlook") -> None:
+    """Of each version: how soon it is taken out when it is worse, how surely it is named when it is
+    better."""
+    screen.blank()
+    screen.line(f"The test of {len(found.arms) + 1} versions, by {found.goal.value}; each beside stable:")
+    first = found.arms[0]
+    screen.table(
+        (
+            "version",
+            "share",
+            "callers a day",
+            "out, though equal",
+            *(f"out at x{one.odds:g} (50 % by)" for one in first.losses),
+            "named, though equal",
+            *(f"named at /{1 / one.odds:g}" for one in first.gains),
+        ),
+        (
+            (
+                arm.version or "the candidate",
+                share(arm.weight_ppm),
+                f"{arm.callers_per_s * 86_400:,.0f}",
+                f"{arm.taken_out:.1%}",
+                *(f"{one.share:.0%} ({_time(one.half_s)})" for one in arm.losses),
+                f"{arm.named:.1%}",
+                *(f"{one.share:.0%}" for one in arm.gains),
+            )
+            for arm in found.arms
+        ),
+        right=range(1, 5 + len(first.losses) + len(first.gains)),
+    )
+    screen.line(
+        Text(
+            f"Promised: none that is no worse is taken out, and nobody named between equals, in more than "
+            f"{found.alpha:.2%} of tests, over all versions and {found.comparisons} comparisons. Simulated: "
+            f"all else, by {found.runs} tests of each kind; shares within {found.error:.1%}.",
+            "dim",
+        )
     )
 
 

@@ -27,8 +27,33 @@ def of_rollout(found: "RolloutVerdict") -> View:
             )
         )
         _sides(screen, found.candidate, found.stable)
+        _versions(screen, found)
+        if found.report is not None and found.report.arms:
+            screen.line(f"so far: {found.report.why}" if not found.finished else found.report.why)
 
     return draw
+
+
+def _versions(screen: Screen, found: "RolloutVerdict | CountsVerdict") -> None:
+    """What is said of each version of a test of several."""
+    if not found.versions:
+        return
+    screen.blank()
+    screen.table(
+        ("version", "verdict", "p-value", "callers", "failing callers", "why"),
+        (
+            (
+                one.version,
+                Text("taken out" if one.out else one.verdict.value, _STYLES[one.verdict.value]),
+                number(one.p_value),
+                one.seen.callers,
+                one.seen.callers_failed,
+                one.why,
+            )
+            for one in found.versions
+        ),
+        right=range(2, 5),
+    )
 
 
 def of_counts(found: "CountsVerdict") -> View:
@@ -41,6 +66,7 @@ def of_counts(found: "CountsVerdict") -> View:
         screen.table(
             ("test", "p-value"), ((name, number(p)) for name, p in found.p_values.items()), right=(1,)
         )
+        _versions(screen, found)
         screen.line(Text(found.caution, "dim"))
 
     return draw

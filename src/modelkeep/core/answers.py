@@ -13,7 +13,7 @@ from msgspec import Struct
 from modelkeep.core.access import AuthMode, Grant, TokenInfo, Verb
 from modelkeep.core.catalog import ModelVersion, RegisteredModel, StoredBlob
 from modelkeep.core.events import ChainedEvent, ChainReport, Event, KnownHead
-from modelkeep.core.forecast import Flow, Outlook
+from modelkeep.core.forecast import ContestOutlook, Flow, Outlook
 from modelkeep.core.judgement import WinnerReport
 from modelkeep.core.label_outlook import LabelsOutlook
 from modelkeep.core.observation import FieldMisses, VersionPhase
@@ -347,7 +347,7 @@ class RolloutForecast(Struct, frozen=True, kw_only=True):
     `flow` is the traffic that was reckoned with; `measured` what of it was counted, None for nothing.
     `given` and `assumed` name the figures that were said and those that nobody knows. In `outlook` each
     regression's `formula_s` and the promised `alpha` are computed; all else there is simulated, from its
-    seed.
+    seed. Of an A/B test of several versions it is that of the candidate beside stable.
     """
 
     endpoint: str
@@ -362,6 +362,8 @@ class RolloutForecast(Struct, frozen=True, kw_only=True):
     outlook: Outlook
     labels: LabelsOutlook | None = None
     """What is to be expected of labels, by formula; None where the plan has none judged."""
+    contest: ContestOutlook | None = None
+    """What is to be expected of each version of an A/B test; None elsewhere."""
     alias: str | None = None
 
 

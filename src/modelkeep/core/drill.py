@@ -206,7 +206,7 @@ def refusal(plan: DrillPlan) -> errors.ModelkeepError:
     when = ""
     if plan.next_at is not None:
         told["next_at"] = codec.format_time(plan.next_at)
-        when = f" The next window opens at {told['next_at']}."
+        when = f" The next window opens at {plan.next_at:%Y-%m-%d %H:%M} UTC."
     why = "; ".join(one.why for one in plan.against)
     anyway = "" if plan.final else _ANYWAY
     return errors.DrillRefused(f"No drill of {plan.endpoint} now: {why}.{when}{anyway}", **told)

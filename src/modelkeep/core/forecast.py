@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from modelkeep.core import errors
 from modelkeep.core.mixing import log_threshold
+from modelkeep.core.plan_shapes import Goal
 from modelkeep.core.sequential import (
     COUNT_MAX,
     ODDS_MAX,
@@ -39,6 +40,10 @@ SEED_MAX = 2**32 - 1
 """Seeds of a generator."""
 REGRESSIONS = (1.5, 2.0, 4.0, 10.0)
 """Odds ratios of failing that are looked at."""
+LOSSES = (2.0, 4.0)
+"""And those of a version of an A/B test that is worse."""
+GAINS = (1 / 1.5, 1 / 2, 1 / 4)
+"""Odds ratios of trouble, over stable's, of one that is better."""
 CONFIDENCE = 0.95
 """Of the bounds that are told with simulated shares."""
 
@@ -118,6 +123,54 @@ class Healthy(Struct, frozen=True, kw_only=True):
     full_half_s: float | None
     full_nine_tenths_s: float | None
     done_half_s: float | None
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """Of simulated tests, what share came to something, of a version at these odds; and seconds until half of
+    all tests had (None: fewer ever did, or it is only known at the end)."""
+
+    odds: float
+    share: float
+    half_s: float | None = None
+
+
+class ArmOutlook(Struct, frozen=True, kw_only=True):
+    """What would become of one version of an A/B test.
+
+    Attributes:
+        version: by its semver or number; None for whichever is promoted.
+        callers_per_s: new callers who meet it.
+        taken_out: though it is as good as stable; credibly at most `taken_out_at_most`.
+        named: though its callers fare as stable's do.
+        losses: taken out, when its callers fail at higher odds.
+        gains: named by the report at the end, when its callers have trouble at lower odds.
+    """
+
+    version: str | None
+    weight_ppm: int
+    callers_per_s: float
+    taken_out: float
+    taken_out_at_most: float
+    named: float
+    losses: tuple[Share, ...]
+    gains: tuple[Share, ...]
+
+
+class ContestOutlook(Struct, frozen=True, kw_only=True):
+    """What an A/B test may be expected to come to, version by version (`arms`, the candidate first).
+
+    `alpha` is promised twice, whatever the traffic: a version no worse than stable is taken out of at most
+    this share of tests, over all versions; and between equal versions somebody is named in at most this
+    share, over all `comparisons`. All else is simulated, in `runs` tests of each kind and version; shares are
+    within `error` (95 of 100 times).
+    """
+
+    goal: Goal
+    alpha: float
+    comparisons: int
+    runs: int
+    error: float
+    arms: tuple[ArmOutlook, ...]
 
 
 class Outlook(Struct, frozen=True, kw_only=True):

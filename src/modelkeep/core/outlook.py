@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from modelkeep.core import errors
 from modelkeep.core.forecast import (
@@ -33,9 +33,9 @@ from modelkeep.core.forecast import (
     Step,
     forecast,
 )
-from modelkeep.core.judgement import Specs, omega
+from modelkeep.core.judgement import BETTER, Specs, omega
 from modelkeep.core.mixing import log_threshold
-from modelkeep.core.plan import OnInconclusive, Plan, Strategy, apart
+from modelkeep.core.plan import Goal, OnInconclusive, Plan, Strategy, apart
 from modelkeep.core.sequential import ODDS_MAX, WHOLE_PPM, scaled_rate
 from modelkeep.core.sequential_many import Array, Many, log_e_callers, log_e_trials
 
@@ -55,17 +55,35 @@ class End(IntEnum):
 
 class Runs(Struct, frozen=True):
     """What became of simulated rollouts, an entry each: how it ended and when, when it had all of the traffic
-    (infinite: never), and the callers whom the candidate answered, and failed."""
+    (infinite: never), and the callers whom the candidate answered, and failed. `better` is the most that an
+    A/B test's evidence for the candidate came to, as log V; nothing elsewhere."""
 
     ends: Array
     ended_s: Array
     full_s: Array
     callers: Array
     failed: Array
+    better: Array
+
+
+def between(plan: Plan, flow: Flow, place: int) -> tuple[Plan, Flow]:
+    """The test of one version of several (0 is the candidate) and stable alone, with the callers of those
+    two: given that a caller comes to one of the two, the version's share of both is the chance that it is
+    that one, whatever becomes of the others. It is judged under its part of alpha, as `plan.apart` has it.
+    A plan of one version is left as it is.
+    """
+    if not plan.versions:
+        return plan, flow
+    shares = (plan.steps[0].weight_ppm, *(variant.weight_ppm for variant in plan.versions))
+    both = shares[place] + WHOLE_PPM - sum(shares)
+    step = structs.replace(plan.steps[0], weight_ppm=max(1, shares[place] * WHOLE_PPM // both))
+    alone = structs.replace(apart(plan), versions=(), steps=(step,))
+    return alone, structs.replace(flow, callers_per_s=flow.callers_per_s * both / WHOLE_PPM)
 
 
 def outlook(plan: Plan, flow: Flow, *, seed: int, runs: int = RUNS) -> Outlook:
-    """What to expect of a plan with such traffic. The same arguments give the same answer.
+    """What to expect of a plan with such traffic; of a test of several versions, of its candidate beside
+    stable. The same arguments give the same answer.
 
     Raises:
         InvalidPlan: a rate, the seed or the number of runs is out of range.
@@ -73,6 +91,7 @@ def outlook(plan: Plan, flow: Flow, *, seed: int, runs: int = RUNS) -> Outlook:
     _check(flow, seed, runs)
     if not plan.steps:
         raise errors.InvalidPlan("A shadow moves no traffic, so there is nothing to forecast of it.")
+    plan, flow = between(plan, flow, 0)
     healthy = simulate(plan, flow, odds=1.0, seed=seed, runs=runs)
     return Outlook(
         runs=runs,
@@ -81,7 +100,7 @@ def outlook(plan: Plan, flow: Flow, *, seed: int, runs: int = RUNS) -> Outlook:
         error=error_of(runs),
         healthy=healthy_of(plan, healthy),
         regressions=tuple(
-            _regression(plan, flow, odds, simulate(plan, flow, odds=odds, seed=seed, runs=runs))
+            regression_of(plan, flow, odds, simulate(plan, flow, odds=odds, seed=seed, runs=runs))
             for odds in REGRESSIONS
         ),
     )
@@ -93,18 +112,21 @@ def error_of(runs: int) -> float:
     return 1.96 * 0.5 / math.sqrt(runs)
 
 
-def simulate(plan: Plan, flow: Flow, *, odds: float, seed: int, runs: int) -> Runs:
+def simulate(plan: Plan, flow: Flow, *, odds: float, seed: int, runs: int, slow_odds: float = 1.0) -> Runs:
     """Rollouts of a plan whose candidate's callers fail at `odds` times stable's odds, up to the sum of the
     plan's longest times.
+
+    Args:
+        slow_odds: the same of callers who are answered slowly.
 
     Raises:
         InvalidPlan: a rate, the seed or the number of runs is out of range.
     """
     _check(flow, seed, runs)
-    if not 1 / ODDS_MAX <= odds <= ODDS_MAX:
+    if not all(1 / ODDS_MAX <= each <= ODDS_MAX for each in (odds, slow_odds)):
         raise errors.InvalidPlan(f"The odds ratio {odds} is out of range; give one like 2.")
-    world = _Drawn(plan, flow, odds, runs, np.random.default_rng([seed, *str(odds).encode()]))
-    return lead(world, horizon_s(plan))
+    chance = np.random.default_rng([seed, *str(odds).encode()])
+    return lead(_Drawn(plan, flow, (odds, slow_odds), runs, chance), horizon_s(plan))
 
 
 def lead(world: "World", until_s: float) -> Runs:
@@ -162,6 +184,7 @@ class World(ABC):
         self.no_worse, self.low, self.high = (
             Many(spec, runs) for spec in (specs.no_worse, specs.low_rate, specs.high_rate)
         )
+        self.better = Many(BETTER, runs)
 
     @property
     def open(self) -> Array:
@@ -171,7 +194,8 @@ class World(ABC):
     @property
     def outcome(self) -> Runs:
         """What has become of them."""
-        return Runs(self.ends, self.ended_s, self.full_s, self.callers, self.failed)
+        best = self.better.max_log_v
+        return Runs(self.ends, self.ended_s, self.full_s, self.callers, self.failed, best)
 
     def turn(self, now: float, lasts: float) -> None:
         """One tick: callers come, the evidence grows, and each rollout does what its plan says."""
@@ -225,6 +249,9 @@ class World(ABC):
             (self.shares, specs.shares, counts.callers),
         ):
             state.update(*log_e_callers(spec, on_candidate, on_stable, weight))
+        if specs.tested is not None:
+            goal = counts.failing if specs.tested is Goal.ERRORS else counts.slow
+            self.better.update(*log_e_callers(BETTER, *goal, weight))
         alone = weight == WHOLE_PPM
         come, first = counts.callers[0], counts.failed_at_once[0]
         self.low.update(*log_e_trials(specs.low_rate, come, first))
@@ -238,10 +265,13 @@ class World(ABC):
 class _Drawn(World):
     """Callers are drawn at random from a flow; each has its trouble at its first request or never."""
 
-    def __init__(self, plan: Plan, flow: Flow, odds: float, runs: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, plan: Plan, flow: Flow, odds: tuple[float, float], runs: int, rng: np.random.Generator
+    ) -> None:
         super().__init__(plan, runs)
         self._flow, self._rng = flow, rng
-        self._failing = (scaled_rate(flow.failing, odds), flow.failing)
+        self._failing = (scaled_rate(flow.failing, odds[0]), flow.failing)
+        self._slow = (scaled_rate(flow.slow, odds[1]), flow.slow)
 
     def come(self, now: float, lasts: float) -> Counts:
         """Draw who comes."""
@@ -252,7 +282,7 @@ class _Drawn(World):
         x, y = rng.binomial(c, self._failing[0]), rng.binomial(s, self._failing[1])
         at_once = flow.failing_first / flow.failing
         first = rng.binomial(x, at_once), rng.binomial(y, at_once)
-        slow = rng.binomial(c, flow.slow), rng.binomial(s, flow.slow)
+        slow = rng.binomial(c, self._slow[0]), rng.binomial(s, self._slow[1])
         return Counts((c, s), (x, y), slow, first)
 
 
@@ -274,7 +304,8 @@ def healthy_of(plan: Plan, found: Runs) -> Healthy:
     )
 
 
-def _regression(plan: Plan, flow: Flow, odds: float, found: Runs) -> Regression:
+def regression_of(plan: Plan, flow: Flow, odds: float, found: Runs) -> Regression:
+    """What became of candidates whose callers fail at `odds` times stable's odds."""
     seen_s = np.where(found.ends == End.TAKEN_BACK, found.ended_s, np.inf)
     told = forecast(
         Specs.of(plan).errors,

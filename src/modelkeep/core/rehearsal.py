@@ -125,6 +125,11 @@ def rehearse(
     check_plan(plan)
     if not plan.steps:
         raise errors.InvalidPlan("A shadow moves no traffic, so there is nothing to rehearse of it.")
+    if plan.versions:
+        raise errors.InvalidPlan(
+            "A log is led through the test of one version; leave 'versions' out, or ask 'modelkeep rollout "
+            "forecast', which tells of each."
+        )
     if not 1 <= runs <= RUNS_MAX or not 0 <= seed <= SEED_MAX:
         raise errors.InvalidPlan(
             f"A rehearsal has 1 to {RUNS_MAX:,} rollouts, from a seed of 0 to {SEED_MAX}."

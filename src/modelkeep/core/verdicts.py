@@ -6,17 +6,19 @@ compare, the gates that answer yes or no by a status code, and the way from fore
 Nothing is moved and nothing is remembered.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, assert_never
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from modelkeep.core import errors, judgement, sequential
-from modelkeep.core.judgement import Evidence, Judgement, Specs, Verdict
+from modelkeep.core.contest import report
+from modelkeep.core.judgement import Evidence, Judgement, Specs, Verdict, WinnerReport
 from modelkeep.core.observation import SideCounts
-from modelkeep.core.plan import CANARY, Plan, check_plan
+from modelkeep.core.plan import CANARY, Plan, Strategy, apart, check_plan
 from modelkeep.core.rollout import Rollout, RolloutState
-from modelkeep.core.routing import WHOLE_PPM
+from modelkeep.core.routing import OTHERS_MAX, WHOLE_PPM
 from modelkeep.core.sequential import CallerTick, RequestTick, TrialTick, Unit
 
 TICKS_MAX = 2_000
@@ -61,12 +63,32 @@ class Seen(Struct, frozen=True, kw_only=True):
         )
 
 
+class VersionVerdict(Struct, frozen=True, kw_only=True):
+    """What the evidence says of one version of an A/B test of several, beside stable. `p_value` has all
+    versions accounted for (Bonferroni), so that it is held against the alpha of the whole; it is valid at any
+    time. `out` is why the version was taken out while the others went on."""
+
+    version: str
+    verdict: Verdict
+    why: str
+    p_value: float
+    blamed: str | None
+    passed: str | None
+    seen: Seen
+    out: str | None = None
+    contributions: dict[str, float] = {}
+
+
 class RolloutVerdict(Struct, frozen=True, kw_only=True):
     """What the evidence of a rollout says now: flat, so that a path of one name finds each part.
 
     `verdict` of one that is finished is how it ended: advance for one that succeeded, hold for an A/B test
     that left stable in its place, else rollback. `p_value` is valid at any time, `alpha` the
     risk that the whole rollout takes. `step` counts from 1; it is 0 before the first.
+
+    Of an A/B test of several versions `versions` says of each what it says of a candidate elsewhere, the
+    candidate first, and the verdict is the test's: rollback when all that are still in it are worse than
+    stable, else hold, for a test ends by its day. `report` is who fares best so far, or at the end.
     """
 
     verdict: Verdict
@@ -89,11 +111,15 @@ class RolloutVerdict(Struct, frozen=True, kw_only=True):
     candidate: Seen
     stable: Seen
     contributions: dict[str, float] = {}
+    versions: tuple[VersionVerdict, ...] = ()
+    report: WinnerReport | None = None
 
 
 def verdict_of(rollout: Rollout) -> RolloutVerdict:
     """The verdict of a rollout as of its last look."""
-    found = _found(rollout)
+    versions = _of_each(rollout)
+    ended = rollout.state.finished or rollout.state is RolloutState.ROLLING_BACK
+    found = _of_all(versions) if versions and not ended else _found(rollout)
     began = rollout.state is not RolloutState.PREPARING and (rollout.weight_ppm > 0 or rollout.ticks > 0)
     return RolloutVerdict(
         verdict=found.verdict,
@@ -116,7 +142,55 @@ def verdict_of(rollout: Rollout) -> RolloutVerdict:
         candidate=Seen.of(rollout.candidate_counts),
         stable=Seen.of(rollout.stable_counts),
         contributions=found.contributions,
+        versions=versions,
+        report=rollout.report or (report(rollout) if rollout.plan.strategy is Strategy.AB_TEST else None),
     )
+
+
+def _of_each(rollout: Rollout) -> tuple[VersionVerdict, ...]:
+    """What was found of each version of a test of several; nothing of any other rollout."""
+    if not rollout.others:
+        return ()
+    told = [(rollout.candidate_semver, rollout.judgement, rollout.candidate_counts, rollout.out)]
+    told += [(other.semver, other.judgement, other.counts, other.out) for other in rollout.others]
+    nothing = Judgement(verdict=Verdict.HOLD, why="it has had no request yet")
+    return tuple(
+        _version(name, found or nothing, counts, len(told), out) for name, found, counts, out in told
+    )
+
+
+def _version(
+    name: str, found: Judgement, counts: SideCounts, versions: int, out: str | None = None
+) -> VersionVerdict:
+    """A judgement under its part of alpha, as it is told beside the alpha of the whole."""
+    return VersionVerdict(
+        version=name,
+        verdict=Verdict.ROLLBACK if out is not None else found.verdict,
+        why=out or found.why,
+        p_value=min(1.0, versions * found.p_value),
+        blamed=found.blamed,
+        passed=found.passed,
+        seen=Seen.of(counts),
+        out=out,
+        contributions=found.contributions,
+    )
+
+
+def _of_all(versions: Sequence[VersionVerdict]) -> Judgement:
+    """What a test of several comes to: that it is over with the last version that is not worse than stable.
+    The p-value is of just that, and so the largest of those that are still in the test."""
+    staying = [one for one in versions if one.out is None]
+    worse = [one for one in staying if one.verdict is Verdict.ROLLBACK]
+    p_value = max((one.p_value for one in staying), default=0.0)
+    if len(worse) == len(staying):
+        why = "; ".join(one.why for one in worse or versions)
+        blamed = worse[0].blamed if worse else None
+        return Judgement(verdict=Verdict.ROLLBACK, why=why, p_value=p_value, blamed=blamed)
+    rest = [f"{one.version} is worse than stable" for one in worse]
+    rest += [f"{one.version} was taken out" for one in versions if one.out is not None]
+    names = ", ".join(one.version for one in staying if one not in worse)
+    why = "; ".join([f"nothing says that {names} is worse than stable", *rest])
+    return Judgement(verdict=Verdict.HOLD, why=why, p_value=p_value)
 
 
 def _found(rollout: Rollout) -> Judgement:
@@ -165,18 +239,25 @@ class ArmTick(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class CountedTick(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One span of somebody else's rollout. `candidate_ppm` is the share that the router was told to give;
-    left out, the requests that came are taken as they are, and nothing is concluded from their shares."""
+    left out, the requests that came are taken as they are, and nothing is concluded from their shares.
+    `others` are the further versions of a test, in the order of the plan's `versions`, and `others_ppm` their
+    shares, which stand there where `candidate_ppm` does."""
 
     candidate: ArmTick
     stable: ArmTick
     candidate_ppm: Annotated[int, Meta(ge=0, le=WHOLE_PPM)] | None = None
+    others: Annotated[tuple[ArmTick, ...], Meta(max_length=OTHERS_MAX)] = ()
+    others_ppm: Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=WHOLE_PPM)], ...], Meta(max_length=OTHERS_MAX)
+    ] = ()
 
 
 class Question(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Counts to be judged by a plan: all ticks of the rollout so far, oldest first.
 
     `unit` is what the router draws: `caller` where a caller stays on an arm, `request` where each request is
-    drawn anew. A plan's steps and times are the asker's own business; its error rates and margins count.
+    drawn anew. A plan's steps and times are the asker's own business; its error rates and margins count, and
+    how many `versions` it tests.
     """
 
     ticks: Annotated[tuple[CountedTick, ...], Meta(max_length=TICKS_MAX)]
@@ -186,7 +267,8 @@ class Question(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class CountsVerdict(Struct, frozen=True, kw_only=True):
     """What somebody's counts say, flat as `RolloutVerdict`. `p_values` are of each test alone; what is
-    unknown there had nothing to say, and is 1. `caution` is what the promise depends on."""
+    unknown there had nothing to say, and is 1. `caution` is what the promise depends on. Of a test of several
+    versions it is as there; `p_values` are then of the candidate beside stable."""
 
     verdict: Verdict
     why: str
@@ -201,6 +283,7 @@ class CountsVerdict(Struct, frozen=True, kw_only=True):
     stable: Seen
     contributions: dict[str, float] = {}
     p_values: dict[str, float] = {}
+    versions: tuple[VersionVerdict, ...] = ()
 
 
 _CAUTION = {
@@ -227,13 +310,16 @@ def judge_counts(question: Question) -> CountsVerdict:
             "joins with labels; leave 'quality' and 'prediction_shift' out of the plan."
         )
     _check(question)
-    specs, evidence = _specs(plan, unit), Evidence()
-    candidate = stable = SideCounts()
-    for tick in question.ticks:
-        evidence = _update(specs, evidence, tick, unit)
-        candidate = candidate.plus(_side(tick.candidate, unit))
-        stable = stable.plus(_side(tick.stable, unit))
-    found = judgement.judge(plan, evidence, candidate, stable)
+    judged = [_judged(question, place) for place in range(1 + len(plan.versions))]
+    found, evidence, candidate, stable = judged[0]
+    versions: tuple[VersionVerdict, ...] = ()
+    if plan.versions:
+        names = ("the candidate", *(variant.version for variant in plan.versions))
+        versions = tuple(
+            _version(name, own, counts, len(judged))
+            for name, (own, _, counts, _) in zip(names, judged, strict=True)
+        )
+        found = _of_all(versions)
     return CountsVerdict(
         verdict=found.verdict,
         why=found.why,
@@ -255,7 +341,38 @@ def judge_counts(question: Question) -> CountsVerdict:
             "low rate": evidence.low_rate.p_value,
             "high rate": evidence.high_rate.p_value,
         },
+        versions=versions,
     )
+
+
+def _judged(question: Question, place: int) -> tuple[Judgement, Evidence, SideCounts, SideCounts]:
+    """What the counts say of one version (0 is the candidate) beside stable, under its part of alpha."""
+    plan, unit = apart(question.plan) if question.plan.versions else question.plan, question.unit
+    specs, evidence = _specs(plan, unit), Evidence()
+    own = stable = SideCounts()
+    for whole in question.ticks:
+        tick = _alone(whole, place)
+        evidence = _update(specs, evidence, tick, unit)
+        own = own.plus(_side(tick.candidate, unit))
+        stable = stable.plus(_side(tick.stable, unit))
+    found = judgement.judge(plan, evidence, own, stable)
+    if place:
+        name = plan.versions[place - 1].version
+        found = structs.replace(found, why=found.why.replace("the candidate", name))
+    return found, evidence, own, stable
+
+
+def _alone(tick: CountedTick, place: int) -> CountedTick:
+    """The tick as a test of this version and stable alone would have had it, as in `contest`."""
+    if not tick.others:
+        return tick if not place else structs.replace(tick, candidate=ArmTick(), candidate_ppm=0)
+    arm = tick.others[place - 1] if place else tick.candidate
+    share_ppm = None
+    if tick.candidate_ppm is not None:
+        shares = (tick.candidate_ppm, *tick.others_ppm)
+        rest_ppm = WHOLE_PPM - sum(shares)
+        share_ppm = shares[place] and max(1, shares[place] * WHOLE_PPM // (shares[place] + rest_ppm))
+    return CountedTick(candidate=arm, stable=tick.stable, candidate_ppm=share_ppm)
 
 
 def _specs(plan: Plan, unit: Unit) -> Specs:
@@ -333,7 +450,9 @@ def _side(arm: ArmTick, unit: Unit) -> SideCounts:
 def _check(question: Question) -> None:
     events = 0
     for place, tick in enumerate(question.ticks):
-        for name, arm in (("candidate", tick.candidate), ("stable", tick.stable)):
+        _check_others(question, place, tick)
+        others = tuple((f"others[{n}]", arm) for n, arm in enumerate(tick.others))
+        for name, arm in (("candidate", tick.candidate), *others, ("stable", tick.stable)):
             events += arm.failed + arm.slow
             if question.unit is Unit.REQUEST and max(arm.failed, arm.slow) > arm.count:
                 raise _odd(place, name, "more failures or slow answers than requests")
@@ -349,6 +468,24 @@ def _check(question: Question) -> None:
             f"A question has at most {EVENTS_MAX:,} failures and slow answers over all ticks; this one has "
             f"{events:,}, and was decided long ago.",
             field="ticks",
+        )
+
+
+def _check_others(question: Question, place: int, tick: CountedTick) -> None:
+    """Refuse further versions that the plan does not know, or whose shares cannot be."""
+    if len(tick.others) not in (0, len(question.plan.versions)):
+        raise errors.InvalidInput(
+            f"Tick {place} has {len(tick.others)} 'others', and the plan tests {len(question.plan.versions)} "
+            "further 'versions'; count each of them, in that order.",
+            field=f"ticks[{place}].others",
+        )
+    shares = (tick.candidate_ppm or 0, *tick.others_ppm)
+    wanted = len(tick.others) if tick.candidate_ppm is not None else 0
+    if len(tick.others_ppm) != wanted or sum(shares) > WHOLE_PPM:
+        raise errors.InvalidInput(
+            f"Tick {place} has a share for each of 'others' in 'others_ppm' where it has 'candidate_ppm'; "
+            f"together they are at most {WHOLE_PPM:,} ppm.",
+            field=f"ticks[{place}].others_ppm",
         )
 
 

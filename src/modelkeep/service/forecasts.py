@@ -17,7 +17,7 @@ from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.forecast import Flow
 from modelkeep.core.label_outlook import labels_outlook
 from modelkeep.core.observation import LabelCounts, SideCounts, Tick
-from modelkeep.core.plan import Plan, check_plan
+from modelkeep.core.plan import Plan, Strategy, check_plan, dated
 from modelkeep.core.rollout import Endpoint
 from modelkeep.service.act import Act
 from modelkeep.store import rollout as store
@@ -60,15 +60,20 @@ def foretell(
         Invalid: no traffic was counted and none was said.
         InvalidPlan: the plan cannot be carried out, or a figure is out of range.
     """
-    from modelkeep.core.outlook import outlook  # loads numpy, which a server need not do to start
+    # Both load numpy, which a server need not do to start.
+    from modelkeep.core.contest_outlook import contest_outlook
+    from modelkeep.core.outlook import outlook
 
     if endpoint.stable is None or (version is not None and endpoint.stable == version.number):
         serves = "already serves" if endpoint.stable is not None else "serves nothing yet to compare with"
         what = version.reference if version is not None else "a candidate"
         raise errors.Conflict(f"The endpoint {endpoint.name} {serves} {what}.")
     plan = check_plan(asked.plan or endpoint.plan)
+    led = _until_its_end(plan, act.now)
     measured = _measured(act, endpoint)
     flow, given, assumed = _flow(endpoint, measured, asked)
+    found = outlook(led, flow, seed=asked.seed, runs=asked.runs)
+    candidate = version.semver if version is not None else None
     return RolloutForecast(
         endpoint=endpoint.name,
         version=version.reference if version is not None else None,
@@ -80,7 +85,8 @@ def foretell(
         measured=measured,
         given=given,
         assumed=assumed,
-        outlook=outlook(plan, flow, seed=asked.seed, runs=asked.runs),
+        outlook=found,
+        contest=contest_outlook(led, flow, found, candidate=candidate, seed=asked.seed),
         labels=labels_outlook(
             plan,
             callers_per_s=flow.callers_per_s,
@@ -89,6 +95,15 @@ def foretell(
             callers=measured.stable_callers if measured is not None else 0,
         ),
     )
+
+
+def _until_its_end(plan: Plan, now: datetime) -> Plan:
+    """A plan whose steps last as long as they will: that of an A/B test until the test ends."""
+    ends_at = dated(plan, now).ends_at
+    if plan.strategy is not Strategy.AB_TEST or ends_at is None:
+        return plan
+    lasts_s = (ends_at - now).total_seconds()
+    return structs.replace(plan, steps=(structs.replace(plan.steps[0], min_s=lasts_s, max_s=lasts_s),))
 
 
 def _measured(act: Act, endpoint: Endpoint) -> Measured | None:
