@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, bindparam, literal_column, select, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Text,
+    bindparam,
+    case,
+    cast,
+    literal_column,
+    select,
+    union_all,
+    update,
+)
 
 from modelkeep.core import codec
 from modelkeep.core.tracking import (
@@ -36,6 +47,8 @@ from modelkeep.store.tracking_tables import (
 from modelkeep.store.transaction import Transaction
 
 NAN = float("nan")
+LOGGED_ALL = 1_000_000_000
+"""More than the runs of one page have logged: limits elsewhere see to that."""
 
 
 class RunRow(NamedTuple):
@@ -106,12 +119,6 @@ def _logged(run: Any) -> Any:
     )
 
 
-def _of_many(table: Any, *names: str) -> Any:
-    """Statement: what many runs have logged of one kind; rows come in the order of runs and keys."""
-    columns = (table.c.run, *(table.c[name] for name in names))
-    return select(*columns).where(one_of(table.c.run, "runs")).order_by(table.c.run, columns[1])
-
-
 def _data(of: Any) -> Any:
     d, r = datasets.c, run_datasets.c
     columns = (r.run, r.tags, d.name, d.digest, d.source_type, d.source, d.schema, d.profile)
@@ -120,10 +127,21 @@ def _data(of: Any) -> Any:
 
 
 _LOGGED = _logged(bindparam("run"))
-_METRICS = _of_many(run_metrics, "key", "value", "is_nan", "timestamp", "step")
-_PARAMS = _of_many(run_params, "key", "value")
-_TAGS = _of_many(run_tags, "key", "value")
-_MODELS = _of_many(run_models, "model_id", "role", "step")
+_m, _p, _t, _o = run_metrics.c, run_params.c, run_tags.c, run_models.c
+_METRICS = (
+    select(_m.run, _m.key, _m.value, _m.is_nan, _m.timestamp, _m.step)
+    .where(one_of(_m.run, "runs"))
+    .limit(bindparam("limit"))
+)
+# What a row of text is: its place in `Logged`.
+_PARAM, _TAG, _INPUT, _OUTPUT = (literal_column(str(place), Integer) for place in (1, 2, 3, 4))
+_MODELS_FROM = 3
+_role = case((_o.role == literal_column("'input'"), _INPUT), else_=_OUTPUT)
+_TEXTS = union_all(
+    select(_p.run, _PARAM, _p.key, _p.value).where(one_of(_p.run, "runs")),
+    select(_t.run, _TAG, _t.key, _t.value).where(one_of(_t.run, "runs")),
+    select(_o.run, _role, _o.model_id, cast(_o.step, Text)).where(one_of(_o.run, "runs")),
+).limit(bindparam("limit"))
 _DATA_OF_ONE = _data(lambda column: column == bindparam("run"))
 _DATA_OF_MANY = _data(lambda column: one_of(column, "runs"))
 
@@ -135,7 +153,7 @@ def find(tx: Transaction, run_id: str) -> RunRow | None:
 
 
 class Logged(NamedTuple):
-    """What one run has logged; each kind in the order of its keys."""
+    """What one run has logged; each kind in the order of its keys. Statements name the places of kinds."""
 
     metrics: list[Metric]
     params: list[Tag]
@@ -145,22 +163,45 @@ class Logged(NamedTuple):
     datasets: list[DatasetInput]
 
 
-def load(tx: Transaction, rows: Sequence[RunRow]) -> list[Run]:
+class LoggedRows(NamedTuple):
+    """What several runs have logged, as rows: metrics, and all that is text."""
+
+    metrics: list[Row]
+    texts: list[Row]
+
+    @property
+    def size(self) -> int:
+        """How much it is."""
+        return len(self.metrics) + len(self.texts)
+
+
+def logged_by(tx: Transaction, serials: Sequence[int], most: int = LOGGED_ALL) -> LoggedRows | None:
+    """All that these runs have logged but datasets: two statements; None when that is more."""
+    metrics = tx.all(_METRICS, runs=serials, limit=most + 1)
+    left = most - len(metrics)
+    if left < 0:
+        return None
+    texts = tx.all(_TEXTS, runs=serials, limit=left + 1)
+    return LoggedRows(metrics, texts) if len(texts) <= left else None
+
+
+def load(tx: Transaction, rows: Sequence[RunRow], logged: LoggedRows | None = None) -> list[Run]:
     """Runs out of rows of `RUN`, in the same order, each with all that it has logged: one statement for one,
-    four for many, and one more where any has datasets."""
+    two for many, unless that was read before; and one more where any has datasets."""
     if not rows:
         return []
     parts = {row.serial: Logged([], [], [], [], [], []) for row in rows}
     serials = list(parts)
     with_data = any(row.with_data for row in rows)
-    if len(rows) == 1:
+    if len(rows) == 1 and logged is None:
         _fill_one(parts[serials[0]], tx.all(_LOGGED, run=serials[0]))
-        data = tx.all(_DATA_OF_ONE, run=serials[0]) if with_data else []
     else:
-        _fill_many(tx, parts, serials)
-        data = tx.all(_DATA_OF_MANY, runs=serials) if with_data else []
-    for row in data:
-        parts[row[0]].datasets.append(_dataset(row))
+        _fill_many(parts, logged or logged_by(tx, serials) or LoggedRows([], []))
+    if with_data:
+        one = len(rows) == 1
+        data = tx.all(_DATA_OF_ONE, run=serials[0]) if one else tx.all(_DATA_OF_MANY, runs=serials)
+        for row in data:
+            parts[row[0]].datasets.append(_dataset(row))
     return [_run(row, parts[row.serial]) for row in rows]
 
 
@@ -179,16 +220,16 @@ def _fill_one(logged: Logged, rows: Sequence[Row]) -> None:
                 logged.outputs.append(ModelOutput(model_id=key, step=step))
 
 
-def _fill_many(tx: Transaction, parts: dict[int, Logged], serials: list[int]) -> None:
-    for run, *point in tx.all(_METRICS, runs=serials):
+def _fill_many(parts: dict[int, Logged], rows: LoggedRows) -> None:
+    """Each row to its run, in the order of keys."""
+    for run, *point in sorted(rows.metrics, key=itemgetter(1)):
         parts[run].metrics.append(_metric(*point))
-    for run, key, value in tx.all(_PARAMS, runs=serials):
-        parts[run].params.append(Tag(key, value))
-    for run, key, value in tx.all(_TAGS, runs=serials):
-        parts[run].tags.append(Tag(key, value))
-    for run, model_id, role, step in tx.all(_MODELS, runs=serials):
-        models = parts[run].inputs if role == "input" else parts[run].outputs
-        models.append(ModelOutput(model_id=model_id, step=step))
+    for run, place, key, text in sorted(rows.texts, key=itemgetter(2)):
+        kind: list[Any] = parts[run][place]
+        if place < _MODELS_FROM:
+            kind.append(Tag(key, text))
+        else:
+            kind.append(ModelOutput(model_id=key, step=int(text)))
 
 
 def _metric(key: str, value: float, is_nan: int, timestamp: int, step: int) -> Metric:

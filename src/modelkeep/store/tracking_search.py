@@ -281,15 +281,20 @@ def search_runs(
     question = _question(Noun.RUNS, clauses, order)
     page = _page(tx, question, scopes, view, asked=[clauses, order], limit=limit, page_token=page_token)
     found: list[Run] = []
-    logged = 0
+    size = 0
     while len(found) < len(page.serials):
         serials = page.serials[len(found) : len(found) + RUNS_AT_ONCE]
-        serials, size = _fitting(tx, serials, LOGGED_MAX - logged, found=bool(found))
-        if not serials:
-            break
-        logged += size
+        left = max(LOGGED_MAX - size, 0)
+        logged = run_rows.logged_by(tx, serials, left)
+        if logged is None:
+            serials = _fitting(tx, serials, left, found=bool(found))
+            if not serials:
+                break
+            logged = run_rows.logged_by(tx, serials)
+            assert logged is not None, "no run has logged so much"
+        size += logged.size
         rows = {row[0]: run_rows.RunRow(*row) for row in tx.all(_RUNS, serials=serials)}
-        found += run_rows.load(tx, [rows[serial] for serial in serials])
+        found += run_rows.load(tx, [rows[serial] for serial in serials], logged)
     return found, page.token(len(found))
 
 
@@ -306,16 +311,15 @@ _LOGGED = select(func.count()).select_from(
 )
 
 
-def _fitting(tx: Transaction, serials: list[int], most: int, *, found: bool) -> tuple[list[int], int]:
-    """As many of these runs as have logged no more than that, and how much they have; at least one run, where
-    none was found before."""
+def _fitting(tx: Transaction, serials: list[int], most: int, *, found: bool) -> list[int]:
+    """As many of these runs as have logged no more than that; at least one run, where none was found
+    before."""
     while True:
         row = tx.one(_LOGGED, serials=serials, most=most + 1)
-        size = int(row[0]) if row is not None else 0
-        if size <= most or (len(serials) == 1 and not found):
-            return serials, size
+        if (int(row[0]) if row is not None else 0) <= most or (len(serials) == 1 and not found):
+            return serials
         if len(serials) == 1:
-            return [], 0
+            return []
         serials = serials[: len(serials) // 2]
 
 
