@@ -74,7 +74,7 @@ HOT: dict[str, tuple[Statement, dict[str, Any]]] = {
     "semvers to choose from": (catalog._SEMVERS_OFFERED, {**NAMED, **LOW_HIGH}),
     "withdrawals": (catalog._WITHDRAWAL_EVENTS, {"model": "churn", "after": 0, "sequence": 1}),
     "numbers given": (catalog._GIVEN[3], {"model_id": "x", "keys": ["x"], **SPANS}),
-    "labels": (catalog._LABELS, {"version_id": "x", "model_id": "x", "number": 1}),
+    "by number, with the model": (catalog._NUMBERED, {**NAMED, "number": 1}),
     "labels of many": (catalog._TAGS_OF, {"ids": ["x"]}),
     "aliases of many": (catalog._ALIASES_OF, {"ids": ["x"]}),
     "alias events": (catalog._ALIAS_EVENTS, {"model": "churn", "after": 0, "sequence": 1}),

@@ -108,8 +108,7 @@ class Aliases:
         labels.check_alias(alias)
         if ref.model != model:
             raise errors.InvalidReference(f"{ref} is no version of {model}; aliases stay within their model.")
-        version = references.resolve_bare(act, references.present(ref))
-        row = references.row_of(act, model)
+        row, version = references.resolve_in_model(act, references.present(ref))
         known = models.get_alias(act.tx, row.id, alias)
         current = known.number if known is not None else None
         if expect is not UNSET and expect != current:
@@ -133,7 +132,6 @@ class Aliases:
                 )
             self._point(act, row, alias, known, version, shielded)
             return Pointed()
-        version = references.resolve(act, ref)
         return self._move(
             act, self.followers, endpoint, row, known, version, shielded, reason, plan, supersede
         )

@@ -20,7 +20,6 @@ from modelkeep.service import references, stages
 from modelkeep.service.act import Act
 from modelkeep.service.promotion import Promotion, PromotionKind, Promotions
 from modelkeep.service.stages import Because, Place
-from modelkeep.store import models as models_store
 from modelkeep.store import standing
 from modelkeep.store.database import Kept
 from modelkeep.store.models import ModelRow
@@ -173,9 +172,9 @@ def to_be_moved(act: Act, asked: Transition) -> ModelVersion | None:
     Raises:
         NotFound (its leaves), NotAllowed, InvalidParameter: it cannot be carried out.
     """
-    version = references.resolve(act, asked.ref)
+    row, version = references.resolve_in_model(act, asked.ref)
     act.authorise(Verb.PROMOTE, version.model)
-    stage = stage_named(models_store.get_row(act.tx, version.model).stages, asked.word)
+    stage = stage_named(row.stages, asked.word)
     return version if version.stage != stage else None
 
 
@@ -197,9 +196,8 @@ def transition(
         PolicyDenied, ApprovalRequired: recorded; with every gate's answer, and what to do next.
         RolloutActive, StageMoved: another move is under way.
     """
-    version = references.resolve(act, references.present(asked.ref))
+    row, version = references.resolve_in_model(act, references.present(asked.ref))
     act.authorise(Verb.PROMOTE, version.model)
-    row = models_store.get_row(act.tx, version.model)
     to = stage_named(row.stages, asked.word)
     if asked.archive_others and to in (row.stages.initial, row.stages.displaced_to):
         raise errors.InvalidParameter(

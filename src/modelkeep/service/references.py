@@ -26,14 +26,15 @@ LOOKED_AT = 500
 """Versions among which a near one is looked for when a name is not found."""
 
 
-def resolve_bare(act: Act, ref: Ref) -> ModelVersion:
-    """`resolve` for who needs neither tags nor aliases, which may be left out. Raises as that."""
+def resolve_in_model(act: Act, ref: Ref) -> tuple[ModelRow, ModelVersion]:
+    """`resolve`, and the row of the version's model with it. Raises as that."""
     act.readable(ref.model)
     if isinstance(ref.selector, Numbered) and ref.at is None:
-        found = store.find_bare(act.tx, store.BY_NUMBER, ref.model, number=ref.selector.number)
+        found = store.find_in_model(act.tx, ref.model, ref.selector.number)
         if found is not None:
             return found
-    return resolve(act, ref)
+    version = resolve(act, ref)
+    return row_of(act, version.model), version
 
 
 def resolve(act: Act, ref: Ref) -> ModelVersion:

@@ -6,14 +6,15 @@ and searches in `search`. Whether something may be done, and the event that belo
 part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
-from sqlalchemy import and_, bindparam, func, literal, or_, select, union_all
+from sqlalchemy import and_, bindparam, func, or_, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Text
 
 from modelkeep.core import codec, errors, registration, semver
@@ -22,8 +23,9 @@ from modelkeep.core.events import Event, EventKind
 from modelkeep.core.registration import Neighbourhood
 from modelkeep.core.semver import Range, SemVer
 from modelkeep.core.values import Digest, ModelName
+from modelkeep.store import models as models_store
 from modelkeep.store import renames
-from modelkeep.store.models import get_model
+from modelkeep.store.models import MODEL, get_model
 from modelkeep.store.schema import (
     aliases,
     events,
@@ -75,6 +77,24 @@ def _first_stage_postgresql(_: first_stage, compiler: SQLCompiler, **kw: Any) ->
     return f"({compiler.process(models.c.stages, **kw)}::json -> 'stages' -> 0 ->> 'name')"
 
 
+class json_pairs(FunctionElement[str]):  # noqa: N801  (it reads as a function of SQL)
+    """Of many rows a key and a value each as one JSON object; null, or an empty one, of none."""
+
+    name = "json_pairs"
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(json_pairs, "sqlite")
+def _json_pairs_sqlite(element: json_pairs, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_group_object({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(json_pairs, "postgresql")
+def _json_pairs_postgresql(element: json_pairs, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_object_agg({compiler.process(element.clauses, **kw)})::text"
+
+
 STAGE = func.coalesce(occupancy.c.stage, first_stage())
 """Where a version stands; it needs `JOINED`."""
 JOINED = models.join(versions, versions.c.model_id == models.c.id).outerjoin(
@@ -88,7 +108,7 @@ OFFERED = and_(versions.c.tombstone.is_(None), versions.c.yanked.is_(None))
 
 
 class FoundVersion(NamedTuple):
-    """A version's own row, in the order of `VERSION`."""
+    """A version's own row, in the order of `VERSION`, or with its labels as JSON, in that of `_LABELLED`."""
 
     id: str
     model_id: str
@@ -101,6 +121,8 @@ class FoundVersion(NamedTuple):
     created_at: str
     project: str
     name: str
+    tags: str | None = None
+    aliases: str | None = None
 
 
 VERSION = (
@@ -116,6 +138,20 @@ VERSION = (
     models.c.project,
     models.c.name,
 )
+
+_pointers = aliases.alias("pointers")
+_LABELLED = (
+    *VERSION,
+    select(json_pairs(version_tags.c.key, version_tags.c.value))
+    .where(version_tags.c.version_id == versions.c.id)
+    .correlate(versions)
+    .scalar_subquery(),
+    select(json_pairs(_pointers.c.alias, _pointers.c.number))
+    .where(_pointers.c.model_id == versions.c.model_id, _pointers.c.number == versions.c.number)
+    .correlate(versions)
+    .scalar_subquery(),
+)
+"""One version in one statement; the labels of many are read apart."""
 
 _NAMED = and_(models.c.project == bindparam("project"), models.c.name == bindparam("name"))
 _EXISTED = and_(
@@ -133,7 +169,8 @@ class Found(NamedTuple):
 
 def _found(condition: ColumnElement[bool], *order: Any) -> Found:
     def build(seen: ColumnElement[bool]) -> Statement:
-        return select(*VERSION).select_from(JOINED).where(_NAMED, seen, condition).order_by(*order).limit(1)
+        found = select(*_LABELLED).select_from(JOINED).where(_NAMED, seen, condition)
+        return found.order_by(*order).limit(1)
 
     return Found(build(READY), build(_EXISTED))
 
@@ -149,8 +186,13 @@ _LATEST = _found(and_(versions.c.prerelease == 0, OFFERED), _highest).now
 NEWEST = _found(versions.c.number > 0, _last)
 _IN_STAGE = _found(occupancy.c.stage == bindparam("stage"), _last)
 _IN_FIRST_STAGE = _found(and_(occupancy.c.number.is_(None), first_stage() == bindparam("stage")), _last)
+_NUMBERED = (
+    select(*_LABELLED, *MODEL)
+    .select_from(JOINED)
+    .where(_NAMED, READY, versions.c.number == bindparam("number"))
+)
 _ALIASED = (
-    select(*VERSION)
+    select(*_LABELLED)
     .select_from(
         JOINED.join(aliases, and_(aliases.c.model_id == models.c.id, aliases.c.number == versions.c.number))
     )
@@ -206,15 +248,6 @@ _SAME_IDENTITY = (
     .limit(bindparam("limit"))
 )
 
-_LABELS = (
-    select(version_tags.c.key, version_tags.c.value)
-    .where(version_tags.c.version_id == bindparam("version_id"))
-    .union_all(
-        select(aliases.c.alias, literal(None, Text())).where(
-            aliases.c.model_id == bindparam("model_id"), aliases.c.number == bindparam("number")
-        )
-    )
-)
 _TAGS_OF = select(version_tags.c.version_id, version_tags.c.key, version_tags.c.value).where(
     one_of(version_tags.c.version_id, "ids")
 )
@@ -320,19 +353,24 @@ def get_version(tx: Transaction, model: ModelName, number: int) -> ModelVersion:
 
 
 def find(tx: Transaction, by: Found, model: ModelName, **which: Any) -> ModelVersion | None:
-    """The version that a condition names now: two statements, the second for its labels."""
+    """The version that a condition names now."""
     return _first(tx, by.now, model, **which)
 
 
-def find_bare(tx: Transaction, by: Found, model: ModelName, **which: Any) -> ModelVersion | None:
-    """The same without its tags and aliases: one statement."""
-    row = tx.one(by.now, project=model.project, name=model.name, **which)
-    return _laid_over(FoundVersion(*row), {}, []) if row else None
+def find_in_model(
+    tx: Transaction, model: ModelName, number: int
+) -> tuple[models_store.ModelRow, ModelVersion] | None:
+    """The version with a number, with the row of its model."""
+    row = tx.one(_NUMBERED, project=model.project, name=model.name, number=number)
+    if row is None:
+        return None
+    own = len(_LABELLED)
+    return models_store.ModelRow(*row[own:]), _labelled(FoundVersion(*row[:own]))
 
 
 def _first(tx: Transaction, statement: Statement, model: ModelName, **which: Any) -> ModelVersion | None:
     row = tx.one(statement, project=model.project, name=model.name, **which)
-    return _labelled(tx, FoundVersion(*row)) if row else None
+    return _labelled(FoundVersion(*row)) if row else None
 
 
 def find_then(
@@ -350,7 +388,7 @@ def find_then(
         _STAGE_THEN, model_id=found.model_id, number=found.number, sequence=moment.sequence
     ) or tx.one(_FIRST_STAGE, which=found.model_id)
     assert stage is not None, "the version's model is there"
-    return replace(_labelled(tx, found), stage=stage[0], aliases=())
+    return replace(_labelled(found), stage=stage[0], aliases=())
 
 
 _FIRST_STAGE = select(first_stage()).select_from(models).where(models.c.id == bindparam("which"))
@@ -359,7 +397,7 @@ _FIRST_STAGE = select(first_stage()).select_from(models).where(models.c.id == bi
 def find_aliased(tx: Transaction, model: ModelName, alias: str) -> ModelVersion | None:
     """The version an alias points to."""
     row = tx.one(_ALIASED, project=model.project, name=model.name, alias=alias)
-    return _labelled(tx, FoundVersion(*row)) if row else None
+    return _labelled(FoundVersion(*row)) if row else None
 
 
 def find_staged(
@@ -394,10 +432,8 @@ def find_latest(tx: Transaction, model: ModelName, moment: Moment | None = None)
 
 def find_parent(tx: Transaction, model: ModelName) -> ModelVersion | None:
     """The version that a new one follows: the highest released one, else the highest with pre-releases
-    included; a withdrawn one only where there is no other. It comes without its tags and aliases."""
-    named = {"project": model.project, "name": model.name}
-    row = tx.one(_LATEST, **named) or tx.one(_HIGHEST_OFFERED, **named) or tx.one(HIGHEST.now, **named)
-    return _laid_over(FoundVersion(*row), {}, []) if row else None
+    included; a withdrawn one only where there is no other."""
+    return _first(tx, _LATEST, model) or _first(tx, _HIGHEST_OFFERED, model) or find(tx, HIGHEST, model)
 
 
 def _choose(
@@ -526,19 +562,13 @@ def load(tx: Transaction, rows: Sequence[Row]) -> list[ModelVersion]:
     ]
 
 
-def _labelled(tx: Transaction, found: FoundVersion) -> ModelVersion:
-    tags: dict[str, str] = {}
-    pointers: list[str] = []
-    rows = tx.all(_LABELS, version_id=found.id, model_id=found.model_id, number=found.number)
-    for name, value in rows:
-        if value is None:
-            pointers.append(name)
-        else:
-            tags[name] = value
+def _labelled(found: FoundVersion) -> ModelVersion:
+    tags = codec.decode(found.tags, dict[str, str]) if found.tags is not None else {}
+    pointers = codec.decode(found.aliases, dict[str, int]) if found.aliases is not None else {}
     return _laid_over(found, tags, pointers)
 
 
-def _laid_over(found: FoundVersion, tags: dict[str, str], pointers: list[str]) -> ModelVersion:
+def _laid_over(found: FoundVersion, tags: dict[str, str], pointers: Iterable[str]) -> ModelVersion:
     return replace(
         codec.decode(found.document, ModelVersion),
         model=ModelName(found.project, found.name),  # the document has the name that it was registered under
