@@ -7,13 +7,14 @@ versions.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from bench import mlflow_scenarios, report, servers, tracked
-from bench.load import Call, Figure, drive, median_of
+from bench.load import Call, Figure, drive, median_of, probe
 from bench.mlflow_scenarios import get, post
 from bench.report import Row
 from bench.servers import Running
@@ -25,18 +26,23 @@ QUICK_QUESTIONS = ("get a run", "search the newest runs")
 CONNECTIONS = 8
 ROUNDS = 3
 PAGE = 20
-"""Runs of a page; the smallest store has enough that match."""
+"""Runs of a page. The smallest store has as many that pass each filter, so that all answers are as long."""
+DEPTHS = 2
+"""Different values of the param `depth`: half of the runs pass a filter on it, and half of these one on a
+metric as well."""
 ASKED = 50
 """Different runs asked for, evenly over the store."""
 RATIO_MAX = 1.5
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """One kind of request to a store of some size. `promised`: whether it may not slow down."""
+    """One kind of request to a store of some size. `promised`: whether it may not slow down; `runs`: how many
+    runs every answer has, whatever the size, where that is known."""
 
     name: str
     calls: tuple[Call, ...]
     promised: bool = True
+    runs: int | None = None
 
 
 def questions(size: int) -> list[Question]:
@@ -64,19 +70,32 @@ def questions(size: int) -> list[Question]:
         _search("the newest runs"),
         _search("the best runs by a metric", order_by=["metrics.auc DESC"]),
         _search("runs by a metric, the best", filter="metrics.auc > 0.5", order_by=["metrics.auc DESC"]),
-        _search("runs by a param, the newest", filter="params.depth = '3'"),
+        _search("runs by a param, the newest", filter="params.depth = '1'"),
         _search(
             "runs by a metric and a param, the best",
-            filter="metrics.auc > 0.5 and params.depth = '3'",
+            filter="metrics.auc > 0.5 and params.depth = '1'",
             order_by=["metrics.auc DESC"],
         ),
-        _search("runs by a tag that none has", filter="tags.team = 'nobody'"),
+        _search("runs by a tag that none has", runs=0, filter="tags.team = 'nobody'"),
     ]
 
 
-def _search(name: str, **more: object) -> Question:
+def _search(name: str, runs: int = PAGE, **more: object) -> Question:
     body = {"experiment_ids": [EXPERIMENT_ID], "max_results": PAGE, **more}
-    return Question(name=f"search {name}", calls=(post("runs/search", **body),))
+    return Question(name=f"search {name}", calls=(post("runs/search", **body),), runs=runs)
+
+
+def check(server: Running, question: Question) -> None:
+    """See that an answer is as long as on the other stores: a shorter one would be quicker for that alone.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    if question.runs is None:
+        return
+    found = len(json.loads(probe(server.port, question.calls[0])).get("runs", ()))
+    if found != question.runs:
+        raise RuntimeError(f"{question.name}: {found} runs were found instead of {question.runs}")
 
 
 def rows(folder: Path, sizes: Sequence[int], seconds: int, rounds: int, *, brief: bool) -> Iterator[Row]:
@@ -87,6 +106,8 @@ def rows(folder: Path, sizes: Sequence[int], seconds: int, rounds: int, *, brief
             if brief and asked[0].name not in QUICK_QUESTIONS:
                 continue
             report.tell(f"with {sizes[-1]:,} runs: {asked[0].name}")
+            for server, question in zip(running, asked, strict=True):
+                check(server, question)
             figures: list[list[Figure]] = [[] for _ in sizes]
             places = list(range(len(sizes)))
             for turn in range(rounds):
@@ -108,7 +129,7 @@ def filled(data: Path, size: int) -> Iterator[Running]:
     """Our server on a store with so many runs."""
     report.tell(f"filling a store with {size:,} runs")
     data.mkdir(mode=0o700)
-    tracked.fill(f"sqlite:///{data / 'modelkeep.db'}", size)
+    tracked.fill(f"sqlite:///{data / 'modelkeep.db'}", size, DEPTHS)
     with servers.modelkeep(data) as running:
         yield running
 

@@ -32,7 +32,7 @@ WAITING = 4
 BEGAN = 1_700_000_000_000
 """When the first run was, in milliseconds; each next one a second later."""
 DEPTHS = 10
-"""Different values of the param `depth`."""
+"""Different values of the param `depth`, where nobody says otherwise."""
 
 _RUN = insert(tracking_tables.runs)
 _METRIC = insert(tracking_tables.run_metrics)
@@ -57,7 +57,7 @@ def run_id(index: int) -> str:
     return f"{index * 0x9E3779B97F4A7C15 % 2**128:032x}"
 
 
-def tracked(index: int) -> Tracked:
+def tracked(index: int, depths: int = DEPTHS) -> Tracked:
     """A run, by its number."""
     auc = index * 7_919 % 100_003 / 100_003
     return Tracked(
@@ -65,7 +65,7 @@ def tracked(index: int) -> Tracked:
         name=f"run-{index}",
         start_time=BEGAN + index * 1_000,
         metrics={"auc": auc, "loss": 1.0 - auc},
-        params={"depth": str(index % DEPTHS), "eta": f"0.{index % 97 + 1}"},
+        params={"depth": str(index % depths), "eta": f"0.{index % 97 + 1}"},
         tags={"mlflow.runName": f"run-{index}", "mlflow.user": "ada", "mlflow.source.name": "train.py"},
     )
 
@@ -73,8 +73,8 @@ def tracked(index: int) -> Tracked:
 # ------------------------------------------------------------------------------------------------ our tables
 
 
-def fill(database_url: str, count: int) -> None:
-    """Make the experiment and its runs in a database that no server uses."""
+def fill(database_url: str, count: int, depths: int = DEPTHS) -> None:
+    """Make the experiment and its runs, with so many different depths, in a database that no server uses."""
     with closing(Database.open(database_url)) as database:
         made = database.write(partial(experiments.add, project="default", name=EXPERIMENT, now_ms=BEGAN))
         if str(made.result()) != EXPERIMENT_ID:
@@ -84,13 +84,13 @@ def fill(database_url: str, count: int) -> None:
             if len(waiting) == WAITING:
                 waiting.popleft().result()
             numbers = range(first, min(first + BATCH, count))
-            waiting.append(database.write(partial(_write, numbers=numbers)))
+            waiting.append(database.write(partial(_write, numbers=numbers, depths=depths)))
         for future in waiting:
             future.result()
 
 
-def _write(tx: Transaction, numbers: Sequence[int]) -> None:
-    made = [(index + 1, tracked(index)) for index in numbers]
+def _write(tx: Transaction, numbers: Sequence[int], depths: int) -> None:
+    made = [(index + 1, tracked(index, depths)) for index in numbers]
     tx.many(_RUN, [_run(serial, run) for serial, run in made])
     points = [
         {"run": serial, "key": key, "value": value, "is_nan": 0, "timestamp": run.start_time, "step": 0}

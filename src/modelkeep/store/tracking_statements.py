@@ -83,7 +83,10 @@ def _within(asked: Asked) -> list[Condition]:
 
 
 def _ways(asked: Asked) -> Iterator[tuple[int, Any]]:
+    walks = asked.noun is Noun.RUNS  # along the index of what the order begins with, where it has a filter
     for index, form in enumerate(asked.forms):
+        if walks and index in asked.first:
+            continue
         found = way(asked.noun, form, index, lambda column: _scope(asked, column))
         if found is not None:
             yield index, found
