@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from modelkeep.adapters import blobs_disk, blobs_folder, blobs_intake
-from modelkeep.adapters.blobs_disk import PIECE_BYTES, Pieces, ahead, read_past
+from modelkeep.adapters.blobs_disk import PIECE_BYTES, Crew, Pieces, ahead, read_past
 from modelkeep.adapters.blobs_folder import FolderBlobs
 from modelkeep.core import errors
 from tests.contracts.blobs import BrokenLine, breaking, content, noise
@@ -47,9 +47,12 @@ def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
             monkeypatch.setattr(os, "preadv", _unless_past(os.preadv))
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FolderBlobs]:
-    """A store that takes files of a few pieces for large ones."""
+@pytest.fixture(params=[1, 64])
+def store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[FolderBlobs]:
+    """A store that takes files of a few pieces for large ones, on a machine with few processors or many."""
+    monkeypatch.setattr(os, "cpu_count", lambda: request.param)
     monkeypatch.setattr(blobs_intake, "FOLLOW_BYTES", PIECE_BYTES)
     monkeypatch.setattr(blobs_folder, "PAST_CACHE_BYTES", 2 * PIECE_BYTES)
     store = FolderBlobs(tmp_path / "blobs")
@@ -158,9 +161,13 @@ def test_a_file_that_was_cut_off_ends_early(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ one chunk ahead
 
 
-def test_chunks_come_in_order_and_their_error_last() -> None:
-    """What was made before an error is handed out before it."""
-    chunks, got = ahead(_failing()), []
+@pytest.mark.parametrize("others", [0, 1_000])
+def test_chunks_come_in_order_and_their_error_last(others: int) -> None:
+    """What was made before an error is handed out before it, with a second thread and without."""
+    crew = Crew()
+    for _ in range(others):
+        crew.__enter__()
+    chunks, got = ahead(_failing(), crew), []
     with pytest.raises(ZeroDivisionError):
         while True:
             got.append(next(chunks))
@@ -172,8 +179,9 @@ def _failing() -> Iterator[bytes]:
     raise ZeroDivisionError
 
 
-def test_who_stops_early_leaves_no_thread() -> None:
+def test_who_stops_early_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that goes away ends the making, and what it holds is let go of."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     closed: list[str] = []
 
     def endless() -> Iterator[bytes]:
@@ -183,7 +191,7 @@ def test_who_stops_early_leaves_no_thread() -> None:
         finally:
             closed.append(threading.current_thread().name)
 
-    chunks = ahead(endless())
+    chunks = ahead(endless(), Crew())
     assert next(chunks) == b"more"
     chunks.close()
     assert closed == ["modelkeep-ahead"]

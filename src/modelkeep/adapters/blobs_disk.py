@@ -15,6 +15,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 from modelkeep.core import errors
 
@@ -55,6 +56,32 @@ class Pieces:
         """Nobody uses it any more."""
         if len(self._free) < PIECES_KEPT:
             self._free.append(piece)
+
+
+class Crew:
+    """Who moves large files at the moment, each with the thread that called and, if there are processors for
+    it, a second one. To be entered as a context. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at_work = 0
+        self._places = os.cpu_count() or 1
+
+    def __enter__(self) -> "Crew":
+        with self._lock:
+            self._at_work += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._at_work -= 1
+
+    @property
+    def crowded(self) -> bool:
+        """Whether second threads would only take the processors from first ones."""
+        return 2 * self._at_work > self._places
 
 
 def pass_cache(fd: int, wanted: bool) -> bool:
@@ -156,11 +183,17 @@ def read_cached(fd: int, room: bytearray | memoryview, offset: int) -> int:
         return 0
 
 
-def ahead(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
-    """Hand chunks through, and have a thread make the next one meanwhile; what `chunks` raises, too.
+def ahead(chunks: Iterable[bytes], crew: Crew) -> Generator[bytes, None, None]:
+    """Hand chunks through, and have a thread make the next one meanwhile, unless too many are at work; what
+    `chunks` raises, too.
 
     It is begun by the first `next`, and ended, with its thread, by the last or by `close`.
     """
+    with crew:
+        yield from chunks if crew.crowded else _ahead(chunks)
+
+
+def _ahead(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
     made: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
     room = threading.Semaphore(CHUNKS_AHEAD)
     ended = threading.Event()

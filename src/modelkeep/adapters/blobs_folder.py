@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from modelkeep.adapters.blobs_disk import (
+    Crew,
     Pieces,
     ahead,
     disk_errors,
@@ -86,9 +87,10 @@ class FolderBlobs:
         self._named: set[str] = set()
         """Folders in it whose names were synced since this process began."""
         self._pieces = Pieces()
+        self._crew = Crew()
         self._lately: OrderedDict[Digest, None] = OrderedDict()
         self._lately_lock = threading.Lock()
-        self._spool = UploadSpool(self._root / "uploads", direct=True)
+        self._spool = UploadSpool(self._root / "uploads", self._crew, direct=True)
         self._journal = Journal(self._root_fd, "journal", self)
 
     def close(self) -> None:
@@ -218,7 +220,7 @@ class FolderBlobs:
         chunks = self.open(digest)
         large = found is not None and found.size_bytes >= PAST_CACHE_BYTES
         return verified(
-            ahead(chunks) if large else chunks,
+            ahead(chunks, self._crew) if large else chunks,
             digest,
             "the stored file is damaged; run 'modelkeep fsck', then restore it or register it again",
         )

@@ -15,14 +15,15 @@ import threading
 from collections import deque
 from types import TracebackType
 
-from modelkeep.adapters.blobs_disk import BLOCK_BYTES, PIECE_BYTES, Pieces, disk_errors, pass_cache
+from modelkeep.adapters.blobs_disk import BLOCK_BYTES, PIECE_BYTES, Crew, Pieces, disk_errors, pass_cache
 from modelkeep.core import errors
 from modelkeep.core.values import Digest
 from modelkeep.ports import no_such_upload
 
 # Limits of one stretch; each with the reason for its size.
 FOLLOW_BYTES = 4 * 1024 * 1024
-"""Bytes after which a second thread is worth its start; what is less is hashed where it is written."""
+"""Bytes after which a second thread is worth its start; what is less is hashed where it is written, as is
+everything when many write at once."""
 PIECES_BEHIND = 2
 """Pieces that may wait to be hashed, with the one that is: the writer waits then, and so does the sender."""
 SETTLE_BYTES = 8 * 1024 * 1024
@@ -80,6 +81,7 @@ class Intake:
         limit: int,
         running: RunningHash,
         pieces: Pieces,
+        crew: Crew,
         *,
         direct: bool,
     ) -> None:
@@ -87,6 +89,7 @@ class Intake:
         Args:
             limit: bytes that the file may have.
             running: the hash of the upload, which is taken along.
+            crew: says whether there is a processor for the hash alone.
             direct: write past the system's cache where that can be done.
         """
         self.offset = offset
@@ -94,7 +97,8 @@ class Intake:
         self._fd = fd
         self._limit = limit
         self._pieces = pieces
-        self._follower = _Follower(fd, running, pieces, offset)
+        self._crew = crew
+        self._follower = _Follower(fd, running, pieces, crew, offset)
         self._may_pass = (
             direct and self._follower.in_step
         )  # who follows in the file reads it through the cache
@@ -105,12 +109,14 @@ class Intake:
         self._room = PIECE_BYTES - offset % PIECE_BYTES
 
     def __enter__(self) -> "Intake":
+        self._crew.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._follower.stop()
+        self._crew.__exit__(kind, error, trace)
         self._pieces.give(self._piece)
         if self._passing:
             self._passing = pass_cache(self._fd, False)
@@ -192,11 +198,12 @@ class _Follower:
     """Hashes what was written: in step with the writer, from memory; or, where the hash is elsewhere, from
     the file, as far as it gets."""
 
-    def __init__(self, fd: int, running: RunningHash, pieces: Pieces, offset: int) -> None:
+    def __init__(self, fd: int, running: RunningHash, pieces: Pieces, crew: Crew, offset: int) -> None:
         self.in_step = running.offset == offset
         self._fd = fd
         self._running = running
         self._pieces = pieces
+        self._crew = crew
         self._began = self._written = offset
         self._waiting: deque[tuple[memoryview, int]] = deque()
         self._stopped = False
@@ -214,9 +221,13 @@ class _Follower:
         Returns:
             memory for the next piece.
         """
-        if self._thread is None and offset - self._began < FOLLOW_BYTES:
-            if self.in_step:
-                self._running.add(piece[:size])
+        early = self._thread is None and offset - self._began < FOLLOW_BYTES
+        if self.in_step and (early or self._crew.crowded):
+            with self._changed:
+                self._changed.wait_for(lambda: not self._waiting)
+            self._running.add(piece[:size])
+            return piece
+        if early:
             return piece
         with self._changed:
             self._written = offset

@@ -27,6 +27,7 @@ from modelkeep.adapters.blobs_disk import (
     CREATE,
     PIECE_BYTES,
     PLAIN,
+    Crew,
     Pieces,
     disk_errors,
     open_folder,
@@ -61,10 +62,11 @@ _SIZE = re.compile(r"([a-z0-9_]{1,64})\.size", re.ASCII)
 class UploadSpool:
     """The open sessions of one folder. Safe for threads, and for several processes on one local disk."""
 
-    def __init__(self, folder: Path, *, direct: bool = False) -> None:
+    def __init__(self, folder: Path, crew: Crew | None = None, *, direct: bool = False) -> None:
         """Open the folder, making it where it is missing.
 
         Args:
+            crew: who else moves large files here.
             direct: have large uploads pass by the system's cache, where nobody reads them again at once.
 
         Raises:
@@ -73,6 +75,7 @@ class UploadSpool:
         self._fd = open_folder(folder)
         self._direct = direct
         self._pieces = Pieces()
+        self._crew = crew or Crew()
         self._hashes: OrderedDict[str, RunningHash] = OrderedDict()
         self._hashes_lock = threading.Lock()
 
@@ -132,7 +135,7 @@ class UploadSpool:
             limit = self._declared(upload_id)
             most = BLOB_MAX_BYTES if limit is None else limit
             with Intake(
-                upload_id, fd, end, most, self._hash(upload_id), self._pieces, direct=self._direct
+                upload_id, fd, end, most, self._hash(upload_id), self._pieces, self._crew, direct=self._direct
             ) as intake:
                 try:
                     for chunk in chunks:

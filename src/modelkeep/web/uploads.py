@@ -25,9 +25,9 @@ FAST_S = 0.05
 """A sender who fills a batch within this time (20 MiB a second) gets a thread for a while."""
 BURST_BYTES = 512 * 1024 * 1024
 """Bytes after which a fast sender lets others have the thread for a moment."""
-QUEUE_BYTES = 1024 * 1024
-"""Bytes of a fast sender that may wait for the disk; with more, it is made to wait. Few enough that they are
-still in a processor's cache when they are written."""
+QUEUE_BYTES = 4 * 1024 * 1024
+"""Bytes of a fast sender that may wait for the disk, which takes a piece of a megabyte at a time; with more,
+it is made to wait."""
 WAKE_BYTES = 256 * 1024
 """Bytes of a fast sender for which the thread is woken: with each read of a socket the two would spend their
 time on waking each other."""
