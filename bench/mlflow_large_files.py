@@ -1,7 +1,8 @@
 """A large artifact there and back through MLflow's server and ours, beside what the loopback gives.
 
 The yardstick is a plain socket: one process sends the same bytes, another takes them and hashes them with
-SHA-256, as whoever keeps bytes by their content must; nothing is written. The sender and taker of artifacts
+SHA-256, as whoever keeps bytes by their content must; nothing is written. Beside it stands what the socket
+gives without the hash, which nobody is measured by. The sender and taker of artifacts
 are bare sockets as well, so that no client library is in the figures. Each file has bytes of its own at its
 beginning, or the second one would be known already. A part of `mlflow_side_by_side`.
 """
@@ -35,8 +36,9 @@ _numbers = itertools.count()
 
 
 class Speeds(NamedTuple):
-    """MiB a second of one round: the yardstick, ours, and MLflow's where it is measured."""
+    """MiB a second of one round: the socket alone, the yardstick, ours, and MLflow's where it is measured."""
 
+    bare: float
     loopback: float
     ours: float
     peer: float | None
@@ -79,9 +81,10 @@ def one_round(
     amount_mib: int,
 ) -> Speeds:
     """The yardstick and both servers, one after the other."""
+    bare = amount_mib / loopback_s(content, connections, hashed=False)
     loopback = amount_mib / loopback_s(content, connections)
     speeds = [amount_mib / _timed(partial(verb, server)) for server in (ours, *([peer] if peer else []))]
-    return Speeds(loopback, speeds[0], speeds[1] if peer is not None else None)
+    return Speeds(bare, loopback, speeds[0], speeds[1] if peer is not None else None)
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -93,14 +96,15 @@ def _timed(work: Callable[[], object]) -> float:
 def _row(what: str, rounds: list[Speeds]) -> Row:
     share = statistics.median(each.ours / each.loopback for each in rounds)
     middle = Speeds(
+        statistics.median(each.bare for each in rounds),
         statistics.median(each.loopback for each in rounds),
         statistics.median(each.ours for each in rounds),
         statistics.median(each.peer for each in rounds if each.peer is not None)
         if rounds[0].peer is not None
         else None,
     )
-    beside = f"loopback, hashed: {middle.loopback:,.0f} MiB/s"
-    values = {"mib_per_second": middle.ours, "share_of_loopback": share}
+    beside = f"loopback, hashed: {middle.loopback:,.0f} MiB/s (bare {middle.bare:,.0f})"
+    values = {"mib_per_second": middle.ours, "share_of_loopback": share, "bare_mib_per_second": middle.bare}
     if middle.peer is not None:
         beside += f"; MLflow {middle.peer:,.0f} MiB/s"
         values["peer_mib_per_second"] = middle.peer
@@ -173,12 +177,13 @@ def _take_chunks(answer: BinaryIO) -> int:
     return taken
 
 
-def loopback_s(content: bytes, connections: int) -> float:
-    """How long it takes to send content over so many sockets at a time to a process that hashes it."""
+def loopback_s(content: bytes, connections: int, *, hashed: bool = True) -> float:
+    """How long it takes to send content over so many sockets at a time to a process that takes, and hashes,
+    it."""
     context = multiprocessing.get_context("fork")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        taker = context.Process(target=_take_and_hash, args=(listening, connections), daemon=True)
+        taker = context.Process(target=_take_all, args=(listening, connections, hashed), daemon=True)
         taker.start()
         try:
             return _timed(lambda: at_once([lambda: _send(port, content)] * connections))
@@ -193,12 +198,13 @@ def _send(port: int, content: bytes) -> None:
         connection.recv(64)
 
 
-def _take_and_hash(listening: socket.socket, connections: int) -> None:
+def _take_all(listening: socket.socket, connections: int, hashed: bool) -> None:
     def take(connection: socket.socket) -> None:
         digest, room = hashlib.sha256(), bytearray(PIECE_BYTES)
         with connection:
             while count := connection.recv_into(room):
-                digest.update(memoryview(room)[:count])
+                if hashed:
+                    digest.update(memoryview(room)[:count])
             connection.sendall(digest.digest())
 
     accepted = [listening.accept()[0] for _ in range(connections)]
