@@ -4,6 +4,7 @@ comes of both.
 Facts and rules are judged in `core.bump`; here they are only brought together. Nothing is changed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -20,6 +21,7 @@ from modelkeep.service.act import Act
 from modelkeep.store import catalog as store
 from modelkeep.store import models
 from modelkeep.store.models import ModelRow
+from modelkeep.store.promotion import StoredPolicy
 
 SAME_SHOWN = 5
 """Versions with the same identity that a registration points out."""
@@ -45,7 +47,10 @@ class Rules(NamedTuple):
 
 def rules_for(act: Act, model: ModelName) -> Rules:
     """The rules of the nearest policy that was set: the model's own, its project's, the installation's."""
-    stored = policies.nearest(act.tx, model)
+    return _rules_of(policies.nearest(act.tx, model))
+
+
+def _rules_of(stored: StoredPolicy | None) -> Rules:
     if stored is None or stored.policy.versioning == VersionRules():
         return Rules(DEFAULT_RULES, None)
     return Rules(bump.book_of(stored.policy.versioning), stored.digest)
@@ -57,11 +62,12 @@ def decide(act: Act, model: ModelName, row: ModelRow | None, spec: DraftSpec) ->
     Raises: as `decide_anew`.
     """
     digest = catalog.manifest_digest(Manifest(files=spec.files))
+    policy = policies.ask_nearest(act.tx, model)
     twins = store.find_same_bytes(act.tx, row.id, digest) if row is not None else []
     known = next((twin for twin in twins if registration.adds_nothing(spec, digest, twin)), None)
     if known is not None:
         return known
-    decided = _decided(act, model, row, spec, digest, twins[0] if twins else None)
+    decided = _decided(act, model, row, spec, digest, twins[0] if twins else None, policy)
     parent = decided.parent
     return parent if parent is not None and str(decided.given) == parent.semver else decided
 
@@ -90,8 +96,9 @@ def decide_anew(
         VersionNotFound, AliasNotFound, StageEmpty: the parent that was named.
     """
     digest = catalog.manifest_digest(Manifest(files=spec.files))
+    policy = policies.ask_nearest(act.tx, model)
     twin = store.find_twin(act.tx, row.id, digest) if row is not None else None
-    return _decided(act, model, row, spec, digest, twin, anew=True), twin
+    return _decided(act, model, row, spec, digest, twin, policy, anew=True), twin
 
 
 def _decided(
@@ -101,6 +108,7 @@ def _decided(
     spec: DraftSpec,
     digest: Digest,
     twin: ModelVersion | None,
+    policy: Callable[[], StoredPolicy | None],
     *,
     anew: bool = False,
 ) -> Numbered:
@@ -116,7 +124,7 @@ def _decided(
         )  # says that there is no such model
     before = semver.parse(parent.semver) if parent is not None else None
     facts = registration.facts_of(registration.stated_by(parent, parent.digest)) if parent else None
-    rules = rules_for(act, model)
+    rules = _rules_of(policy())
     verdict = bump.infer(facts, new, rules.book)
     if anew and parent is not None and verdict.bump is Bump.NONE:
         again = f"The files and what is stated of them are those of {parent.reference}, registered once more."

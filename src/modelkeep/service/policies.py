@@ -5,6 +5,7 @@ begins with. Each change is a new version, kept whole in the audit log. What a p
 `core.policy`'s business.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from modelkeep.core import errors, policy, values
@@ -24,9 +25,19 @@ Scope = ModelName | str | None
 
 def nearest(tx: Transaction, scope: Scope) -> store.StoredPolicy | None:
     """The policy set nearest to a scope; None where nobody has set one."""
+    return ask_nearest(tx, scope)()
+
+
+def ask_nearest(tx: Transaction, scope: Scope) -> Callable[[], store.StoredPolicy | None]:
+    """`nearest`, asked ahead."""
     keys = [store.scope_key(place) for place in _places(scope)]
-    found = store.latest_policies(tx, keys)
-    return next((found[key] for key in keys if key in found), None)
+    asked = store.ask_policies(tx, keys)
+
+    def answer() -> store.StoredPolicy | None:
+        found = asked()
+        return next((found[key] for key in keys if key in found), None)
+
+    return answer
 
 
 def _places(scope: Scope) -> list[Scope]:

@@ -140,6 +140,7 @@ class Sources:
         """
         request = prepared.request
         row = _admitted(act, request)
+        damaged = damage.ask_damaged(act.tx, {file.digest for file in prepared.files})
         files: tuple[FileEntry, ...]
         notes: tuple[str, ...] = ()
         if is_prompt(request.tags):
@@ -153,7 +154,7 @@ class Sources:
             raise errors.Conflict(
                 "The files have changed while they were registered; register them again.", field="source"
             )
-        self._refuse_lost(act, prepared)
+        _refuse_lost(prepared, damaged())
         checked = registration.check_spec(spec)
         decided, twin = numbering.decide_anew(act, request.model, row, checked)
         if row is None:
@@ -321,15 +322,6 @@ class Sources:
         self._blobs.append(upload_id, 0, [data])
         self._blobs.commit(upload_id, entry.digest)
 
-    def _refuse_lost(self, act: Act, prepared: PreparedVersion) -> None:
-        damaged = damage.damaged_among(act.tx, {file.digest for file in prepared.files})
-        lost = [f.path for f in prepared.files if f.digest not in prepared.stored or f.digest in damaged]
-        if lost:
-            raise errors.Conflict(
-                f"{values.quoted(lost[0])} is no longer stored as it was logged; log the model again.",
-                missing=lost[: values.PAGE_MAX],
-            )
-
 
 def _admitted(act: Act, request: VersionRequest) -> ModelRow | None:
     """The row of the model that a version is to be made of; None where the model is to be made, too.
@@ -347,6 +339,16 @@ def _admitted(act: Act, request: VersionRequest) -> ModelRow | None:
         act.authorise(Verb.CREATE_MODEL, request.model)
         labels.check_new_name(act, request.model)
     return row
+
+
+def _refuse_lost(prepared: PreparedVersion, damaged: set[Digest]) -> None:
+    """Raises Conflict when a file is gone, or what lies in its place is another."""
+    lost = [f.path for f in prepared.files if f.digest not in prepared.stored or f.digest in damaged]
+    if lost:
+        raise errors.Conflict(
+            f"{values.quoted(lost[0])} is no longer stored as it was logged; log the model again.",
+            missing=lost[: values.PAGE_MAX],
+        )
 
 
 def _refuse_contradiction(request: VersionRequest, located: Located) -> None:

@@ -4,7 +4,7 @@ The bytes themselves are not touched: whether a check misread them is not for a 
 is missing altogether has no row; the blob store itself tells.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from sqlalchemy import bindparam, delete, select
@@ -23,6 +23,12 @@ _CLEAR = delete(damaged_blobs).where(damaged_blobs.c.digest == bindparam("which"
 def damaged_among(tx: Transaction, digests: Iterable[Digest]) -> set[Digest]:
     """Which of these contents are known to be damaged."""
     return {Digest(row[0]) for row in tx.all(_AMONG, digests=list(digests))}
+
+
+def ask_damaged(tx: Transaction, digests: Iterable[Digest]) -> Callable[[], set[Digest]]:
+    """`damaged_among`, asked ahead."""
+    asked = tx.ask(_AMONG, digests=list(digests))
+    return lambda: {Digest(row[0]) for row in asked.all()}
 
 
 def mark(tx: Transaction, digest: Digest, now: datetime) -> None:

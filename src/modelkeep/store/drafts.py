@@ -200,7 +200,7 @@ def add_draft(tx: Transaction, draft: Draft) -> None:
         }
         for entry in draft.files
     ]
-    tx.many(_INSERT_FILE, rows)
+    tx.put_many(_INSERT_FILE, rows)
 
 
 def touch(tx: Transaction, draft_id: str, now: datetime) -> None:

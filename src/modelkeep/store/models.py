@@ -362,13 +362,13 @@ _TAG_TABLES = {
 def put_tags(tx: Transaction, table: Table, owner_id: str, tags: Mapping[str, str]) -> None:
     """Set tags of a model (`schema.model_tags`) or of a version (`schema.version_tags`)."""
     owner, put, _ = _TAG_TABLES[table.name]
-    tx.many(put, [{owner: owner_id, **texts(key, value)} for key, value in tags.items()])
+    tx.put_many(put, [{owner: owner_id, **texts(key, value)} for key, value in tags.items()])
 
 
 def drop_tags(tx: Transaction, table: Table, owner_id: str, keys: Iterable[str]) -> None:
     """Remove tags; one that is not there is no error."""
     _, _, drop = _TAG_TABLES[table.name]
-    tx.many(drop, [{"which": owner_id, "name": key} for key in keys])
+    tx.put_many(drop, [{"which": owner_id, "name": key} for key in keys])
 
 
 def texts(key: str, value: str) -> dict[str, Any]:

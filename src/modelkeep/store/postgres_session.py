@@ -166,6 +166,15 @@ class Session:
         self._posted.append((answer, query, _texts(params)))
         return answer
 
+    def post_many(self, query: str, rows: Sequence[Sequence[Any]], /) -> None:
+        """`post` for each row of values; where there are very many, they are waited for."""
+        if self.waiting or len(rows) > EXCHANGE_ROWS_MAX:
+            self.execute_many(query, rows)
+            return
+        if query not in self._prepared:
+            self._once[query] = None  # worth being prepared
+        self._posted += [(Answer(self, awaited=False), query, _texts(row)) for row in rows]
+
     def leave(self, query: str) -> None:
         """End the transaction with this statement, and do not wait for the answer; if nothing of it was
         sent yet, forget it."""

@@ -8,8 +8,9 @@ What may move is decided by `core.promotion`; this file decides nothing.
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from msgspec import Struct, structs
@@ -207,7 +208,7 @@ def project(tx: Transaction, model_id: str, graph: StageGraph, event: Event) -> 
     # Both leave before one enters: the slot has to be free.
     tx.put(_END_STAY, which=model_id, numbers=moved, at=_at(event.at), sequence=event.sequence)
     tx.put(_LEAVE, model_id=model_id, numbers=moved)
-    tx.many(_OPEN_STAY, [stay_row(model_id, stay) for stay in kept])
+    tx.put_many(_OPEN_STAY, [stay_row(model_id, stay) for stay in kept])
     tx.many(_ENTER, [place_row(model_id, graph, stay) for stay in kept])
     return begun[0].interval
 
@@ -510,6 +511,9 @@ class StoredPolicy(Struct, frozen=True, kw_only=True):
     created_by: str
 
 
+POLICIES_KEPT = 64
+"""Policies that are kept as they were read."""
+
 _newer = policies.alias("newer")
 _POLICIES = select(
     policies.c.scope,
@@ -539,17 +543,29 @@ def scope_key(scope: ModelName | str | None) -> str:
 
 def latest_policies(tx: Transaction, scopes: list[str]) -> dict[str, StoredPolicy]:
     """The policy that holds for each of these scopes now, where one was set."""
-    return {
+    return ask_policies(tx, scopes)()
+
+
+def ask_policies(tx: Transaction, scopes: list[str]) -> Callable[[], dict[str, StoredPolicy]]:
+    """`latest_policies`, asked ahead."""
+    asked = tx.ask(_POLICIES, scopes=scopes)
+    return lambda: {
         row[0]: StoredPolicy(
             scope=row[0],
             version=row[1],
             digest=row[2],
-            policy=codec.decode(row[3], Policy),
+            policy=_policy(row[3]),
             created_at=codec.parse_time(row[4]),
             created_by=row[5],
         )
-        for row in tx.all(_POLICIES, scopes=scopes)
+        for row in asked.all()
     }
+
+
+@lru_cache(maxsize=POLICIES_KEPT)
+def _policy(document: str) -> Policy:
+    """A stored policy; few are in force at a time, and nobody changes one."""
+    return codec.decode(document, Policy)
 
 
 def add_policy(tx: Transaction, stored: StoredPolicy) -> None:

@@ -146,11 +146,11 @@ def known_keys(tx: Transaction, what: str, serial: int, keys: Iterable[str]) -> 
 def add_metrics(tx: Transaction, run: LogRow, points: Sequence[Metric]) -> None:
     """Write points, and of each key the latest one where it is later than what was there."""
     rows = [{"run": run.serial, "key": point.key, **measured(point)} for point in points]
-    tx.many(_ADD_POINT, rows)
+    tx.put_many(_ADD_POINT, rows)
     newest = latest(points)
     if len(newest) < len(points):
         rows = [{"run": run.serial, "key": key, **measured(point)} for key, point in newest.items()]
-    tx.many(_NEWEST, [{**row, "experiment_id": run.experiment_id} for row in rows])
+    tx.put_many(_NEWEST, [{**row, "experiment_id": run.experiment_id} for row in rows])
 
 
 def measured(point: Metric) -> dict[str, Any]:
@@ -214,13 +214,13 @@ def get_params(tx: Transaction, serial: int, keys: Iterable[str]) -> dict[str, s
 def add_params(tx: Transaction, run: LogRow, params: Iterable[Tag]) -> None:
     """Write params that are not there yet."""
     of = {"run": run.serial, "experiment_id": run.experiment_id}
-    tx.many(_ADD_PARAM, [{**of, **texts(param.key, param.value)} for param in params])
+    tx.put_many(_ADD_PARAM, [{**of, **texts(param.key, param.value)} for param in params])
 
 
 def put_tags(tx: Transaction, serial: int, experiment_id: int, tags: Iterable[Tag]) -> None:
     """Set tags; of two with the same key the last counts."""
     of = {"run": serial, "experiment_id": experiment_id}
-    tx.many(_PUT_TAG, [{**of, **texts(tag.key, tag.value)} for tag in tags])
+    tx.put_many(_PUT_TAG, [{**of, **texts(tag.key, tag.value)} for tag in tags])
 
 
 def drop_tag(tx: Transaction, serial: int, key: str) -> bool:
@@ -253,4 +253,4 @@ def add_datasets(tx: Transaction, run: LogRow, given: Iterable[DatasetInput]) ->
 def add_models(tx: Transaction, serial: int, role: str, models: Iterable[ModelOutput]) -> None:
     """Note which logged models a run has read (`input`) or made (`output`)."""
     of = {"run": serial, "role": role}
-    tx.many(_ADD_MODEL, [{**of, "model_id": model.model_id, "step": model.step} for model in models])
+    tx.put_many(_ADD_MODEL, [{**of, "model_id": model.model_id, "step": model.step} for model in models])

@@ -38,6 +38,10 @@ class File(sqlite3.Connection):
         """Run a statement."""
         return self.execute(query, params)
 
+    def post_many(self, query: str, rows: Sequence[Sequence[Any]], /) -> None:
+        """Run a statement once for each row of values."""
+        self.executemany(query, rows)
+
     def execute_many(self, query: str, rows: Sequence[Sequence[Any]], /) -> int:
         """Run a statement once for each row of values, and give the number of rows changed in all."""
         return self.executemany(query, rows).rowcount

@@ -9,7 +9,7 @@ from typing import Any
 
 from modelkeep.store.dialects import Connection, Cursor, Dialect, Lost
 from modelkeep.store.events import Events, Head
-from modelkeep.store.statements import Row, Statement
+from modelkeep.store.statements import Prepared, Row, Statement
 
 
 class Kept(Exception):
@@ -124,13 +124,21 @@ class Transaction:
         """
         if len(rows) <= 1:
             return self.run(statement, **rows[0]) if rows else 0
-        self.check_whole()
-        prepared = self._dialect.statements.prepare(statement)
-        places = prepared.bind_all(rows)
-        if self._seen is not None:
-            self._seen.append(prepared.text)
+        prepared, places = self._bound_all(statement, rows)
         try:
             return self._connection.execute_many(prepared.text, places)
+        except self._dialect.failures as problem:
+            raise self._meaning(problem) from problem
+
+    def put_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], /) -> None:
+        """`many` of which nobody needs the number of rows. Raises as `put` does."""
+        if len(rows) <= 1:
+            if rows:
+                self.put(statement, **rows[0])
+            return
+        prepared, places = self._bound_all(statement, rows)
+        try:
+            self._connection.post_many(prepared.text, places)
         except self._dialect.failures as problem:
             raise self._meaning(problem) from problem
 
@@ -147,6 +155,16 @@ class Transaction:
         if self._seen is not None:
             self._seen.append(text)
         return text, places
+
+    def _bound_all(
+        self, statement: Statement, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[Prepared, list[Sequence[Any]]]:
+        self.check_whole()
+        prepared = self._dialect.statements.prepare(statement)
+        places = prepared.bind_all(rows)
+        if self._seen is not None:
+            self._seen.append(prepared.text)
+        return prepared, places
 
     def _meaning(self, problem: Exception) -> Exception:
         self._refused = meaning = self._dialect.translate(problem)

@@ -119,7 +119,7 @@ def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence:
         updated_at=moment,
     )
     owner = {"version_id": version.id}
-    tx.many(
+    tx.put_many(
         _INSERT_FILE,
         [
             {
@@ -133,8 +133,8 @@ def add_version(tx: Transaction, model_id: str, version: ModelVersion, sequence:
         ],
     )
     metrics = registration.searchable(version.metrics)
-    tx.many(_INSERT_METRIC, [{**owner, "name": name, "value": value} for name, value in metrics.items()])
-    tx.many(_INSERT_PARAM, [{**owner, **texts(key, value)} for key, value in version.params.items()])
+    tx.put_many(_INSERT_METRIC, [{**owner, "name": name, "value": value} for name, value in metrics.items()])
+    tx.put_many(_INSERT_PARAM, [{**owner, **texts(key, value)} for key, value in version.params.items()])
     put_tags(tx, version_tags, version.id, version.tags)
 
 
