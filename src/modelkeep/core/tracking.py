@@ -174,7 +174,7 @@ class Experiment(Struct, frozen=True, kw_only=True):
     tags: tuple[Tag, ...] = ()
 
 
-class RunInfo(Struct, frozen=True, kw_only=True):
+class RunInfo(Struct, frozen=True, kw_only=True, gc=False):
     """What a run is called and how it goes. Times in ms since 1970, as the client says."""
 
     run_id: str
@@ -212,7 +212,7 @@ class ModelOutput(Struct, frozen=True, kw_only=True, gc=False):
     step: int = 0
 
 
-class Run(Struct, frozen=True, kw_only=True):
+class Run(Struct, frozen=True, kw_only=True, gc=False):
     """A run with everything that people look at: of each metric its latest point, the one with the highest
     (step, timestamp, value)."""
 

@@ -258,6 +258,9 @@ def _dataset(row: Row) -> DatasetInput:
     )
 
 
+_STATUSES = {status.value: status for status in RunStatus}
+
+
 def info(row: RunRow) -> RunInfo:
     """What a run is called and how it goes."""
     return RunInfo(
@@ -265,7 +268,7 @@ def info(row: RunRow) -> RunInfo:
         experiment_id=str(row.experiment_id),
         run_name=row.name,
         user_id=row.user_id,
-        status=RunStatus(row.status),
+        status=_STATUSES[row.status],
         start_time=row.start_time,
         end_time=row.end_time,
         lifecycle_stage=LifecycleStage.DELETED if row.deleted else LifecycleStage.ACTIVE,

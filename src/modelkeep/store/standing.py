@@ -57,7 +57,7 @@ class Beside(NamedTuple):
     rollout: str | None = None
 
 
-class VersionLine(Struct, frozen=True):
+class VersionLine(Struct, frozen=True, gc=False):
     """A version without its files, metrics and the rest of its document. Times are texts of `format_time`;
     `rollout` is the id of the unfinished rollout that brings it traffic."""
 
@@ -86,7 +86,7 @@ class VersionLine(Struct, frozen=True):
         return withdrawal(self.tombstone, self.yanked)
 
 
-class ModelLine(Struct, frozen=True):
+class ModelLine(Struct, frozen=True, gc=False):
     """A model with the latest version of each stage, lowest number first; its aliases with their numbers.
     Times are texts of `format_time`."""
 

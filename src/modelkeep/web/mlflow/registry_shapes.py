@@ -120,7 +120,7 @@ class VersionTagKey(Request, frozen=True, kw_only=True):
 # ---------------------------------------------------------------------------------------------------- answers
 
 
-class VersionOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class VersionOut(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A version as the client parses it; its number is a text."""
 
     name: str
@@ -138,14 +138,14 @@ class VersionOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     aliases: tuple[str, ...] = ()
 
 
-class AliasOut(Struct, frozen=True, kw_only=True):
+class AliasOut(Struct, frozen=True, kw_only=True, gc=False):
     """An alias of a model."""
 
     alias: str
     version: str
 
 
-class ModelOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ModelOut(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A registered model as the client parses it."""
 
     name: str

@@ -1,6 +1,8 @@
 """Experiments and runs as the MLflow client sends and parses them.
 
 What a request may hold, and how an experiment and a run look on the wire. Nothing here asks the services.
+What makes up a page of runs is there by the thousand, and cannot refer to itself: it is no work for the
+garbage collector (`gc=False`).
 """
 
 import math
@@ -38,7 +40,7 @@ class ExperimentOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     workspace: str
 
 
-class RunInfoOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunInfoOut(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A run's head as the client parses it; `run_uuid` is what `run_id` was once called."""
 
     run_uuid: str
@@ -53,7 +55,7 @@ class RunInfoOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     run_id: str
 
 
-class MetricOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class MetricOut(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A point as the client parses it; a value that is no JSON number is a word."""
 
     key: str
@@ -66,7 +68,7 @@ class MetricOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     run_id: str | None = None
 
 
-class RunDataOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunDataOut(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What a run logged."""
 
     metrics: tuple[MetricOut, ...] = ()
@@ -74,26 +76,26 @@ class RunDataOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags: tuple[Tag, ...] = ()
 
 
-class ModelInput(Struct, frozen=True, kw_only=True):
+class ModelInput(Struct, frozen=True, kw_only=True, gc=False):
     """A logged model that a run has read."""
 
     model_id: str
 
 
-class RunInputsOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunInputsOut(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What a run has read."""
 
     dataset_inputs: tuple[DatasetInput, ...] = ()
     model_inputs: tuple[ModelInput, ...] = ()
 
 
-class RunOutputsOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunOutputsOut(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What a run made."""
 
     model_outputs: tuple[ModelOutput, ...] = ()
 
 
-class RunOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunOut(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A run as the client parses it."""
 
     info: RunInfoOut
