@@ -134,9 +134,18 @@ def cpu_s() -> float:
 
 def memory_bytes(pid: int) -> int:
     """Resident memory of a process; 0 where the system does not tell or the process is gone."""
+    return _pages(pid, 1) * resource.getpagesize()
+
+
+def mapped_bytes(pid: int) -> int:
+    """The address space of a process, which its limit is held against; 0 where that cannot be told."""
+    return _pages(pid, 0) * resource.getpagesize()
+
+
+def _pages(pid: int, place: int) -> int:
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+            return int(file.read().split()[place])
     except (OSError, IndexError, ValueError):
         return 0
 

@@ -254,7 +254,8 @@ def _added(one: dict[str, int], two: dict[str, int]) -> dict[str, int]:
 
 
 class VersionReport(Struct, frozen=True, kw_only=True):
-    """One version on one gateway. `crashes`, `loads` and `misses` count since it was first needed there."""
+    """One version on one gateway. `crashes`, `loads`, `replaced` and `misses` count since it was first needed
+    there; `replaced` are processes that grew towards their limit of memory."""
 
     key: VersionKey
     phase: VersionPhase
@@ -262,6 +263,7 @@ class VersionReport(Struct, frozen=True, kw_only=True):
     error: str | None = None
     memory_bytes: int = 0
     loads: int = 0
+    replaced: int = 0
     misses: FieldMisses = FieldMisses()
 
 

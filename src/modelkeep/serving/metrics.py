@@ -271,10 +271,13 @@ def _render_versions(
         ready = report.phase is VersionPhase.READY
         page.sample("version_ready", int(ready), version=labels.get(report.key, report.key))
     page.family("version_crashes_total", "counter", "Deaths of a version's worker.")
+    text = "Workers replaced by fresh ones because they grew towards their limit of memory."
+    page.family("version_replacements_total", "counter", text)
     page.family("version_memory_bytes", "gauge", "Resident memory of a version's worker.")
     for report in reports:
         label = labels.get(report.key, report.key)
         page.sample("version_crashes_total", report.crashes, version=label)
+        page.sample("version_replacements_total", report.replaced, version=label)
         page.sample("version_memory_bytes", report.memory_bytes, version=label)
 
 

@@ -128,6 +128,9 @@ class VersionUnit:
         self._fetch_tries = 0
         self._fetch_error: str | None = None
         self._past_crashes = 0
+        self._outgrown: WorkerUnit | None = None
+        """One that another is to take the place of, once that is loaded."""
+        self._replaced = 0
         self._misses = FieldMisses()
         """Of processes that it has no more."""
         self._wake = asyncio.Event()
@@ -148,20 +151,28 @@ class VersionUnit:
         """Have so many processes from now on, or once it is woken: more are started beside the others, fewer
         finish what they have."""
         self.wanted = max(1, workers)
-        number = 0 if self.asleep else self.wanted
+        if self.asleep:
+            self._outgrown = None
+        number = 0 if self.asleep else self.wanted + (self._outgrown is not None)
         while len(self.workers) < number and not self._stopping:
             self._started += 1
             worker = WorkerUnit(self, self._path.with_name(f"{self._path.name}-{self._started}.sock"))
             self.workers.append(worker)
             worker.start()
         for worker in self.workers[number:]:
-            self.workers.remove(worker)
-            self._past_crashes += worker.backoff.total
-            if not self.asleep:
-                self._owner.worker_leaves(self, worker)
-            task = asyncio.get_running_loop().create_task(self._let_go(worker))
-            self._leaving.add(task)
-            task.add_done_callback(self._has_left)
+            self._dismiss(worker)
+
+    def _dismiss(self, worker: WorkerUnit) -> None:
+        """Have a process get nothing new, finish what it has, and end."""
+        self.workers.remove(worker)
+        self._past_crashes += worker.backoff.total
+        if worker is self._outgrown:
+            self._outgrown = None
+        if not self.asleep:
+            self._owner.worker_leaves(self, worker)
+        task = asyncio.get_running_loop().create_task(self._let_go(worker))
+        self._leaving.add(task)
+        task.add_done_callback(self._has_left)
 
     async def _let_go(self, worker: WorkerUnit) -> None:
         await asyncio.sleep(0.0 if self.asleep else LEAVE_GRACE_S)
@@ -213,8 +224,14 @@ class VersionUnit:
         return bool(self._leaving)
 
     def measure(self) -> None:
-        """Learn what its processes hold, and remember it for when it sleeps."""
+        """Learn what its processes hold, and remember it for when it sleeps. One that grows without end has
+        another take its place."""
         if self.phase is VersionPhase.READY:
+            outgrown = [worker for worker in self.workers if worker.outgrown()]
+            if outgrown and self._outgrown is None:
+                self._outgrown = outgrown[0]
+                log.warning("A worker grows to its limit of memory and is replaced.", version=self.spec.label)
+                self.have(self.wanted)
             held = sum(telemetry.memory_bytes(worker.pid) for worker in self.workers if worker.pid)
             self.rest.memory_bytes = held or self.rest.memory_bytes
 
@@ -253,6 +270,7 @@ class VersionUnit:
             error=self.error,
             memory_bytes=sum(telemetry.memory_bytes(worker.pid) for worker in self.workers if worker.pid),
             loads=self.rest.loads,
+            replaced=self._replaced,
             misses=self._misses,
         )
 
@@ -359,6 +377,16 @@ class VersionUnit:
         if worker in self.workers and not self._stopping:
             self._owner.worker_changed(self, worker)
             self._reckon()
+            if self._outgrown is not None and worker.phase is VersionPhase.READY:
+                asyncio.get_running_loop().call_later(LEAVE_GRACE_S, self._relieve, self._outgrown)
+
+    def _relieve(self, outgrown: WorkerUnit) -> None:
+        """Dismiss a process that has grown too large, where there are enough others: fronts have reached them
+        by now."""
+        others = [worker for worker in self.ready if worker is not outgrown]
+        if outgrown is self._outgrown and len(others) >= self.wanted and not self._stopping:
+            self._replaced += 1
+            self._dismiss(outgrown)
 
     def worker_crashed(self, worker: WorkerUnit) -> None:
         """A process died."""

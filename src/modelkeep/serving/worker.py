@@ -33,6 +33,7 @@ from modelkeep.serving import batcher, frames, golden, leniency, messages, proto
 from modelkeep.serving.batcher import Ask, Queue
 from modelkeep.serving.cache import verify
 from modelkeep.serving.frames import Kind
+from modelkeep.serving.growth import Growth
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import ERROR_TEXT_MAX, FRAME_MAX_BYTES
 from modelkeep.serving.processes import die_with_parent, give_up_privileges
@@ -62,8 +63,9 @@ class _NotRowByRow(Exception):
 class Service:
     """A loaded version as a function from requests to answers."""
 
-    def __init__(self, spec: VersionSpec, runtime: runtimes.Runtime) -> None:
+    def __init__(self, spec: VersionSpec, runtime: runtimes.Runtime, memory_bytes: int = 0) -> None:
         self._runtime = runtime
+        self._growth = Growth(memory_bytes, telemetry.mapped_bytes(os.getpid()))
         self._label = spec.label
         self._semver = spec.semver
         self._decoder = protocols.Decoder(spec.signature)
@@ -115,7 +117,11 @@ class Service:
 
     def _attempt(self, asks: Sequence[Ask[Any]]) -> list[tuple[Kind, bytes]]:
         rows = [ask.rows for ask in asks]
-        outputs = self._runtime.predict(batcher.merged([ask.content[2].columns for ask in asks]))
+        try:
+            outputs = self._runtime.predict(batcher.merged([ask.content[2].columns for ask in asks]))
+        except MemoryError:
+            self._run_out()
+            raise
         own = batcher.parted(outputs, rows)
         if own is None:
             self.together = False
@@ -126,6 +132,14 @@ class Service:
         if validation.output_problem(self._outputs, outputs, sum(rows)) is None:
             return [self._worded(ask, table) for ask, table in zip(asks, own, strict=True)]
         return [self._doubted(ask, table, len(asks)) for ask, table in zip(asks, own, strict=True)]
+
+    def _run_out(self) -> None:
+        """A call was refused memory. Where little of that is left every other call would be, too: the process
+        ends, and whoever waits in it is answered by one that begins anew. Otherwise the call asked for too
+        much."""
+        if self._growth.past(telemetry.mapped_bytes(os.getpid())):
+            log.error("The version has used up its limit of memory; its process ends.", version=self._label)
+            os._exit(1)
 
     def _doubted(self, ask: Ask[Any], outputs: validation.Columns, sharers: int) -> tuple[Kind, bytes]:
         """One request's answer from a call in which some output broke the signature. Where it is its own, it
@@ -473,7 +487,7 @@ def main(arguments: list[str]) -> None:
         os.chdir(folder)
         files = verify(load.spec, folder)
         runtime = runtimes.load(load.spec, files, folder, load.threads, allow_code=load.allow_code)
-        service = Service(load.spec, runtime)
+        service = Service(load.spec, runtime, load.memory_bytes)
         warmed = service.warm_up()
         warmed = bool(golden.ask(load.spec, runtime, files)) or warmed
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

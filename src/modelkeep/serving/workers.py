@@ -17,6 +17,7 @@ from modelkeep.core import errors
 from modelkeep.core.observation import VersionPhase
 from modelkeep.core.routing import VersionSpec
 from modelkeep.serving import messages
+from modelkeep.serving.growth import Growth
 from modelkeep.serving.handshake import OTHER_RELEASE, WORKER
 from modelkeep.serving.options import ERROR_TEXT_MAX, GatewayOptions
 from modelkeep.serving.processes import BackOff, Child
@@ -67,6 +68,7 @@ class WorkerUnit:
         self.error: str | None = None
         self.path = path
         self.backoff = BackOff(version.options)
+        self._growth = Growth(0, 0)
         self._version = version
         self._options = version.options
         self._child: Child | None = None
@@ -97,6 +99,10 @@ class WorkerUnit:
     def pid(self) -> int:
         return self._child.pid if self._child is not None else 0
 
+    def outgrown(self) -> bool:
+        """Whether it has grown so far towards its limit of memory that another is to take its place."""
+        return self.phase is VersionPhase.READY and self._growth.outgrown(telemetry.mapped_bytes(self.pid))
+
     def _set(self, phase: VersionPhase, error: str | None = None) -> None:
         changed = phase is not self.phase
         self.phase, self.error = phase, error
@@ -121,6 +127,7 @@ class WorkerUnit:
                     took_s=outcome.took_s,
                     together=outcome.together,
                 )
+                self._growth = Growth(self._options.worker_memory_bytes, telemetry.mapped_bytes(self.pid))
                 self._set(VersionPhase.READY)
                 await self._watch()
                 if self._stop.is_set():
