@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from modelkeep.core import codec
+from modelkeep.core import codec, errors
 from modelkeep.core.routing import CANDIDATE_PLACE, STABLE_PLACE, WHOLE_PPM, Role, Route
 from modelkeep.serving import frames, records
 from modelkeep.serving.answers import Answers
@@ -30,6 +30,9 @@ WANT_AGAIN_S = 1.0
 """Between two words to the supervisor that requests wait for a version that sleeps; it forgets whoever is
 silent for longer. After a failure nobody waits for so long."""
 
+_REFUSALS = (400, 413, 422)
+"""What a worker may answer when the fault is the caller's."""
+_NONSENSE = "The version's process answered what is no answer."
 _TRIES = 4
 """Workers of one version that a request is sent to, should they all die without its fault."""
 
@@ -89,6 +92,17 @@ class Call:
         self.door = Door.INFER_BINARY
         self.body = JSON_LENGTH.pack(end) + self.body
         return True
+
+
+def _reason(payload: bytes) -> dict[str, Any] | None:
+    """Why a worker refused a request. None where it says nothing that a caller could be told: what runs in a
+    worker is foreign."""
+    try:
+        reason: dict[str, Any] = codec.decode(payload, dict)
+    except errors.ModelkeepError:
+        return None
+    words = isinstance(reason.get("code"), str) and isinstance(reason.get("detail"), str)
+    return reason if words and reason.get("status") in _REFUSALS else None
 
 
 def _weight(route: Route, place: int) -> int:
@@ -206,16 +220,18 @@ class Dispatch:
                 self._watched(call, 200, payload, elapsed_s)
             return
         if kind == frames.Kind.REFUSED:
+            reason = _reason(payload)
+            if reason is None:
+                self._failed(call, 500, "MODEL_FAILED", _NONSENSE, elapsed_s)
+                return
             if not call.counted:
                 self._count(call, elapsed_s, failed=False, refused=True)
-            reason = codec.decode(payload, dict)
-            details = {key: value for key, value in reason.items() if key not in ("status", "code", "detail")}
-            self._refuse(call, int(reason["status"]), reason["code"], reason["detail"], details)
+            self._refuse(call, reason.pop("status"), reason.pop("code"), reason.pop("detail"), reason)
             return
         if kind == frames.Kind.EXPIRED:
             self._late(call, elapsed_s)
             return
-        if kind == frames.Kind.ANSWER_BINARY:
+        if kind == frames.Kind.ANSWER_BINARY and len(payload) >= JSON_LENGTH.size:
             self._answered_with_bytes(call, payload, elapsed_s)
             return
         if kind == frames.Kind.CANCELLED:
