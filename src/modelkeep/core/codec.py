@@ -3,9 +3,9 @@
 This is the only file that knows the codec libraries. It does not decide what a value may contain; that is the
 shapes' own business.
 
-Why a scan before decoding: the decoder accepts duplicate keys (the last one wins, so two readers of the same
-bytes can see two different documents) and recurses into nesting; both are refused here, before any structure
-is built.
+Why a look before decoding: the decoder accepts duplicate keys (the last one wins, so two readers of the same
+bytes can see two different documents) and recurses into nesting; both are refused here, before any shape is
+built.
 """
 
 import math
@@ -121,6 +121,8 @@ def check_json(data: bytes, *, max_bytes: int = JSON_MAX_BYTES) -> None:
             f"The document has {len(data):,} bytes; at most {max_bytes:,} are accepted. Send less at a time.",
             limit=max_bytes,
         )
+    if len(data) <= _AT_ONCE_BYTES and _is_fine(data):
+        return
     keys: set[bytes] | None = None  # of the object that we are in; None in an array
     outer: list[set[bytes] | None] = []
     escapes = b"\\" in data
@@ -148,6 +150,34 @@ def check_json(data: bytes, *, max_bytes: int = JSON_MAX_BYTES) -> None:
                 )
         elif outer and (token == b"}" or token == b"]"):
             keys = outer.pop()
+
+
+_KEY = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"(\s*+:)?+', re.DOTALL)
+
+
+def _is_fine(data: bytes) -> bool:
+    """Whether a short document is seen at once to have no key twice, since what it decodes to has as many
+    keys as its text, and not to be deep. Any other is looked at token by token."""
+    try:
+        found: list[Any] = [msgspec.json.decode(data)]
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    keys = depth = 0
+    while found:
+        inside: list[Any] = []
+        for item in found:
+            if type(item) is dict:
+                keys += len(item)
+                inside += item.values()
+            elif type(item) is list:
+                inside += item
+        found = [item for item in inside if type(item) in _HOLDS]
+        depth += 1
+    texts = _KEY.findall(data)
+    return depth <= JSON_MAX_DEPTH and keys == len(texts) - texts.count(b"")
+
+
+_HOLDS = frozenset({dict, list})
 
 
 def _tokens(data: bytes) -> Iterable[bytes]:

@@ -16,6 +16,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -28,6 +29,8 @@ EXPERIMENT_NAME_MAX = 500
 """Characters of an experiment's name."""
 EXPERIMENT_TAG_VALUE_MAX = 20_000
 """Characters of an experiment tag: notes are kept there."""
+KEYS_KEPT = 4_096
+"""Keys that are remembered to be plain: the same few are logged over and over."""
 KEY_MAX = 250
 """Characters of the key of a metric, param or tag."""
 PARAM_VALUE_MAX = 6_000
@@ -100,6 +103,7 @@ CONTEXT_TAG = "mlflow.data.context"
 """The tag of a dataset that says what it was for."""
 
 _KEY = re.compile(r"[/\w.\- :]+")
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_\-]{1,250}")
 _DIGITS = re.compile(r"[0-9]{1,19}")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _NOT_IN_MODEL_NAMES = "/:.%\"'"
@@ -346,6 +350,8 @@ def check_key(key: str, what: str = "key") -> str:
     Raises:
         InvalidParameter: with a character that is not allowed, too long, or a path that leads elsewhere.
     """
+    if _is_plain_key(key):
+        return key
     if not _KEY.fullmatch(key):
         raise errors.InvalidParameter(
             f"The {what} {values.quoted(key, 60)} is empty or has a character that keys cannot have; "
@@ -363,6 +369,12 @@ def check_key(key: str, what: str = "key") -> str:
     if key == ".":
         raise errors.InvalidParameter(f"The {what} must not be '.'.", field=what)
     return key
+
+
+@lru_cache(maxsize=KEYS_KEPT)
+def _is_plain_key(key: str) -> bool:
+    """Whether nothing in a key has to be looked at: most are one word."""
+    return _PLAIN_KEY.fullmatch(key) is not None
 
 
 def check_metric(metric: Metric, what: str = "key") -> Metric:
@@ -439,7 +451,14 @@ def check_batch(
                 f"A batch has at most {most:,} {what}, not {given:,}; send several batches.", field=what
             )
     checked = (
-        [check_metric(metric, f"metrics[{at}].key") for at, metric in enumerate(metrics)],
+        [
+            metric
+            if _is_plain_key(metric.key)
+            and 0 <= metric.timestamp <= INT64_MAX
+            and INT64_MIN <= metric.step <= INT64_MAX
+            else check_metric(metric, f"metrics[{at}].key")
+            for at, metric in enumerate(metrics)
+        ],
         [check_param(param, f"params[{at}].key") for at, param in enumerate(params)],
         [check_run_tag(tag, f"tags[{at}].key") for at, tag in enumerate(tags)],
     )

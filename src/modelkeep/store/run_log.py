@@ -150,7 +150,9 @@ def add_metrics(tx: Transaction, run: LogRow, points: Sequence[Metric]) -> None:
     newest = latest(points)
     if len(newest) < len(points):
         rows = [{"run": run.serial, "key": key, **measured(point)} for key, point in newest.items()]
-    tx.put_many(_NEWEST, [{**row, "experiment_id": run.experiment_id} for row in rows])
+    for row in rows:
+        row["experiment_id"] = run.experiment_id
+    tx.put_many(_NEWEST, rows)
 
 
 def measured(point: Metric) -> dict[str, Any]:
