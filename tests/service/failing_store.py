@@ -99,6 +99,10 @@ class _Failing:
         self._store.meet()
         return self._real.post(query, params)
 
+    def ask(self, query: str, params: Sequence[Any] = (), /) -> Cursor:
+        self._store.meet()
+        return self._real.ask(query, params)
+
     def post_many(self, query: str, rows: Sequence[Sequence[Any]], /) -> None:
         self._store.meet()
         self._real.post_many(query, rows)

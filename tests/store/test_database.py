@@ -117,6 +117,58 @@ def test_rows_changed_are_counted(database: Database) -> None:
     assert database.write(job).result(10) == (3, 0, 1, 3)
 
 
+@pytest.mark.parametrize("count", [2, 3, 64, 200])
+def test_many_rows_are_as_many_statements_one_after_the_other(database: Database, count: int) -> None:
+    """Of rows with the same key the last one counts, or the first where nothing is replaced, wherever they
+    stand."""
+    upsert = ADD.on_conflict_do_update(index_elements=["key"], set_={"value": ADD.excluded.value})
+    ignore = ADD.on_conflict_do_nothing()
+    keys_given = [f"k{number * number % (count - 1)}" for number in range(count)]
+    rows = [{"key": key, "value": str(n), "updated_at": "'a\"$1"} for n, key in enumerate(keys_given)]
+    more = [{**row, "value": "more"} for row in rows] + [{"key": "new", "value": "new", "updated_at": ""}]
+
+    def job(tx: Transaction) -> tuple[int, int]:
+        tx.put_many(upsert, rows)
+        return tx.many(ignore, more), tx.many(upsert, rows[:2])
+
+    added, changed = database.write(job).result(10)
+    assert (added, changed) == (1, 2)
+    last = {row["key"]: row["value"] for row in [*rows, *rows[:2]]} | {"new": "new"}
+    found = database.read(lambda tx: tx.all(select(schema.settings.c.key, schema.settings.c.value)))
+    assert dict(found) == last
+    assert len(found) == len(last)
+
+
+def test_rows_that_are_refused_among_many_are_refused_alone(database: Database) -> None:
+    """A job with one bad row among many is undone whole, and the jobs beside it are not."""
+    rows = [{"key": key, "value": "", "updated_at": ""} for key in "abcda"]
+    with held_up(database):
+        good, bad = (
+            database.write(add("x")),
+            database.write(lambda tx: (announce("lost")(tx), tx.put_many(ADD, rows))),
+        )
+    assert good.result(10) == "x"
+    with pytest.raises(ConstraintFailed) as refused:
+        bad.result(10)
+    assert refused.value.kind == "unique"
+    assert keys(database) == ["x"]
+    assert events.verify(database).events == 0
+
+
+def test_what_is_asked_ahead_is_answered_when_it_is_needed(database: Database) -> None:
+    """Rows asked for ahead are those of that moment, whatever is changed before they are looked at."""
+
+    def job(tx: Transaction) -> tuple[Any, Any]:
+        tx.put(ADD, key="a", value="", updated_at="")
+        asked = tx.ask(KEYS)
+        tx.put(ADD, key="b", value="", updated_at="")
+        later = tx.ask(KEYS)
+        return asked.all(), later.all()
+
+    assert database.write(job).result(10) == ([("a",)], [("a",), ("b",)])
+    assert database.read(lambda tx: tx.ask(KEYS).all()) == [("a",), ("b",)]
+
+
 @pytest.mark.parametrize(
     ("binds", "named"), [({}, "key"), ({"kye": "a"}, "kye"), ({"key": "a", "more": 1}, "more")]
 )
@@ -157,7 +209,8 @@ def test_lists_of_any_length_share_one_statement(database: Database) -> None:
         database.write(add(key))
         database.write(announce(key)).result(10)
     with database.statements() as seen:
-        assert database.read(lambda tx: tx.all(by_key, keys=["a", "c", 'x"'])) == [("a",), ("c",)]
+        strange = ["a", "c", 'x"', "{,\\}", "", "null"]
+        assert database.read(lambda tx: tx.all(by_key, keys=strange)) == [("a",), ("c",)]
         assert database.read(lambda tx: tx.all(by_key, keys=[])) == []
         assert database.read(lambda tx: tx.all(numbers, numbers=[2, 3, 9])) == [(2,), (3,)]
     assert seen[0] == seen[1]

@@ -66,12 +66,15 @@ class Level(enum.IntEnum):
         ("float8", 3, 3.0),
         ("boolean", True, True),
         ("boolean", False, False),
+        ("text[]", ["", 'a"', r"\,{}", "null", " "], r"""{"","a\"","\\,{}","null"," "}"""),
+        ("bigint[]", [-1, 2**62], "{-1,4611686018427387904}"),
     ],
 )
 def test_values_come_back_as_they_were(session: Session, kind: str, value: object, found: object) -> None:
     """Text, numbers, flags and nothing pass the line unchanged, the first time and when prepared."""
+    shown = "::text" if kind.endswith("[]") else ""
     for _ in range(3):
-        ((got,),) = session.execute(f"select $1::{kind}", (value,)).fetchall()
+        ((got,),) = session.execute(f"select $1::{kind}{shown}", (value,)).fetchall()
         assert got == found
         assert type(got) is type(found)
     ((number,),) = session.execute("select $1::float8", (math.nan,)).fetchall()
@@ -84,7 +87,7 @@ def test_values_come_back_as_they_were(session: Session, kind: str, value: objec
         ("a\0b", "text", psycopg.DataError),
         (2**63, "bigint", psycopg.DataError),
         ("\ud800", "text", UnicodeEncodeError),
-        ([1], "text", TypeError),
+        (object(), "text", TypeError),
     ],
 )
 def test_what_cannot_be_sent_is_an_error_at_once(

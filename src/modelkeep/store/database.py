@@ -10,7 +10,8 @@ modules.
     tx.one(statement, **binds) -> tuple | None
     tx.run(statement, **binds) -> number of rows changed
     tx.put(statement, **binds)                      the same, where nobody needs the number: fewer exchanges
-    tx.many(statement, [binds, ...]) -> number of rows changed
+    tx.many(statement, [binds, ...]) -> number of rows changed; `put_many` as `put`
+    tx.ask(statement, **binds).all() -> list[tuple]    asked at once, waited for when the rows are needed
     tx.events.append(EventKind.MODEL_CREATED, at=now, actor=who, subject="churn", body={...}) -> Event
     tx.events.after(cursor, limit=100, model="churn") -> list[ChainedEvent]       (see `events`)
 

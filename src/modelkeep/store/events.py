@@ -21,7 +21,7 @@ from modelkeep.core.events import ChainedEvent, ChainReport, Event, EventKind, K
 from modelkeep.core.values import Actor
 from modelkeep.store import renames
 from modelkeep.store.schema import chain_head, events
-from modelkeep.store.statements import Row, Runs, insert
+from modelkeep.store.statements import Asks, Row, Runs, insert
 
 T = TypeVar("T")
 
@@ -86,13 +86,14 @@ class Head(NamedTuple):
 class Events:
     """The event log within one transaction; `tx.events` is one."""
 
-    __slots__ = ("_head", "_runs", "_stored", "_writing")
+    __slots__ = ("_asked", "_head", "_runs", "_stored", "_writing")
 
     def __init__(self, runs: Runs, *, writing: bool) -> None:
         self._runs = runs
         self._writing = writing
         self._head: Head | None = None
         self._stored: Head | None = None
+        self._asked: Asks | None = None
 
     def append(
         self,
@@ -146,6 +147,10 @@ class Events:
 
     # ----------------------------------------------------------------------------------------- for the writer
 
+    def expect(self) -> None:
+        """Have the chain's end read along with the first statement of the transaction."""
+        self._asked = self._runs.ask(_HEAD)
+
     def mark(self) -> Head | None:
         """Where the chain ends now, to be given to `back_to` when a job is undone."""
         return self._head
@@ -163,17 +168,15 @@ class Events:
         return self._head.sequence
 
     def _read_head(self) -> Head:
-        self._stored = self._head = self.head()
+        asked, self._asked = self._asked, None
+        self._stored = self._head = self.head() if asked is None else _head_of(asked.all())
         return self._stored
 
     # ------------------------------------------------------------------------------------------------ reading
 
     def head(self) -> Head:
         """Where the chain ends."""
-        row = self._runs.one(_HEAD)
-        if row is None:
-            raise errors.BrokenChain("The audit log has no head; restore the database from a backup.")
-        return Head(row[0], bytes.fromhex(row[1]))
+        return _head_of(self._runs.all(_HEAD))
 
     def get(self, sequence: int) -> ChainedEvent:
         """One event.
@@ -255,6 +258,12 @@ class Events:
         it."""
         row = self._runs.one(_AS_OF, at=codec.format_time(at))
         return row[0] if row else 0
+
+
+def _head_of(rows: list[Row]) -> Head:
+    if not rows:
+        raise errors.BrokenChain("The audit log has no head; restore the database from a backup.")
+    return Head(rows[0][0], bytes.fromhex(rows[0][1]))
 
 
 def _narrow(

@@ -136,7 +136,7 @@ def set_deleted(tx: Transaction, id: int, deleted: bool, now_ms: int) -> int:  #
 def put_tags(tx: Transaction, id: int, tags: Iterable[Tag]) -> None:  # noqa: A002
     """Set tags; of two with the same key the last counts."""
     rows: list[dict[str, Any]] = [{"experiment_id": id, **texts(tag.key, tag.value)} for tag in tags]
-    tx.many(_PUT_TAG, rows)
+    tx.put_many(_PUT_TAG, rows)
 
 
 def get_tag(tx: Transaction, id: int, key: str) -> str | None:  # noqa: A002

@@ -233,7 +233,7 @@ def count_texts(tx: Transaction, what: str, serial: int) -> int:
 def put_tags(tx: Transaction, serial: int, experiment_id: int, tags: Iterable[Tag]) -> None:
     """Set tags; of two with the same key the last counts."""
     of = {"model": serial, "experiment_id": experiment_id}
-    tx.many(_PUT_TAG, [{**of, **texts(tag.key, tag.value)} for tag in tags])
+    tx.put_many(_PUT_TAG, [{**of, **texts(tag.key, tag.value)} for tag in tags])
 
 
 def drop_tag(tx: Transaction, serial: int, key: str) -> bool:
@@ -249,7 +249,7 @@ def get_params(tx: Transaction, serial: int, keys: Iterable[str]) -> dict[str, s
 def add_params(tx: Transaction, serial: int, experiment_id: int, params: Iterable[Tag]) -> None:
     """Write params that are not there yet."""
     of = {"model": serial, "experiment_id": experiment_id}
-    tx.many(_ADD_PARAM, [{**of, **texts(param.key, param.value)} for param in params])
+    tx.put_many(_ADD_PARAM, [{**of, **texts(param.key, param.value)} for param in params])
 
 
 def add_metrics(
@@ -257,7 +257,7 @@ def add_metrics(
 ) -> None:
     """Write points that a run measured of logged models; of two at the same step and time the first stays."""
     of = {"run": run.serial, "experiment_id": run.experiment_id}
-    tx.many(
+    tx.put_many(
         _ADD_METRIC,
         [
             {

@@ -20,7 +20,7 @@ does not know what a transaction is for; `postgres` does, and translates the err
 
 import select
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -146,7 +146,8 @@ class Session:
         """Run a statement once for each row of values, and give the number of rows changed in all. Raises as
         `execute` does."""
         changed = 0
-        self._once[query] = None  # worth being prepared
+        if query not in self._prepared:
+            self._once[query] = None  # worth being prepared
         for start in range(0, len(rows), EXCHANGE_ROWS_MAX):
             answers = []
             for row in rows[start : start + EXCHANGE_ROWS_MAX]:
@@ -174,6 +175,8 @@ class Session:
         if query not in self._prepared:
             self._once[query] = None  # worth being prepared
         self._posted += [(Answer(self, awaited=False), query, _texts(row)) for row in rows]
+
+    ask = post
 
     def leave(self, query: str) -> None:
         """End the transaction with this statement, and do not wait for the answer; if nothing of it was
@@ -317,7 +320,23 @@ def _flag(value: bool) -> bytes:
     return b"t" if value else b"f"
 
 
-_AS_TEXT: dict[type, Callable[[Any], bytes]] = {str: _text, int: _whole, float: _double, bool: _flag}
+def _array(values: Sequence[str | int]) -> bytes:
+    members = []
+    for value in values:
+        if isinstance(value, str):
+            value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        members.append(str(value))
+    return _text("{" + ",".join(members) + "}")
+
+
+_AS_TEXT: dict[type, Callable[[Any], bytes]] = {
+    str: _text,
+    int: _whole,
+    float: _double,
+    bool: _flag,
+    list: _array,
+    tuple: _array,
+}
 
 
 def _texts(params: Sequence[Any]) -> list[bytes | None]:
@@ -339,4 +358,6 @@ def _any_text(value: Any) -> bytes | None:
     for kind in (bool, str, int, float):  # members of enumerations, for the most part
         if isinstance(value, kind):
             return _AS_TEXT[kind](kind(value) if kind is not str else str.__str__(value))
+    if isinstance(value, Iterable):  # a set, or the keys of a mapping
+        return _array(list(value))
     raise TypeError(f"a value of the type {type(value).__name__} cannot be sent to Postgres")

@@ -260,9 +260,9 @@ def rebuild(tx: Transaction) -> None:
         for model_id, model_project, name, graph_text in rows:
             graph = codec.decode(graph_text, StageGraph)
             found = folded.get(str(ModelName(model_project, name)), [])
-            tx.many(_OPEN_STAY, [stay_row(model_id, stay) for stay in found])
+            tx.put_many(_OPEN_STAY, [stay_row(model_id, stay) for stay in found])
             now = [stay for stay in found if stay.to_sequence is None]
-            tx.many(_ENTER, [place_row(model_id, graph, stay) for stay in now])
+            tx.put_many(_ENTER, [place_row(model_id, graph, stay) for stay in now])
         after = rows[-1][0]
 
 

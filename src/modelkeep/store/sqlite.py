@@ -18,7 +18,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import dialect as sqlite_compiler
 
 from modelkeep.core import errors
 from modelkeep.store.dialects import BUSY_S, Connection, ConstraintFailed, Cursor, Lost
-from modelkeep.store.statements import Statements
+from modelkeep.store.statements import Row, Statements
 
 # Limits of one database file; each with the reason for its size.
 SQLITE_MIN = (3, 37)
@@ -31,6 +31,22 @@ DISK_RESERVE_BYTES = 1024 * 1024
 """Below this much free space a failed write counts as a full disk, whatever the driver calls it."""
 
 
+class _Rows:
+    """Rows that were taken already, for a cursor of SQLite reads them only when they are asked for."""
+
+    __slots__ = ("_rows",)
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+
+    @property
+    def rowcount(self) -> int:
+        return len(self._rows)
+
+    def fetchall(self) -> list[Row]:
+        return self._rows
+
+
 class File(sqlite3.Connection):
     """A connection to one file. An exchange costs nothing here, so what is posted is done at once."""
 
@@ -41,6 +57,10 @@ class File(sqlite3.Connection):
     def post_many(self, query: str, rows: Sequence[Sequence[Any]], /) -> None:
         """Run a statement once for each row of values."""
         self.executemany(query, rows)
+
+    def ask(self, query: str, params: Sequence[Any] = (), /) -> Cursor:
+        """Run a statement and take its rows."""
+        return _Rows(self.execute(query, params).fetchall())
 
     def execute_many(self, query: str, rows: Sequence[Sequence[Any]], /) -> int:
         """Run a statement once for each row of values, and give the number of rows changed in all."""

@@ -9,12 +9,13 @@ A statement that lives as long as its module is compiled once; one that is built
 is forgotten with it. What this file does not do: open, begin or commit anything.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import BigInteger, Dialect, Text, bindparam
+from sqlalchemy import ARRAY, BigInteger, Dialect, Text, bindparam
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -24,12 +25,21 @@ from modelkeep.core import codec
 
 __all__ = ["Prepared", "Row", "Runs", "Statement", "Statements", "insert", "json_text", "one_of"]
 
+SEVERAL_MAX = 64
+"""Rows that one insert carries on Postgres: more would make no row cheaper, and texts long."""
+
 Row = tuple[Any, ...]
 """A row as the driver gives it: text, whole numbers, doubles and None, in the order of the selected
 columns."""
 
 Statement = ClauseElement
 """Anything SQLAlchemy Core builds that can be run: select, insert, update, delete, text."""
+
+
+class Asks(Protocol):
+    """A statement that was asked ahead; its rows are waited for when they are looked at."""
+
+    def all(self) -> list[Row]: ...
 
 
 class Runs(Protocol):
@@ -41,6 +51,7 @@ class Runs(Protocol):
     def put(self, statement: Statement, /, **params: Any) -> None: ...
     def many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], /) -> int: ...
     def put_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], /) -> None: ...
+    def ask(self, statement: Statement, /, **params: Any) -> "Asks": ...
 
 
 def json_text(value: object) -> str:
@@ -56,14 +67,8 @@ class OneOf(ColumnElement[bool]):
 
     def __init__(self, column: ColumnElement[Any], name: str) -> None:
         self.column = column
-        self.numbers = isinstance(column.type, BigInteger)
-        self.bind: BindParameter[Any] = bindparam(name, type_=_ListText())
-
-
-class _ListText(Text):
-    """Marks a bind whose list travels as one JSON text."""
-
-    cache_ok = True
+        kind = BigInteger() if isinstance(column.type, BigInteger) else Text()
+        self.bind: BindParameter[Any] = bindparam(name, type_=ARRAY(kind))
 
 
 def one_of(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
@@ -83,24 +88,25 @@ def _one_of_sqlite(element: OneOf, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(OneOf, "postgresql")
 def _one_of_postgresql(element: OneOf, compiler: SQLCompiler, **kw: Any) -> str:
-    column, bind = compiler.process(element.column, **kw), compiler.process(element.bind, **kw)
-    kind = "bigint" if element.numbers else "text"
-    return f"{column} = ANY (ARRAY(SELECT value::{kind} FROM jsonb_array_elements_text(({bind})::jsonb)))"
+    return f"{compiler.process(element.column, **kw)} = ANY ({compiler.process(element.bind, **kw)})"
 
 
 class Prepared:
     """One statement for one dialect: its text, and how to put named values into the order of its places."""
 
-    __slots__ = ("_compiled", "_constants", "_lists", "_names", "_pick", "text")
+    __slots__ = ("_compiled", "_constants", "_lists", "_names", "_pick", "several", "text")
 
     def __init__(self, compiled: SQLCompiler) -> None:
         places = compiled.positiontup or []
         binds = {name: bind for bind, name in compiled.bind_names.items() if name in set(places)}
         self.text = str(compiled)
         self._constants = {n: b.effective_value for n, b in binds.items() if not b.required}
-        self._lists = tuple(n for n, b in binds.items() if isinstance(b.type, _ListText))
+        # SQLite takes a list as one JSON text, Postgres as it is.
+        of_postgres = compiled.dialect.name == "postgresql"
+        self._lists = tuple(n for n, b in binds.items() if isinstance(b.type, ARRAY) and not of_postgres)
         self._names = frozenset(n for n, b in binds.items() if b.required)
         self._pick = _picker(places)
+        self.several = Several.of(self.text, len(places)) if of_postgres and compiled.isinsert else None
         # `column.in_([...])` has as many places as its list is long: its text is known with the values.
         self._compiled = compiled if compiled.post_compile_params else None
 
@@ -145,11 +151,84 @@ class Prepared:
             )
 
     def _with_lists(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        lists = {name: params[name] for name in self._lists}
-        return {
-            **params,
-            **{name: value if isinstance(value, str) else json_text(value) for name, value in lists.items()},
-        }
+        return {**params, **{name: json_text(params[name]) for name in self._lists}}
+
+
+class Several:
+    """Carries several rows in one statement: an insert of plain values, repeated in its text.
+
+    A statement for each row costs Postgres ten times what the row does. SQLite has no use for this.
+    """
+
+    __slots__ = ("_head", "_key", "_row", "_tail", "_texts", "_width")
+
+    _FORM = re.compile(
+        r"""(?P<head>INSERT\ INTO\ \w+\ \((?P<columns>[\w, ]+)\)\ VALUES\ )
+        \((?P<row>\$\d+(::[\w\ ]+(\ COLLATE\ "C")?)?(,\ \$\d+(::[\w\ ]+(\ COLLATE\ "C")?)?)*)\)
+        (?P<tail>(\ ON\ CONFLICT\ (DO\ NOTHING|\((?P<key>[\w, ]+)\)\ DO\ UPDATE\ [^$]*))?)""",
+        re.VERBOSE,
+    )
+
+    def __init__(self, found: "re.Match[str]", width: int, key: tuple[int, ...]) -> None:
+        self._head, self._row, self._tail = found["head"], found["row"], found["tail"]
+        self._width = width
+        self._key = _picker_at(key) if key else None
+        self._texts: dict[int, str] = {}
+
+    @classmethod
+    def of(cls, text: str, width: int) -> "Several | None":
+        """For an insert of `width` plain values, each in a place of its own; None for any other."""
+        found = cls._FORM.fullmatch(text)
+        if found is None:
+            return None
+        if re.findall(r"\$(\d+)", found["row"]) != [str(place) for place in range(1, width + 1)]:
+            return None
+        columns = found["columns"].split(", ")
+        key = found["key"].split(", ") if found["key"] else []
+        if not set(key) <= set(columns):
+            return None
+        return cls(found, width, tuple(columns.index(name) for name in key))
+
+    def carry(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, Sequence[Any]]]:
+        """The statements that insert these rows, in order, with the values of each.
+
+        Rows that change the same row of the table do not go together: Postgres refuses to update one twice.
+        """
+        for run in self._apart(rows):
+            start = 0
+            while start < len(run):
+                count = min(
+                    SEVERAL_MAX, 1 << (len(run) - start).bit_length() - 1
+                )  # few texts for all lengths
+                yield self._text(count), [value for row in run[start : start + count] for value in row]
+                start += count
+
+    def _apart(self, rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]:
+        if self._key is None or len(set(map(self._key, rows))) == len(rows):
+            yield rows
+            return
+        seen: set[Any] = set()
+        start = 0
+        for place, key in enumerate(map(self._key, rows)):
+            if key in seen:
+                yield rows[start:place]
+                seen, start = set(), place
+            seen.add(key)
+        yield rows[start:]
+
+    def _text(self, count: int) -> str:
+        known = self._texts.get(count)
+        if known is None:
+            rows = (
+                re.sub(r"\$(\d+)", lambda found: f"${int(found[1]) + first}", self._row)  # noqa: B023
+                for first in range(0, count * self._width, self._width)
+            )
+            known = self._texts[count] = f"{self._head}({'), ('.join(rows)}){self._tail}"
+        return known
+
+
+def _picker_at(places: Sequence[int]) -> Callable[[Sequence[Any]], Any]:
+    return itemgetter(*places)
 
 
 def _picker(places: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:

@@ -105,7 +105,7 @@ class Transaction:
         somebody waits for. Raises as `put` does."""
         text, places = self._bound(statement, params)
         try:
-            return Asked(self, self._connection.post(text, places))
+            return Asked(self, self._connection.ask(text, places))
         except self._dialect.failures as problem:
             raise self._meaning(problem) from problem
 
@@ -125,20 +125,27 @@ class Transaction:
         if len(rows) <= 1:
             return self.run(statement, **rows[0]) if rows else 0
         prepared, places = self._bound_all(statement, rows)
+        execute = self._connection.execute
         try:
+            if prepared.several is not None:
+                return sum(execute(*several).rowcount for several in prepared.several.carry(places))
             return self._connection.execute_many(prepared.text, places)
         except self._dialect.failures as problem:
             raise self._meaning(problem) from problem
 
     def put_many(self, statement: Statement, rows: Sequence[Mapping[str, Any]], /) -> None:
-        """`many` of which nobody needs the number of rows. Raises as `put` does."""
+        """`many` where nobody needs the number of rows, as `put` is to `run`. Raises as `put` does."""
         if len(rows) <= 1:
             if rows:
                 self.put(statement, **rows[0])
             return
         prepared, places = self._bound_all(statement, rows)
         try:
-            self._connection.post_many(prepared.text, places)
+            if prepared.several is not None:
+                for text, values in prepared.several.carry(places):
+                    self._connection.post(text, values)
+            else:
+                self._connection.post_many(prepared.text, places)
         except self._dialect.failures as problem:
             raise self._meaning(problem) from problem
 

@@ -548,8 +548,8 @@ def forget_beyond(tx: Transaction, webhook: str, keep: int, limit: int) -> int:
 
 def _forget(tx: Transaction, rows: Sequence[Row]) -> int:
     binds = [{"which": row[0], "event": row[1], "message": row[2]} for row in rows]
-    tx.many(_FORGET_ATTEMPTS, binds)
-    tx.many(_FORGET, binds)
+    tx.put_many(_FORGET_ATTEMPTS, binds)
+    tx.put_many(_FORGET, binds)
     return len(binds)
 
 

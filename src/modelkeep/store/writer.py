@@ -88,11 +88,18 @@ class _Turn:
     """
 
     def __init__(
-        self, dialect: Dialect, connection: Connection, seen: list[str] | None, *, waiting: bool
+        self,
+        dialect: Dialect,
+        connection: Connection,
+        seen: list[str] | None,
+        *,
+        waiting: bool,
+        events: bool,
     ) -> None:
         self._dialect = dialect
         self._connection = connection
         self._waiting = waiting  # each statement is waited for, so that its error meets its job
+        self._events = events  # there will be some, to judge by the last one: read the chain's end ahead
         self._begun = False
         self._kept = False  # changes of a former job are in the transaction
         self._saved = False  # there is a savepoint
@@ -162,6 +169,8 @@ class _Turn:
     def _begin(self) -> None:
         try:
             self._ticket = self._dialect.begin_write(self._connection, waiting=self._waiting)
+            if self._events:
+                self._tx.events.expect()
         except self._dialect.failures as problem:
             raise lost(self._dialect, problem) from problem
         self._begun = True
@@ -203,6 +212,7 @@ class Writer:
         self._gate = threading.Lock()
         self._open = True
         self._ended = False
+        self._eventful = False  # the last group appended events, as the next one is likely to
 
     def start(self, connection: Connection) -> None:
         """Begin to work, with the connection that the database was opened with."""
@@ -294,7 +304,7 @@ class Writer:
 
     def _try(self, group: list[_Job], *, waiting: bool) -> int | None:
         """Run the group in one transaction; the number of its last event, if there are events."""
-        turn = _Turn(self._dialect, self._connected(), self._seen(), waiting=waiting)
+        turn = _Turn(self._dialect, self._connected(), self._seen(), waiting=waiting, events=self._eventful)
         for job in group:
             turn.run(job)
         deadline = time.monotonic() + GROUP_S
@@ -307,6 +317,7 @@ class Writer:
         if not turn.begun:
             return None  # every job failed
         last = turn.flush()
+        self._eventful = last is not None and self._dialect.reads_block
         ticket = turn.ticket()
         try:
             self._connected().execute("commit")
