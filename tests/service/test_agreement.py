@@ -140,6 +140,10 @@ def _forgive(world: RolloutWorld) -> None:
             world.do("owner", world.promotions.clear, parse_ref(f"churn:{semver}"), "it was good")
 
 
+def _forgive_all(world: RolloutWorld) -> None:
+    world.do("owner", world.promotions.clear, parse_ref("churn:1.2.0"), "mended")
+
+
 def _weight(table: Any, key: str) -> int:
     route = table.route(NAME)
     return sum(arm.weight_ppm for arm in route.arms if arm.key == key) if route is not None else 0
@@ -241,6 +245,32 @@ def test_gateways_that_are_ahead_of_a_restored_registry_follow_again(world: Roll
     settle(world, gateway)
     assert champion(world) == "1.1.0"
     assert world.read("owner", world.rollouts.get_endpoint, NAME).epoch.term > route.epoch.term + 7
+
+
+@pytest.mark.req("S8", "S9")
+@pytest.mark.parametrize("answering", [True, False])
+def test_a_rollout_that_lost_its_endpoint_takes_no_caller_from_a_newer_version(
+    world: RolloutWorld, answering: bool
+) -> None:
+    """The endpoint's row is older than what its gateways serve: the rollout that it does not name ends, its
+    candidate loses its share, and stable's callers stay where they are the whole time."""
+    gateway, taken = life(world)
+    _forgive_all(world)
+    gateway.failing.clear()
+    point(world, "1.2.0")
+    world.until(RolloutState.STEPPING, gateway)
+    world.turn(gateway)
+    assert gateway.route().candidate_ppm > 0
+    put(world, rows(world) | {"endpoints": taken["serving"]["endpoints"]})
+    gateway.silent = not answering
+    before = len(gateway.applied)
+    world.turn(gateway, seconds=1.0 if answering else 60.0)
+    assert world.latest().state is RolloutState.CANCELLED
+    gateway.silent = False
+    settle(world, gateway)
+    stable = {applied.route(NAME).stable for applied in gateway.applied[before:]}  # type: ignore[union-attr]
+    assert stable == {world.key("1.1.0")}
+    assert (champion(world), gateway.route().candidate_ppm) == ("1.1.0", 0)
 
 
 @pytest.mark.req("S8", "S9")

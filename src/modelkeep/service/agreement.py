@@ -124,7 +124,13 @@ class Agreements:
         self._mend(act, endpoint, found, pointed, seen)
 
     def abandon(self, act: Act, rollout: Rollout, endpoint: Endpoint | None) -> Rollout:
-        """End a rollout that its endpoint does not name; no gateway is to go on with it."""
+        """End a rollout that its endpoint does not name; no gateway is to go on with it.
+
+        Where the gateways that answer serve as stable what the registry would have them serve, the candidate
+        loses its share at once. Where they serve another version, which may well be the newer one, or
+        nobody says what they serve, they keep what they have: they are ahead of the registry then, and what
+        that leads to is compared as ever.
+        """
         why = f"the endpoint {rollout.endpoint} does not name it"
         done = core.abandoned(rollout, why, act.now)
         store.save_rollout(act.tx, done)
@@ -138,9 +144,12 @@ class Agreements:
             state=done.state,
         )
         if endpoint is not None:
-            running = self._traffic.active(act, endpoint)
-            age = max(endpoint.epoch, done.epoch, running.epoch if running is not None else done.epoch)
-            self._gateways.outrank(act, endpoint, running, why, age)
+            running = _unfinished(self._traffic.active(act, endpoint))
+            wanted = self._traffic.route(act, endpoint, running)
+            told = self._heard(act).routes.get(endpoint.name, ())
+            if wanted is not None and {state.stable for _, state in told} == {wanted.stable}:
+                age = max(endpoint.epoch, done.epoch, running.epoch if running is not None else done.epoch)
+                self._gateways.outrank(act, endpoint, running, why, age)
         return done
 
     # ---------------------------------------------------------------------------------------------- looking
