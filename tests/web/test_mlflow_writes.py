@@ -21,9 +21,9 @@ STATEMENTS = {
     "runs/set-tag": 2,
     "registered-models/create": 6,
     "model-versions/create": 20,
-    "model-versions/set-tag": 7,
-    "registered-models/alias": 10,
-    "model-versions/transition-stage": 22,
+    "model-versions/set-tag": 6,
+    "registered-models/alias": 9,
+    "model-versions/transition-stage": 17,
 }
 """The most that each of them may take, with what it reads before its transaction."""
 

@@ -265,9 +265,7 @@ class Endpoints:
         self, act: Act, model: ModelName, stage: str | None, alias: str | None = None
     ) -> Endpoint | None:
         """The endpoint that follows a stage of a model, or an alias, if there is one."""
-        model_id = store.model_id(act.tx, model)
-        found = store.endpoints_of(act.tx, model_id, stage, alias) if model_id is not None else []
-        return found[0] if found else None
+        return store.endpoint_following(act.tx, model, stage, alias)
 
     def plan_for(self, act: Act, endpoint: Endpoint) -> Plan | None:
         """How the policy has the traffic of an endpoint move; None where the endpoint says it."""

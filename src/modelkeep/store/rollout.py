@@ -53,6 +53,17 @@ _ALL = (
 _OF_STAGE = select(endpoints.c.document).where(
     endpoints.c.model_id == bindparam("model_id"), endpoints.c.stage == bindparam("stage")
 )
+_FOLLOWING = (
+    select(endpoints.c.document)
+    .join(models, models.c.id == endpoints.c.model_id)
+    .where(
+        models.c.project == bindparam("project"),
+        models.c.name == bindparam("name"),
+        models.c.deleted_at.is_(None),
+        endpoints.c.stage == bindparam("stage"),
+    )
+    .limit(1)
+)
 _ADD = insert(endpoints)
 _SAVE = (
     update(endpoints)
@@ -196,6 +207,15 @@ def endpoints_of(tx: Transaction, model: str, stage: str | None, alias: str | No
     """The endpoints that follow a stage of a model (given by its id), or an alias."""
     followed = _followed(stage, alias)
     return [codec.decode(row[0], Endpoint) for row in tx.all(_OF_STAGE, model_id=model, stage=followed)]
+
+
+def endpoint_following(
+    tx: Transaction, model: ModelName, stage: str | None, alias: str | None = None
+) -> Endpoint | None:
+    """The endpoint that follows a stage of a model (given by its name), or an alias."""
+    named = {"project": model.project, "name": model.name}
+    row = tx.one(_FOLLOWING, **named, stage=_followed(stage, alias))
+    return codec.decode(row[0], Endpoint) if row is not None else None
 
 
 def _followed(stage: str | None, alias: str | None) -> str:
