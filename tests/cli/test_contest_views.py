@@ -15,6 +15,9 @@ from modelkeep.core.plan import PRESETS, Strategy, Variant
 from modelkeep.core.rollout import RolloutState
 from modelkeep.core.verdicts import verdict_of
 from tests.core.test_contest import ENDS, met, seen, stepping
+from tests.core.test_contest_quality import SEVERAL, known
+from tests.core.test_contest_quality import of as of_quality
+from tests.core.test_contest_quality import told as told_of
 
 pytestmark = pytest.mark.req("S3", "U1")
 
@@ -44,6 +47,10 @@ def test_a_test_of_several_versions_reads_like_this(golden: Callable[[str, str],
     )
     out.write("--- concluded, and explained\n")
     rollout_views.explanation(told, done)(screen)
+    sides = (known(3_500, 350), known(500, 60), known(1_000, 10))
+    by_labels = of_quality(SEVERAL, told_of(sides, (7_000, 1_000, 2_000)))
+    out.write("--- by labels\n")
+    rollout_views.rollout(by_labels)(screen)
     golden("cli_contest.txt", out.getvalue())
 
 

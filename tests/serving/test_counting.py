@@ -323,6 +323,14 @@ def test_labels_count_each_caller_once_in_the_tick_of_its_prediction(tmp_path: P
         candidate=structs.replace(counts, callers_labelled=2, callers_wrong_at_once=1, callers_first_wrong=2)
     )
     assert (second.epoch, second.labels) == (Epoch(1, 2), Labelled(candidate=counts))
+    other = (structs.replace(counts, labels=1), [(2, False), (9, True)])
+    nobody = (LabelCounts(), [])
+    ledger.labelled(key, Epoch(2, 0), 0, nobody, nobody, [other], (200_000,), 100_000)
+    ledger.close(NOW)
+    *_, of_others = ledger.to_send()
+    assert (of_others.candidate_ppm, of_others.others_ppm, of_others.aside_ppm) == (0, (200_000,), 100_000)
+    assert of_others.labels is not None
+    assert of_others.labels.others[0].callers_labelled == 1, "the other one had a label already"
     again = Ledger(NOW, 9, memory=memory, resumed=[key])
     tell(again, 3)
     again.close(NOW)

@@ -13,7 +13,7 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages, records
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {4: "24ba1386d41d64c5"}
+WIRE = {5: "e4e233e70b85b622"}
 """By protocol: what goes over the channels, in short."""
 
 UNSAID = frozenset(

@@ -12,7 +12,7 @@ from modelkeep.core import codec
 from modelkeep.core.feedback import Label
 from modelkeep.core.quality import Kind, Quality, Value
 from modelkeep.core.recording import Privacy, Treatment
-from modelkeep.core.routing import Epoch, Route
+from modelkeep.core.routing import Arm, Epoch, Route
 from modelkeep.core.shift import LEARNED_FROM, Shift
 from modelkeep.serving import messages, records
 from modelkeep.serving.awaiting import SLOTS, Awaiting, Prediction
@@ -37,16 +37,14 @@ ROUTE = Route(
 def made(at: int, caller: int = 7) -> Prediction:
     """A prediction of 0.5 on the candidate."""
     value = Value(Kind.NUMBER, 0.5)
-    return Prediction(
-        value=value, caller=caller, candidate=True, epoch=Epoch(2, 3), candidate_ppm=100_000, at=at
-    )
+    return Prediction(value=value, caller=caller, place=1, epoch=Epoch(2, 3), candidate_ppm=100_000, at=at)
 
 
 def predicted(request_id: str, outputs: Any, caller: int = 7, **changes: Any) -> records.Predicted:
     """What a front says of an answer."""
     body = codec.encode({"outputs": outputs})
     record = records.Predicted(
-        "churn", "ro_1", request_id, SPEC.key, 1, 2, 100_000, True, caller, 1e9, Door.PREDICT, body
+        "churn", "ro_1", request_id, SPEC.key, 1, 2, 100_000, 1, caller, 1e9, Door.PREDICT, body
     )
     return structs.replace(record, **changes)
 
@@ -103,7 +101,7 @@ def test_labels_are_counted_where_was_predicted(tmp_path: Path) -> None:
     joining.watch([ROUTE])
     for record in (
         predicted("a", [10.0, 20.0]),
-        predicted("b", [10.0], 8, candidate=False),
+        predicted("b", [10.0], 8, place=0),
         predicted("c", [10.0], 9, seq=3, candidate_ppm=500_000),
     ):
         joining.predicted(record, SPEC, None)
@@ -120,6 +118,28 @@ def test_labels_are_counted_where_was_predicted(tmp_path: Path) -> None:
     (row,) = joining.noted()
     assert row.candidate.callers == [(7, True)]
     joining.close()
+
+
+@pytest.mark.req("S3", "S7")
+def test_labels_of_several_versions_are_counted_at_their_places(tmp_path: Path) -> None:
+    """Over a restart, with the weights of all of them then; a prediction under another test's route waits for
+    nothing."""
+    route = structs.replace(ROUTE, others=(Arm(key=SPEC.key, weight_ppm=200_000, from_ppm=100_000),))
+    joining = Joining(tmp_path)
+    joining.watch([route])
+    for place, request_id in enumerate("abc"):
+        shares: dict[str, Any] = {"others_ppm": (200_000,), "aside_ppm": 7}
+        joining.predicted(predicted(request_id, [10.0], 7 + place, place=place, **shares), SPEC, None)
+    joining.predicted(predicted("d", [10.0], 10), SPEC, None)
+    joining.close()
+    again = Joining(tmp_path)
+    again.watch([route])
+    (found,) = told(again, ("a", 10.0), ("b", 99), ("c", 99), ("d", 99))
+    assert (found.candidate_ppm, found.others_ppm, found.aside_ppm) == (100_000, (200_000,), 7)
+    assert found.stable.callers == [(7, False)]
+    assert found.candidate.callers == [(8, True)]
+    assert [side.callers for side in found.others] == [[(9, True)]]
+    again.close()
 
 
 @pytest.mark.req("S7", "S11")
@@ -178,7 +198,7 @@ def test_callers_are_put_into_bands_that_the_first_of_them_set() -> None:
     shifting.watch([structs.replace(route, epoch=Epoch(1, 3))])  # a step later the bands are the same
     for caller, value in ((200, 5.0), (200, 95.0), (201, 95.0), (0, 5.0)):
         shifting.predicted(predicted("a", [value, 5.0], caller), SPEC, None)
-    shifting.predicted(predicted("a", [15.0], 202, candidate=False), SPEC, None)
+    shifting.predicted(predicted("a", [15.0], 202, place=0), SPEC, None)
     shifting.predicted(predicted("a", [None], 203), SPEC, None)
     shifting.predicted(predicted("a", [5.0], 204, rollout="ro_2"), SPEC, None)
     (told,) = shifting.noted()

@@ -50,6 +50,8 @@ def report(screen: Screen, found: "Rollout") -> None:
     screen.line(word, seen, f"(confidence {told.confidence:.1%}): {told.why}")
     if told.arms:
         _compared(screen, told)
+    if told.labels:
+        _awaited(screen, told)
     won = told.winner.value in ("candidate", "other")
     if found.state.value == "concluded" and won:
         semver = told.semver or found.candidate_semver
@@ -72,5 +74,14 @@ def _compared(screen: Screen, told: "WinnerReport") -> None:
             )
             for arm in told.arms
         ),
+        right=range(1, 4),
+    )
+
+
+def _awaited(screen: Screen, told: "WinnerReport") -> None:
+    """How many labels are missing of each version, in a test that is about labels."""
+    screen.table(
+        ("version", "callers", "labelled", "labels missing"),
+        ((one.version, one.callers, one.labelled, one.missing) for one in told.labels),
         right=range(1, 4),
     )

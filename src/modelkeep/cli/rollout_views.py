@@ -190,11 +190,16 @@ def _labels(screen: Screen, found: "Rollout") -> None:
         ("labels", "came", "wrong", "callers", "with a wrong one", "cannot compare"),
         [
             (name, side.labels, side.wrong, side.callers_labelled, side.callers_first_wrong, side.odd)
-            for name, side in (("candidate", labels.candidate), ("stable", labels.stable))
+            for name, side in (
+                ("candidate", labels.candidate),
+                *zip((other.semver for other in found.others), labels.others, strict=False),
+                ("stable", labels.stable),
+            )
         ],
         right=range(1, 6),
     )
-    if found.judgement is not None and found.judgement.missing is not None and found.step_since is not None:
+    waits = found.plan.strategy.value == "canary" and found.judgement is not None and found.judgement.missing
+    if waits and found.step_since is not None:
         until = moment(found.step_since + timedelta(seconds=max(quality.wait_s, found.current.max_s)))
         screen.line(f"Labels are waited for until {until}, then: {found.plan.on_inconclusive.value}.")
 

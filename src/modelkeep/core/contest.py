@@ -24,18 +24,20 @@ from modelkeep.core.judgement import (
     Evidence,
     Rivals,
     Specs,
+    Unlabelled,
     Winner,
     WinnerReport,
 )
 from modelkeep.core.movement import Rollout
-from modelkeep.core.observation import SideCounts, Tick
+from modelkeep.core.observation import LabelCounts, Labelled, SideCounts, Tick
 from modelkeep.core.plan import Goal, Plan
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick
 
 T = TypeVar("T")
 
-_NOBODY = SideCounts()
+Side = tuple[SideCounts, LabelCounts]
+_NOBODY, _NOTHING = SideCounts(), LabelCounts()
 
 
 def evidence_of(plan: Plan, ticks: Iterable[Tick], before: Evidence | None = None) -> Evidence:
@@ -54,7 +56,10 @@ def _taken(plan: Plan, specs: Specs, evidence: Evidence, tick: Tick) -> Evidence
     """The evidence after one more tick. Versions that it counts and the plan does not know are left out, with
     their share: no report may keep a test from being judged."""
     further = len(plan.versions)
-    sides = (tick.candidate, *_filled(tick.others, further, _NOBODY))
+    labels = tick.labels or Labelled()
+    counts = (tick.candidate, *_filled(tick.others, further, _NOBODY))
+    told = (labels.candidate, *_filled(labels.others, further, _NOTHING))
+    sides = tuple(zip(counts, told, strict=True))
     shares = (tick.candidate_ppm, *_filled(tick.others_ppm, further, 0))
     rest_ppm = WHOLE_PPM - tick.candidate_ppm - sum(tick.others_ppm) - tick.aside_ppm
     own = (evidence, *(evidence.others or [Evidence()] * further))
@@ -79,28 +84,27 @@ def _filled(found: tuple[T, ...], wanted: int, nothing: T) -> tuple[T, ...]:
     return (*found[:wanted], *[nothing] * (wanted - len(found)))
 
 
-def _between(tick: Tick, side: SideCounts, share_ppm: int, rest_ppm: int) -> Tick:
+def _between(tick: Tick, side: Side, share_ppm: int, rest_ppm: int) -> Tick:
     """The tick as a test of this version and stable alone would have had it: the share is that of both, to
     the millionth below. A version with no share was not asked."""
     own_ppm = max(1, share_ppm * WHOLE_PPM // (share_ppm + rest_ppm)) if share_ppm else 0
-    return structs.replace(tick, candidate=side, candidate_ppm=own_ppm, others=(), others_ppm=())
+    counts, told = side
+    labels = None if tick.labels is None else Labelled(candidate=told, stable=tick.labels.stable)
+    return structs.replace(
+        tick, candidate=counts, candidate_ppm=own_ppm, others=(), others_ppm=(), labels=labels
+    )
 
 
-def _met(plan: Plan, state: Rivals, sides: tuple[SideCounts, SideCounts], shares: tuple[int, int]) -> Rivals:
+def _met(plan: Plan, state: Rivals, sides: tuple[Side, Side], shares: tuple[int, int]) -> Rivals:
     """Two versions beside stable after one more tick, in which both were asked."""
     if not all(shares):
         return state
-    x, y = (_troubled(plan, side) for side in sides)
+    x, y = (judgement.troubled(plan.goal, *side) for side in sides)
     weight_ppm = max(1, shares[0] * WHOLE_PPM // sum(shares))
     met = CallerTick(x=x, y=y, weight_ppm=weight_ppm)
     return Rivals(
         better=sequential.update(state.better, BETTER, met), worse=sequential.update(state.worse, WORSE, met)
     )
-
-
-def _troubled(plan: Plan, side: SideCounts) -> int:
-    """Callers with the trouble that the test is decided by."""
-    return side.callers_first_error if plan.goal is Goal.ERRORS else side.callers_first_slow
 
 
 def comparisons_of(plan: Plan) -> int:
@@ -117,9 +121,13 @@ def report(rollout: Rollout) -> WinnerReport:
     between them, and the one with the lowest rate that was seen is named.
     """
     plan, evidence = rollout.plan, rollout.evidence
-    two = judgement.report(plan, evidence, rollout.candidate_counts, rollout.stable_counts)
+    labels = rollout.labels or Labelled()
+    two = judgement.report(plan, evidence, rollout.candidate_counts, rollout.stable_counts, labels)
+    missing = _unlabelled(rollout)
+    without = ", ".join(f"{one.missing} of {one.callers} of {one.version}" for one in missing)
+    tail = f"; callers without a label: {without}" if missing else ""
     if not rollout.others:
-        return two
+        return structs.replace(two, labels=missing, why=two.why + tail)
     comparisons = comparisons_of(plan)
     level = plan.alpha / comparisons
     own = (evidence, *(evidence.others or [Evidence()] * len(rollout.others)))
@@ -132,8 +140,8 @@ def report(rollout: Rollout) -> WinnerReport:
             beaten.add(two_ if shown else one)
     unbeaten = sorted(set(better) - beaten, key=lambda place: (arms[place].rate or 0.0, place))
     staying = [arm for arm in arms if arm.out is None]
-    x, m = _troubled(plan, rollout.stable_counts), rollout.stable_counts.new_callers
-    trouble = "failed" if plan.goal is Goal.ERRORS else "were answered slowly"
+    side = (rollout.stable_counts, labels.stable)
+    x, m = judgement.troubled(plan.goal, *side), judgement.counted(plan.goal, *side)
     seen = ", ".join(
         [_seen(arm.semver, arm.rate, arm.callers) for arm in arms]
         + [_seen("stable", x / m if m else None, m)]
@@ -161,22 +169,55 @@ def report(rollout: Rollout) -> WinnerReport:
         confidence=1 - p_value,
         comparisons=comparisons,
         arms=arms,
-        why=f"{said}: {seen} {trouble}; {numbers}",
+        labels=missing,
+        why=f"{said}: {seen} {judgement.TROUBLE[plan.goal]}; {numbers}{tail}",
     )
 
 
 def _compared(plan: Plan, rollout: Rollout, place: int, state: Evidence, comparisons: int) -> Compared:
     """One version beside stable."""
     other = rollout.others[place - 1] if place else None
-    side = rollout.candidate_counts if other is None else other.counts
-    callers = side.new_callers
+    side = _side(rollout, place)
+    callers = judgement.counted(plan.goal, *side)
     return Compared(
         semver=rollout.candidate_semver if other is None else other.semver,
         callers=callers,
-        rate=_troubled(plan, side) / callers if callers else None,
+        rate=judgement.troubled(plan.goal, *side) / callers if callers else None,
         p_value=min(1.0, comparisons * min(state.better.p_value, state.worse.p_value)),
         better=_shown(state.better, state.worse, plan.alpha / comparisons),
         out=rollout.out if other is None else other.out,
+    )
+
+
+def _side(rollout: Rollout, place: int) -> Side:
+    """What was counted of one version, and what became known of its predictions."""
+    labels = rollout.labels or Labelled()
+    if not place:
+        return rollout.candidate_counts, labels.candidate
+    told = _filled(labels.others, len(rollout.others), _NOTHING)
+    return rollout.others[place - 1].counts, told[place - 1]
+
+
+def _unlabelled(rollout: Rollout) -> tuple[Unlabelled, ...]:
+    """Of a test that is about labels: how many are missing, of each version; nothing of any other."""
+    if rollout.plan.goal is not Goal.QUALITY:
+        return ()
+    labels = rollout.labels or Labelled()
+    names = (
+        rollout.candidate_semver,
+        *(other.semver for other in rollout.others),
+        rollout.stable_semver or "",
+    )
+    sides = [_side(rollout, place) for place in range(1 + len(rollout.others))]
+    sides.append((rollout.stable_counts, labels.stable))
+    return tuple(
+        Unlabelled(
+            version=name,
+            callers=counts.new_callers,
+            labelled=told.callers_labelled,
+            missing=max(0, counts.new_callers - told.callers_labelled),
+        )
+        for name, (counts, told) in zip(names, sides, strict=True)
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import structs
 
 from modelkeep.core.contest import comparisons_of
-from modelkeep.core.forecast import GAINS, LOSSES, ArmOutlook, ContestOutlook, Flow, Outlook, Share
+from modelkeep.core.forecast import GAINS, LOSSES, ArmOutlook, ContestOutlook, Flow, Share
 from modelkeep.core.mixing import log_threshold
 from modelkeep.core.outlook import End, Runs, at_most, between, error_of, reached, share_of, simulate
 from modelkeep.core.plan import Goal, Plan, Strategy
@@ -22,15 +22,15 @@ ARM_RUNS_MIN = 50
 
 
 def contest_outlook(
-    plan: Plan, flow: Flow, found: Outlook, *, candidate: str | None, seed: int
+    plan: Plan, flow: Flow, *, candidate: str | None, seed: int, runs: int, wrong: float = 0.0
 ) -> ContestOutlook | None:
     """What to expect of an A/B test with such traffic; None of a plan of another strategy. The same arguments
     give the same answer.
 
     Args:
-        found: what is to be expected of its candidate's rollout; as many tests are simulated as there were
-            rollouts of each kind, divided over the versions whose shares differ.
         candidate: its version, where there is one yet.
+        runs: tests to simulate of each kind, divided over the versions whose shares differ.
+        wrong: the share of stable's callers who get a label, and whose first one says wrong.
 
     Raises:
         InvalidPlan: a rate, the seed or the number of runs is out of range.
@@ -41,13 +41,19 @@ def contest_outlook(
     names = (candidate, *(variant.version for variant in plan.versions))
     comparisons = comparisons_of(plan)
     limit = log_threshold(plan.alpha / comparisons)
-    runs = min(found.runs, max(ARM_RUNS_MIN, found.runs // len(set(shares))))
+    runs = min(runs, max(ARM_RUNS_MIN, runs // len(set(shares))))
     known: dict[int, ArmOutlook] = {}
+    goal = plan.goal
+    if goal is Goal.QUALITY:
+        # A label that says wrong falls on a version as a slow answer does: by its share, at the odds.
+        metrics = structs.replace(plan.metrics, latency=0.0, quality=0.0)
+        plan = structs.replace(plan, goal=Goal.LATENCY, metrics=metrics, quality=None)
+        flow = structs.replace(flow, slow=wrong)
     for place, share_ppm in enumerate(shares):
         if share_ppm not in known:
             known[share_ppm] = _arm(plan, flow, place, share_ppm, limit, seed, runs)
     return ContestOutlook(
-        goal=plan.goal,
+        goal=goal,
         alpha=plan.alpha,
         comparisons=comparisons,
         runs=runs,

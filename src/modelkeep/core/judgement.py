@@ -8,12 +8,13 @@ theory and the simulations. What follows from a verdict is decided in `rollout`,
 from collections.abc import Iterable
 from enum import StrEnum
 from itertools import zip_longest
+from typing import assert_never
 
 from msgspec import Struct, field, structs
 
 from modelkeep.core import sequential
 from modelkeep.core.mixing import EProcess
-from modelkeep.core.observation import BandCounts, Labelled, PairCounts, SideCounts, Tick
+from modelkeep.core.observation import BandCounts, LabelCounts, Labelled, PairCounts, SideCounts, Tick
 from modelkeep.core.plan import Goal, Plan, Strategy
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick, Combined, MeanEProcess, TrialTick
@@ -114,6 +115,16 @@ class Compared(Struct, frozen=True, kw_only=True):
     out: str | None = None
 
 
+class Unlabelled(Struct, frozen=True, kw_only=True):
+    """Of one version of an A/B test that is about labels: its callers, those who have one, and how many
+    labels are missing."""
+
+    version: str
+    callers: int
+    labelled: int
+    missing: int
+
+
 class WinnerReport(Struct, frozen=True, kw_only=True):
     """What an A/B test came to.
 
@@ -121,8 +132,10 @@ class WinnerReport(Struct, frozen=True, kw_only=True):
     with probability at most alpha, however often one looks before the end. `p_value` is for both directions
     together and valid at any time; `confidence` is what is left of it. `candidate_rate` and `stable_rate` are
     the shares of callers with trouble, of those who were counted on each side: what was seen, not what is
-    shown. With several versions (`arms`, the candidate first) every pair is compared, in both directions:
-    each of the `comparisons` has its equal share of alpha, and `semver` names the winner.
+    shown. Where the test is about labels, they are of the callers who had one, and `labels` says of each
+    version how many are missing, stable last. With several versions (`arms`, the candidate first) every pair
+    is compared, in both directions: each of the `comparisons` has its equal share of alpha, and `semver`
+    names the winner.
     """
 
     winner: Winner
@@ -137,6 +150,7 @@ class WinnerReport(Struct, frozen=True, kw_only=True):
     semver: str | None = None
     comparisons: int = 2
     arms: tuple[Compared, ...] = ()
+    labels: tuple[Unlabelled, ...] = ()
 
 
 class Specs(Struct, frozen=True, kw_only=True):
@@ -190,7 +204,8 @@ class Specs(Struct, frozen=True, kw_only=True):
         alone = trials if weight == WHOLE_PPM else TrialTick(n=0, k=0)
         better, worse = evidence.better, evidence.worse
         if self.tested is not None:
-            goal = failing if self.tested is Goal.ERRORS else slow
+            x, y = (troubled(self.tested, *side) for side in _sides(tick))
+            goal = CallerTick(x=x, y=y, weight_ppm=weight)
             better = sequential.update(better, BETTER, goal)
             worse = sequential.update(worse, WORSE, goal)
         return structs.replace(
@@ -236,6 +251,26 @@ class Specs(Struct, frozen=True, kw_only=True):
             pair_errors=sequential.update(evidence.pair_errors, self.errors, failed),
             pair_slow=sequential.update(evidence.pair_slow, self.slow, slow),
         )
+
+
+def troubled(goal: Goal, side: SideCounts, labels: LabelCounts) -> int:
+    """Callers with the trouble that an A/B test is decided by. Of labels each caller's first counts alone,
+    because callers who are wrong wear out, on the worse side first."""
+    match goal:
+        case Goal.ERRORS:
+            return side.callers_first_error
+        case Goal.LATENCY:
+            return side.callers_first_slow
+        case Goal.QUALITY:
+            return labels.callers_wrong_at_once
+        case _:
+            assert_never(goal)
+
+
+def _sides(tick: Tick) -> tuple[tuple[SideCounts, LabelCounts], tuple[SideCounts, LabelCounts]]:
+    """The candidate and stable, each with what became known of its predictions."""
+    labels = tick.labels or Labelled()
+    return (tick.candidate, labels.candidate), (tick.stable, labels.stable)
 
 
 def evidence_of(plan: Plan, ticks: Iterable[Tick], before: Evidence | None = None) -> Evidence:
@@ -431,22 +466,25 @@ def judge_pairs(plan: Plan, evidence: Evidence, pairs: PairCounts | None) -> Jud
     )
 
 
-def report(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCounts) -> WinnerReport:
-    """What an A/B test has come to by now."""
+def report(
+    plan: Plan,
+    evidence: Evidence,
+    candidate: SideCounts,
+    stable: SideCounts,
+    labels: Labelled | None = None,
+) -> WinnerReport:
+    """What an A/B test has come to by now. Rates are of the callers who are counted: of those with a label
+    where the test is about labels."""
     half = plan.alpha / 2
     better, worse = evidence.better, evidence.worse
     winner = Winner.NOBODY
     if better.ever_reached(half) or worse.ever_reached(half):
         winner = Winner.CANDIDATE if better.max_log_v > worse.max_log_v else Winner.STABLE
-    errors = plan.goal is Goal.ERRORS
-    x = candidate.callers_first_error if errors else candidate.callers_first_slow
-    y = stable.callers_first_error if errors else stable.callers_first_slow
-    n, m = candidate.new_callers, stable.new_callers
+    told = labels or Labelled()
+    x, y = troubled(plan.goal, candidate, told.candidate), troubled(plan.goal, stable, told.stable)
+    n, m = counted(plan.goal, candidate, told.candidate), counted(plan.goal, stable, told.stable)
     p_value = min(1.0, 2 * min(better.p_value, worse.p_value))
-    seen = (
-        f"{x} of {n} callers of the candidate and {y} of {m} of stable's "
-        f"{'failed' if errors else 'were answered slowly'}"
-    )
+    seen = f"{x} of {n} callers of the candidate and {y} of {m} of stable's {TROUBLE[plan.goal]}"
     return WinnerReport(
         winner=winner,
         goal=plan.goal,
@@ -460,6 +498,16 @@ def report(plan: Plan, evidence: Evidence, candidate: SideCounts, stable: SideCo
     )
 
 
+def counted(goal: Goal, side: SideCounts, labels: LabelCounts) -> int:
+    """Callers of whom is known whether they had the trouble that an A/B test is decided by."""
+    return labels.callers_labelled if goal is Goal.QUALITY else side.new_callers
+
+
+TROUBLE = {
+    Goal.ERRORS: "failed",
+    Goal.LATENCY: "were answered slowly",
+    Goal.QUALITY: "with a label had a wrong prediction, by their first one",
+}
 _SAID = {
     Winner.CANDIDATE: "the candidate's callers fare better",
     Winner.OTHER: "another version's callers fare better",

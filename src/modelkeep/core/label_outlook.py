@@ -38,10 +38,19 @@ class LabelsOutlook(Struct, frozen=True, kw_only=True):
     regressions: tuple[LabelsNeeded, ...]
 
 
+def shares_of(*, labelled: int, wrong: int, callers: int) -> tuple[float, float, bool]:
+    """The share of callers who get a label, the share of those of stable whose first label says wrong, and
+    whether both were counted. Arguments as in `labels_outlook`."""
+    if not labelled:
+        return LABELLED, WRONG, False
+    share = min(1.0, (labelled + 0.5) / (callers + 0.5))
+    return share, (min(wrong, labelled) + 0.5) / (labelled + 1), True
+
+
 def labels_outlook(
     plan: Plan, *, callers_per_s: float, labelled: int, wrong: int, callers: int
 ) -> LabelsOutlook | None:
-    """What to expect of labels; None where the plan has none judged.
+    """What to expect of labels; None where no advance waits for any.
 
     Args:
         labelled, wrong, callers: stable's callers in former rollouts: with a label, with a first label that
@@ -51,11 +60,9 @@ def labels_outlook(
         InvalidPlan: the plan moves no traffic.
     """
     quality, specs = plan.quality, Specs.of(plan)
-    if quality is None or specs.wrong is None or specs.right is None:
+    if quality is None or specs.wrong is None or specs.right is None or not plan.strategy.proven:
         return None
-    counted = labelled > 0
-    share = min(1.0, (labelled + 0.5) / (callers + 0.5)) if counted else LABELLED
-    base = (min(wrong, labelled) + 0.5) / (labelled + 1) if counted else WRONG
+    share, base, counted = shares_of(labelled=labelled, wrong=wrong, callers=callers)
     compared = [step for step in plan.steps if step.weight_ppm < WHOLE_PPM]
     steps = [Step(weight_ppm=step.weight_ppm, lasts_s=step.min_s) for step in compared]
 

@@ -158,14 +158,26 @@ class LabelCounts(Struct, frozen=True, kw_only=True):
 
 
 class Labelled(Struct, frozen=True, kw_only=True):
-    """Labels of both sides. Their tick is that of the epoch and weight under which was predicted."""
+    """Labels of both sides, and of an A/B test's further versions in the order of the route. Their tick is
+    that of the epoch and weights under which was predicted."""
 
     candidate: LabelCounts = LabelCounts()
     stable: LabelCounts = LabelCounts()
+    others: tuple[LabelCounts, ...] = ()
+
+    @property
+    def sides(self) -> tuple[LabelCounts, ...]:
+        """All of them, stable first, as places of a route go."""
+        return (self.stable, self.candidate, *self.others)
 
     def plus(self, other: "Labelled") -> "Labelled":
         """The counts of two spans together."""
-        return Labelled(candidate=self.candidate.plus(other.candidate), stable=self.stable.plus(other.stable))
+        both = zip_longest(self.others, other.others, fillvalue=LabelCounts())
+        return Labelled(
+            candidate=self.candidate.plus(other.candidate),
+            stable=self.stable.plus(other.stable),
+            others=tuple(one.plus(two) for one, two in both),
+        )
 
 
 class BandCounts(Struct, frozen=True, kw_only=True):
@@ -414,7 +426,9 @@ def _check_tick(tick: Tick) -> None:
             number = getattr(tick.pairs, name)
             if not (0 <= number < math.inf) or (isinstance(number, int) and number > COUNT_MAX):
                 raise errors.Invalid(f"A tick's pairs cannot hold {name}={number}.", field=name)
-    for told in (tick.labels.candidate, tick.labels.stable) if tick.labels is not None else ():
+    if tick.labels is not None and len(tick.labels.others) > OTHERS_MAX:
+        raise errors.Invalid("A tick has labels of more versions than a test has.", field="labels")
+    for told in tick.labels.sides if tick.labels is not None else ():
         for name in told.__struct_fields__:
             if not 0 <= getattr(told, name) <= COUNT_MAX:
                 raise errors.Invalid(f"A tick's labels cannot hold {name}={getattr(told, name)}.", field=name)

@@ -149,11 +149,20 @@ def _check_metrics(plan: Plan) -> None:
             "Predictions are compared with stable's where the plan has a 'prediction_shift' and 'metrics' "
             "gives it a share of alpha; write both, or neither."
         )
-    judged = plan.quality is not None or plan.prediction_shift is not None
-    if judged and plan.strategy is not Strategy.CANARY:
+    if plan.prediction_shift is not None and plan.strategy is not Strategy.CANARY:
         raise errors.InvalidPlan(
-            f"A plan of {plan.strategy} judges no predictions; leave 'quality' and 'prediction_shift' out, "
-            "or choose canary."
+            f"A plan of {plan.strategy} compares no predictions; leave 'prediction_shift' out, or choose "
+            "canary."
+        )
+    if plan.quality is not None and plan.strategy not in (Strategy.CANARY, Strategy.AB_TEST):
+        raise errors.InvalidPlan(
+            f"A plan of {plan.strategy} judges no predictions; leave 'quality' out, or choose canary or "
+            "ab_test."
+        )
+    if plan.goal is Goal.QUALITY and plan.quality is None:
+        raise errors.InvalidPlan(
+            "A test whose goal is quality has a 'quality' that says what makes a prediction wrong; write at "
+            "least 'quality: {}'."
         )
     if plan.quality is not None:
         check_quality(plan.quality)

@@ -75,10 +75,12 @@ class Strategy(StrEnum):
 
 
 class Goal(StrEnum):
-    """What a test of versions is decided by: callers who fail, or callers who are answered slowly."""
+    """What a test of versions is decided by: callers who fail, callers who are answered slowly, or callers
+    whose predictions turn out wrong, by the first label that each of them gets."""
 
     ERRORS = "errors"
     LATENCY = "latency"
+    QUALITY = "quality"
 
 
 class OnInconclusive(StrEnum):
@@ -249,7 +251,8 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     quality: Annotated[
         Quality | None,
         said(
-            "Have predictions judged by labels that come later; an advance then needs them. Canaries alone."
+            "Have predictions judged by labels that come later. A canary needs them to advance; an A/B test "
+            "may have them as its goal."
         ),
     ] = None
     prediction_shift: Annotated[
@@ -294,7 +297,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shadow_pairs: Annotated[
         int, said("And until so many were compared.", unit="pairs", least=1, most=PAIRS_MAX)
     ] = 1
-    goal: Annotated[Goal, said("What an A/B test is decided by.")] = Goal.ERRORS
+    goal: Annotated[Goal, said("What an A/B test is decided by; `quality` needs one.")] = Goal.ERRORS
     versions: Annotated[
         tuple[Variant, ...],
         said(

@@ -12,7 +12,7 @@ from modelkeep.core import judgement
 from modelkeep.core.contest import evidence_of
 from modelkeep.core.judgement import Evidence, Judgement, Verdict
 from modelkeep.core.movement import Observed, Rollout, RolloutState
-from modelkeep.core.observation import Tick, VersionPhase
+from modelkeep.core.observation import LabelCounts, Labelled, Tick, VersionPhase
 from modelkeep.core.plan import Strategy, apart
 from modelkeep.core.rollout_routes import shown
 
@@ -93,7 +93,11 @@ def judge_other(rollout: Rollout, place: int) -> Judgement:
     """What the evidence says of one of an A/B test's further versions (1 is the first), beside stable."""
     other = rollout.others[place - 1]
     evidence = rollout.evidence.others[place - 1] if rollout.evidence.others else Evidence()
-    found = judgement.judge(apart(rollout.plan), evidence, other.counts, rollout.stable_counts)
+    labels = rollout.labels
+    if labels is not None:
+        own = labels.others[place - 1] if place <= len(labels.others) else LabelCounts()
+        labels = Labelled(candidate=own, stable=labels.stable)
+    found = judgement.judge(apart(rollout.plan), evidence, other.counts, rollout.stable_counts, labels)
     return structs.replace(found, why=found.why.replace("the candidate", other.semver))
 
 

@@ -15,9 +15,9 @@ from modelkeep.core import errors, forecast
 from modelkeep.core.answers import Measured, RolloutForecast
 from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.forecast import Flow
-from modelkeep.core.label_outlook import labels_outlook
+from modelkeep.core.label_outlook import labels_outlook, shares_of
 from modelkeep.core.observation import LabelCounts, SideCounts, Tick
-from modelkeep.core.plan import Plan, Strategy, check_plan, dated
+from modelkeep.core.plan import Goal, Plan, Strategy, check_plan, dated
 from modelkeep.core.rollout import Endpoint
 from modelkeep.service.act import Act
 from modelkeep.store import rollout as store
@@ -74,6 +74,14 @@ def foretell(
     flow, given, assumed = _flow(endpoint, measured, asked)
     found = outlook(led, flow, seed=asked.seed, runs=asked.runs)
     candidate = version.semver if version is not None else None
+    labels = {
+        "labelled": measured.stable_labelled if measured is not None else 0,
+        "wrong": measured.stable_wrong if measured is not None else 0,
+        "callers": measured.stable_callers if measured is not None else 0,
+    }
+    labelled, wrong, counted = shares_of(**labels)
+    if plan.goal is Goal.QUALITY and not counted:
+        assumed = (*assumed, "labels")
     return RolloutForecast(
         endpoint=endpoint.name,
         version=version.reference if version is not None else None,
@@ -86,14 +94,10 @@ def foretell(
         given=given,
         assumed=assumed,
         outlook=found,
-        contest=contest_outlook(led, flow, found, candidate=candidate, seed=asked.seed),
-        labels=labels_outlook(
-            plan,
-            callers_per_s=flow.callers_per_s,
-            labelled=measured.stable_labelled if measured is not None else 0,
-            wrong=measured.stable_wrong if measured is not None else 0,
-            callers=measured.stable_callers if measured is not None else 0,
+        contest=contest_outlook(
+            led, flow, candidate=candidate, seed=asked.seed, runs=asked.runs, wrong=labelled * wrong
         ),
+        labels=labels_outlook(plan, callers_per_s=flow.callers_per_s, **labels),
     )
 
 

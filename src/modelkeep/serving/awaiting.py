@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -22,12 +23,13 @@ from modelkeep.core.routing import Epoch
 SLOTS = 8
 """Of one set: a prediction takes the place of the oldest of its set."""
 SETS = 65_536
-"""Half a million predictions in 23 MB; a plan of many requests and late labels remembers the latest."""
-_SLOT = struct.Struct("=QQdIIIIBB2x")
-"""Key, caller, the value's number; the moment, the epoch and the weight; flags and the value's kind."""
-_Slot = tuple[int, int, float, int, int, int, int, int, int]
-_USED, _CANDIDATE, _TOLD = 1, 2, 4
-_MARK = b"modelkeep awaiting 1\n".ljust(64, b"\0")
+"""Half a million predictions in 23 MB, or 40 in the largest test; a plan of many requests and late labels
+remembers the latest."""
+_SLOT = "=QQdIIIIBBBx"
+"""Key, caller, the value's number; the moment, the epoch and the weight; flags, the value's kind and the
+place. Of a test of several versions the others' weights follow, and the share that is set aside."""
+_USED, _TOLD = 1, 4
+_MARK = b"modelkeep awaiting 2\n".ljust(64, b"\0")
 
 
 class Prediction(Struct, frozen=True, kw_only=True):
@@ -35,10 +37,12 @@ class Prediction(Struct, frozen=True, kw_only=True):
 
     value: Value
     caller: int
-    candidate: bool
+    place: int
     epoch: Epoch
     candidate_ppm: int
     at: int
+    others_ppm: tuple[int, ...] = ()
+    aside_ppm: int = 0
 
 
 def _key(request_id: str, row: int) -> int:
@@ -49,17 +53,22 @@ def _key(request_id: str, row: int) -> int:
 class Awaiting:
     """The table of one rollout. There is one writer, the recorder."""
 
-    def __init__(self, path: Path, *, sets: int = SETS) -> None:
+    def __init__(self, path: Path, *, sets: int = SETS, others: int = 0) -> None:
         """Take up the file, or begin one.
+
+        Args:
+            others: the further versions of a test.
 
         Raises:
             OSError: it cannot be opened or made.
         """
         self.path = path
         self._sets = sets
+        self._others = others
+        self._slot = struct.Struct(_SLOT + (f"{others + 1}I" if others else ""))
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        size = len(_MARK) + sets * SLOTS * _SLOT.size
+        size = len(_MARK) + sets * SLOTS * self._slot.size
         try:
             if os.pread(self._file, len(_MARK), 0) != _MARK or os.fstat(self._file).st_size != size:
                 os.ftruncate(self._file, 0)
@@ -86,9 +95,9 @@ class Awaiting:
                 break
             if slot[3] < age:
                 place, age = where, slot[3]
-        flags = _USED | (_CANDIDATE if made.candidate else 0)
+        shares = (*made.others_ppm, made.aside_ppm) if self._others else ()
         term, seq = made.epoch.term, made.epoch.seq
-        packed = _SLOT.pack(
+        packed = self._slot.pack(
             key,
             made.caller,
             made.value.number,
@@ -96,8 +105,10 @@ class Awaiting:
             term,
             seq,
             made.candidate_ppm,
-            flags,
+            _USED,
             made.value.kind,
+            made.place,
+            *shares,
         )
         os.pwrite(self._file, packed, place)
 
@@ -112,24 +123,27 @@ class Awaiting:
             if slot[0] == key and flags & _USED:
                 if flags & _TOLD:
                     return None
-                _, caller, number, at, term, seq, ppm, _, kind = slot
-                os.pwrite(self._file, _SLOT.pack(*slot[:7], flags | _TOLD, kind), where)
+                _, caller, number, at, term, seq, ppm, _, kind, place, *shares = slot
+                os.pwrite(self._file, self._slot.pack(*slot[:7], flags | _TOLD, *slot[8:]), where)
                 return Prediction(
                     value=Value(Kind(kind), number),
                     caller=caller,
-                    candidate=bool(flags & _CANDIDATE),
+                    place=place,
                     epoch=Epoch(term, seq),
                     candidate_ppm=ppm,
                     at=at,
+                    others_ppm=tuple(shares[:-1]),
+                    aside_ppm=shares[-1] if shares else 0,
                 )
         return None
 
-    def _set(self, key: int) -> Iterator[tuple[int, int, _Slot]]:
+    def _set(self, key: int) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
         """Where each slot of a key's set stands, its flags, and all of it."""
-        start = len(_MARK) + key % self._sets * SLOTS * _SLOT.size
-        data = os.pread(self._file, SLOTS * _SLOT.size, start)
-        for place, slot in enumerate(_SLOT.iter_unpack(data)):
-            yield start + place * _SLOT.size, slot[7], slot
+        size = self._slot.size
+        start = len(_MARK) + key % self._sets * SLOTS * size
+        data = os.pread(self._file, SLOTS * size, start)
+        for place, slot in enumerate(self._slot.iter_unpack(data)):
+            yield start + place * size, slot[7], slot
 
     def close(self) -> None:
         """Let go of the file."""

@@ -371,17 +371,16 @@ class Dispatch:
             self.mirror.send(copy, stable, now)
 
     def _remember(self, call: Call, payload: bytes) -> None:
-        """Have an answer wait for its label. One that stable gave in the candidate's place is neither's, or
-        the candidate alone would have a second chance to be wrong."""
+        """Have an answer wait for its label. One that stable gave in another's place is neither's, or
+        that one alone would have a second chance to be wrong."""
         route, target = call.target.route, call.target
-        candidate = call.role is Role.CANDIDATE
-        own = target.candidate if candidate else target.stable
-        if call.role is None or call.version is not own or route.rollout is None:
+        own = target.at(call.place) if call.place else target.stable
+        if call.role is None or call.version is not own or route.rollout is None or not call.caller:
             return
         record = records.Predicted(
             route.endpoint, route.rollout, call.request_id.decode("latin-1"), call.version.key,
-            route.epoch.term, route.epoch.seq, route.candidate_ppm, candidate, call.caller, time.time(),
-            call.door, payload,
+            route.epoch.term, route.epoch.seq, route.candidate_ppm, call.place, call.caller, time.time(),
+            call.door, payload, route.others_ppm, route.aside_ppm,
         )  # fmt: skip
         self._tap.put(route.endpoint, record)
 

@@ -7,7 +7,7 @@ the words and exit code stay as they are in all releases.
 
 from modelkeep import __version__
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Of `messages.py`, `frames.py` and the prefix in `upstream.py`. Whoever changes what goes over a channel
 raises it; a test holds them against it."""
 FRONT = "front"

@@ -31,20 +31,23 @@ ROWS_MAX = 100
 
 log = telemetry.Log("gateway.joining")
 
-TickKey = tuple[str, str, Epoch, int]
-"""Endpoint, rollout, epoch, and the candidate's weight in ppm."""
+TickKey = tuple[str, str, Epoch, int, tuple[int, ...], int]
+"""Endpoint, rollout, epoch, and the weights in ppm: the candidate's, those of a test's further versions, and
+what is set aside."""
 
 
 class _Tally:
-    """Labels of both sides under one weight, since they were last told."""
+    """Labels of all sides under one set of weights, since they were last told."""
 
-    def __init__(self) -> None:
-        self.candidate = messages.ToldSide()
-        self.stable = messages.ToldSide()
+    def __init__(self, others: int) -> None:
+        self.sides = [messages.ToldSide() for _ in range(2 + others)]
+        """By their places in the route."""
 
     def add(self, made: Prediction, wrong: bool | None) -> None:
         """One label."""
-        side = self.candidate if made.candidate else self.stable
+        if made.place >= len(self.sides):
+            return  # of a table that was made for another test
+        side = self.sides[made.place]
         side.labels += 1
         if wrong is None:
             side.odd += 1
@@ -58,7 +61,8 @@ class Joining:
 
     def __init__(self, data: Path) -> None:
         self._data = data
-        self._rules: dict[tuple[str, str], Quality] = {}
+        self._rules: dict[tuple[str, str], tuple[Quality, int]] = {}
+        """By rollout: what makes a prediction wrong, and how many further versions there are."""
         self._tables: dict[tuple[str, str], Awaiting | None] = {}
         """None: the disk refused it."""
         self._tallies: dict[TickKey, _Tally] = {}
@@ -66,7 +70,7 @@ class Joining:
     def watch(self, routes: Sequence[Route]) -> None:
         """Join for the rollouts of these routes from now on."""
         self._rules = {
-            (route.endpoint, route.rollout): route.quality
+            (route.endpoint, route.rollout): (route.quality, len(route.others))
             for route in routes
             if route.rollout is not None and route.quality is not None
         }
@@ -92,7 +96,7 @@ class Joining:
     def _table(self, key: tuple[str, str]) -> Awaiting | None:
         if key not in self._tables:
             try:
-                self._tables[key] = Awaiting(self._path(key))
+                self._tables[key] = Awaiting(self._path(key), others=self._rules[key][1])
             except OSError as problem:
                 self._given_up(key, problem)
         return self._tables[key]
@@ -114,11 +118,11 @@ class Joining:
         model answered.
         """
         key = (record.endpoint, record.rollout)
-        quality = self._rules.get(key)
-        table = self._table(key) if quality is not None else None
-        if quality is None or table is None:
+        rule = self._rules.get(key)
+        table = self._table(key) if rule is not None else None
+        if rule is None or table is None or len(record.others_ppm) != rule[1]:
             return
-        rows = judged_rows(record, quality.output, spec, privacy)
+        rows = judged_rows(record, rule[0].output, spec, privacy)
         epoch = Epoch(record.term, record.seq)
         try:
             for row, said in enumerate(rows[:ROWS_MAX]):
@@ -128,10 +132,12 @@ class Joining:
                 made = Prediction(
                     value=value,
                     caller=record.caller,
-                    candidate=record.candidate,
+                    place=record.place,
                     epoch=epoch,
                     candidate_ppm=record.candidate_ppm,
                     at=int(record.at),
+                    others_ppm=record.others_ppm,
+                    aside_ppm=record.aside_ppm,
                 )
                 table.put(record.request_id, row, made)
         except OSError as problem:
@@ -140,7 +146,7 @@ class Joining:
     def labelled(self, endpoint: str, given: Sequence[Label]) -> None:
         """Count the labels that belong to predictions of a rollout under way: each once, the first that was
         said."""
-        for key, quality in self._rules.items():
+        for key, (quality, others) in self._rules.items():
             if key[0] != endpoint:
                 continue
             table = self._table(key)
@@ -155,8 +161,8 @@ class Joining:
                     continue
                 true = label_of(label.label, quality.label)
                 wrong = is_wrong(quality, made.value, true) if true is not None else None
-                tick = (*key, made.epoch, made.candidate_ppm)
-                self._tallies.setdefault(tick, _Tally()).add(made, wrong)
+                tick = (*key, made.epoch, made.candidate_ppm, made.others_ppm, made.aside_ppm)
+                self._tallies.setdefault(tick, _Tally(others)).add(made, wrong)
 
     def noted(self) -> list[messages.LabelsOf]:
         """What was counted since the last time."""
@@ -167,10 +173,13 @@ class Joining:
                 rollout=rollout,
                 epoch=epoch,
                 candidate_ppm=ppm,
-                candidate=tally.candidate,
-                stable=tally.stable,
+                stable=tally.sides[0],
+                candidate=tally.sides[1],
+                others=tuple(tally.sides[2:]),
+                others_ppm=others_ppm,
+                aside_ppm=aside_ppm,
             )
-            for (endpoint, rollout, epoch, ppm), tally in tallies.items()
+            for (endpoint, rollout, epoch, ppm, others_ppm, aside_ppm), tally in tallies.items()
         ]
 
     def close(self) -> None:

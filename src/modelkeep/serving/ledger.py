@@ -5,7 +5,7 @@ valid when the request was assigned, however late it is known; what is known aft
 a later tick of the former epoch. Nothing here judges.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -41,6 +41,8 @@ class _OpenTick:
         self.outputs: BandCounts | None = None
 
 
+ToldLabels = tuple[LabelCounts, Iterable[tuple[int, bool]]]
+"""The counts of rows of one side, and its callers with a label and whether it says wrong."""
 _TickKey = tuple[str, str | None, Epoch, int, tuple[int, ...], int]
 """With the weights: a route may get them later than its epoch, when its versions are ready."""
 
@@ -133,20 +135,27 @@ class Ledger:
         key: tuple[str, str],
         epoch: Epoch,
         ppm: int,
-        candidate: tuple[LabelCounts, Iterable[tuple[int, bool]]],
-        stable: tuple[LabelCounts, Iterable[tuple[int, bool]]],
+        candidate: ToldLabels,
+        stable: ToldLabels,
+        others: Sequence[ToldLabels] = (),
+        others_ppm: tuple[int, ...] = (),
+        aside_ppm: int = 0,
     ) -> None:
-        """Take in labels of a rollout under way, by the epoch and weight under which was predicted.
+        """Take in labels of a rollout under way, by the epoch and weights under which was predicted.
 
         Args:
-            candidate, stable: the counts of rows, and the callers with a label, in the order in which those
-                came, with whether it says wrong.
+            candidate, stable, others: the counts of rows, and the callers with a label, in the order in which
+                those came, with whether it says wrong.
         """
         if key not in self._books:
             return  # it is over, and nothing is evidence of it any more
-        tick = self._tick(*key, epoch, ppm)
+        tick = self._tick(*key, epoch, ppm, others_ppm, aside_ppm)
         book, noted = self._books[key], self._noted.setdefault(key, [])
-        told = Labelled(candidate=_told(*candidate, book, noted), stable=_told(*stable, book, noted))
+        told = Labelled(
+            candidate=_told(*candidate, book, noted),
+            stable=_told(*stable, book, noted),
+            others=tuple(_told(*other, book, noted) for other in others),
+        )
         tick.labels = told if tick.labels is None else tick.labels.plus(told)
 
     def predicted(

@@ -295,7 +295,7 @@ class ToldSide(Struct, kw_only=True):
 
 
 class LabelsOf(Struct, frozen=True, kw_only=True):
-    """What became known of predictions made under one epoch and weight of a rollout."""
+    """What became known of predictions made under one epoch and weights of a rollout."""
 
     endpoint: str
     rollout: str
@@ -303,6 +303,9 @@ class LabelsOf(Struct, frozen=True, kw_only=True):
     candidate_ppm: int
     candidate: ToldSide
     stable: ToldSide
+    others: tuple[ToldSide, ...] = ()
+    others_ppm: tuple[int, ...] = ()
+    aside_ppm: int = 0
 
 
 class BandsOf(Struct, kw_only=True):

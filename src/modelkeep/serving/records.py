@@ -67,7 +67,7 @@ class Kept(Struct, frozen=True, array_like=True, tag=4):
 
 
 class Predicted(Struct, frozen=True, array_like=True, tag=5):
-    """An answer of a rollout that is judged by what it predicted: on which side, under which route, for which
+    """An answer of a rollout that is judged by what it predicted: at which place of which route, for which
     caller (the 64 bits that stand for one)."""
 
     endpoint: str
@@ -77,11 +77,13 @@ class Predicted(Struct, frozen=True, array_like=True, tag=5):
     term: int
     seq: int
     candidate_ppm: int
-    candidate: bool
+    place: int
     caller: int
     at: float
     door: int
     body: bytes
+    others_ppm: tuple[int, ...] = ()
+    aside_ppm: int = 0
 
 
 ToRecorder = Logged | Pair | Feedback | Predicted

@@ -59,7 +59,7 @@ class Target(Generic[V]):
         self.previous = versions[route.previous] if route.previous is not None else None
         self.shadow = versions[route.shadow] if route.shadow is not None else None
         self.lenient = route.schema is Strictness.LENIENT
-        self.remembered = route.judged and route.rollout is not None and route.candidate_ppm > 0
+        self.remembered = route.judged and route.rollout is not None and route.tried_ppm > 0
         """Whether what is predicted is evidence, at once or when its label comes."""
         shadowed = self.shadow is not None and route.shadow_ppm > 0
         self.watched = route.log_ppm > 0 or shadowed or self.remembered

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from modelkeep.core.observation import CALLERS_TRACKED_MAX
 from modelkeep.core.quality import Value, value_of
 from modelkeep.core.recording import Privacy
-from modelkeep.core.routing import Epoch, Route, VersionSpec
+from modelkeep.core.routing import CANDIDATE_PLACE, Epoch, Route, VersionSpec
 from modelkeep.core.shift import LEARNED_FROM, Bands, Shift, learned
 from modelkeep.serving import messages, records
 from modelkeep.serving.joining import TickKey, judged_rows
@@ -59,7 +59,8 @@ class Shifting:
                 seen.first.clear()
             return
         epoch = Epoch(record.term, record.seq)
-        key = (record.endpoint, record.rollout, epoch, record.candidate_ppm)
+        weights = (record.candidate_ppm, record.others_ppm, record.aside_ppm)
+        key = (record.endpoint, record.rollout, epoch, *weights)
         counted = self._counted.get(key)
         if counted is None:
             counted = self._counted[key] = messages.BandsOf(
@@ -68,7 +69,7 @@ class Shifting:
                 epoch=epoch,
                 candidate_ppm=record.candidate_ppm,
             )
-        side = counted.candidate if record.candidate else counted.stable
+        side = counted.candidate if record.place == CANDIDATE_PLACE else counted.stable
         side.append((record.caller, seen.bands.place(value)))
 
     def noted(self) -> list[messages.BandsOf]:

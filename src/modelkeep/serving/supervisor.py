@@ -305,8 +305,9 @@ class Supervisor:
         for pairs in noted.pairs:
             self.ledger.paired(pairs.endpoint, pairs.rollout, pairs.epoch, pairs.candidate_ppm, pairs.counts)
         for labels in noted.labels:
-            key, sides = (labels.endpoint, labels.rollout), (labels.candidate, labels.stable)
-            self.ledger.labelled(key, labels.epoch, labels.candidate_ppm, *(side.told for side in sides))
+            key, others = (labels.endpoint, labels.rollout), [side.told for side in labels.others]
+            sides, shares = (labels.candidate.told, labels.stable.told), (labels.others_ppm, labels.aside_ppm)
+            self.ledger.labelled(key, labels.epoch, labels.candidate_ppm, *sides, others, *shares)
         for bands in noted.bands:
             key, placed = (bands.endpoint, bands.rollout), (bands.candidate, bands.stable)
             self.ledger.predicted(key, bands.epoch, bands.candidate_ppm, *placed)
