@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -31,6 +32,8 @@ YAML_MAX_SCALAR = 100
 """Characters of a YAML number or time; reading a number in base 60 takes the square of its length."""
 YAML_MAX_NODES = 100_000
 """Nodes of a YAML document after aliases are expanded, so that a small text cannot become a large value."""
+TIMES_KEPT = 256
+"""Times that are kept as text: one moment is written into many rows."""
 YAML_FLAT_MARKS = 1_000
 """Marks that nest in a YAML document which libyaml is given: it takes the stack for each level."""
 
@@ -305,8 +308,11 @@ def render_yaml(value: object) -> str:
 
 def format_time(moment: datetime) -> str:
     """Fixed-width UTC text with microseconds and Z: legible, the same everywhere, and sorts as text."""
-    if moment.tzinfo is not UTC:
-        moment = moment.astimezone(UTC)
+    return _utc_text(moment if moment.tzinfo is UTC else moment.astimezone(UTC))
+
+
+@lru_cache(maxsize=TIMES_KEPT)
+def _utc_text(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 

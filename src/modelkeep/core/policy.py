@@ -77,6 +77,8 @@ GATES_MAX = 100
 """Gates of one stage: a reviewer must be able to read them."""
 ALIASES_MAX = 200
 """Aliases that one policy has rules for: as many as a model has."""
+DIGESTED_MAX = 64
+"""Policies whose digest is kept; past that all are forgotten and digested anew."""
 APPROVALS_MAX = 20
 """People whose approval one stage can ask for."""
 EXPIRES_MIN_S = 60.0
@@ -159,6 +161,19 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def policy_digest(policy: Policy) -> Digest:
     """The policy's version: what approvals are bound to."""
+    known = _digested.get(id(policy))
+    if known is None or known[0] is not policy:
+        if len(_digested) >= DIGESTED_MAX:
+            _digested.clear()
+        known = _digested[id(policy)] = (policy, _digest_of(policy))
+    return known[1]
+
+
+_digested: dict[int, tuple[Policy, Digest]] = {}
+"""Policies whose digest is known, by where they are; each is held, so that no other can take its place."""
+
+
+def _digest_of(policy: Policy) -> Digest:
     return Digest("sha256:" + hashlib.sha256(b"modelkeep.policy.v1\n" + codec.canonical(policy)).hexdigest())
 
 
