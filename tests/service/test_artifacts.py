@@ -1,19 +1,25 @@
 """Artifacts on both databases: folders, room, what a version is made of, and which bytes are needed."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from modelkeep.core import errors
-from modelkeep.core.access import Role
+from modelkeep.core.access import Caller, Role
 from modelkeep.core.tracking import Artifact
+from modelkeep.core.values import ModelName
+from modelkeep.ports import SMALL_MAX_BYTES
 from modelkeep.service.act import Act
 from modelkeep.service.artifacts import (
+    PRESUMED_S,
     Artifacts,
     OwnedPlace,
     Owner,
+    Place,
     VersionPlace,
     address_of,
     check_artifact_path,
@@ -254,6 +260,36 @@ def test_an_upload_asks_little(kept: ArtifactWorld) -> None:
     with kept.database.statements() as seen:
         kept.read(kept.artifacts.open_file, kept.place(run, "a/c"))
     assert len(seen) == 1
+
+
+def test_one_more_small_file_is_presumed_to_be_allowed(kept: ArtifactWorld) -> None:
+    """After a file, the same caller's next small one for the same run is not asked about for a moment;
+    anything else is, and what has become wrong is refused all the same when it is noted."""
+    run, caller, now = kept.run(), kept._people[""].caller, kept.desk.clock()
+    place = kept.place(run, "a/2")
+
+    def presumed(
+        caller: Caller = caller, place: Place = place, size: int | None = 1, later: float = 0.0
+    ) -> bool:
+        at = now + timedelta(seconds=later)
+        return kept.artifacts.presume(caller, at, place, size, None) is not None
+
+    assert not presumed()
+    kept.put(run, "a/1", b"1")
+    now = kept.desk.clock()
+    assert presumed()
+    assert not presumed(caller=structs.replace(caller, owner=False))
+    assert not presumed(place=kept.place(kept.run(), "a/2"))
+    assert not presumed(place=VersionPlace(model=ModelName("default", "m"), number=1, path="a"))
+    assert not presumed(size=None)
+    assert not presumed(size=SMALL_MAX_BYTES + 1)
+    assert not presumed(later=PRESUMED_S)
+    for wrong, error in (("", errors.InvalidParameter), ("a", errors.InvalidParameter)):
+        plan = kept.artifacts.presume(caller, now, kept.place(run, wrong), 1, None)
+        assert plan is not None
+        plan = kept.artifacts.finish(kept.artifacts.store_bytes(plan, 0, [b"2"]))
+        with pytest.raises(error):
+            kept.do(kept.artifacts.note, plan)
 
 
 @pytest.mark.parametrize(

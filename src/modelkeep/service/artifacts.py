@@ -13,19 +13,21 @@ address, and never change: whoever writes there is told so.
 
 import hashlib
 import re
+import secrets
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from modelkeep.core import errors, tracking, values
-from modelkeep.core.access import Verb
+from modelkeep.core.access import Caller, Verb
 from modelkeep.core.catalog import FileEntry, ModelVersion
 from modelkeep.core.media import media_type
 from modelkeep.core.tracking import Artifact
 from modelkeep.core.values import Digest, ModelName, Numbered, Ref
-from modelkeep.ports import BLOB_MAX_BYTES, BlobInfo, BlobStore, wrong_digest
+from modelkeep.ports import BLOB_MAX_BYTES, SMALL_MAX_BYTES, BlobInfo, BlobStore, wrong_digest
 from modelkeep.service import references, run_logging
 from modelkeep.service.act import Act
 from modelkeep.store import artifacts, damage
@@ -40,6 +42,11 @@ DECLARED_BYTES = 1024 * 1024
 that would take longer than writing them."""
 PARTS_MAX = 10_000
 """Parts of one multipart upload, as S3 has it; the client's own parts have 10 MiB."""
+
+PRESUMED_S = 10.0
+"""How long a caller who has put a file into a run need not be asked about before the next small one comes."""
+PRESUMED_MAX = 1_024
+"""Callers and runs of which that is remembered."""
 
 _UPLOAD_ID = re.compile(r"mpu_[0-9a-z]{26}", re.ASCII)
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
@@ -170,10 +177,11 @@ def address_of(place: Place) -> str:
 
 
 class Artifacts:
-    """The verbs of artifacts. All are acts but `store_bytes`, `finish`, `assemble` and `drop`."""
+    """The verbs of artifacts. All are acts but `presume`, `store_bytes`, `finish`, `assemble` and `drop`."""
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
+        self._lately: dict[tuple[Caller, Owner, int | None], datetime] = {}
 
     # ---------------------------------------------------------------------------------------------- reading
 
@@ -280,6 +288,23 @@ class Artifacts:
             place=owned, upload_id=act.new_id("art"), size_bytes=size_bytes, expected=expected
         )
 
+    def presume(
+        self, caller: Caller, now: datetime, place: Place, size_bytes: int | None, expected: Digest | None
+    ) -> ArtifactPlan | None:
+        """What `prepare` would say of one more small file of a caller who has just put one there, without
+        looking; None: ask it.
+
+        `note` decides in any case. Who has lost the right since, or sends to a run that is gone, is refused
+        there; what is left then is a few bytes that nothing names.
+        """
+        if not isinstance(place, OwnedPlace) or size_bytes is None or size_bytes > SMALL_MAX_BYTES:
+            return None
+        noted_at = self._lately.get((caller, place.owner, place.experiment_id))
+        if noted_at is None or not 0 <= (now - noted_at).total_seconds() < PRESUMED_S:
+            return None
+        upload_id = values.new_id("art", now, secrets.token_bytes(10))
+        return ArtifactPlan(place=place, upload_id=upload_id, size_bytes=size_bytes, expected=expected)
+
     def store_bytes(self, plan: ArtifactPlan, offset: int, chunks: Iterable[bytes]) -> ArtifactPlan:
         """Take in bytes, outside of any transaction. Raises as `BlobStore.append`."""
         if offset == 0:
@@ -323,6 +348,9 @@ class Artifacts:
         file = Artifact(path=plan.place.path, size_bytes=plan.blob.size_bytes, digest=plan.blob.digest)
         artifacts.put(act.tx, owner, file, before, run_logging.now_ms(act), plan.upload)
         damage.clear(act.tx, file.digest)
+        if len(self._lately) >= PRESUMED_MAX:
+            self._lately.clear()
+        self._lately[act.caller, plan.place.owner, plan.place.experiment_id] = act.now
         return file
 
     def delete(self, act: Act, place: Place) -> int:

@@ -97,7 +97,9 @@ async def _put(
     said = call.headers.get(b"x-modelkeep-digest")
     expected = check_digest(said.decode("latin-1")) if said is not None else None
     size = body.announced
-    plan = await dispatcher.read(call.context, kept.prepare, place, size, expected, most_bytes=most_bytes)
+    plan = kept.presume(call.context.caller, call.house.desk.clock(), place, size, expected)
+    if plan is None:
+        plan = await dispatcher.read(call.context, kept.prepare, place, size, expected, most_bytes=most_bytes)
     try:
         plan = await uploads.take_in(
             dispatcher,
