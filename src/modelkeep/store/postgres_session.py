@@ -320,13 +320,18 @@ def _flag(value: bool) -> bytes:
     return b"t" if value else b"f"
 
 
-def _array(values: Sequence[str | int]) -> bytes:
-    members = []
-    for value in values:
-        if isinstance(value, str):
-            value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        members.append(str(value))
-    return _text("{" + ",".join(members) + "}")
+def _array(values: Sequence[str | int | float | None]) -> bytes:
+    kinds = set(map(type, values))
+    if kinds == {int} or kinds == {float}:
+        return ("{" + ",".join(map(repr, values)) + "}").encode()
+    return _text("{" + ",".join(map(_member, values)) + "}")
+
+
+def _member(value: str | float | None) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    data = _any_text(value)
+    return "null" if data is None else data.decode()
 
 
 _AS_TEXT: dict[type, Callable[[Any], bytes]] = {

@@ -25,8 +25,8 @@ from modelkeep.core import codec
 
 __all__ = ["Prepared", "Row", "Runs", "Statement", "Statements", "insert", "json_text", "one_of"]
 
-SEVERAL_MAX = 64
-"""Rows that one insert carries on Postgres: more would make no row cheaper, and texts long."""
+SEVERAL_MAX = 1_000
+"""Rows that one insert carries on Postgres: both ends hold them in memory, and more make no row cheaper."""
 
 Row = tuple[Any, ...]
 """A row as the driver gives it: text, whole numbers, doubles and None, in the order of the selected
@@ -88,7 +88,9 @@ def _one_of_sqlite(element: OneOf, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(OneOf, "postgresql")
 def _one_of_postgresql(element: OneOf, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"{compiler.process(element.column, **kw)} = ANY ({compiler.process(element.bind, **kw)})"
+    column, bind = compiler.process(element.column, **kw), compiler.process(element.bind, **kw)
+    # A list whose length is seen while planning would be planned for each time: that costs more than it runs.
+    return f"{column} = ANY (ARRAY(SELECT unnest({bind})))"
 
 
 class Prepared:
@@ -155,53 +157,49 @@ class Prepared:
 
 
 class Several:
-    """Carries several rows in one statement: an insert of plain values, repeated in its text.
+    """Carries several rows in one statement: an insert of plain values, which takes a list for each column.
 
-    A statement for each row costs Postgres ten times what the row does. SQLite has no use for this.
+    A statement for each row costs Postgres five times what the row does. SQLite has no use for this.
     """
 
-    __slots__ = ("_head", "_key", "_row", "_tail", "_texts", "_width")
+    __slots__ = ("_key", "text")
 
+    _PLACE = r'\$\d+::[A-Z ]+?(?: COLLATE "C")?'
     _FORM = re.compile(
-        r"""(?P<head>INSERT\ INTO\ \w+\ \((?P<columns>[\w, ]+)\)\ VALUES\ )
-        \((?P<row>\$\d+(::[\w\ ]+(\ COLLATE\ "C")?)?(,\ \$\d+(::[\w\ ]+(\ COLLATE\ "C")?)?)*)\)
-        (?P<tail>(\ ON\ CONFLICT\ (DO\ NOTHING|\((?P<key>[\w, ]+)\)\ DO\ UPDATE\ [^$]*))?)""",
-        re.VERBOSE,
+        rf"INSERT INTO (?P<table>\w+) \((?P<columns>[\w, ]+)\) VALUES \((?P<places>{_PLACE}(?:, {_PLACE})*)\)"
+        r"(?P<rest>(?: ON CONFLICT (?:DO NOTHING|\((?P<key>[\w, ]+)\) DO UPDATE [^$]*))?)"
     )
 
-    def __init__(self, found: "re.Match[str]", width: int, key: tuple[int, ...]) -> None:
-        self._head, self._row, self._tail = found["head"], found["row"], found["tail"]
-        self._width = width
-        self._key = _picker_at(key) if key else None
-        self._texts: dict[int, str] = {}
+    def __init__(self, found: "re.Match[str]", kinds: Sequence[str], key: Sequence[int]) -> None:
+        lists = ", ".join(f"${place}::{kind}[]" for place, kind in enumerate(kinds, 1))
+        self.text = (
+            f"INSERT INTO {found['table']} ({found['columns']}) SELECT * FROM unnest({lists}){found['rest']}"
+        )
+        self._key = itemgetter(*key) if key else None
 
     @classmethod
     def of(cls, text: str, width: int) -> "Several | None":
-        """For an insert of `width` plain values, each in a place of its own; None for any other."""
+        """For an insert of `width` plain values, each in a place of its own; None for any other statement."""
         found = cls._FORM.fullmatch(text)
         if found is None:
             return None
-        if re.findall(r"\$(\d+)", found["row"]) != [str(place) for place in range(1, width + 1)]:
-            return None
+        places = re.findall(r"\$(\d+)::([A-Z ]+?)(?: COLLATE|,|$)", found["places"])
         columns = found["columns"].split(", ")
         key = found["key"].split(", ") if found["key"] else []
-        if not set(key) <= set(columns):
+        if [place for place, _ in places] != [str(n) for n in range(1, width + 1)] or not set(key) <= {
+            *columns
+        }:
             return None
-        return cls(found, width, tuple(columns.index(name) for name in key))
+        return cls(found, [kind for _, kind in places], [columns.index(name) for name in key])
 
-    def carry(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, Sequence[Any]]]:
-        """The statements that insert these rows, in order, with the values of each.
+    def carry(self, rows: Sequence[Sequence[Any]]) -> Iterator[list[list[Any]]]:
+        """What to run the text with, once or several times, to insert these rows in order.
 
         Rows that change the same row of the table do not go together: Postgres refuses to update one twice.
         """
-        for run in self._apart(rows):
-            start = 0
-            while start < len(run):
-                count = min(
-                    SEVERAL_MAX, 1 << (len(run) - start).bit_length() - 1
-                )  # few texts for all lengths
-                yield self._text(count), [value for row in run[start : start + count] for value in row]
-                start += count
+        for apart in self._apart(rows):
+            for start in range(0, len(apart), SEVERAL_MAX):
+                yield [list(column) for column in zip(*apart[start : start + SEVERAL_MAX], strict=True)]
 
     def _apart(self, rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]:
         if self._key is None or len(set(map(self._key, rows))) == len(rows):
@@ -215,20 +213,6 @@ class Several:
                 seen, start = set(), place
             seen.add(key)
         yield rows[start:]
-
-    def _text(self, count: int) -> str:
-        known = self._texts.get(count)
-        if known is None:
-            rows = (
-                re.sub(r"\$(\d+)", lambda found: f"${int(found[1]) + first}", self._row)  # noqa: B023
-                for first in range(0, count * self._width, self._width)
-            )
-            known = self._texts[count] = f"{self._head}({'), ('.join(rows)}){self._tail}"
-        return known
-
-
-def _picker_at(places: Sequence[int]) -> Callable[[Sequence[Any]], Any]:
-    return itemgetter(*places)
 
 
 def _picker(places: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:

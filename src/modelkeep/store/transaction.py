@@ -128,7 +128,8 @@ class Transaction:
         execute = self._connection.execute
         try:
             if prepared.several is not None:
-                return sum(execute(*several).rowcount for several in prepared.several.carry(places))
+                text = prepared.several.text
+                return sum(execute(text, lists).rowcount for lists in prepared.several.carry(places))
             return self._connection.execute_many(prepared.text, places)
         except self._dialect.failures as problem:
             raise self._meaning(problem) from problem
@@ -142,8 +143,8 @@ class Transaction:
         prepared, places = self._bound_all(statement, rows)
         try:
             if prepared.several is not None:
-                for text, values in prepared.several.carry(places):
-                    self._connection.post(text, values)
+                for lists in prepared.several.carry(places):
+                    self._connection.post(prepared.several.text, lists)
             else:
                 self._connection.post_many(prepared.text, places)
         except self._dialect.failures as problem:
