@@ -187,7 +187,8 @@ def ahead(chunks: Iterable[bytes], crew: Crew) -> Generator[bytes, None, None]:
     """Hand chunks through, and have a thread make the next one meanwhile, unless too many are at work; what
     `chunks` raises, too.
 
-    It is begun by the first `next`, and ended, with its thread, by the last or by `close`.
+    It is begun by the first `next`, and ended by the last or by `close`, which does not wait: the thread lets
+    go of `chunks` when the chunk that it makes is there.
     """
     with crew:
         yield from chunks if crew.crowded else _ahead(chunks)
@@ -212,8 +213,7 @@ def _ahead(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
             if isinstance(chunks, Generator):
                 chunks.close()
 
-    thread = threading.Thread(target=make, name="modelkeep-ahead", daemon=True)
-    thread.start()
+    threading.Thread(target=make, name="modelkeep-ahead", daemon=True).start()
     try:
         while (chunk := made.get()) is not None:
             if isinstance(chunk, BaseException):
@@ -223,7 +223,6 @@ def _ahead(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
     finally:
         ended.set()
         room.release()
-        thread.join()
 
 
 def try_lock(fd: int) -> bool:
