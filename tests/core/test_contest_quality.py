@@ -1,4 +1,5 @@
-"""A/B tests that are decided by labels: who wins, which labels are missing, and how seldom that is wrong."""
+"""Versions compared by labels, in A/B tests and shadows: who wins, which labels are missing, and how seldom
+that is wrong."""
 
 import random
 from collections import Counter
@@ -11,10 +12,11 @@ from modelkeep.core import codec, errors, rollout, rollout_evidence
 from modelkeep.core.contest_outlook import contest_outlook
 from modelkeep.core.forecast import Flow
 from modelkeep.core.label_outlook import labels_outlook, shares_of
-from modelkeep.core.observation import LabelCounts, Labelled, SideCounts, Tick, check_report
-from modelkeep.core.plan import JUDGED_LATER, Goal, Plan, Strategy, check_plan, read_plan
+from modelkeep.core.observation import LabelCounts, Labelled, PairCounts, SideCounts, Tick, check_report
+from modelkeep.core.plan import JUDGED_LATER, Goal, Metrics, Plan, Strategy, check_plan, read_plan
 from modelkeep.core.quality import Quality
-from modelkeep.core.rollout import Rollout
+from modelkeep.core.rollout import Rollout, RolloutState
+from modelkeep.core.routing import VersionKey
 from tests.core import test_contest
 from tests.core.test_contest import OTHER, SHARES
 from tests.core.test_rollout import AB_TEST, report, stepping, tick
@@ -121,7 +123,7 @@ def test_a_plan_says_what_makes_a_prediction_wrong() -> None:
     assert (plan.goal, plan.metrics) == (Goal.QUALITY, JUDGED_LATER)
     with pytest.raises(errors.InvalidPlan, match=r"write at least 'quality: \{\}'"):
         read_plan("strategy: ab_test\ngoal: quality")
-    with pytest.raises(errors.InvalidPlan, match="choose canary or ab_test"):
+    with pytest.raises(errors.InvalidPlan, match="choose canary, ab_test, shadow"):
         read_plan("strategy: rolling\nquality: {}")
     assert check_plan(SEVERAL) is SEVERAL
     many = told((known(0, 0),) * 3)
@@ -130,6 +132,35 @@ def test_a_plan_says_what_makes_a_prediction_wrong() -> None:
     with pytest.raises(errors.Invalid, match="more versions than a test has"):
         check_report(report(ticks=(crowd,)))
     check_report(report(ticks=(many,)))
+
+
+def test_a_shadow_is_judged_by_labels_too() -> None:
+    """Of the pairs in which it alone was wrong, and stable alone; a version that is wrong where stable is not
+    ends as failed, one that is as often wrong does not; without a quality labels say nothing."""
+    plan = read_plan("strategy: shadow\nshadow_ppm: 1000000\nshadow_s: 60\nquality: {}")
+    assert plan.metrics.quality > 0
+
+    def shadowed(alone: int, stable_alone: int, of_plan: Plan = plan) -> Rollout:
+        pairs = PairCounts(
+            version=VersionKey("version:3"),
+            pairs=1_000,
+            compared=1_000,
+            labelled=400,
+            only_shadow_wrong=alone,
+            only_stable_wrong=stable_alone,
+        )
+        begun = stepping(plan=of_plan, state=RolloutState.SHADOWING, weight_ppm=0)
+        return rollout.take_in(begun, (tick(0, met(1_000), SideCounts(), pairs=pairs),))
+
+    found = rollout.judge(shadowed(60, 5))
+    assert (found.verdict, found.blamed) == ("rollback", "quality")
+    assert "is wrong where stable is not" in found.why
+    assert "of 400 with a label the candidate alone was wrong in 60, stable alone in 5" in found.why
+    assert rollout.judge(shadowed(20, 18)).verdict == "hold"
+    assert rollout.judge(shadowed(5, 60)).verdict == "hold"
+    unjudged = shadowed(60, 5, structs.replace(plan, quality=None, metrics=Metrics()))
+    assert rollout.judge(unjudged).verdict == "hold"
+    assert unjudged.evidence.pair_wrong.ticks == 0
 
 
 def test_a_forecast_of_such_a_test_reckons_with_labels() -> None:

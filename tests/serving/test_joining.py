@@ -10,6 +10,7 @@ from msgspec import structs
 
 from modelkeep.core import codec
 from modelkeep.core.feedback import Label
+from modelkeep.core.observation import PairCounts
 from modelkeep.core.quality import Kind, Quality, Value
 from modelkeep.core.recording import Privacy, Treatment
 from modelkeep.core.routing import Arm, Epoch, Route
@@ -139,6 +140,45 @@ def test_labels_of_several_versions_are_counted_at_their_places(tmp_path: Path) 
     assert found.stable.callers == [(7, False)]
     assert found.candidate.callers == [(8, True)]
     assert [side.callers for side in found.others] == [[(9, True)]]
+    again.close()
+
+
+@pytest.mark.req("S4", "S7")
+def test_a_label_says_which_of_two_answers_to_one_request_was_wrong(tmp_path: Path) -> None:
+    """Over a restart, of the first row, once; where one of the two failed, or the label cannot be compared,
+    it says nothing."""
+    shadowed = structs.replace(ROUTE, candidate=None, candidate_ppm=0, shadow=SPEC.key, shadow_ppm=500_000)
+
+    def pair(request_id: str, stable: list[float], shadow: list[float], status: int = 200) -> records.Pair:
+        replies = [
+            records.Reply(SPEC.key, code, 1.0, codec.encode({"outputs": said}))
+            for code, said in ((200, stable), (status, shadow))
+        ]
+        return records.Pair("churn", "ro_1", 1, 2, 0, 10.0, Door.PREDICT, *replies, request_id)
+
+    joining = Joining(tmp_path)
+    joining.watch([shadowed])
+    for each in (
+        pair("a", [10.0, 99.0], [20.0, 0.0]),
+        pair("b", [20.0], [10.0]),
+        pair("c", [10.0], [10.5]),
+        pair("d", [10.0], [20.0], status=500),
+        pair("e", [10.0], [20.0]),
+        pair("", [10.0], [20.0]),
+    ):
+        joining.paired(each, (SPEC, SPEC), None)
+    hidden = Privacy(fields={"score": Treatment.DROP})
+    joining.paired(pair("f", [10.0], [20.0]), (SPEC, SPEC), hidden)
+    joining.close()
+    again = Joining(tmp_path)
+    again.watch([shadowed])
+    labels: list[tuple[str, Any]] = [(name, 10.0) for name in ("a", "b", "c", "d", "f", "", "a")]
+    assert told(again, *labels, ("e", "ten")) == []
+    again.labelled("churn", [Label(request_id="a", row=1, label=99.0)])
+    ((key, counts),) = again.noted_pairs().items()
+    assert key == ("churn", "ro_1", Epoch(1, 2), 0)
+    assert counts == PairCounts(version=SPEC.key, labelled=3, only_stable_wrong=1, only_shadow_wrong=1)
+    assert again.noted_pairs() == {}
     again.close()
 
 

@@ -163,6 +163,11 @@ def _pairs(screen: Screen, pairs: "PairCounts") -> None:
         f"{count} pairs, {pairs.disagreements} of {pairs.compared} answers differ{widest}; "
         f"{pairs.dropped} copies dropped"
     )
+    if pairs.labelled:
+        screen.line(
+            f"{pairs.labelled} with a label: the candidate alone was wrong in {pairs.only_shadow_wrong}, "
+            f"stable alone in {pairs.only_stable_wrong}"
+        )
 
 
 def _outputs(screen: Screen, outputs: "BandCounts") -> None:

@@ -48,10 +48,10 @@ class Evidence(Struct, frozen=True, kw_only=True):
     the candidate back, as can `high_rate` with all of the traffic, where nobody is left to compare with;
     `no_worse` and `low_rate`, which look at callers' first requests alone, can let it advance. `wrong` and
     `right` are the same of predictions and their labels: the one can take it back, and without the other it
-    does not advance. `better` and `worse` decide
-    an A/B test, `pair_errors` and `pair_slow` a shadow; they see nothing elsewhere. Of an A/B test of several
-    versions `others` are the same for each further version against stable, and `rivals` the pairs of those
-    beside stable, the candidate first, each with all that come behind it.
+    does not advance. `better` and `worse` decide an A/B test, `pair_errors`, `pair_slow` and `pair_wrong` a
+    shadow; they see nothing elsewhere. Of an A/B test of several versions `others` are the same for each
+    further version against stable, and `rivals` the pairs of those beside stable, the candidate first, each
+    with all that come behind it.
     """
 
     errors: BinaryEProcess = field(default_factory=BinaryEProcess)
@@ -67,6 +67,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
     worse: BinaryEProcess = field(default_factory=BinaryEProcess)
     pair_errors: BinaryEProcess = field(default_factory=BinaryEProcess)
     pair_slow: BinaryEProcess = field(default_factory=BinaryEProcess)
+    pair_wrong: BinaryEProcess = field(default_factory=BinaryEProcess)
     others: tuple["Evidence", ...] = ()
     rivals: tuple[Rivals, ...] = ()
 
@@ -250,7 +251,15 @@ class Specs(Struct, frozen=True, kw_only=True):
             evidence,
             pair_errors=sequential.update(evidence.pair_errors, self.errors, failed),
             pair_slow=sequential.update(evidence.pair_slow, self.slow, slow),
+            pair_wrong=self._pair_wrong(evidence.pair_wrong, pairs),
         )
+
+    def _pair_wrong(self, state: BinaryEProcess, pairs: PairCounts) -> BinaryEProcess:
+        """The same of the pairs with a label in which only one of the two was wrong."""
+        if self.wrong is None or not pairs.labelled:
+            return state
+        x, y = pairs.only_shadow_wrong, pairs.only_stable_wrong
+        return sequential.update(state, self.wrong, CallerTick(x=x, y=y, weight_ppm=WHOLE_PPM // 2))
 
 
 def troubled(goal: Goal, side: SideCounts, labels: LabelCounts) -> int:
@@ -442,7 +451,11 @@ def judge_pairs(plan: Plan, evidence: Evidence, pairs: PairCounts | None) -> Jud
     """What a shadow's answers to copies say now: rollback, or hold until its time is over."""
     if pairs is None or pairs.pairs == 0:
         return Judgement(verdict=Verdict.HOLD, why="no copy has been compared yet")
-    states = {"errors": evidence.pair_errors, "latency": evidence.pair_slow}
+    states = {
+        "errors": evidence.pair_errors,
+        "latency": evidence.pair_slow,
+        "quality": evidence.pair_wrong,
+    }
     shares = {name: share for name, share in omega(plan).items() if name in states}
     judged = {name: state for name, state in states.items() if name in shares}
     against = sequential.combine(judged, shares, alpha=plan.alpha)
@@ -451,9 +464,18 @@ def judge_pairs(plan: Plan, evidence: Evidence, pairs: PairCounts | None) -> Jud
         f"{pairs.only_stable_failed}; alone slow {pairs.only_shadow_slow} and {pairs.only_stable_slow}; "
         f"{pairs.disagreements} of {pairs.compared} answers differ"
     )
+    if plan.quality is not None:
+        seen += (
+            f"; of {pairs.labelled} with a label the candidate alone was wrong in {pairs.only_shadow_wrong}, "
+            f"stable alone in {pairs.only_stable_wrong}"
+        )
     if against.rollback:
         limit = f"p = {against.p_value:.2g}, limit {plan.alpha:g}"
-        what = "fails where stable does not" if against.blamed == "errors" else "is slow where stable is not"
+        what = {
+            "errors": "fails where stable does not",
+            "latency": "is slow where stable is not",
+            "quality": "is wrong where stable is not",
+        }[against.blamed]
         return Judgement(
             verdict=Verdict.ROLLBACK,
             why=f"the candidate {what}: {seen}; {limit}",

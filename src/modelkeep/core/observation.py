@@ -89,7 +89,9 @@ class PairCounts(Struct, frozen=True, kw_only=True):
     `only_shadow_failed`, and likewise slow. `compared` pairs are those that both answered; `disagreements`
     are those of them whose predictions are not equal within the precision of their types. `difference_sum` is
     over the `values` numbers in them. `dropped` copies were never sent or never compared, because the shadow
-    or the recorder had no room: they say nothing about the version.
+    or the recorder had no room: they say nothing about the version. Labels that came meanwhile, whenever the
+    copies were made, are of `labelled` pairs that both answered; where only one of the two was wrong, it is
+    counted on that side. They are of a request's first row.
     """
 
     version: VersionKey
@@ -107,6 +109,9 @@ class PairCounts(Struct, frozen=True, kw_only=True):
     stable_ms_sum: float = 0.0
     shadow_ms_sum: float = 0.0
     dropped: int = 0
+    labelled: int = 0
+    only_stable_wrong: int = 0
+    only_shadow_wrong: int = 0
 
     def plus(self, other: "PairCounts") -> "PairCounts":
         """The counts of two spans together."""
@@ -126,6 +131,9 @@ class PairCounts(Struct, frozen=True, kw_only=True):
             stable_ms_sum=self.stable_ms_sum + other.stable_ms_sum,
             shadow_ms_sum=self.shadow_ms_sum + other.shadow_ms_sum,
             dropped=self.dropped + other.dropped,
+            labelled=self.labelled + other.labelled,
+            only_stable_wrong=self.only_stable_wrong + other.only_stable_wrong,
+            only_shadow_wrong=self.only_shadow_wrong + other.only_shadow_wrong,
         )
 
 

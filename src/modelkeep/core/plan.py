@@ -135,6 +135,10 @@ def check_schema(said: object) -> None:
         )
 
 
+_LABELLED = (Strategy.CANARY, Strategy.AB_TEST, Strategy.SHADOW)
+"""The strategies that may have predictions judged by labels."""
+
+
 def _check_metrics(plan: Plan) -> None:
     """Refuse shares of alpha that promise nothing, or are not of what the plan has judged."""
     if not sum(structs.astuple(plan.metrics)) <= 1 + MASS_SLACK:
@@ -154,10 +158,10 @@ def _check_metrics(plan: Plan) -> None:
             f"A plan of {plan.strategy} compares no predictions; leave 'prediction_shift' out, or choose "
             "canary."
         )
-    if plan.quality is not None and plan.strategy not in (Strategy.CANARY, Strategy.AB_TEST):
+    if plan.quality is not None and plan.strategy not in _LABELLED:
         raise errors.InvalidPlan(
-            f"A plan of {plan.strategy} judges no predictions; leave 'quality' out, or choose canary or "
-            "ab_test."
+            f"A plan of {plan.strategy} judges no predictions; leave 'quality' out, or choose "
+            f"{', '.join(_LABELLED)}."
         )
     if plan.goal is Goal.QUALITY and plan.quality is None:
         raise errors.InvalidPlan(

@@ -251,8 +251,8 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     quality: Annotated[
         Quality | None,
         said(
-            "Have predictions judged by labels that come later. A canary needs them to advance; an A/B test "
-            "may have them as its goal."
+            "Have predictions judged by labels that come later. A canary needs them to advance, an A/B test "
+            "may have them as its goal, and of a shadow's copies they say who is wrong alone."
         ),
     ] = None
     prediction_shift: Annotated[

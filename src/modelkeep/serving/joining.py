@@ -8,15 +8,19 @@ here or not.
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from modelkeep import telemetry
 from modelkeep.core.feedback import Label
-from modelkeep.core.quality import Quality, is_wrong, label_of, value_of
+from modelkeep.core.observation import PairCounts
+from modelkeep.core.quality import Quality, Value, is_wrong, label_of, value_of
 from modelkeep.core.recording import Privacy, Treatment
-from modelkeep.core.routing import Epoch, Route, VersionSpec
+from modelkeep.core.routing import Epoch, Route, VersionKey, VersionSpec
 from modelkeep.serving import messages, records
 from modelkeep.serving.awaiting import Awaiting, Prediction
 from modelkeep.serving.messages import Door
@@ -34,6 +38,19 @@ log = telemetry.Log("gateway.joining")
 TickKey = tuple[str, str, Epoch, int, tuple[int, ...], int]
 """Endpoint, rollout, epoch, and the weights in ppm: the candidate's, those of a test's further versions, and
 what is set aside."""
+
+
+_PAIRED_ROWS = (-1, -2)
+"""Where what stable and what the shadow said to a request waits for its label, beside the rows of others."""
+
+
+class _Rule(Struct, frozen=True):
+    """Of a rollout: what makes a prediction wrong, how many further versions there are, and who gets copies,
+    or did."""
+
+    quality: Quality
+    others: int
+    tried: VersionKey | None
 
 
 class _Tally:
@@ -61,16 +78,18 @@ class Joining:
 
     def __init__(self, data: Path) -> None:
         self._data = data
-        self._rules: dict[tuple[str, str], tuple[Quality, int]] = {}
-        """By rollout: what makes a prediction wrong, and how many further versions there are."""
+        self._rules: dict[tuple[str, str], _Rule] = {}
         self._tables: dict[tuple[str, str], Awaiting | None] = {}
         """None: the disk refused it."""
+        self._pairs: dict[tuple[str, str, Epoch, int], PairCounts] = {}
         self._tallies: dict[TickKey, _Tally] = {}
 
     def watch(self, routes: Sequence[Route]) -> None:
         """Join for the rollouts of these routes from now on."""
         self._rules = {
-            (route.endpoint, route.rollout): (route.quality, len(route.others))
+            (route.endpoint, route.rollout): _Rule(
+                route.quality, len(route.others), route.shadow or route.candidate
+            )
             for route in routes
             if route.rollout is not None and route.quality is not None
         }
@@ -96,7 +115,7 @@ class Joining:
     def _table(self, key: tuple[str, str]) -> Awaiting | None:
         if key not in self._tables:
             try:
-                self._tables[key] = Awaiting(self._path(key), others=self._rules[key][1])
+                self._tables[key] = Awaiting(self._path(key), others=self._rules[key].others)
             except OSError as problem:
                 self._given_up(key, problem)
         return self._tables[key]
@@ -120,9 +139,9 @@ class Joining:
         key = (record.endpoint, record.rollout)
         rule = self._rules.get(key)
         table = self._table(key) if rule is not None else None
-        if rule is None or table is None or len(record.others_ppm) != rule[1]:
+        if rule is None or table is None or len(record.others_ppm) != rule.others:
             return
-        rows = judged_rows(record, rule[0].output, spec, privacy)
+        rows = judged_rows(record.door, record.body, rule.quality.output, spec, privacy)
         epoch = Epoch(record.term, record.seq)
         try:
             for row, said in enumerate(rows[:ROWS_MAX]):
@@ -146,7 +165,7 @@ class Joining:
     def labelled(self, endpoint: str, given: Sequence[Label]) -> None:
         """Count the labels that belong to predictions of a rollout under way: each once, the first that was
         said."""
-        for key, (quality, others) in self._rules.items():
+        for key, rule in self._rules.items():
             if key[0] != endpoint:
                 continue
             table = self._table(key)
@@ -157,12 +176,81 @@ class Joining:
                 except OSError as problem:
                     self._given_up(key, problem)
                     break
+                true = label_of(label.label, rule.quality.label)
                 if made is None:
+                    if label.row == 0 and rule.tried is not None:
+                        self._label_pair(key, table, rule, rule.tried, label.request_id, true)
                     continue
-                true = label_of(label.label, quality.label)
-                wrong = is_wrong(quality, made.value, true) if true is not None else None
+                wrong = is_wrong(rule.quality, made.value, true) if true is not None else None
                 tick = (*key, made.epoch, made.candidate_ppm, made.others_ppm, made.aside_ppm)
-                self._tallies.setdefault(tick, _Tally(others)).add(made, wrong)
+                self._tallies.setdefault(tick, _Tally(rule.others)).add(made, wrong)
+
+    def paired(
+        self,
+        record: records.Pair,
+        specs: tuple[VersionSpec | None, VersionSpec | None],
+        privacy: Privacy | None,
+    ) -> None:
+        """Remember what both said to a request of which the shadow got a copy, where both answered: of its
+        first row alone, for all of them have one caller. Never raises for what a model answered.
+
+        Args:
+            specs: stable's, and the shadow's.
+        """
+        key = (record.endpoint, record.rollout or "")
+        rule = self._rules.get(key)
+        table = self._table(key) if rule is not None and record.request_id else None
+        if rule is None or table is None:
+            return
+        said = [
+            judged_rows(record.door, reply.body, rule.quality.output, spec, privacy)[:1]
+            for reply, spec in zip((record.stable, record.shadow), specs, strict=True)
+            if reply.status == 200
+        ]
+        values = [value_of(rows[0]) for rows in said if rows]
+        epoch = Epoch(record.term, record.seq)
+        try:
+            for row, value in zip(_PAIRED_ROWS, values, strict=False):
+                if len(values) == len(_PAIRED_ROWS) and value is not None:
+                    made = Prediction(
+                        value=value, caller=0, place=0, epoch=epoch, candidate_ppm=record.candidate_ppm,
+                        at=int(time.time()),
+                    )  # fmt: skip
+                    table.put(record.request_id, row, made)
+        except OSError as problem:
+            self._given_up(key, problem)
+
+    def _label_pair(
+        self,
+        key: tuple[str, str],
+        table: Awaiting,
+        rule: "_Rule",
+        tried: VersionKey,
+        request_id: str,
+        true: Value | None,
+    ) -> None:
+        """Count the label of a request that both answered, on the side that was wrong alone."""
+        made = [table.take(request_id, row) for row in _PAIRED_ROWS]
+        stable, shadow = made
+        if stable is None or shadow is None or true is None:
+            return
+        wrong = [is_wrong(rule.quality, each.value, true) for each in (stable, shadow)]
+        if None in wrong:
+            return
+        counts = PairCounts(
+            version=tried,
+            labelled=1,
+            only_stable_wrong=int(wrong == [True, False]),
+            only_shadow_wrong=int(wrong == [False, True]),
+        )
+        tick = (*key, stable.epoch, stable.candidate_ppm)
+        known = self._pairs.get(tick)
+        self._pairs[tick] = counts if known is None else known.plus(counts)
+
+    def noted_pairs(self) -> dict[tuple[str, str, Epoch, int], PairCounts]:
+        """What labels said of copies since the last time, by endpoint, rollout, epoch and weight."""
+        pairs, self._pairs = self._pairs, {}
+        return pairs
 
     def noted(self) -> list[messages.LabelsOf]:
         """What was counted since the last time."""
@@ -191,7 +279,7 @@ class Joining:
 
 
 def judged_rows(
-    record: records.Predicted, output: str | None, spec: VersionSpec | None, privacy: Privacy | None
+    door: int, body: bytes, output: str | None, spec: VersionSpec | None, privacy: Privacy | None
 ) -> list[Any]:
     """The rows of the output of that name (None: the first); none where it is not there, or not to be kept.
 
@@ -199,7 +287,7 @@ def judged_rows(
         Nothing: a model may have answered anything.
     """
     try:
-        found: Mapping[str, list[Any]] = outputs(Door(record.door), record.body)
+        found: Mapping[str, list[Any]] = outputs(Door(door), body)
     except UNREADABLE:
         return []
     known = spec.signature.outputs if spec is not None and spec.signature is not None else ()

@@ -115,7 +115,7 @@ class Mirror:
         reply = records.Reply(copy.version.key, status, elapsed_ms, body)
         pair = records.Pair(
             route.endpoint, route.rollout, route.epoch.term, route.epoch.seq, route.candidate_ppm,
-            route.slow_ms, copy.door, copy.reply, reply,
+            route.slow_ms, copy.door, copy.reply, reply, copy.request_id.decode("latin-1"),
         )  # fmt: skip
         if not self._tap.put(route.endpoint, pair):
             self._drop(copy)

@@ -106,6 +106,8 @@ class Recorder:
                 counts = pairing.compared(record, spec.signature if spec is not None else None)
                 known = self._pairs.get(key)
                 self._pairs[key] = counts if known is None else known.plus(counts)
+                specs = (spec, self._specs.get(record.shadow.version))
+                self._joining.paired(record, specs, self._privacy.get(record.endpoint))
 
     def _take_logged(self, logged: records.Logged) -> None:
         which = (logged.endpoint, logged.reply.version)
@@ -183,6 +185,9 @@ class Recorder:
         """What there is to tell the supervisor: pairs and labels since the last time, and how the log
         stands."""
         pairs, self._pairs = self._pairs, {}
+        for key, counts in self._joining.noted_pairs().items():
+            known = pairs.get(key)
+            pairs[key] = counts if known is None else known.plus(counts)
         state = self._log.state
         return messages.Noted(
             pairs=[

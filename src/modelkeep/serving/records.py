@@ -37,7 +37,8 @@ class Logged(Struct, frozen=True, array_like=True, tag=1):
 
 class Pair(Struct, frozen=True, array_like=True, tag=2):
     """One request that the stable version answered and of which the shadow version got a copy; `slow_ms` as
-    in the route. Both sides' times are those of the version alone."""
+    in the route. Both sides' times are those of the version alone. `request_id` is what a label names it
+    by."""
 
     endpoint: str
     rollout: str | None
@@ -48,6 +49,7 @@ class Pair(Struct, frozen=True, array_like=True, tag=2):
     door: int
     stable: Reply
     shadow: Reply
+    request_id: str = ""
 
 
 class Feedback(Struct, frozen=True, array_like=True, tag=3):

@@ -47,7 +47,7 @@ class Shifting:
         seen = self._seen.get((record.endpoint, record.rollout))
         if seen is None or record.caller in seen.callers or len(seen.callers) >= CALLERS_TRACKED_MAX:
             return
-        rows = judged_rows(record, seen.shift.output, spec, privacy)
+        rows = judged_rows(record.door, record.body, seen.shift.output, spec, privacy)
         value = value_of(rows[0]) if rows else None
         if value is None:
             return
