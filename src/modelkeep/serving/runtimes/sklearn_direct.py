@@ -65,20 +65,25 @@ class Direct:
         rows = _made_up(model)
         asked = ("predict", "predict_proba") if hasattr(model, "predict_proba") else ("predict",)
         for number, form in enumerate(forms):
+            names = asked
             for matrix in (rows, rows.astype(np.float32), np.rint(rows).astype(np.int64)):
                 lies_by_column = np.asarray(form(matrix)).flags.f_contiguous
                 # As the library gets them, or the other way: numbers that it converts may lie so after that.
                 orders: tuple[Order, Order] = ("F", "C") if lies_by_column else ("C", "F")
-                found = next((o for o in orders if self._agrees(model, asked, matrix, form, o)), None)
+                found = next((o for o in orders if self._agrees(model, names, matrix, form, o)), None)
                 if found is not None:
                     self._orders[number, _type(matrix)] = found
+                    # What classes come of scores has nothing to do with the type of the numbers. The library
+                    # takes milliseconds for each answer, and the version is loaded as much later.
+                    names = asked[-1:]
         return bool(self._orders)
 
     def _agrees(self, model: Any, asked: Sequence[str], rows: Array, form: Form, order: Order) -> bool:
-        """Whether both ways answer rows alike, all at once and one by itself."""
-        for matrix in (rows, rows[:1]):
+        """Whether both ways answer rows alike, all at once and one by itself. One row's class is not asked
+        for where its probabilities are: they have told whether its scores are the same."""
+        for matrix, names in ((rows, asked), (rows[:1], asked[-1:])):
             ours, theirs = _laid(matrix, order), form(matrix)
-            for name in asked:
+            for name in names:
                 mine, other = getattr(self, name)(ours), np.asarray(getattr(model, name)(theirs))
                 if mine.dtype != other.dtype or not np.array_equal(mine, other):
                     return False
