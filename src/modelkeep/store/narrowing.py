@@ -102,16 +102,18 @@ def _among_postgresql(element: Among, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class Picking(ColumnElement[bool]):
-    """A condition that picks from rows which are found otherwise.
+    """A condition that picks from rows which are found otherwise; `led`: by a way.
 
     SQLite, which keeps no statistics here, would take any index for a short way; a plus before the condition
-    hides it from that choice. Postgres counts for itself.
+    hides it from that choice. Postgres counts for itself, but not yet in a new database, and a way was
+    counted: beside one the condition is hidden from it as well.
     """
 
     inherit_cache = False
 
-    def __init__(self, condition: Condition) -> None:
+    def __init__(self, condition: Condition, *, led: bool = False) -> None:
         self.condition = condition
+        self.led = led
 
 
 @compiles(Picking, "sqlite")
@@ -121,7 +123,8 @@ def _picking_sqlite(element: Picking, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(Picking, "postgresql")
 def _picking_postgresql(element: Picking, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"({compiler.process(element.condition, **kw)})"
+    condition = compiler.process(element.condition, **kw)
+    return f"(({condition}) IS TRUE)" if element.led else f"({condition})"
 
 
 def survey(

@@ -111,7 +111,7 @@ def build(search: Search, *, way: int | None = None, half: Half | None = None, p
     joined, half_condition, terms = ordered(view, search.order, half)
     columns = _columns(search)
     statement: Select[Any] = select(*columns, *(term.column for term in terms)).select_from(joined)
-    statement = statement.where(view.seen, half_condition)
+    statement = statement.where(view.seen if way is None else Picking(view.seen, led=True), half_condition)
     guided = way is not None or walkable(search.target, search.order)
     chosen = _chosen(search, way)
     for place, part in enumerate(conjuncts(search.expression)):
@@ -121,11 +121,11 @@ def build(search: Search, *, way: int | None = None, half: Half | None = None, p
         if isinstance(meant, False_):
             meant = NOTHING
         free = guided and (way is not None or not leads(part, search.order))
-        statement = statement.where(Picking(meant) if free else meant)
+        statement = statement.where(Picking(meant, led=way is not None) if free else meant)
     # One model has its own indexes by time and by semver; by a metric all are walked together.
     of_one = search.in_project and search.of_model and way is None and half is None
     for within in _places(search):
-        statement = statement.where(Picking(within) if guided else within)
+        statement = statement.where(Picking(within, led=way is not None) if guided else within)
     if of_one and search.target is Target.VERSIONS:
         statement = statement.where(versions.c.model_id == _MODEL_ID)
     if chosen is not None:

@@ -161,10 +161,10 @@ def _joining(asked: Asked, index: int, step: Step, table: FromClause) -> Conditi
     return and_(table.c[keyed.owner] == view.serial, table.c.key == bindparam(f"by_{index}"))
 
 
-def _others(asked: Asked, done: Sequence[int]) -> list[Condition]:
-    """The clauses that are not answered otherwise, as conditions that lead nowhere."""
+def _others(asked: Asked, done: Sequence[int], *, led: bool = False) -> list[Condition]:
+    """The clauses that are not answered otherwise, as conditions that lead nowhere; `led`: beside a way."""
     picks: list[Condition] = [
-        Picking(picked(asked.noun, form, index, asked.on))
+        Picking(picked(asked.noun, form, index, asked.on), led=led)
         for index, form in enumerate(asked.forms)
         if index not in done
     ]
@@ -183,8 +183,8 @@ def gathered(asked: Asked, way_index: int | None, paged: bool) -> Built:
     parts = _within(asked)
     if way_index is not None:
         ids = dict(_ways(asked))[way_index]
-        parts = [Among(view.serial, ids), *(Picking(part) for part in parts)]
-    parts += _others(asked, () if way_index is None else (way_index,))
+        parts = [Among(view.serial, ids), *(Picking(part, led=True) for part in parts)]
+    parts += _others(asked, () if way_index is None else (way_index,), led=way_index is not None)
     if paged:
         parts.append(after(terms))
     statement = select(view.serial, *(term.column for term in terms)).select_from(joined).where(and_(*parts))
