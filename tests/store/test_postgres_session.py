@@ -21,6 +21,7 @@ from modelkeep.store.database import ConstraintFailed, Database, Transaction
 from modelkeep.store.postgres import Postgres
 from modelkeep.store.postgres_session import Postponed, Session
 from modelkeep.store.statements import insert
+from tests.servers import missing
 from tests.store.test_database import add, announce, held_up, keys
 
 pytestmark = pytest.mark.external
@@ -364,7 +365,7 @@ def test_the_wrapper_without_c_does_as_well(postgres_url: str) -> None:
         check=False,
     )
     if "libpq library not found" in done.stderr:
-        pytest.skip("the system has no libpq of its own")
+        missing("a libpq of the system's own", "apt-get install libpq5")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 10
     with Database.open(postgres_url) as database:
