@@ -14,13 +14,14 @@ from modelkeep.client.moving_models import Mover
 from modelkeep.core import errors
 from modelkeep.core.access import Caller
 from modelkeep.core.events import EventKind
-from modelkeep.core.imports import ExperimentItem, ImportBatch, Kind, RunItem, State
+from modelkeep.core.imports import ExperimentItem, ImportAnswer, ImportBatch, Kind, RunItem, State
 from modelkeep.core.tracking import LifecycleStage, RunStatus, Tag
 from modelkeep.core.values import Actor, ModelName, parse_ref
 from modelkeep.service.act import Context
 from modelkeep.service.house import House
 from modelkeep.service.imports import Prepared
 from modelkeep.store.artifacts import OwnerKind
+from tests.properties.kept_answers import KeptAnswers
 from tests.service.moving_world import NOW, Broken, Fuse, HouseTarget, MemorySource, Shape, filled
 from tests.web.world import opened
 
@@ -89,6 +90,19 @@ def test_the_log_says_where_it_came_from(house: House) -> None:
     assert made.body["imported"]["by"] == "bob"
     report = house.catalog.fsck(house.desk, ROOT)
     assert report.ok, report
+
+
+def test_no_step_of_an_import_leaves_an_old_answer(house: House) -> None:
+    """What the MLflow door keeps of a model is true after each batch, the one that closes the model too."""
+    kept = KeptAnswers()
+
+    class Checked(HouseTarget):
+        def import_batch(self, batch: ImportBatch) -> ImportAnswer:
+            answer = super().import_batch(batch)
+            kept.check(house.desk.database)
+            return answer
+
+    Mover(filled(), Checked(house, ROOT)).run()
 
 
 def test_once_more_changes_nothing(house: House) -> None:

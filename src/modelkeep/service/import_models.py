@@ -97,6 +97,12 @@ class ModelImports:
             raise errors.InvalidParameter("The last number is none of a version.", field="last_number")
         if item.last_number >= row.next_number:
             store.set_next_number(moving.act.tx, row.id, item.last_number + 1)
+        moving.act.record(
+            EventKind.MODEL_CHANGED,
+            str(row.full_name),
+            model=row.full_name,
+            imported=moving.past(item.id, updated=item.last_update_time, last_number=item.last_number),
+        )
         store.set_model_time(moving.act.tx, row.id, updated)
 
     # --------------------------------------------------------------------------------------------- versions
