@@ -185,3 +185,12 @@ def test_a_made_up_name(entropy: bytes) -> None:
     assert 0 <= int(number) < 1000
     assert len(name) <= 20
     assert tracking.check_logged_model_name(name) == tracking.check_run_name(name)
+
+
+def test_what_is_too_long_for_a_key_is_not_remembered() -> None:
+    """Who sends keys of any length fills no memory with them."""
+    before = tracking._is_word.cache_info().currsize
+    for sign in "abc":
+        with pytest.raises(errors.InvalidParameter):
+            check_key(sign * 10_000)
+    assert tracking._is_word.cache_info().currsize == before

@@ -371,9 +371,13 @@ def check_key(key: str, what: str = "key") -> str:
     return key
 
 
-@lru_cache(maxsize=KEYS_KEPT)
 def _is_plain_key(key: str) -> bool:
     """Whether nothing in a key has to be looked at: most are one word."""
+    return len(key) <= KEY_MAX and _is_word(key)
+
+
+@lru_cache(maxsize=KEYS_KEPT)
+def _is_word(key: str) -> bool:
     return _PLAIN_KEY.fullmatch(key) is not None
 
 
