@@ -89,6 +89,7 @@ def test_values_come_back_as_they_were(session: Session, kind: str, value: objec
         (2**63, "bigint", psycopg.DataError),
         ("\ud800", "text", UnicodeEncodeError),
         (object(), "text", TypeError),
+        (b"bytes", "text", TypeError),
     ],
 )
 def test_what_cannot_be_sent_is_an_error_at_once(
@@ -140,6 +141,28 @@ def test_a_commit_behind_a_failure_is_not_done(session: Session) -> None:
         session.execute("commit")
     session.rollback()
     assert session.execute("select count(*) from t").fetchall() == [(0,)]
+
+
+def test_a_commit_that_is_no_commit_is_not_believed(postgres_url: str, session: Session) -> None:
+    """The server ends a failed transaction with success, and undoes it."""
+    session.execute("create table t (n bigint)")
+    session.execute("begin")
+    session.execute("insert into t values (1)")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        session.execute(DIVIDE, (0,))
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="ROLLBACK"):
+        Postgres(postgres_url).commit(session)
+    assert session.execute("select count(*) from t").fetchall() == [(0,)]
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_without_end(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session ends, for nobody knows which answers are still to come."""
+    monkeypatch.setattr(postgres_session, "ANSWER_S", 0.05)
+    with pytest.raises(psycopg.OperationalError, match=r"no answer for 0\.05 s"):
+        session.execute("select pg_sleep(20)")
+    assert not session.usable
 
 
 def test_a_transaction_is_left_without_waiting(session: Session) -> None:
@@ -198,7 +221,7 @@ def test_whoever_is_torn_out_of_a_wait_leaves_no_answers_behind(
     """After an interruption in the middle of an exchange the session is not used again."""
 
     class Interrupted:
-        def poll(self) -> None:
+        def poll(self, limit_ms: float) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(session, "_answers", Interrupted())

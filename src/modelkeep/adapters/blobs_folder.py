@@ -209,9 +209,7 @@ class FolderBlobs:
     ) -> Generator[bytes, None, None]:
         """See `BlobStore.open`."""
         chunks = self._read(digest, offset, length)
-        next(
-            chunks
-        )  # opens the file now, so that errors come from this call, and the file is closed in any case
+        next(chunks)  # opens the file now: errors come from this call, and the file is closed in any case
         return chunks
 
     def open_verified(self, digest: Digest) -> Generator[bytes, None, None]:

@@ -23,8 +23,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     below: float | None = None
 
     def allow(self, number: float) -> bool:
-        """Whether a number lies within; what is no number does not, and nothing
-        that is infinite."""
+        """Whether a number lies within; what is no number does not, and nothing that is infinite."""
         return (
             math.isfinite(number)
             and (self.least is None or number >= self.least)

@@ -26,6 +26,8 @@ STATEMENT_S = 30.0
 """How long one statement may run before the server gives it up."""
 CONNECT_S = 5
 """How long a connection may take to come about."""
+UNHEARD_MS = 30_000
+"""How long the server's machine may acknowledge nothing."""
 POSTGRES_MIN = 13
 """The first Postgres that can be asked what became of a transaction."""
 
@@ -33,6 +35,7 @@ CHAIN_LOCK = int.from_bytes(hashlib.sha256(b"modelkeep.chain").digest()[:8], "bi
 """The advisory lock that writers hold while they write: order of sequence is order of commit."""
 
 _BEGIN_READ = "begin isolation level repeatable read read only"
+_BEGIN_WRITE = "begin isolation level read committed"  # whatever the role has as its default
 _WAIT_FOR_WRITERS = f"select pg_advisory_xact_lock({CHAIN_LOCK}), pg_current_xact_id()::text"
 
 
@@ -80,6 +83,7 @@ class Postgres:
                 keepalives_idle=10,
                 keepalives_interval=5,
                 keepalives_count=3,
+                tcp_user_timeout=UNHEARD_MS,  # and what was sent has to be acknowledged, which no probe asks
                 options=" ".join(f"-c {name}={value}" for name, value in options.items()),
             )
         except psycopg.ProgrammingError as problem:
@@ -107,8 +111,15 @@ class Postgres:
         """Have the first statement begin, and wait for the other writers; the answer has the
         transaction's number, by which its fate can be asked for."""
         cast(Session, connection).waiting = waiting
-        connection.post("begin")
+        connection.post(_BEGIN_WRITE)
         return connection.post(_WAIT_FOR_WRITERS)
+
+    def commit(self, connection: Connection) -> None:
+        """Commit, and believe only an answer that says so: the server ends a transaction that has failed with
+        success, too, and calls it a rollback."""
+        done = cast(Session, connection).execute("commit").done
+        if done != b"COMMIT":
+            raise kinds.InFailedSqlTransaction(f"the server ended a commit with {done!r}")
 
     def fate(self, ticket: str) -> bool | None:
         """Whether a transaction was committed, asked on a new connection; None when that cannot be known."""

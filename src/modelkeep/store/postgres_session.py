@@ -36,6 +36,8 @@ PREPARED_MAX = 256
 each."""
 ONCE_MAX = 256
 """Texts that came once and are prepared when they come again."""
+ANSWER_S = 60.0
+"""How long nothing may come or go while an answer is due: twice what the server gives one statement."""
 EXCHANGE_ROWS_MAX = 1_000
 """Rows of `execute_many` that are sent before their answers are taken: both ends hold them in memory."""
 
@@ -68,6 +70,11 @@ class Answer:
     def rowcount(self) -> int:
         """The number of rows that the statement gave or changed."""
         return self._there().command_tuples or 0
+
+    @property
+    def done(self) -> bytes:
+        """What the server says that it has done, such as COMMIT."""
+        return self._there().command_status or b""
 
     def fetchall(self) -> list[Row]:
         """All rows of the statement."""
@@ -230,8 +237,17 @@ class Session:
         self._due.append(None)
         while line.flush():
             # The server may have to be listened to before it takes more.
-            self._both_ways.poll()
+            self._wait(self._both_ways)
             line.consume_input()
+
+    def _wait(self, ready: "select.poll") -> None:
+        """Wait for the network; others run meanwhile, for nothing else here waits.
+
+        Raises:
+            psycopg.OperationalError: nothing came for too long.
+        """
+        if not ready.poll(ANSWER_S * 1_000):
+            raise psycopg.OperationalError(f"no answer for {ANSWER_S:g} s")
 
     def _send(self, answer: Answer, query: str, values: list[bytes | None]) -> None:
         name = self._prepared.get(query)
@@ -267,7 +283,7 @@ class Session:
         failed = None
         while due:
             while line.is_busy():
-                self._answers.poll()  # others run meanwhile; nothing else here waits
+                self._wait(self._answers)
                 line.consume_input()
             result = line.get_result()
             if result is None:
@@ -363,6 +379,6 @@ def _any_text(value: Any) -> bytes | None:
     for kind in (bool, str, int, float):  # members of enumerations, for the most part
         if isinstance(value, kind):
             return _AS_TEXT[kind](kind(value) if kind is not str else str.__str__(value))
-    if isinstance(value, Iterable):  # a set, or the keys of a mapping
+    if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | memoryview):  # a set, keys
         return _array(list(value))
     raise TypeError(f"a value of the type {type(value).__name__} cannot be sent to Postgres")

@@ -163,6 +163,9 @@ class Sqlite:
         connection.execute("begin immediate")
         return None
 
+    def commit(self, connection: Connection) -> None:
+        connection.execute("commit")
+
     def fate(self, ticket: str) -> bool | None:
         return None
 

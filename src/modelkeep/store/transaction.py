@@ -63,9 +63,8 @@ class Transaction:
 
         Raises:
             ConstraintFailed: a rule of the schema refused a row. Nothing more can be run in this job then
-                (Postgres
-                sees to that, and so SQLite is not let either): let it end the job, or ask with `on conflict
-                do nothing`.
+                (Postgres sees to that, and so SQLite is not let either): let it end the job, or ask with
+                `on conflict do nothing`.
             TypeError: a bind is missing or unknown.
         """
         text, places = self._bound(statement, params)

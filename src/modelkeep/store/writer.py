@@ -320,7 +320,7 @@ class Writer:
         self._eventful = last is not None and self._dialect.reads_block
         ticket = turn.ticket()
         try:
-            self._connected().execute("commit")
+            self._dialect.commit(self._connected())
         except self._dialect.failures as problem:
             self._settle(ticket, lost(self._dialect, problem))
         return last
