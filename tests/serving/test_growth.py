@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelkeep.serving.growth import LOOKS, SHARE, Growth
+from modelkeep.serving.growth import FIRST_PAUSE_S, LONGEST_PAUSE_S, LOOKS, SHARE, Growth, Pace
 
 pytestmark = pytest.mark.req("S2")
 SIZES = st.integers(0, 1 << 40)
@@ -33,3 +33,20 @@ def test_what_is_given_back_counts_no_more(looks: list[bool]) -> None:
     for number, much in enumerate(looks, start=1):
         found = growth.outgrown(90 if much else 10)
         assert found == (number >= LOOKS and all(looks[number - LOOKS : number]))
+
+
+@given(gaps=st.lists(st.integers(0, 5_000), max_size=20))
+def test_replacements_come_ever_more_slowly_until_it_is_calm(gaps: list[int]) -> None:
+    """The first is made at once; each pause is twice the one before, up to the longest; after a calm time
+    they begin anew."""
+    pace, now, pause = Pace(), 0.0, 0.0
+    assert pace.allows(now)
+    pace.replaced(now)
+    for gap in gaps:
+        pause = min(2 * pause, LONGEST_PAUSE_S) or FIRST_PAUSE_S
+        assert not pace.allows(now + pause / 2)
+        assert pace.allows(now + pause)
+        now += pause + gap
+        pace.replaced(now)
+        if gap >= LONGEST_PAUSE_S:
+            pause = 0.0

@@ -7,10 +7,35 @@ maps when it has just been loaded says nothing against it: the room between that
 Nothing here reads a process or ends one.
 """
 
+import math
+
 SHARE = 0.75
 """Of its room, what a process may use up: the rest is for what it answers until it is replaced."""
 LOOKS = 2
 """In a row, at which it has used up that much: what a large batch maps is given back."""
+FIRST_PAUSE_S = 5.0
+"""Between a version's first replacement and its second; each pause is twice the one before."""
+LONGEST_PAUSE_S = 600.0
+"""Of these, and how long none is needed until they begin anew: a version that needs all its room in steady
+use is not loaded again and again, and one that leaks quickly ends at its limit instead."""
+
+
+class Pace:
+    """How soon one replacement of a version may follow another. Times are of a steady clock, in seconds."""
+
+    def __init__(self) -> None:
+        self._last_s = -math.inf
+        self._pause_s = 0.0
+
+    def allows(self, now_s: float) -> bool:
+        """Whether another may be made."""
+        return now_s - self._last_s >= self._pause_s
+
+    def replaced(self, now_s: float) -> None:
+        """One was made."""
+        calm = now_s - self._last_s >= self._pause_s + LONGEST_PAUSE_S
+        self._pause_s = FIRST_PAUSE_S if calm else min(2 * self._pause_s, LONGEST_PAUSE_S)
+        self._last_s = now_s
 
 
 class Growth:

@@ -20,6 +20,7 @@ from modelkeep.core.routing import VersionKey, VersionSpec
 from modelkeep.serving import messages
 from modelkeep.serving.cache import Cache, Fetch
 from modelkeep.serving.environments import Environments, lock_of
+from modelkeep.serving.growth import Pace
 from modelkeep.serving.handshake import FRONT, OTHER_RELEASE
 from modelkeep.serving.options import GatewayOptions
 from modelkeep.serving.processes import Child
@@ -131,6 +132,7 @@ class VersionUnit:
         self._outgrown: WorkerUnit | None = None
         """One that another is to take the place of, once that is loaded."""
         self._replaced = 0
+        self._pace = Pace()
         self._misses = FieldMisses()
         """Of processes that it has no more."""
         self._wake = asyncio.Event()
@@ -153,6 +155,8 @@ class VersionUnit:
         self.wanted = max(1, workers)
         if self.asleep:
             self._outgrown = None
+        elif self._outgrown is not None:
+            self._relieve(self._outgrown)  # there may be enough others now
         number = 0 if self.asleep else self.wanted + (self._outgrown is not None)
         while len(self.workers) < number and not self._stopping:
             self._started += 1
@@ -228,7 +232,7 @@ class VersionUnit:
         another take its place."""
         if self.phase is VersionPhase.READY:
             outgrown = [worker for worker in self.workers if worker.outgrown()]
-            if outgrown and self._outgrown is None:
+            if outgrown and self._outgrown is None and self._pace.allows(time.monotonic()):
                 self._outgrown = outgrown[0]
                 log.warning("A worker grows to its limit of memory and is replaced.", version=self.spec.label)
                 self.have(self.wanted)
@@ -386,6 +390,7 @@ class VersionUnit:
         others = [worker for worker in self.ready if worker is not outgrown]
         if outgrown is self._outgrown and len(others) >= self.wanted and not self._stopping:
             self._replaced += 1
+            self._pace.replaced(time.monotonic())
             self._dismiss(outgrown)
 
     def worker_crashed(self, worker: WorkerUnit) -> None:
