@@ -39,7 +39,7 @@ from modelkeep.core import codec, errors, values
 from modelkeep.core.observation import LocalRollback
 from modelkeep.core.routing import EMPTY_TABLE, RoutingTable, check_table
 
-FORMAT = 1
+FORMAT = 2
 """Of what this release writes, and the only one that it reads."""
 RECORDS_MAX = 2_000
 """Records after which the file is written anew with the live table alone."""
