@@ -124,6 +124,16 @@ def test_what_nobody_can_drill_past_is_told_and_kept(world: RolloutWorld) -> Non
         record(world)
 
 
+def test_a_drill_from_a_time_to_come_holds_nobody_up(world: RolloutWorld) -> None:
+    """One that was never told of, before the clock was set back."""
+    gateway = second(world)
+    begin(world)
+    assert against(world) == [Obstacle.DRILL]
+    world.now += timedelta(hours=-1)
+    world.turn(gateway)
+    assert Obstacle.DRILL not in against(world)
+
+
 def test_a_drill_waits_for_its_window(world: RolloutWorld) -> None:
     """Outside of them it is refused with the time of the next one; an admin may drill all the same, says
     why, and both are kept with what was measured."""

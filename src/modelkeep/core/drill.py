@@ -158,7 +158,7 @@ def hindrances(seen: Standing, now: datetime) -> tuple[Hindrance, ...]:
         ),
         (
             Obstacle.DRILL,
-            seen.drilling_s is not None and seen.drilling_s < DRILL_S,
+            seen.drilling_s is not None and abs(seen.drilling_s) < DRILL_S,
             f"another drill of {name} has begun and is not over; wait a minute",
         ),
         (

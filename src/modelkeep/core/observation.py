@@ -348,9 +348,11 @@ class Lately(Struct, frozen=True, kw_only=True):
 def lately(before: Iterable[Lately], ticks: Iterable[Tick], now: datetime) -> tuple[Lately, ...]:
     """What was answered lately, with ticks that have just come. One that came before changes nothing."""
     known = {one.endpoint: one for one in before if (now - one.at).total_seconds() < LATELY_KEPT_S}
+    counted = {name: one.until for name, one in known.items()}
     for tick in sorted(ticks, key=lambda tick: tick.ended_at):
         own = known.get(tick.endpoint)
-        if not tick.stable.requests or (own is not None and tick.ended_at <= own.until):
+        until = counted.get(tick.endpoint)
+        if not tick.stable.requests or (until is not None and tick.ended_at <= until):
             continue
         requests, failed = own.weighed(now) if own is not None else (0.0, 0.0)
         known[tick.endpoint] = Lately(
