@@ -99,9 +99,8 @@ class Intake:
         self._pieces = pieces
         self._crew = crew
         self._follower = _Follower(fd, running, pieces, crew, offset)
-        self._may_pass = (
-            direct and self._follower.in_step
-        )  # who follows in the file reads it through the cache
+        # Who follows in the file reads it through the cache.
+        self._may_pass = direct and self._follower.in_step
         self._passing = False
         self._settled = self._dropped = offset
         self._piece = pieces.take()
@@ -237,8 +236,9 @@ class _Follower:
             self._changed.notify_all()
         if self._thread is None:
             work = self._hash_pieces if self.in_step else self._hash_file
-            self._thread = threading.Thread(target=work, name="modelkeep-hash", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=work, name="modelkeep-hash", daemon=True)
+            thread.start()
+            self._thread = thread
         return self._pieces.take() if self.in_step else piece
 
     def stop(self) -> None:

@@ -102,7 +102,8 @@ def _reason(payload: bytes) -> dict[str, Any] | None:
     except errors.ModelkeepError:
         return None
     words = isinstance(reason.get("code"), str) and isinstance(reason.get("detail"), str)
-    return reason if words and reason.get("status") in _REFUSALS else None
+    status = reason.get("status")
+    return reason if words and type(status) is int and status in _REFUSALS else None
 
 
 def _weight(route: Route, place: int) -> int:
