@@ -136,3 +136,21 @@ def test_a_store_without_a_way_in_says_so() -> None:
     way.keep(b"x", told, lambda found: told.set_exception(AssertionError("it was stored")))
     assert told.result(DEADLINE_S) is None
     way.close()
+
+
+def test_a_thread_that_cannot_be_started_holds_nobody_up(
+    way: SmallFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who came first hears of it, and is not written later; the next file tries again."""
+    refused: Future[BlobInfo] = Future()
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start"):
+            way.keep(b"first", refused, refused.set_result)
+    [told] = send(way, [b"second"])
+    assert told.result(DEADLINE_S).digest == digest_of(b"second")
+    assert not refused.done()

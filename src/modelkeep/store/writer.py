@@ -304,7 +304,8 @@ class Writer:
 
     def _try(self, group: list[_Job], *, waiting: bool) -> int | None:
         """Run the group in one transaction; the number of its last event, if there are events."""
-        turn = _Turn(self._dialect, self._connected(), self._seen(), waiting=waiting, events=self._eventful)
+        ahead = self._eventful and self._dialect.reads_block  # else asking ahead gains nothing
+        turn = _Turn(self._dialect, self._connected(), self._seen(), waiting=waiting, events=ahead)
         for job in group:
             turn.run(job)
         deadline = time.monotonic() + GROUP_S
@@ -317,7 +318,7 @@ class Writer:
         if not turn.begun:
             return None  # every job failed
         last = turn.flush()
-        self._eventful = last is not None and self._dialect.reads_block
+        self._eventful = last is not None
         ticket = turn.ticket()
         try:
             self._dialect.commit(self._connected())

@@ -48,11 +48,12 @@ class SmallFiles:
             if self._closed:
                 outcome.set_exception(errors.Overloaded("The server is ending; send the file again."))
                 return
+            if self._thread is None:
+                thread = threading.Thread(target=self._work, name="modelkeep-small", daemon=True)
+                thread.start()  # where that fails nothing has begun, and the next file tries again
+                self._thread = thread
             self._waiting.append(_File(data, outcome, stored))
             self._changed.notify()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="modelkeep-small", daemon=True)
-                self._thread.start()
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
