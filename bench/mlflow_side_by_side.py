@@ -123,7 +123,7 @@ def contest(
 
 def peer_database(postgres: PostgresServer) -> str:
     """An empty database, as MLflow's driver is named in its address."""
-    return postgres.new_database().replace("postgresql://", "postgresql+psycopg://")
+    return postgres.new_database().replace("postgresql://", "postgresql+psycopg2://")
 
 
 # -------------------------------------------------------------------------------------------------- measuring

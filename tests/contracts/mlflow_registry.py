@@ -77,7 +77,7 @@ def filled_registry(
     client: MlflowClient, folder: Path, database: str | None = None
 ) -> Iterator[FilledRegistry]:
     """The registry, for as long as the block lasts, in a SQLite file or in the Postgres database named."""
-    driven = database and database.replace("postgresql:", "postgresql+psycopg:", 1)
+    driven = database and database.replace("postgresql:", "postgresql+psycopg2:", 1)
     with run_mlflow_server(folder, driven) as url:
         client.run(FILL, url, folder=folder)
         yield FilledRegistry(url, database or f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
