@@ -155,29 +155,32 @@ def check_json(data: bytes, *, max_bytes: int = JSON_MAX_BYTES) -> None:
             keys = outer.pop()
 
 
-_KEY = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"(\s*+:)?+', re.DOTALL)
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
 def _is_fine(data: bytes) -> bool:
     """Whether a short document is seen at once to have no key twice, since what it decodes to has as many
-    keys as its text, and not to be deep. Any other is looked at token by token."""
+    texts as were written, keys among them, and not to be deep. Any other is looked at token by token."""
     try:
-        found: list[Any] = [msgspec.json.decode(data)]
+        inside: list[Any] = [msgspec.json.decode(data)]
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return False
-    keys = depth = 0
-    while found:
-        inside: list[Any] = []
+    written = len(_TEXT.findall(data)) if b"\\" in data else data.count(b'"') // 2
+    texts = depth = 0
+    while True:
+        kinds = list(map(type, inside))
+        texts += kinds.count(str)
+        found = inside if set(kinds) <= _HOLDS else [item for item in inside if type(item) in _HOLDS]
+        if not found:
+            return depth <= JSON_MAX_DEPTH and texts == written
+        inside = []
         for item in found:
             if type(item) is dict:
-                keys += len(item)
+                texts += len(item)
                 inside += item.values()
-            elif type(item) is list:
+            else:
                 inside += item
-        found = [item for item in inside if type(item) in _HOLDS]
         depth += 1
-    texts = _KEY.findall(data)
-    return depth <= JSON_MAX_DEPTH and keys == len(texts) - texts.count(b"")
 
 
 _HOLDS = frozenset({dict, list})
