@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from modelkeep.core.events import EventKind
+from modelkeep.ports import SMALL_MAX_BYTES
+from modelkeep.service.act import SYSTEM_CONTEXT
 from modelkeep.service.house import House
 from tests.web.inprocess import InProcess
 
@@ -35,10 +38,12 @@ class Door:
         self._client = client
         self.run = self.post("runs/create", experiment_id="0", run_name="first")["run"]["info"]["run_id"]
         self.source = f"mlflow-artifacts:/0/{self.run}/artifacts/model"
-        sent = client(
-            "PUT", f"/api/2.0/mlflow-artifacts/artifacts/0/{self.run}/artifacts/model/MLmodel", raw=MLMODEL
-        )
-        assert sent.status == 200
+        self.put("model/MLmodel", MLMODEL)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Send a file of the run."""
+        files = f"/api/2.0/mlflow-artifacts/artifacts/0/{self.run}/artifacts"
+        assert self._client("PUT", f"{files}/{path}", raw=data).status == 200
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
         """The answer to a POST."""
@@ -83,6 +88,20 @@ def test_the_answer_to_a_write_is_what_is_read_afterwards(door: Door) -> None:
         asked = {"name": "churn", "version": number, "stage": "Production"}
         moved = door.post("model-versions/transition-stage", **asked)
         assert moved == door.get("model-versions/get", name="churn", version=number)
+
+
+@pytest.mark.req("T2", "V3")
+def test_large_files_are_hashed_too(door: Door, house: House) -> None:
+    """A version with a file that is not read on the event loop is made, and moved with its files verified."""
+    door.put("model/weights.bin", bytes(SMALL_MAX_BYTES + 1))
+    door.post("registered-models/create", name="churn")
+    door.new_version()
+
+    door.post("model-versions/transition-stage", **NAMED, stage="Production")
+
+    [moved] = house.desk.read(SYSTEM_CONTEXT, lambda act: act.tx.events.after(kind=EventKind.STAGE_MOVED))
+    gates = {gate["gate"]: gate["outcome"] for gate in moved.event.body["gates"]}
+    assert gates["files_verified"] == "passed"
 
 
 @pytest.mark.req("T2")

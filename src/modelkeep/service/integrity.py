@@ -19,8 +19,9 @@ from modelkeep.core.catalog import FileEntry, Manifest, ModelVersion, StoredBlob
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Digest, ModelName, Ref
 from modelkeep.ports import BlobStore
-from modelkeep.service import references
+from modelkeep.service import at_hand, references
 from modelkeep.service.act import Act, Context, Desk
+from modelkeep.service.at_hand import NotAtHand
 from modelkeep.service.projections import find_altered
 from modelkeep.store import damage, inventory
 from modelkeep.store.inventory import Holder, StoredVersion
@@ -100,13 +101,28 @@ class Integrity:
         return self.still_holds(desk, context, partial(_readable, ref=ref, verb=verb))
 
     def still_holds(
-        self, desk: Desk, context: Context, find: Callable[[Act], ModelVersion | None]
+        self,
+        desk: Desk,
+        context: Context,
+        find: Callable[[Act], ModelVersion | None],
+        *,
+        waiting: bool = True,
     ) -> bool | None:
         """`files_verified` of the version that `find` reads, which also looks at who asks; None where it
-        finds nothing that is to be hashed. Raises what `find` raises."""
+        finds nothing that is to be hashed. Raises what `find` raises.
+
+        Args:
+            waiting: whether the blob store may be waited for, or a write; else NotAtHand is raised where one
+                would have to be.
+        """
         version, marked = desk.read(context, _with_marks, find)
         if version is None:
             return None
+        if not waiting:
+            if marked or not _list_holds(version, version.digest):
+                raise NotAtHand
+            at_hand.contents(self._blobs, version.files)
+            return True
         try:
             return self._verify(desk, context, version, marked).ok
         except errors.Unavailable:

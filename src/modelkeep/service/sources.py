@@ -12,7 +12,7 @@ copied is pulled as well.
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, assert_never
 
 from msgspec import Struct
@@ -39,9 +39,10 @@ from modelkeep.core.tracking import LoggedModelStatus
 from modelkeep.core.values import Digest, ModelName, Numbered, Ref
 from modelkeep.ports import BlobStore
 from modelkeep.service import artifacts as places
-from modelkeep.service import labels, numbering, references, run_logging
+from modelkeep.service import at_hand, labels, numbering, references, run_logging
 from modelkeep.service.act import Act, Context, Desk, no_model
 from modelkeep.service.artifacts import Artifacts
+from modelkeep.service.at_hand import NotAtHand
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.registration import write_version
 from modelkeep.store import damage, logged_models, models, runs, search
@@ -110,26 +111,44 @@ class Sources:
         self._catalog = catalog
         self._artifacts = artifacts
 
-    def prepare(self, desk: Desk, context: Context, request: VersionRequest) -> PreparedVersion:
+    def prepare(
+        self, desk: Desk, context: Context, request: VersionRequest, *, waiting: bool = True
+    ) -> PreparedVersion:
         """Find the files behind a request and read what says what they are; no act.
 
+        Args:
+            waiting: whether the blob store may be waited for.
+
         Raises:
+            NotAtHand: it would have to be.
             InvalidParameter: the address, or what is said beside it; a prompt without its text.
             RunNotFound, LoggedModelNotFound, ModelNotFound, VersionNotFound and their like: not there, or not
             to be seen. NotAllowed: not to be pulled, or not to be registered. ArtifactNotFound: there are no
             files. BlobsUnavailable: the blob store cannot say now.
         """
         if is_prompt(request.tags):
-            entry = desk.read(context, lambda act: self._prompt(act, request, _admitted(act, request)))
-            self._store_text(entry, request.tags[PROMPT_TEXT].encode())
-            files: tuple[FileEntry, ...] = (entry,)
-            documents: dict[str, bytes] = {}
+            return self._prepare_prompt(desk, context, request, waiting=waiting)
+        located = desk.read(context, self._found, request)
+        files = located.files
+        told = _documents(files) if located.version is None else ()
+        if waiting:
+            documents = {file.path: b"".join(self._blobs.open_verified(file.digest)) for file in told}
+            stored = self._catalog.really_there(files)
         else:
-            located = desk.read(context, self._found, request)
-            files = located.files
-            documents = self._documents(files) if located.version is None else {}
-        stored = self._catalog.really_there(files)
+            found = at_hand.contents(self._blobs, files)
+            documents = {file.path: found[file.digest] for file in told}
+            stored = frozenset(found)
         return PreparedVersion(request=request, files=files, documents=documents, stored=stored)
+
+    def _prepare_prompt(
+        self, desk: Desk, context: Context, request: VersionRequest, *, waiting: bool
+    ) -> PreparedVersion:
+        if not waiting:
+            raise NotAtHand
+        entry = desk.read(context, lambda act: self._prompt(act, request, _admitted(act, request)))
+        self._store_text(entry, request.tags[PROMPT_TEXT].encode())
+        stored = self._catalog.really_there((entry,))
+        return PreparedVersion(request=request, files=(entry,), documents={}, stored=stored)
 
     def register(self, act: Act, prepared: PreparedVersion) -> Registration:
         """Make the version. It is always a new one; one with the bytes of an earlier one says so in a tag.
@@ -306,14 +325,6 @@ class Sources:
 
     # ------------------------------------------------------------------------------------------------- bytes
 
-    def _documents(self, files: tuple[FileEntry, ...]) -> dict[str, bytes]:
-        """The files that say what the model is, those of a size that is read."""
-        most = {mlmodel.MLMODEL: mlmodel.MLMODEL_MAX_BYTES} | dict.fromkeys(
-            environment_lock.LOCK_FILES, environment_lock.LOCK_MAX_BYTES
-        )
-        chosen = [file for file in files if file.size_bytes <= most.get(file.path, -1)]
-        return {file.path: b"".join(self._blobs.open_verified(file.digest)) for file in chosen}
-
     def _store_text(self, entry: FileEntry, data: bytes) -> None:
         if self._blobs.stat(entry.digest) is not None:
             return
@@ -321,6 +332,16 @@ class Sources:
         self._blobs.begin(upload_id, entry.size_bytes)
         self._blobs.append(upload_id, 0, [data])
         self._blobs.commit(upload_id, entry.digest)
+
+
+_READ = {mlmodel.MLMODEL: mlmodel.MLMODEL_MAX_BYTES} | dict.fromkeys(
+    environment_lock.LOCK_FILES, environment_lock.LOCK_MAX_BYTES
+)
+
+
+def _documents(files: Sequence[FileEntry]) -> list[FileEntry]:
+    """The files that say what the model is, those of a size that is read."""
+    return [file for file in files if file.size_bytes <= _READ.get(file.path, -1)]
 
 
 def _admitted(act: Act, request: VersionRequest) -> ModelRow | None:

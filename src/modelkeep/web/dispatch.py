@@ -4,6 +4,7 @@ Nothing here knows a single operation: the rows are in `app`, the verbs in `api`
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -19,6 +20,7 @@ from modelkeep.core import codec, errors
 from modelkeep.core.access import Caller
 from modelkeep.ports import BlobInfo
 from modelkeep.service.act import Act, Context
+from modelkeep.service.at_hand import NotAtHand
 from modelkeep.service.house import House
 from modelkeep.store.database import Kept
 from modelkeep.web import problems, requests
@@ -337,10 +339,13 @@ class Bound:
         return await dispatcher.write(call.context, once.run, await self._prepared(call))
 
     async def _prepared(self, call: Call) -> Call:
-        before = self.operation.before
+        before, dispatcher = self.operation.before, self.dispatcher
         if before is None:
             return call
-        return structs.replace(call, prepared=await self.dispatcher.in_pool(partial(before, call)))
+        if self.operation.at_hand and not dispatcher.house.desk.database.reads_block:
+            with contextlib.suppress(NotAtHand):
+                return structs.replace(call, prepared=before(call, waiting=False))
+        return structs.replace(call, prepared=await dispatcher.in_pool(partial(before, call)))
 
     async def _caller(self, headers: dict[bytes, bytes]) -> Caller:
         access = self.dispatcher.house.access

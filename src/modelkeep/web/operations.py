@@ -85,6 +85,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     Attributes:
         name: the operation's id in OpenAPI, and the SDK's method.
         before: work that must not hold a transaction, such as hashing files; runs in the pool before the act.
+        at_hand: `before` takes `waiting=False`, and is then called on the event loop first where the store
+            never waits for a network; it raises NotAtHand when that is not enough.
         query, body, answer: shapes; `bytes` for an answer that is no JSON.
         raw: the body is handed on as bytes.
         open: needs no credential.
@@ -97,7 +99,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     mode: Mode
     handler: Callable[..., Any]
     summary: str
-    before: Callable[[Call], Any] | None = None
+    before: Callable[..., Any] | None = None
+    at_hand: bool = False
     query: type[Any] = NoQuery
     body: Any = None
     answer: Any = None

@@ -14,7 +14,7 @@ from modelkeep.web.mlflow.registry_shapes import OneVersion, version_out
 from modelkeep.web.operations import Call
 
 
-def prepare(call: Call) -> PreparedVersion:
+def prepare(call: Call, *, waiting: bool = True) -> PreparedVersion:
     """Find what a version is to be made of, before any transaction."""
     asked: shapes.CreateVersion = call.body
     given = asked.tags or ()
@@ -34,7 +34,7 @@ def prepare(call: Call) -> PreparedVersion:
         tags=tags,
         host=host.decode("latin-1") if host is not None else None,
     )
-    return call.house.sources.prepare(call.house.desk, call.context, request)
+    return call.house.sources.prepare(call.house.desk, call.context, request, waiting=waiting)
 
 
 def create(act: Act, call: Call) -> OneVersion:

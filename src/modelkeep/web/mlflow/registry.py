@@ -288,10 +288,10 @@ def _transition(call: Call) -> Transition:
     )
 
 
-def hash_for_transition(call: Call) -> bool | None:
+def hash_for_transition(call: Call, *, waiting: bool = True) -> bool | None:
     """Hash the files of a version that is to move, before any transaction; the gates ask for it."""
-    asked, house = _transition(call), call.house
-    return house.catalog.still_holds(house.desk, call.context, partial(words.to_be_moved, asked=asked))
+    house, find = call.house, partial(words.to_be_moved, asked=_transition(call))
+    return house.catalog.still_holds(house.desk, call.context, find, waiting=waiting)
 
 
 def transition(act: Act, call: Call) -> OneVersion:
