@@ -139,6 +139,33 @@ def test_many_rows_are_as_many_statements_one_after_the_other(database: Database
     assert len(found) == len(last)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 64, 1_200])
+def test_columns_are_written_as_their_rows_would_be(database: Database, count: int) -> None:
+    """Rows that come as columns are written in their order, however many, with equal keys or without."""
+    upsert = ADD.on_conflict_do_update(index_elements=["key"], set_={"value": ADD.excluded.value})
+    ignore = ADD.on_conflict_do_nothing()
+    given = [f"k{number * number % (count + 1)}" for number in range(count)]
+    written = [str(number) for number in range(count)]
+
+    def job(tx: Transaction) -> None:
+        tx.put_columns(upsert, key=given, value=written, updated_at=["'a\"$1"] * count)
+        apart = [*sorted(set(given)), "new"]
+        tx.put_columns(ignore, key=apart, value=[""] * len(apart), updated_at=[""] * len(apart))
+
+    database.write(job).result(30)
+    found = database.read(lambda tx: tx.all(select(schema.settings.c.key, schema.settings.c.value)))
+    assert dict(found) == dict(zip(given, written, strict=True)) | {"new": ""}
+
+
+def test_a_wrong_bind_among_columns_is_an_error(database: Database) -> None:
+    """A column that is missing or too many is named."""
+    for wrong, named in (({}, "updated_at"), ({"updated_at": [""], "more": [""]}, "more")):
+        columns = {"key": ["a"], "value": [""]} | wrong
+        with pytest.raises(TypeError, match=named):
+            database.write(lambda tx, columns=columns: tx.put_columns(ADD, **columns)).result(10)
+    assert keys(database) == []
+
+
 def test_rows_that_are_refused_among_many_are_refused_alone(database: Database) -> None:
     """A job with one bad row among many is undone whole, and the jobs beside it are not."""
     rows = [{"key": key, "value": "", "updated_at": ""} for key in "abcda"]

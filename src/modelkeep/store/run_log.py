@@ -145,14 +145,29 @@ def known_keys(tx: Transaction, what: str, serial: int, keys: Iterable[str]) -> 
 
 def add_metrics(tx: Transaction, run: LogRow, points: Sequence[Metric]) -> None:
     """Write points, and of each key the latest one where it is later than what was there."""
-    rows = [{"run": run.serial, "key": point.key, **measured(point)} for point in points]
-    tx.put_many(_ADD_POINT, rows)
+    columns = _columns(run, points)
+    tx.put_columns(_ADD_POINT, **columns)
     newest = latest(points)
     if len(newest) < len(points):
-        rows = [{"run": run.serial, "key": key, **measured(point)} for key, point in newest.items()]
-    for row in rows:
-        row["experiment_id"] = run.experiment_id
-    tx.put_many(_NEWEST, rows)
+        columns = _columns(run, list(newest.values()))
+    tx.put_columns(_NEWEST, experiment_id=[run.experiment_id] * len(newest), **columns)
+
+
+def _columns(run: LogRow, points: Sequence[Metric]) -> dict[str, list[Any]]:
+    """Points as the columns of a table that has them."""
+    values = [float(point.value) for point in points]
+    columns: dict[str, list[Any]] = {
+        "run": [run.serial] * len(points),
+        "key": [point.key for point in points],
+        "value": values,
+        "is_nan": [0] * len(points),
+        "timestamp": [point.timestamp for point in points],
+        "step": [point.step for point in points],
+    }
+    if any(map(math.isnan, values)):
+        columns["is_nan"] = [int(math.isnan(value)) for value in values]
+        columns["value"] = [0.0 if math.isnan(value) else value for value in values]
+    return columns
 
 
 def measured(point: Metric) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _one_of_postgresql(element: OneOf, compiler: SQLCompiler, **kw: Any) -> str:
 class Prepared:
     """One statement for one dialect: its text, and how to put named values into the order of its places."""
 
-    __slots__ = ("_compiled", "_constants", "_lists", "_names", "_pick", "several", "text")
+    __slots__ = ("_compiled", "_constants", "_lists", "_names", "_pick", "_places", "several", "text")
 
     def __init__(self, compiled: SQLCompiler) -> None:
         places = compiled.positiontup or []
@@ -107,6 +107,7 @@ class Prepared:
         of_postgres = compiled.dialect.name == "postgresql"
         self._lists = tuple(n for n, b in binds.items() if isinstance(b.type, ARRAY) and not of_postgres)
         self._names = frozenset(n for n, b in binds.items() if b.required)
+        self._places = tuple(places)
         self._pick = _picker(places)
         self.several = Several.of(self.text, len(places)) if of_postgres and compiled.isinsert else None
         # `column.in_([...])` has as many places as its list is long: its text is known with the values.
@@ -144,6 +145,13 @@ class Prepared:
                 self._check(row)
         return places
 
+    def bind_columns(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[Sequence[Any]]:
+        """The columns of several rows in the order of the statement's places, each of plain values. Raises as
+        `bind` does."""
+        if self._names != columns.keys():
+            self._check(columns)
+        return [columns[name] for name in self._places]
+
     def _check(self, params: Mapping[str, Any]) -> None:
         missing = self._names - params.keys()
         unknown = params.keys() - self._names - self._constants.keys()
@@ -162,7 +170,7 @@ class Several:
     A statement for each row costs Postgres five times what the row does. SQLite has no use for this.
     """
 
-    __slots__ = ("_key", "text")
+    __slots__ = ("_key", "_key_at", "text")
 
     _PLACE = r'\$\d+::[A-Z ]+?(?: COLLATE "C")?'
     _FORM = re.compile(
@@ -175,6 +183,7 @@ class Several:
         self.text = (
             f"INSERT INTO {found['table']} ({found['columns']}) SELECT * FROM unnest({lists}){found['rest']}"
         )
+        self._key_at = key
         self._key = itemgetter(*key) if key else None
 
     @classmethod
@@ -200,6 +209,14 @@ class Several:
         for apart in self._apart(rows):
             for start in range(0, len(apart), SEVERAL_MAX):
                 yield [list(column) for column in zip(*apart[start : start + SEVERAL_MAX], strict=True)]
+
+    def carry_columns(self, columns: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]:
+        """The same where the rows have come as columns, which are all of one length."""
+        few = len(columns[0]) <= SEVERAL_MAX
+        if few and len(set(zip(*(columns[at] for at in self._key_at), strict=True))) in (0, len(columns[0])):
+            yield columns
+        else:
+            yield from self.carry(list(zip(*columns, strict=True)))
 
     def _apart(self, rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]:
         if self._key is None or len(set(map(self._key, rows))) == len(rows):
