@@ -88,7 +88,7 @@ def gateway() -> str:
     metrics.slept("m:1.0.0", Cause.IDLE)
     return metrics.render(
         RoutingTable(number=1, routes=(Route(endpoint="e", epoch=FIRST, stable=KEY),), versions=()),
-        [VersionReport(key=KEY, phase=VersionPhase.READY)],
+        [VersionReport(key=KEY, phase=VersionPhase.READY, devices=("cpu",))],
         {KEY: "m:1.0.0"},
         contact_age_s=1.0,
         ticks_waiting=0,

@@ -7,7 +7,7 @@ docs/reference/settings.md. Secrets are read here and are never printed.
 import getpass
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -60,6 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gateway_environments: str = "off"  # locked: a version runs with the packages it lists, installed by uv
     gateway_memory_budget: str = "0"  # for the versions together, like 2GiB; those loaded on demand give way
     gateway_worker_memory: str = "0"  # what one process of a version may map, like 4GiB; 0 for no limit
+    gateway_device: str = "auto"  # what versions compute on: auto, cpu, cuda, or cuda:0,2 with the cards
     gateway_idle_timeout_s: float = 300.0  # a version loaded on demand sleeps after it; 0 for never
     gateway_data: str | None = None  # the gateway's own folder; one in the data folder when left out
 
@@ -126,6 +127,13 @@ def load(flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] 
     merged.update(_fitting(said, "the command line"))
     merged.setdefault("user", _user())
     return _checked(msgspec.convert(merged, Settings, strict=False))
+
+
+def said(names: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What the process's environment says under some names that are not ours; those it says nothing of are
+    left out."""
+    env = os.environ if environment is None else environment
+    return {name: env[name] for name in names if name in env}
 
 
 def _fitting(found: dict[str, Any], source: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from modelkeep import __version__
 from modelkeep.serving import frames, handshake, messages, records
 from modelkeep.serving.upstream import PREFIX
 
-WIRE = {5: "aef09440506752e0"}
+WIRE = {5: "5a3e8c44ada81e35"}
 """By protocol: what goes over the channels, in short."""
 
 UNSAID = frozenset(

@@ -57,6 +57,10 @@ _MODELS = (
         help="The most that one process of a version may map, like 4GiB [MODELKEEP_GATEWAY_WORKER_MEMORY].",
     ),
     click.option(
+        "--device", "gateway_device", metavar="DEVICE",
+        help="What versions compute on: auto, cpu, cuda, cuda:0,2 [MODELKEEP_GATEWAY_DEVICE].",
+    ),
+    click.option(
         "--idle-timeout", "gateway_idle_timeout_s", type=float, metavar="S",
         help="Seconds until a version loaded on demand sleeps [MODELKEEP_GATEWAY_IDLE_TIMEOUT_S].",
     ),
@@ -135,6 +139,7 @@ def up(session: Session, host_names: tuple[str, ...], log_level: str | None, **f
     models += ["--allow-code"] if settings.gateway_allow_code else []
     models += ["--memory-budget", settings.gateway_memory_budget]
     models += ["--worker-memory", settings.gateway_worker_memory]
+    models += ["--device", settings.gateway_device]
     models += ["--idle-timeout", f"{settings.gateway_idle_timeout_s:g}"]
 
     def gateway_words(former: str | None) -> list[str]:
@@ -248,8 +253,10 @@ def gateway_run(
 
     from modelkeep import telemetry
     from modelkeep.cli.processes import Ready, gateway_folder
+    from modelkeep.serving.devices import VARIABLES
     from modelkeep.serving.main import run_gateway
     from modelkeep.serving.options import GatewayOptions
+    from modelkeep.settings import said
 
     settings = _settings(session, log_level=log_level.upper() if log_level else None, **flags)
     folder = gateway_folder(settings, data)
@@ -268,6 +275,8 @@ def gateway_run(
         environments=settings.gateway_environments,
         memory_budget_bytes=settings.gateway_memory_budget_bytes,
         worker_memory_bytes=settings.gateway_worker_memory_bytes,
+        device=settings.gateway_device,
+        gpu_environment=said(VARIABLES),
         sleep_after_s=settings.gateway_idle_timeout_s,
         name=name,
         url=address,

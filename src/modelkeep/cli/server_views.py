@@ -96,12 +96,20 @@ def gateway_status(found: dict[str, Any]) -> View:
         )
         screen.blank()
         screen.table(
-            ("version", "phase", "pid", "crashes", "memory", "error"),
+            ("version", "phase", "device", "pid", "crashes", "memory", "error"),
             (
-                (v["version"], v["phase"], v["pid"] or "", v["crashes"], size(v["memory_bytes"]), v["error"])
+                (
+                    v["version"],
+                    v["phase"],
+                    ", ".join(sorted(set(v.get("devices", ())))),
+                    v["pid"] or "",
+                    v["crashes"],
+                    size(v["memory_bytes"]),
+                    v["error"],
+                )
                 for v in found["versions"]
             ),
-            right=(2, 3, 4),
+            right=(3, 4, 5),
         )
 
     return draw

@@ -275,7 +275,8 @@ def _added(one: dict[str, int], two: dict[str, int]) -> dict[str, int]:
 
 class VersionReport(Struct, frozen=True, kw_only=True):
     """One version on one gateway. `crashes`, `loads`, `replaced` and `misses` count since it was first needed
-    there; `replaced` are processes that grew towards their limit of memory."""
+    there; `replaced` are processes that grew towards their limit of memory. `devices`: what each process that
+    serves computes on; `device_word`: what there is to say of that."""
 
     key: VersionKey
     phase: VersionPhase
@@ -285,6 +286,8 @@ class VersionReport(Struct, frozen=True, kw_only=True):
     loads: int = 0
     replaced: int = 0
     misses: FieldMisses = FieldMisses()
+    devices: tuple[str, ...] = ()
+    device_word: str | None = None
 
 
 class LocalRollback(Struct, frozen=True, kw_only=True):

@@ -92,8 +92,8 @@ class Front:
         match message:
             case messages.Swap():
                 self.obey(message)
-            case messages.WorkerUp(version=name, path=path):
-                self._version_up(name, path)
+            case messages.WorkerUp():
+                self._version_up(message)
             case messages.WorkerDown():
                 self._version_down(message)
             case messages.Asleep(version=name, failed=failed):
@@ -163,11 +163,11 @@ class Front:
             version = self._versions[name.key] = ServedVersion(name)
         return version
 
-    def _version_up(self, name: messages.VersionName, path: str) -> None:
-        version = self._version(name)
+    def _version_up(self, up: messages.WorkerUp) -> None:
+        version = self._version(up.version)
         version.failed = False
-        version.paths.add(path)
-        self._reach(version, path, 0.0)
+        version.paths[up.path] = up.device
+        self._reach(version, up.path, 0.0)
 
     def _version_down(self, down: messages.WorkerDown) -> None:
         version = self._versions.get(down.key)
@@ -198,7 +198,8 @@ class Front:
         Args:
             gently: let them answer what they have.
         """
-        version.paths -= gone
+        for path in gone:
+            version.paths.pop(path, None)
         for upstream in [upstream for upstream in version.upstreams if upstream.path in gone]:
             version.upstreams.remove(upstream)
             if gently:

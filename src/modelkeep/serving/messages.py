@@ -16,6 +16,7 @@ from modelkeep.core.routing import Epoch, Route, VersionKey, VersionSpec
 from modelkeep.core.values import Digest
 from modelkeep.serving import frames
 from modelkeep.serving.counting import RouteCounts
+from modelkeep.serving.devices import Device
 from modelkeep.serving.options import GatewayOptions
 
 ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
@@ -80,10 +81,11 @@ class Hello(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class WorkerUp(Struct, frozen=True, kw_only=True, tag=True):
-    """A worker of a version can be reached at this socket."""
+    """A worker of a version can be reached at this socket. `device`: what it computes on."""
 
     version: VersionName
     path: str
+    device: str = Device.CPU
 
 
 class WorkerDown(Struct, frozen=True, kw_only=True, tag=True):
@@ -189,7 +191,8 @@ FromFront = Swapped | FrontCounts | Connected | Wanted | WantPage | Drained
 
 
 class Load(Struct, frozen=True, kw_only=True, tag=True):
-    """The first message to a worker. `folder` holds the version's verified files."""
+    """The first message to a worker. `folder` holds the version's verified files. With any other device than
+    the processor it sees one card at most."""
 
     spec: VersionSpec
     folder: str
@@ -199,6 +202,7 @@ class Load(Struct, frozen=True, kw_only=True, tag=True):
     allow_code: bool = False
     batch_rows_max: int = 1
     batch_max_bytes: int = 0
+    device: Device = Device.CPU
 
 
 class Ping(Struct, frozen=True, kw_only=True, tag=True):
@@ -215,19 +219,25 @@ ToWorker = Load | Ping | Stop
 
 
 class Loaded(Struct, frozen=True, kw_only=True, tag=True):
-    """The version is loaded, warm, and listening. `together`: rows of several requests may share a call."""
+    """The version is loaded, warm, and listening. `together`: rows of several requests may share a call.
+    `device`: what it computes on, and `device_word` why it is the processor where a card was there, or what
+    else there is to say."""
 
     runtime: str
     took_s: float
     warmed: bool
     together: bool = True
+    device: Device = Device.CPU
+    device_word: str = ""
 
 
 class LoadFailed(Struct, frozen=True, kw_only=True, tag=True):
-    """The version cannot be loaded; `code` is an error code of the core."""
+    """The version cannot be loaded; `code` is an error code of the core. `on_card`: it was tried on a card,
+    and may go well on the processor."""
 
     code: str
     error: str
+    on_card: bool = False
 
 
 class Pong(Struct, frozen=True, kw_only=True, tag=True):

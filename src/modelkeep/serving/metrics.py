@@ -270,6 +270,11 @@ def _render_versions(
     for report in reports:
         ready = report.phase is VersionPhase.READY
         page.sample("version_ready", int(ready), version=labels.get(report.key, report.key))
+    page.family("version_device", "gauge", "Workers of a version that compute on a device.")
+    for report in reports:
+        for device in sorted(set(report.devices)):
+            label, number = labels.get(report.key, report.key), report.devices.count(device)
+            page.sample("version_device", number, version=label, device=device)
     page.family("version_crashes_total", "counter", "Deaths of a version's worker.")
     text = "Workers replaced by fresh ones because they grew towards their limit of memory."
     page.family("version_replacements_total", "counter", text)

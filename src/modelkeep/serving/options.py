@@ -109,7 +109,12 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     worker_threads: int = 0
     """Threads of one model's arithmetic (0: half of the machine's cores)."""
     worker_memory_bytes: int = 0
-    """Limit of one worker's address space (0: none)."""
+    """Limit of one worker's memory (0: none): of its address space, or on a card of what is resident."""
+    device: str = "auto"
+    """What versions compute on: `auto` (a card where there is one and the version can use it), `cpu`, `cuda`,
+    or `cuda:0,2` with the cards to use."""
+    gpu_environment: dict[str, str] = {}
+    """What the gateway's own environment says of cards and their libraries; workers on a card get it."""
     backoff_first_s: float = 0.1
     backoff_max_s: float = 30.0
     crashes_max: int = 5

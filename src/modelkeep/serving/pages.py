@@ -98,7 +98,11 @@ class Pages:
         loaded = dict.fromkeys((target.stable, target.candidate, *target.others, target.previous))
         versions = [version.semver for version in loaded if version is not None]
         tensors = {"inputs": version.name.inputs, "outputs": version.name.outputs}
-        body = {"name": endpoint, "versions": versions, "platform": "modelkeep", **tensors}
+        parameters = {"devices": version.devices}
+        body = {
+            "name": endpoint, "versions": versions, "platform": "modelkeep", **tensors,
+            "parameters": parameters,
+        }  # fmt: skip
         self._answers.json(connection, 200, body, request_id)
 
     def _not_ready(self) -> list[str]:

@@ -54,6 +54,10 @@ def _hold_s(arguments: dict[str, Any]) -> float:
         raise errors.Invalid("'hold_s' is a number of seconds.", field="hold_s") from None
 
 
+def _up(unit: VersionUnit, worker: WorkerUnit) -> messages.WorkerUp:
+    return messages.WorkerUp(version=named(unit.spec), path=str(worker.path), device=worker.device)
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -214,7 +218,7 @@ class Supervisor:
     def worker_changed(self, unit: VersionUnit, worker: WorkerUnit) -> None:
         """One of a version's workers became ready (fronts connect to it), or went."""
         if worker.phase is VersionPhase.READY:
-            self.fronts.say(messages.WorkerUp(version=named(unit.spec), path=str(worker.path)))
+            self.fronts.say(_up(unit, worker))
         elif worker.phase in (VersionPhase.RESTARTING, VersionPhase.FAILED):
             down = messages.WorkerDown(key=unit.spec.key, failed=False, path=str(worker.path))
             self.fronts.say(down)
@@ -267,8 +271,7 @@ class Supervisor:
         said: list[messages.ToFront] = [hello]
         for version in self.versions:
             if version.phase is VersionPhase.READY:
-                name = named(version.spec)
-                said += [messages.WorkerUp(version=name, path=str(each.path)) for each in version.ready]
+                said += [_up(version, each) for each in version.ready]
             elif version.phase is VersionPhase.SLEEPING or version.asleep:
                 said.append(messages.Asleep(version=named(version.spec)))
             elif version.phase is VersionPhase.FAILED:

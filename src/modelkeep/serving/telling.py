@@ -80,7 +80,9 @@ def status(place: Place) -> dict[str, Any]:
             "digest": unit.spec.digest,
             "version": unit.spec.label,
             "pid": unit.pid,
-            "workers": [{"pid": each.pid, "phase": each.phase} for each in unit.workers],
+            "workers": [
+                {"pid": each.pid, "phase": each.phase, "device": each.device} for each in unit.workers
+            ],
         }
         for unit in place.versions
     ]
@@ -92,6 +94,8 @@ def status(place: Place) -> dict[str, Any]:
         "serial": place.mover.serial,
         "draining": place.draining,
         "uptime_s": time.monotonic() - place.started,
+        "device": place.options.device,
+        "cards": [card.label for card in place.versions.cards],
         "memory_budget_bytes": place.options.memory_budget_bytes,
         "memory_bytes": telemetry.process_use().memory_bytes,
         "contact_age_s": place.contact.age_s,

@@ -19,6 +19,7 @@ from modelkeep.core.observation import FieldMisses, VersionPhase, VersionReport
 from modelkeep.core.routing import VersionKey, VersionSpec
 from modelkeep.serving import messages
 from modelkeep.serving.cache import Cache, Fetch
+from modelkeep.serving.devices import Cards, Device, Wish
 from modelkeep.serving.environments import Environments, lock_of
 from modelkeep.serving.growth import Pace
 from modelkeep.serving.handshake import FRONT, OTHER_RELEASE
@@ -97,8 +98,12 @@ class VersionUnit:
         path: Path,
         loads: asyncio.Semaphore,
         environments: Environments | None = None,
+        cards: Cards | None = None,
     ) -> None:
         self.spec = spec
+        self.cards = cards or Cards(Wish(Device.CPU), ())
+        self.off_card: str | None = None
+        """Why it is not tried on a card again, where it was in vain."""
         self.options = owner.options
         self.loads = loads
         self.phase = VersionPhase.FETCHING
@@ -247,6 +252,7 @@ class VersionUnit:
         """
         if afresh:
             self.rest.failure = None
+            self.off_card = None
         if afresh and not self._fetched.is_set():
             self._fetch_tries = 0
             self._fetch_error = None
@@ -276,6 +282,8 @@ class VersionUnit:
             loads=self.rest.loads,
             replaced=self._replaced,
             misses=self._misses,
+            devices=tuple(worker.device for worker in self.ready),
+            device_word=self.off_card or next((w.device_word for w in self.ready if w.device_word), None),
         )
 
     def _reckon(self) -> None:

@@ -96,8 +96,8 @@ class ServedVersion:
         self.ok_head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + self.version_header
         self.upstreams: list[Upstream] = []
         """The connections that new requests may go to."""
-        self.paths: set[str] = set()
-        """Where there are workers, connected or not."""
+        self.paths: dict[str, str] = {}
+        """Where there are workers, connected or not, and what each computes on."""
         self.connecting: set[str] = set()
         self.failed = False
         self.sleeps = False
@@ -111,6 +111,11 @@ class ServedVersion:
         self.bytes_in_flight = 0
         self.last_sent = 0.0
         self.warm_left = 0
+
+    @property
+    def devices(self) -> list[str]:
+        """What its workers compute on."""
+        return sorted(set(self.paths.values()))
 
     @property
     def upstream(self) -> "Upstream | None":

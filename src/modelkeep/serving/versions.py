@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from modelkeep.core.observation import VersionPhase
 from modelkeep.core.routing import RoutingTable, VersionKey, VersionSpec
-from modelkeep.serving import messages, moves, pool, units
+from modelkeep.serving import devices, messages, moves, pool, units
 from modelkeep.serving.cache import Cache, Fetch
 from modelkeep.serving.environments import Environments
 from modelkeep.serving.units import VersionUnit
@@ -68,6 +68,10 @@ class Versions:
         self._fetch = fetch
         self._folder = folder
         self._environments = environments
+        options = owner.options
+        found = devices.there(options.gpu_environment)
+        self.cards = devices.Cards(devices.read_wish(options.device), found, options.gpu_environment)
+        """On which its processes may compute."""
         self._units: dict[VersionKey, VersionUnit] = {}
         self._leaving: set[VersionKey] = set()
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
@@ -126,7 +130,9 @@ class Versions:
         self._started += 1
         path = self._folder / f"w-{self._started}"
         self.labels[spec.key] = spec.label
-        unit = VersionUnit(self._owner, spec, self._cache, self._fetch, path, self._loads, self._environments)
+        unit = VersionUnit(
+            self._owner, spec, self._cache, self._fetch, path, self._loads, self._environments, self.cards
+        )
         self._units[spec.key] = unit
         unit.start(workers, asleep=asleep)
 

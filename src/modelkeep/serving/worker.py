@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ from modelkeep.core.signature import DataType, Field
 from modelkeep.serving import batcher, frames, golden, leniency, messages, protocols, runtimes, validation
 from modelkeep.serving.batcher import Ask, Queue
 from modelkeep.serving.cache import verify
+from modelkeep.serving.devices import VISIBLE, Device
 from modelkeep.serving.frames import Kind
 from modelkeep.serving.growth import Growth
 from modelkeep.serving.messages import Door
 from modelkeep.serving.options import ERROR_TEXT_MAX, FRAME_MAX_BYTES
-from modelkeep.serving.processes import die_with_parent, give_up_privileges
+from modelkeep.serving.processes import die_with_parent, give_up_privileges, limit_memory
 from modelkeep.serving.upstream import ALONE, LENIENT, PREFIX
 
 READ_BYTES = 256 * 1024
@@ -51,6 +52,8 @@ TELL_S = 1.0
 QUIET_S = 0.3
 """After the word to stop, go when nothing has come for this long: what was sent before the swap has then
 arrived. Where every front has closed its connection nothing can come, and nobody waits."""
+_NOT_THE_CARDS = (errors.DigestMismatch, errors.NotAllowed)
+"""What goes wrong with a version wherever it is loaded."""
 _STATUSES = ((errors.MalformedBody, 400), (errors.LimitExceeded, 413))
 
 log = telemetry.Log("gateway.worker")
@@ -63,9 +66,14 @@ class _NotRowByRow(Exception):
 class Service:
     """A loaded version as a function from requests to answers."""
 
-    def __init__(self, spec: VersionSpec, runtime: runtimes.Runtime, memory_bytes: int = 0) -> None:
+    def __init__(
+        self, spec: VersionSpec, runtime: runtimes.Runtime, memory_bytes: int = 0, *, on_card: bool = False
+    ) -> None:
         self._runtime = runtime
-        self._growth = Growth(memory_bytes, telemetry.mapped_bytes(os.getpid()))
+        self._held_bytes = telemetry.memory_bytes if on_card else telemetry.mapped_bytes
+        """What counts against the limit: of all that CUDA maps, only what is resident."""
+        self._growth = Growth(memory_bytes, self._held_bytes(os.getpid()))
+        self.runtime_name = runtime.name
         self._label = spec.label
         self._semver = spec.semver
         self._decoder = protocols.Decoder(spec.signature)
@@ -137,7 +145,7 @@ class Service:
         """A call was refused memory. Where little of that is left every other call would be, too: the process
         ends, and whoever waits in it is answered by one that begins anew. Otherwise the call asked for too
         much."""
-        if self._growth.past(telemetry.mapped_bytes(os.getpid())):
+        if self._growth.past(self._held_bytes(os.getpid())):
             log.error("The version has used up its limit of memory; its process ends.", version=self._label)
             os._exit(1)
 
@@ -470,6 +478,35 @@ def _first_message(channel: socket.socket) -> messages.Load:
     os._exit(0)
 
 
+def _device(load: messages.Load, files: Mapping[str, bytes]) -> tuple[Device, str]:
+    """What a version computes on where there may be a card, and what is to be said of that. One that stays on
+    the processor gets its limit of memory here, and sees no card."""
+    word = runtimes.left_on_cpu(load.spec, files)
+    if word is None:
+        return Device.CUDA, runtimes.said_of_card(load.spec, files)
+    os.environ[VISIBLE] = ""
+    limit_memory(load.memory_bytes)
+    return Device.CPU, word
+
+
+def _prepared(
+    load: messages.Load, files: Mapping[str, bytes], folder: Path, device: Device
+) -> tuple[Service, bool]:
+    """The version, loaded, warmed and asked its golden requests on the device that it will serve from; and
+    whether it answered anything.
+
+    Raises:
+        ModelkeepError: it cannot be served; or not on a card, where another place would do.
+    """
+    spec, on_card = load.spec, device is Device.CUDA
+    runtime = runtimes.load(spec, files, folder, load.threads, allow_code=load.allow_code, device=device)
+    service = Service(spec, runtime, load.memory_bytes, on_card=on_card)
+    warmed = service.warm_up()
+    if on_card and not warmed and load.device is Device.AUTO and spec.signature and spec.signature.inputs:
+        raise errors.WorkerUnavailable("It did not answer a made-up row there.")
+    return service, bool(golden.ask(spec, runtime, files)) or warmed
+
+
 def main(arguments: list[str]) -> None:
     """Run a worker. Arguments: the parent's pid and the channel's descriptor."""
     parent, channel_fd = int(arguments[0]), int(arguments[1])
@@ -480,31 +517,44 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(channel_fd, False)
     channel = socket.socket(fileno=channel_fd)
     load = _first_message(channel)
-    give_up_privileges(load.memory_bytes)
+    device = load.device
+    give_up_privileges(load.memory_bytes if device is Device.CPU else 0)
     folder = Path(load.folder)
     started = time.monotonic()
+    word = ""
     try:
         os.chdir(folder)
         files = verify(load.spec, folder)
-        runtime = runtimes.load(load.spec, files, folder, load.threads, allow_code=load.allow_code)
-        service = Service(load.spec, runtime, load.memory_bytes)
-        warmed = service.warm_up()
-        warmed = bool(golden.ask(load.spec, runtime, files)) or warmed
+        if device is not Device.CPU:
+            device, word = _device(load, files)
+        service, warmed = _prepared(load, files, folder, device)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(load.path)
         listener.listen(64)
     except errors.ModelkeepError as problem:
-        channel.sendall(messages.pack(messages.LoadFailed(code=problem.code, error=problem.message)))
+        on_card = device is Device.CUDA and not isinstance(problem, _NOT_THE_CARDS)
+        failed = messages.LoadFailed(code=problem.code, error=problem.message, on_card=on_card)
+        channel.sendall(messages.pack(failed))
         sys.exit(1)
     except (Exception, SystemExit) as problem:  # noqa: BLE001 - a foreign model may raise anything while it is loaded
         text = f"Loading raised {type(problem).__name__}: {problem}"[:ERROR_TEXT_MAX]
-        channel.sendall(messages.pack(messages.LoadFailed(code=errors.Invalid.code, error=text)))
+        on_card = device is Device.CUDA
+        channel.sendall(
+            messages.pack(messages.LoadFailed(code=errors.Invalid.code, error=text, on_card=on_card))
+        )
         sys.exit(1)
     gc.collect()
     gc.freeze()  # libraries and model stay: no request is to wait while they are looked through
     gc.set_threshold(*COLLECT_AFTER)
     took_s = time.monotonic() - started
-    loaded = messages.Loaded(runtime=runtime.name, took_s=took_s, warmed=warmed, together=service.together)
+    loaded = messages.Loaded(
+        runtime=service.runtime_name,
+        took_s=took_s,
+        warmed=warmed,
+        together=service.together,
+        device=device,
+        device_word=word,
+    )
     channel.sendall(messages.pack(loaded))
     limits = batcher.Limits(rows=load.batch_rows_max, size_bytes=load.batch_max_bytes)
     try:

@@ -11,6 +11,7 @@ from modelkeep.core import errors
 from modelkeep.core.mlmodel import MLMODEL
 from modelkeep.core.routing import VersionSpec
 from modelkeep.core.signature import Field
+from modelkeep.serving.devices import Device
 from modelkeep.serving.runtimes.mlflow_folder import read_folder
 from modelkeep.serving.validation import Array, Columns, Table
 
@@ -43,6 +44,10 @@ _OWN_CODE = frozenset({"pyfunc", "python"})
 _WITHOUT_EXTRA = frozenset({"pyfunc", "python", "torch"})
 KINDS = ("onnx", "xgboost", "lightgbm", "torch", "skops", "joblib", "pyfunc", "python")
 """All runtimes, in the order in which they are liked where a version has the same model for several."""
+_ON_CARDS = frozenset({"onnx", "torch", "xgboost"})
+"""Kinds that can compute on a card."""
+_CLASSIC = b"ai.onnx.ml"
+"""The operators of trees, linear models and encoders, by the name that stands in a graph of them."""
 SELF_CONTAINED = frozenset({"onnx"})
 """Kinds whose file is the whole model: what it was trained with does not change what it answers."""
 
@@ -64,7 +69,13 @@ class Runtime(Protocol):
 
 
 def load(
-    spec: VersionSpec, files: Mapping[str, bytes], folder: Path, threads: int, *, allow_code: bool = False
+    spec: VersionSpec,
+    files: Mapping[str, bytes],
+    folder: Path,
+    threads: int,
+    *,
+    allow_code: bool = False,
+    device: Device = Device.CPU,
 ) -> Runtime:
     """Load a version from bytes that were checked against their digests.
 
@@ -72,8 +83,11 @@ def load(
         folder: where the same files stand.
         threads: that one prediction may use.
         allow_code: whether a version may bring Python code of its own.
+        device: what it computes on, if it is not `left_on_cpu`: the processor, or the first card that the
+            process sees.
 
     Raises:
+        WorkerUnavailable: it cannot compute on a card in this process.
         Invalid: no model among the files, or more than one to choose from.
         ExtraMissing: the library that it needs is not installed.
         NotAllowed: it contains types that are not trusted, or code where none is allowed.
@@ -85,19 +99,25 @@ def load(
             "--allow-code, or register the model in a form that is data, such as ONNX."
         )
     try:
-        return _load(kind, spec, files, folder, path, threads)
+        return _load(kind, spec, files, folder, path, threads, device)
     except ImportError as problem:
         raise errors.ExtraMissing(_what_to_install(kind, problem)) from problem
 
 
 def _load(
-    kind: str, spec: VersionSpec, files: Mapping[str, bytes], folder: Path, path: str, threads: int
+    kind: str,
+    spec: VersionSpec,
+    files: Mapping[str, bytes],
+    folder: Path,
+    path: str,
+    threads: int,
+    device: Device,
 ) -> Runtime:
     match kind:
         case "onnx":
             from modelkeep.serving.runtimes import onnx
 
-            return onnx.load(spec, files, folder, path, threads)
+            return onnx.load(spec, files, folder, path, threads, device)
         case "skops" | "joblib":
             from modelkeep.serving.runtimes import sklearn
 
@@ -105,7 +125,7 @@ def _load(
         case "xgboost":
             from modelkeep.serving.runtimes import xgboost
 
-            return xgboost.load(spec, files, path, threads)
+            return xgboost.load(spec, files, path, threads, device)
         case "lightgbm":
             from modelkeep.serving.runtimes import lightgbm
 
@@ -113,7 +133,7 @@ def _load(
         case "torch":
             from modelkeep.serving.runtimes import torch
 
-            return torch.load(spec, files, path, threads)
+            return torch.load(spec, files, path, threads, device)
         case "pyfunc":
             from modelkeep.serving.runtimes import pyfunc
 
@@ -124,6 +144,35 @@ def _load(
             return predictor.load(spec, files, folder)
         case _:
             raise errors.Invalid(f"No runtime is named {kind!r}; known are {', '.join(KINDS)}.")
+
+
+def left_on_cpu(spec: VersionSpec, files: Mapping[str, bytes]) -> str | None:
+    """Why a version computes on the processor also where there is a card; None where it need not.
+
+    Raises:
+        Invalid: as `choose`.
+    """
+    path, kind = choose(spec, files)
+    if kind == "onnx" and _CLASSIC in files[path]:
+        return "ONNX Runtime computes trees, linear models and encoders on the processor."
+    if kind in _ON_CARDS or kind in _OWN_CODE:
+        return None
+    return f"{'LightGBM' if kind == 'lightgbm' else 'scikit-learn'} computes on the processor here."
+
+
+def said_of_card(spec: VersionSpec, files: Mapping[str, bytes]) -> str:
+    """What there is to say of a version that has a card.
+
+    Raises:
+        Invalid: as `choose`.
+    """
+    own = choose(spec, files)[1] in _OWN_CODE
+    return "Whether it computes on the card that it has is its own code's business." if own else ""
+
+
+def no_card(library: str, why: str) -> errors.WorkerUnavailable:
+    """That a library cannot compute on a card in this process."""
+    return errors.WorkerUnavailable(f"{library} cannot compute on a card here: {why}")
 
 
 def _what_to_install(kind: str, problem: ImportError) -> str:

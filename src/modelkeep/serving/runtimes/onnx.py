@@ -1,5 +1,9 @@
-"""ONNX models, by ONNX Runtime on the processor. It knows tensors; names and order come from the
-signature."""
+"""ONNX models, by ONNX Runtime. It knows tensors; names and order come from the signature.
+
+On a card the numbers are as precise as on the processor, where the model was tried: single precision is not
+shortened (TF32), and kernels are chosen by rule instead of by trial, for every number of rows would begin a
+new trial.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +14,17 @@ import onnxruntime
 
 from modelkeep.core import errors
 from modelkeep.core.routing import VersionSpec
-from modelkeep.serving.runtimes import Runtime, arrange, matrix
+from modelkeep.serving.devices import Device
+from modelkeep.serving.runtimes import Runtime, arrange, matrix, no_card
 from modelkeep.serving.validation import Array, Columns
 
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_CARD_OPTIONS = {
+    "device_id": "0",  # the process sees one
+    "arena_extend_strategy": "kSameAsRequested",  # a card is shared; by default each growth doubles
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "use_tf32": "0",
+}
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -135,12 +147,21 @@ def _array(result: Any) -> Array:
     return np.array(result, dtype=object)
 
 
-def load(spec: VersionSpec, files: Mapping[str, bytes], folder: Path, path: str, threads: int) -> Runtime:
+def load(
+    spec: VersionSpec,
+    files: Mapping[str, bytes],
+    folder: Path,
+    path: str,
+    threads: int,
+    device: Device = Device.CPU,
+) -> Runtime:
     """Load a session. Weights in files beside the model are found in the version's folder alone.
 
     Raises:
         Invalid: ONNX Runtime cannot read it, or it takes something that is not a tensor.
+        WorkerUnavailable: it cannot compute on a card here.
     """
+    providers = _providers(device)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -151,9 +172,27 @@ def load(spec: VersionSpec, files: Mapping[str, bytes], folder: Path, path: str,
     alone = len(spec.files) == 1 or not any(name.endswith((".data", ".bin", ".weight")) for name in files)
     source: bytes | str = files[path] if alone else str(folder / path)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as problem:
         raise errors.Invalid(
             f"ONNX Runtime cannot load {path!r} of {spec.label}: {str(problem)[:200]}"
         ) from problem
+    if device is Device.CUDA and _CUDA not in session.get_providers():
+        raise no_card("ONNX Runtime", "its CUDA provider did not start; see that driver, CUDA and cuDNN fit.")
     return OnnxRuntime(session, spec)
+
+
+def _providers(device: Device) -> list[Any]:
+    """What computes, in the order in which it is liked. Operators that a card has not are the processor's.
+
+    Raises:
+        WorkerUnavailable: this ONNX Runtime knows no cards.
+    """
+    if device is not Device.CUDA:
+        return [_CPU]
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise no_card("ONNX Runtime", "it was built without CUDA; install onnxruntime-gpu in its place.")
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:  # finds CUDA and cuDNN where pip has put them
+        preload()
+    return [(_CUDA, _CARD_OPTIONS), _CPU]

@@ -1,4 +1,4 @@
-"""PyTorch models as programs: TorchScript archives and exported programs, on the processor.
+"""PyTorch models as programs: TorchScript archives and exported programs, on the processor or on a card.
 
 A file that holds a pickled module or a state of weights alone is refused: reading it would run code, and it
 does not say what to compute. TorchScript is read by PyTorch's own reader, which makes tensors and calls
@@ -20,7 +20,8 @@ from msgspec import Struct
 
 from modelkeep.core import codec, errors
 from modelkeep.core.routing import VersionSpec
-from modelkeep.serving.runtimes import Runtime, arrange, matrix
+from modelkeep.serving.devices import Device
+from modelkeep.serving.runtimes import Runtime, arrange, matrix, no_card
 from modelkeep.serving.validation import Array, Columns
 
 _WHOLE = ("int", "uint", "bool")
@@ -53,8 +54,15 @@ class TorchRuntime:
 
     name = "torch"
 
-    def __init__(self, call: Callable[..., Any], inputs: Sequence[_Input], spec: VersionSpec) -> None:
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        inputs: Sequence[_Input],
+        spec: VersionSpec,
+        device: Device = Device.CPU,
+    ) -> None:
         self._call = call
+        self._device = device
         self._inputs = inputs
         fields = spec.signature.inputs if spec.signature is not None else ()
         self._ordered = bool(fields)
@@ -63,7 +71,11 @@ class TorchRuntime:
     def predict(self, columns: Columns) -> Columns:
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            answer = self._call(*(torch.from_numpy(array) for array in self._arrays(columns)))
+            given = (torch.from_numpy(array) for array in self._arrays(columns))
+            if self._device is Device.CPU:
+                answer = self._call(*given)
+            else:
+                answer = self._call(*(tensor.to(str(self._device)) for tensor in given))
         return arrange(_columns(answer), self._outputs)
 
     def _arrays(self, columns: Columns) -> list[Array]:
@@ -121,13 +133,20 @@ def _array(tensor: Any) -> Array:
     return array
 
 
-def load(spec: VersionSpec, files: Mapping[str, bytes], path: str, threads: int) -> Runtime:
+def load(
+    spec: VersionSpec, files: Mapping[str, bytes], path: str, threads: int, device: Device = Device.CPU
+) -> Runtime:
     """Load a program.
 
     Raises:
         Invalid: it is none, or was exported for one number of rows.
         NotAllowed: it is a pickle.
+        WorkerUnavailable: it cannot compute on a card here.
     """
+    if device is Device.CUDA:
+        if not torch.cuda.is_available():
+            raise no_card("PyTorch", "it finds none; see that driver and build (torch.version.cuda) fit.")
+        torch.backends.cudnn.allow_tf32 = False  # as precise as on the processor, where it was tried
     torch.set_num_threads(threads)
     with contextlib.suppress(RuntimeError):  # may be said once in a process
         torch.set_num_interop_threads(1)
@@ -137,7 +156,7 @@ def load(spec: VersionSpec, files: Mapping[str, bytes], path: str, threads: int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _exported(data, path, spec) if exported else _scripted(data, spec)
+            return _exported(data, path, spec, device) if exported else _scripted(data, spec, device)
         except errors.ModelkeepError:
             raise
         except Exception as problem:
@@ -163,14 +182,14 @@ def _check_archive(data: bytes, path: str, spec: VersionSpec) -> None:
         )
 
 
-def _scripted(data: bytes, spec: VersionSpec) -> Runtime:
-    module = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
+def _scripted(data: bytes, spec: VersionSpec, device: Device) -> Runtime:
+    module = torch.jit.load(io.BytesIO(data), map_location=str(device)).eval()
     arguments = module.forward.schema.arguments[1:]
     inputs = [_Input(argument.name) for argument in arguments if not argument.has_default_value()]
-    return TorchRuntime(module, inputs, spec)
+    return TorchRuntime(module, inputs, spec, device)
 
 
-def _exported(data: bytes, path: str, spec: VersionSpec) -> Runtime:
+def _exported(data: bytes, path: str, spec: VersionSpec, device: Device) -> Runtime:
     found = _what_runs(torch._C.PyTorchFileReader(io.BytesIO(data)))
     if found is not None:
         raise errors.NotAllowed(
@@ -190,7 +209,11 @@ def _exported(data: bytes, path: str, spec: VersionSpec) -> Runtime:
                 "with a dynamic first axis: torch.export.export(..., dynamic_shapes=...)."
             )
         inputs.append(_Input(node.name, str(example.dtype).removeprefix("torch.")))
-    return TorchRuntime(program.module(), inputs, spec)
+    if device is not Device.CPU:
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, str(device))  # what the graph makes anew, too
+    return TorchRuntime(program.module(), inputs, spec, device)
 
 
 def _what_runs(reader: Any) -> str | None:
