@@ -1,6 +1,6 @@
 """Random histories of one gateway: tables that come late, twice and out of order, rollbacks by hand and by
-itself, a journal whose disk refuses, tears, loses or flips what was written, kills at any byte, and a wall
-clock that jumps.
+itself, a journal whose disk refuses, tears, loses or flips what was written, kills at any byte, starts on a
+disk that is full or read-only, and a wall clock that jumps.
 
 The mover, the journal and its file are the real ones; fronts and versions are made of plain Python, and time
 passes when nobody has anything to do. Invariants of the design: 9 (a rollback needs no disk, and holds), 11
@@ -54,6 +54,8 @@ ENDPOINTS = ("churn", "fraud")
 LEASE_S = 5.0
 WRITE_S = 0.01
 """What a write takes: long enough for something to come in between."""
+START = timedelta(milliseconds=1)
+"""What a start takes at least: no two have one moment, of which the numbers of ticks are made."""
 RECORDS_KEPT = 12
 """So few that a history has its file written anew."""
 MORE = 5
@@ -74,6 +76,8 @@ class Disk(DiskFile):
         super().__init__(path)
         self.refusals = 0
         self.some = 0
+        self.cuts = False
+        """Whether a file may be cut although nothing more can be written, as on a full disk."""
         self.fatal = False
         self.dead = False
 
@@ -86,7 +90,8 @@ class Disk(DiskFile):
         super().replace(data)
 
     def truncate(self, size: int) -> None:
-        self._meet(b"")
+        if self.dead or not self.cuts:
+            self._meet(b"")
         super().truncate(size)
 
     def _meet(self, data: bytes) -> None:
@@ -206,6 +211,7 @@ class Gateway:
     def __init__(self, machine: "GatewayMachine", disk: Disk) -> None:
         self.machine = machine
         self.disk = disk
+        machine.now += START
         self.versions = Versions()
         self.versions.loadable = set(machine.loadable)
         thread = SlowThread(machine.loop)
@@ -300,6 +306,8 @@ class GatewayMachine(RuleBasedStateMachine):
         self.told: dict[tuple[str, str | None, int], Tick] = {}
         self.trusting = True
         """Whether a candidate may have weight: a table came since the last kill."""
+        self.unseen: RoutingTable | None = None
+        """What was obeyed at the last stop, while the disk has taken nothing whatever since."""
         self.gateway = Gateway(self, Disk(self.path))
         for choice in (0, 4, 6):  # churn serves A, and B has a share
             self.decide("churn", choice, 0)
@@ -489,7 +497,7 @@ class GatewayMachine(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(
-            ["jump", "full disk", "full disk", "torn", "torn", "kill", "restart", "lost", "bit"]
+            ["jump", "full disk", "full disk", "torn", "torn", "kill", "restart", "start full", "lost", "bit"]
         ),
         number=st.integers(0, 2_000),
         seconds=st.sampled_from(JUMPS_S),
@@ -507,6 +515,10 @@ class GatewayMachine(RuleBasedStateMachine):
                 self.start_again()
             case "restart":
                 self.restart()
+            case "start full" if number % 2:
+                self.restart(1 + number % 4, number, cuts=number % 3 > 0)
+            case "start full":
+                self.start_again(1 + number % 4, number, cuts=number % 3 > 0)
             case "lost":
                 self.lose_the_end(number / 2_000)
             case _:
@@ -524,8 +536,13 @@ class GatewayMachine(RuleBasedStateMachine):
         """The process is killed in its next write, after some of the bytes."""
         self.gateway.disk.fatal, self.gateway.disk.some = True, some
 
-    def restart(self) -> None:
-        """It is stopped and started, as in an upgrade."""
+    def _disk(self, refusals: int, some: int, cuts: bool) -> Disk:
+        disk = Disk(self.path)
+        disk.refusals, disk.some, disk.cuts = refusals, some, cuts
+        return disk
+
+    def restart(self, refusals: int = 0, some: int = 0, *, cuts: bool = False) -> None:
+        """It is stopped and started, as in an upgrade; perhaps on a disk that is full by now."""
         self._quieten()
         disk = self.gateway.disk
         self.gateway.end_tasks()
@@ -534,8 +551,16 @@ class GatewayMachine(RuleBasedStateMachine):
         if self.gateway.disk is not disk:
             return
         self.gateway.end()
-        self.gateway = Gateway(self, Disk(self.path))
-        assert self.mover.live == before, "a clean stop changes nothing"
+        self.gateway = Gateway(self, self._disk(refusals, some, cuts))
+        if not self.mover.unclean:
+            assert self.mover.live == before, "a clean stop changes nothing"
+            return
+        assert refusals > 1, "what cannot be written can be taken back"
+        assert not cuts
+        assert self.mover.live == moves.stable_only(before)
+        self.trusting = False
+        self.unseen = before
+        event("started unseen")
 
     def lose_the_end(self, cut: float) -> None:
         """The machine dies, and its disk had not kept what it said that it had, from any byte on."""
@@ -556,14 +581,15 @@ class GatewayMachine(RuleBasedStateMachine):
 
     def _forgets(self) -> None:
         """What was on the disk may be gone."""
-        self.fences, self.untold = {}, []
+        self.fences, self.untold, self.unseen = {}, [], None
         self.since = []
 
-    def start_again(self) -> None:
+    def start_again(self, refusals: int = 0, some: int = 0, *, cuts: bool = False) -> None:
         """Start on what the disk holds; what is damaged is moved away first, as the message says."""
         self.gateway.end()
+        unseen, self.unseen = self.unseen, None
         try:
-            self.gateway = Gateway(self, Disk(self.path))
+            self.gateway = Gateway(self, self._disk(refusals, some, cuts))
         except errors.JournalDamaged:
             assert not self.since, "whatever a kill leaves can be read"
             self.path.unlink()
@@ -572,7 +598,10 @@ class GatewayMachine(RuleBasedStateMachine):
         # What was lost may be all since a clean stop.
         self.trusting = not self.since and not self.mover.unclean
         found = self.mover.live
-        if self.since:
+        if unseen is not None and not self.mover.unclean:  # nobody can know that the former run was there
+            assert found == unseen
+            self.trusting = True
+        elif self.since:
             assert found in [moves.stable_only(table) for table in self.since]
             assert all(done in self.mover.pending for done in self.untold)
         self.since = [found]
@@ -607,6 +636,8 @@ class GatewayMachine(RuleBasedStateMachine):
     def fronts_obey_the_live_table(self) -> None:
         live = self.mover.live
         check_table(live)
+        if self.mover.scribe.ok:
+            self.unseen = None
         assert self.gateway.fronts.routes == {route.endpoint: route for route in live.routes}
         if not self.since or self.since[-1] != live:
             self.since.append(live)

@@ -38,10 +38,19 @@ class Answer:
 
 
 class Gateway:
-    """One gateway process."""
+    """One gateway process. What it says goes to a file beside its folder, unless told where else."""
 
-    def __init__(self, data: Path, server: str | None, *, options: str = "", fronts: int = 1) -> None:
+    def __init__(
+        self,
+        data: Path,
+        server: str | None,
+        *,
+        options: str = "",
+        fronts: int = 1,
+        log: Path | None = None,
+    ) -> None:
         self.data = data
+        self._log = log or data.parent / f"{data.name}.log"
         self._options = options
         arguments = [f"data=Path({str(data)!r})", "port=PORT", f"fronts={fronts}", "log_level='WARNING'"]
         if server is not None:
@@ -60,7 +69,7 @@ class Gateway:
 
     def start(self) -> "Gateway":
         self.data.parent.mkdir(parents=True, exist_ok=True)
-        log = open(self.data.parent / f"{self.data.name}.log", "a")  # noqa: SIM115 - the child's
+        log = open(self._log, "a")  # noqa: SIM115 - the child's
         program = self._program.replace("PORT", str(self.port))
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", program], stdout=subprocess.PIPE, stderr=log, text=True
@@ -76,7 +85,7 @@ class Gateway:
         return self
 
     def log(self) -> str:
-        return (self.data.parent / f"{self.data.name}.log").read_text()
+        return self._log.read_text()
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""

@@ -209,6 +209,59 @@ def test_a_clean_stop_is_told_from_a_crash() -> None:
     assert Journal(TornDisk()).open() == Replayed(table=EMPTY_TABLE)
 
 
+@pytest.mark.req("S7")
+@given(fail_after=st.integers(0, 200), moves=MOVES)
+def test_a_start_on_a_full_disk_is_no_clean_stop(fail_after: int, moves: list[str]) -> None:
+    """Where the word that a gateway runs finds no room, the word that it had stopped is cut off: the next
+    start knows, and the chain goes on from there."""
+    disk = TornDisk()
+    gateway = Gateway(disk)
+    gateway.forward()
+    gateway.journal.append(Record(kind=RecordKind.CLOSED, at=NOW))
+    disk.fail_after = fail_after
+    started = Journal(disk)
+    assert started.open().clean
+    with pytest.raises(OSError, match="No space"):
+        started.append(Record(kind=RecordKind.OPENED, at=NOW))
+    started.take_back_closed()
+    size = len(disk.data)
+    found = Journal(TornDisk(disk.data)).open()
+    assert (found.table, found.clean) == (gateway.live, False)
+    started.take_back_closed()
+    assert len(disk.data) == size, "there is nothing more to take back"
+    gateway.journal = started
+    for move in moves:
+        getattr(gateway, move)()
+    found = Journal(TornDisk(disk.data)).open()
+    assert (found.table, found.clean) == (gateway.live, False)
+
+
+@pytest.mark.req("S7")
+def test_a_torn_line_that_cannot_be_cut_is_cut_later() -> None:
+    """A journal is read on a disk that refuses everything; the first write that it takes goes to the right
+    place."""
+
+    class Refusing(TornDisk):
+        refuses = True
+
+        def truncate(self, size: int) -> None:
+            if self.refuses:
+                raise OSError(30, "Read-only file system")
+            super().truncate(size)
+
+    whole = TornDisk()
+    gateway = Gateway(whole)
+    gateway.forward()
+    disk = Refusing(whole.data + b"torn")
+    opened = Journal(disk)
+    assert opened.open().table == gateway.live
+    with pytest.raises(OSError, match="Read-only"):
+        opened.append(record(RecordKind.SNAPSHOT, 7))
+    disk.refuses = False
+    opened.append(record(RecordKind.SNAPSHOT, 7))
+    assert Journal(TornDisk(disk.data)).open().serial == 7
+
+
 def test_rollbacks_are_kept_until_they_are_taken_over() -> None:
     """What the control plane has not taken survives restarts and compaction; what it has does not come
     back."""

@@ -5,6 +5,7 @@ With the files here a gateway starts and serves while the control plane is away.
 digest is thrown out, never served. Where the files come from is the link's business.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -39,8 +40,9 @@ class Cache:
         """For the files whose digest begins with 0, 1, ... f: who fetches one keeps others from doing so."""
         for each in (self._blobs, self._versions, self._incoming):
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in self._incoming.iterdir():  # of a start that was cut short
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        with contextlib.suppress(OSError):  # a disk that was made read-only keeps it
+            for left in self._incoming.iterdir():  # of a start that was cut short
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def folder_of(self, key: VersionKey) -> Path:
         """Where the files of a version stand once `prepare` has put them there.
@@ -62,7 +64,8 @@ class Cache:
         """
         folder = self.folder_of(spec.key)
         if folder.is_dir():
-            os.utime(folder)
+            with contextlib.suppress(OSError):  # it may then be swept too soon, and that is all
+                os.utime(folder)
             return folder
         beside = self._incoming / folder.name
         shutil.rmtree(beside, ignore_errors=True)

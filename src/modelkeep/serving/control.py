@@ -7,6 +7,8 @@ business.
 
 import asyncio
 import contextlib
+import errno
+import hashlib
 import os
 import shutil
 import socket
@@ -16,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from modelkeep import telemetry
 from modelkeep.core import codec, errors
 from modelkeep.serving.options import CONTROL_LINE_MAX_BYTES, UNIX_PATH_MAX
 
@@ -23,36 +26,79 @@ CALL_TIMEOUT_S = 30.0
 """The longest any command takes, with room to spare."""
 ADDRESS_FILE = "control.path"
 """In the data folder: where the socket really is."""
+SOCKET_NAME = "control.sock"
+_PREFIX = "modelkeep-run-"
 _REPLY_MAX_BYTES = 16 * 1024 * 1024
+
+log = telemetry.Log("gateway.control")
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
+def _places(data: Path) -> list[Path]:
+    """Where the sockets of a gateway on this folder may be, in the order in which a start tries them: in the
+    folder; in a temporary one that is named after it, when the path would be too long for a socket or the
+    disk takes nothing; in memory, when that disk is the same one. Known by name to whoever looks for them, as
+    the address may have found no room either.
+
+    Raises:
+        OSError: there is no such data folder.
+    """
+    found = os.stat(data)
+    folder = b"%d %d %b" % (found.st_dev, found.st_ino, os.fsencode(os.path.realpath(data)))
+    named = hashlib.sha256(folder).hexdigest()[:16]
+    places = [(data / "run").absolute()]
+    with contextlib.suppress(OSError):  # there is none that can be written
+        places.append(Path(tempfile.gettempdir()) / f"{_PREFIX}{named}")
+    places += [Path(known) / f"{_PREFIX}{named}" for known in ("/tmp", "/dev/shm")]
+    fit = [place for place in places if len(os.fsencode(place / "w-0000-000.sock")) <= UNIX_PATH_MAX]
+    return list(dict.fromkeys(fit))
+
+
+def _address(data: Path) -> Path | None:
+    """Where the socket was said to be, if anywhere."""
+    with contextlib.suppress(OSError):
+        if said := (data / ADDRESS_FILE).read_text().strip():
+            return Path(said)
+    return None
+
+
 class RunFolder:
-    """The private folder of a running gateway's sockets: in its data folder, or in a temporary one when the
-    path would be too long for a socket. Whatever a killed gateway left is removed at the next start."""
+    """The private folder of a running gateway's sockets. Whatever a killed gateway left is removed at the
+    next start."""
 
     def __init__(self, data: Path) -> None:
+        """
+        Raises:
+            OSError: no folder can be made anywhere.
+        """
         self._data = data
-        address = data / ADDRESS_FILE
-        if address.is_file():
-            left = Path(address.read_text().strip()).parent
-            if left.name.startswith("modelkeep-run-") and left.is_dir() and left.stat().st_uid == os.getuid():
-                shutil.rmtree(left, ignore_errors=True)
-        folder = (data / "run").absolute()
-        shutil.rmtree(folder, ignore_errors=True)
-        if len(str(folder).encode()) + len("/w-0000-000.sock") > UNIX_PATH_MAX:
-            folder = Path(tempfile.mkdtemp(prefix="modelkeep-run-"))
-        else:
-            folder.mkdir(mode=0o700)
-        self.path = folder
-        self.control = folder / "control.sock"
-        address.write_text(str(self.control))
+        said = _address(data)
+        places = _places(data)
+        left = [said.parent] if said is not None and said.parent.name.startswith(_PREFIX) else []
+        for folder in (*left, *places):
+            if folder.is_dir() and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)
+        self.path = self._made(places)
+        self.control = self.path / SOCKET_NAME
+        if said != self.control:
+            try:
+                (data / ADDRESS_FILE).write_text(str(self.control))
+            except OSError as problem:
+                log.error("Where commands go cannot be written down.", error=str(problem))
+
+    def _made(self, places: list[Path]) -> Path:
+        for folder in places:
+            with contextlib.suppress(OSError):
+                folder.mkdir(mode=0o700)
+                return folder
+        return Path(tempfile.mkdtemp(prefix=_PREFIX))
 
     def remove(self) -> None:
         """Leave nothing behind."""
         shutil.rmtree(self.path, ignore_errors=True)
-        (self._data / ADDRESS_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self._data / ADDRESS_FILE).unlink(missing_ok=True)
 
 
 class ControlServer:
@@ -105,16 +151,13 @@ def call(data_folder: Path, command: str, **arguments: Any) -> dict[str, Any]:
         GatewayUnavailable: no gateway runs on this folder, or it does not answer.
         ModelkeepError: what the gateway said.
     """
-    try:
-        path = (data_folder / ADDRESS_FILE).read_text().strip()
-    except OSError as problem:
+    paths = _sockets(data_folder) if data_folder.is_dir() else []
+    if not paths:
         raise errors.GatewayUnavailable(
             f"No gateway runs on {data_folder}; start one with: modelkeep gateway --data {data_folder}."
-        ) from problem
+        )
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(CALL_TIMEOUT_S)
-            connection.connect(path)
+        with _connected(paths) as connection:
             connection.sendall(codec.encode({"command": command, "arguments": arguments}) + b"\n")
             data = bytearray()
             while not data.endswith(b"\n"):
@@ -134,8 +177,44 @@ def call(data_folder: Path, command: str, **arguments: Any) -> dict[str, Any]:
     return answer
 
 
+def _sockets(data: Path) -> list[Path]:
+    """The sockets of this folder's gateways, the likeliest first: one that was killed leaves its own."""
+    said = _address(data)
+    owners = {os.getuid(), data.stat().st_uid}  # else anybody might have made a folder of that name
+    found = [place / SOCKET_NAME for place in _places(data) if _owner(place) in owners]
+    found = [said, *found] if said is not None else found
+    return [path for path in dict.fromkeys(found) if path.is_socket()]
+
+
+def _owner(folder: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return folder.lstat().st_uid
+    return None
+
+
+def _connected(paths: list[Path]) -> socket.socket:
+    """A connection to the first that takes one. Raises OSError."""
+    *others, last = paths
+    for path in others:
+        with contextlib.suppress(OSError):
+            return _connection(path)
+    return _connection(last)
+
+
+def _connection(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(CALL_TIMEOUT_S)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 def lock_folder(data: Path) -> int:
-    """Take the data folder for this process. Returns a descriptor that holds it until it is closed.
+    """Take the data folder for this process, also where it can only be read. Returns a descriptor that holds
+    it until it is closed.
 
     Raises:
         FolderInUse: another gateway has it.
@@ -145,7 +224,7 @@ def lock_folder(data: Path) -> int:
 
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(data / "gateway.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = _opened(data / "gateway.lock")
     except OSError as problem:
         raise errors.InvalidSetting(
             f"The folder {data} cannot be used: {problem.strerror}; choose another."
@@ -161,3 +240,12 @@ def lock_folder(data: Path) -> int:
             f"Another gateway runs on {data}; stop it, or give this one a folder of its own with --data."
         ) from problem
     return fd
+
+
+def _opened(lock: Path) -> int:
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as problem:
+        if problem.errno != errno.EROFS:
+            raise
+        return os.open(lock, os.O_RDONLY | os.O_CLOEXEC)

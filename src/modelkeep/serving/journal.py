@@ -20,10 +20,14 @@ A snapshot says how things stand when it is written, which may be ahead of recor
 it. So no record says alone what has changed: each says what holds, and can be read twice.
 
 Whoever changes what a record carries, so that former ones cannot be read, raises FORMAT. A torn last line is
-the trace of a crash and is cut. Damage anywhere else is not, and is refused. This file does not decide what
-to obey; `moves.py` and the supervisor do.
+the trace of a crash and is cut. Damage anywhere else is not, and is refused. A disk that takes nothing any
+more can still be read, and lets the word `closed` be cut off, which needs no room: so a start on a full disk
+leaves a journal that says, as it should, that its gateway did not stop. This file does not decide what to
+obey; `moves.py` and the supervisor do.
 """
 
+import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -141,26 +145,47 @@ class JournalFile(Protocol):
 
 
 class DiskFile:
-    """A journal on a real disk."""
+    """A journal on a real disk. Where that was made read-only, it can be read, and is written again as soon
+    as it is let."""
 
     def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            OSError: there is no such file, and none can be made.
+        """
         self._path = path
-        self._fd = self._open()
-        _sync_folder(path.parent)
+        self._read_only = False
+        try:
+            self._fd = self._open()
+        except OSError as problem:
+            if problem.errno != errno.EROFS:
+                raise
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._read_only = True
+        with contextlib.suppress(OSError):  # then the first write says it
+            _sync_folder(path.parent)
 
     def _open(self) -> int:
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def _require_writable(self) -> None:
+        if self._read_only:
+            writable = self._open()
+            os.close(self._fd)
+            self._fd, self._read_only = writable, False
 
     def read(self) -> bytes:
         return self._path.read_bytes()
 
     def append(self, data: bytes) -> None:
+        self._require_writable()
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
         os.fdatasync(self._fd)
 
     def truncate(self, size: int) -> None:
+        self._require_writable()
         os.ftruncate(self._fd, size)
         os.fdatasync(self._fd)
 
@@ -202,9 +227,11 @@ class Journal:
         self._size = 0
         self._records = 0
         self._torn = False
+        self._before_closed: tuple[int, str] | None = None
+        """Where the word `closed` begins that is the last one, and the hash before it."""
 
     def open(self) -> Replayed:
-        """Read, verify and cut a torn last line.
+        """Read, verify and cut a torn last line: at once, or before the first write where the disk refuses.
 
         Raises:
             JournalDamaged: a line before the last one is not what was written, its table cannot be obeyed, or
@@ -215,7 +242,10 @@ class Journal:
         records, self._size, self._hash = self._parse(data)
         self._records = len(records)
         if self._size < len(data):
-            self._file.truncate(self._size)
+            try:
+                self._file.truncate(self._size)
+            except OSError:
+                self._torn = True
         replayed = replay(records)
         try:
             check_table(replayed.table)
@@ -240,6 +270,8 @@ class Journal:
                 self._check_header(body)
             else:
                 records.append(self._record(body))
+                closed = records[-1].kind is RecordKind.CLOSED
+                self._before_closed = (size, chain) if closed else None
             chain = data[size : size + _HASH].decode()
             size = end + 1
         return records, size, chain
@@ -290,6 +322,20 @@ class Journal:
             self._torn = True
             raise
         self._hash, self._size, self._records = chain, self._size + len(lines), self._records + len(records)
+        self._before_closed = None
+
+    def take_back_closed(self) -> None:
+        """Have the journal say no longer that its gateway has stopped, where that is its last word: for a
+        start on a disk that has no room for OPENED.
+
+        Raises:
+            OSError: the disk refuses even that.
+        """
+        if self._before_closed is not None:
+            size, chain = self._before_closed
+            self._file.truncate(size)
+            self._hash, self._size, self._records = chain, size, self._records - 1
+            self._torn, self._before_closed = False, None
 
     def compact(self, snapshot: Callable[[], Record], *, force: bool = False) -> bool:
         """Write the file anew when it has grown large. The first record names the last hash of the old one.
@@ -303,6 +349,7 @@ class Journal:
         lines, chain = _lines(GENESIS, (_header(), opened, snapshot()))
         self._file.replace(lines)
         self._hash, self._size, self._records, self._torn = chain, len(lines), 2, False
+        self._before_closed = None
         return True
 
     def _lines(self, records: tuple[Record, ...]) -> tuple[bytes, str]:

@@ -26,6 +26,8 @@ from modelkeep.serving.options import GatewayOptions
 NAME_FILE = "gateway-id"
 """In the data folder: what this gateway is called, made once."""
 
+log = telemetry.Log("gateway.main")
+
 
 def run_gateway(options: GatewayOptions, *, on_start: Callable[[str], None] | None = None) -> None:
     """Run a gateway until SIGTERM or SIGINT, then drain it.
@@ -67,7 +69,13 @@ async def _run(
 
     host, port = listeners[0].getsockname()[:2]
     url = options.url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    supervisor = Supervisor(options, gateway_name(options), listeners, url)
+    try:
+        supervisor = Supervisor(options, gateway_name(options), listeners, url)
+    except OSError as problem:  # a folder that was used before is served from even when it is full
+        raise errors.InvalidSetting(
+            f"The folder {options.data} cannot be used ({problem.strerror or problem}) and holds nothing yet "
+            "that could be served; make room there, or choose another."
+        ) from problem
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stopped.set)
@@ -79,7 +87,8 @@ async def _run(
 
 
 def gateway_name(options: GatewayOptions) -> str:
-    """The name that the control plane knows this gateway by; made once and kept in its folder."""
+    """The name that the control plane knows this gateway by; made once and kept in its folder, where there is
+    room for it."""
     if options.name is not None:
         return options.name
     path = options.data / NAME_FILE
@@ -87,7 +96,10 @@ def gateway_name(options: GatewayOptions) -> str:
         if name := path.read_text().strip():
             return name
     name = f"gw_{secrets.token_hex(8)}"
-    path.write_text(name + "\n")
+    try:
+        path.write_text(name + "\n")
+    except OSError as problem:
+        log.error("The gateway's name cannot be kept; it has another at the next start.", error=str(problem))
     return name
 
 

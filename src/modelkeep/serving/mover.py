@@ -107,8 +107,8 @@ class Mover:
         desired: the one that the control plane wants.
         pending: rollbacks that the control plane has not taken over.
         known: whether a table was ever obeyed.
-        unclean: whether the last run ended without saying so: then nobody but stable has weight until the
-            control plane says so again.
+        unclean: whether the last run ended without saying so, or the next could not know how this one ends:
+            then nobody but stable has weight until the control plane says so again.
     """
 
     def __init__(
@@ -124,29 +124,35 @@ class Mover:
 
         Raises:
             JournalDamaged, SchemaTooNew: the journal is not to be obeyed.
-            OSError: the disk refuses the first record.
         """
         self._place = place
         self._clock = clock
         replayed = journal.open()
         self.live, self.serial, self.pending = replayed.table, replayed.serial, replayed.pending
         self.known, self.unclean = replayed.known, not replayed.clean
-        if self.unclean:
-            self.live = moves.stable_only(self.live)
-            if self.live != replayed.table:
-                self.serial += 1
-        self.desired = self.live
-        opened = Record(kind=RecordKind.OPENED, at=clock())
-        journal.append(*([opened, self._snapshot("start")] if self.known else [opened]))
-        self.scribe = Scribe(journal, self._snapshot, thread)
         self._dirty = asyncio.Event()
+        if self.unclean:
+            self._take_weights()
+        self.scribe = Scribe(journal, self._snapshot, thread)
+        opened = Record(kind=RecordKind.OPENED, at=clock())
+        told = self.scribe.begin(*([opened, self._snapshot("start")] if self.known else [opened]))
+        if not told and not self.unclean:
+            self.unclean = True
+            self._take_weights()
+        self.desired = self.live
+
+    def _take_weights(self) -> None:
+        """Leave nobody but the stable versions any weight."""
+        before, self.live = self.live, moves.stable_only(self.live)
+        if self.live != before:
+            self.serial += 1
 
     def _snapshot(self, cause: str) -> Record:
         return Record(
             kind=RecordKind.SNAPSHOT,
             at=self._clock(),
             serial=self.serial,
-            table=self.live,
+            table=self.live if self.known else None,
             cause=cause,
             pending=self.pending,
         )

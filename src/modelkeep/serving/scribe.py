@@ -26,6 +26,32 @@ class Scribe:
         self._thread = thread or ThreadPoolExecutor(1, "journal")
         self.ok = True
         """Whether everything that happened is written down."""
+        self._opened: tuple[Record, ...] = ()
+        """That the gateway runs, as long as it could not be written down."""
+
+    def begin(self, *records: Record) -> bool:
+        """Write down that the gateway runs, before it does anything. Blocking.
+
+        Returns:
+            Whether the next start will know it, should this run be killed: by these records, or, on a full
+            disk, because the journal does not say any more that the last run has ended.
+        """
+        try:
+            self._journal.append(*records)
+        except OSError as problem:
+            log.error(
+                "NOTHING CAN BE RECORDED: the gateway starts on a disk that takes no write. It serves what "
+                "its journal and cache hold and can roll back; forward moves wait. Free the disk.",
+                error=str(problem),
+            )
+            self.ok, self._opened = False, records[:1]
+        else:
+            return True
+        try:
+            self._journal.take_back_closed()
+        except OSError:
+            return False
+        return True
 
     async def write(self, *records: Record) -> bool:
         """Make records durable. False when the disk refuses."""
@@ -47,8 +73,8 @@ class Scribe:
 
     def _append(self, records: tuple[Record, ...]) -> None:
         if not self.ok:
-            self._journal.append(self._snapshot("made up for"))
-            self.ok = True
+            self._journal.append(*self._opened, self._snapshot("made up for"))
+            self.ok, self._opened = True, ()
         if records:
             self._journal.append(*records)
 
