@@ -32,6 +32,7 @@ def upgrade() -> None:
     _artifact_owners()
     _artifacts()
     _experiments()
+    _metric_points()
     _datasets()
     _experiment_tags()
     _logged_models()
@@ -40,7 +41,6 @@ def upgrade() -> None:
     _logged_model_params()
     _logged_model_tags()
     _logged_model_versions()
-    _metric_points()
     _run_datasets()
     _run_metrics()
     _run_models()
@@ -102,6 +102,24 @@ def _experiments() -> None:
     op.execute(
         "insert into experiments (id, project, name, deleted, creation_time, last_update_time) "
         f"values (0, 'default', 'Default', 0, {moment}, {moment})"
+    )
+
+
+def _metric_points() -> None:
+    op.create_table(
+        "metric_points",
+        _whole("run"),
+        _words("key"),
+        _whole("timestamp"),
+        _whole("step"),
+        _double("value"),
+        _whole("is_nan"),
+        sa.CheckConstraint("is_nan in (0, 1)", name="ck_metric_points_is_nan"),
+        sa.PrimaryKeyConstraint(
+            "run", "key", "timestamp", "step", "value", "is_nan", name="pk_metric_points"
+        ),
+        sqlite_strict=True,
+        sqlite_with_rowid=False,
     )
 
 
@@ -284,25 +302,6 @@ def _logged_model_versions() -> None:
         _whole("number"),
         sa.ForeignKeyConstraint(["model"], ["logged_models.serial"], name="fk_logged_model_versions_model"),
         sa.PrimaryKeyConstraint("model", "name", "number", name="pk_logged_model_versions"),
-        sqlite_strict=True,
-        sqlite_with_rowid=False,
-    )
-
-
-def _metric_points() -> None:
-    op.create_table(
-        "metric_points",
-        _whole("run"),
-        _words("key"),
-        _whole("timestamp"),
-        _whole("step"),
-        _double("value"),
-        _whole("is_nan"),
-        sa.CheckConstraint("is_nan in (0, 1)", name="ck_metric_points_is_nan"),
-        sa.ForeignKeyConstraint(["run"], ["runs.serial"], name="fk_metric_points_run"),
-        sa.PrimaryKeyConstraint(
-            "run", "key", "timestamp", "step", "value", "is_nan", name="pk_metric_points"
-        ),
         sqlite_strict=True,
         sqlite_with_rowid=False,
     )
