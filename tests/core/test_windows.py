@@ -1,7 +1,8 @@
 """Windows of the week: as people write them, by the clocks on the walls, summer time included."""
 
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
+from itertools import pairwise
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,83 @@ def test_the_next_window_opens_when_the_clock_says_so() -> None:
     assert next_opening([window], friday) == datetime(2026, 3, 30, 8, 0, tzinfo=UTC)
     sunday = read_window("Sun 10:00-11:00 Europe/Berlin")
     assert next_opening([window, sunday], friday) == datetime(2026, 3, 29, 8, 0, tzinfo=UTC)
+
+
+def test_a_time_that_the_clocks_leave_out_has_come_when_they_have_passed_it() -> None:
+    """In Berlin the clocks go from two to three: what opens at half past two opens then, and what would be
+    over before three does not open at all that week."""
+    before, gone = datetime(2026, 3, 28, 12, tzinfo=UTC), datetime(2026, 3, 29, 1, tzinfo=UTC)
+    for text, opens in (
+        ("Sun 02:30-04:00 Europe/Berlin", gone),
+        ("Sun 02:10-02:50 Europe/Berlin", datetime(2026, 4, 5, 0, 10, tzinfo=UTC)),
+        ("Sun 03:00-04:00 Europe/Berlin", gone),
+        ("Sun 01:00-04:00 Europe/Berlin", datetime(2026, 3, 29, 0, tzinfo=UTC)),
+    ):
+        assert read_window(text).opens_after(before) == opens, text
+
+
+def test_a_time_that_the_clocks_show_twice_comes_twice() -> None:
+    """In Berlin they go back from three to two: half past two comes again, and so does the quarter before a
+    window ended."""
+    first, second = datetime(2026, 10, 25, 0, 30, tzinfo=UTC), datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
+    half = read_window("02:30-04:00 Europe/Berlin")
+    assert half.opens_after(first - timedelta(hours=2)) == first
+    assert half.opens_after(first) == second
+    over = read_window("01:30-02:30 Europe/Berlin")
+    assert over.opens_after(datetime(2026, 10, 25, 0, tzinfo=UTC)) == datetime(2026, 10, 25, 1, tzinfo=UTC)
+
+
+def changes(zone: str) -> list[datetime]:
+    """The hours of 2026 in which the clocks of a zone are changed."""
+    found, here = [], ZoneInfo(zone)
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    for _ in range(365):
+        if day.astimezone(here).utcoffset() != (day + timedelta(days=1)).astimezone(here).utcoffset():
+            hours = [day + timedelta(hours=hour) for hour in range(25)]
+            found += [
+                b
+                for a, b in pairwise(hours)
+                if a.astimezone(here).utcoffset() != b.astimezone(here).utcoffset()
+            ]
+        day += timedelta(days=1)
+    return found
+
+
+SAMPLE = [
+    *sorted(available_timezones())[::29],
+    "Australia/Lord_Howe",
+    "America/Havana",
+    "Asia/Beirut",
+    "Africa/Cairo",
+]
+CHANGES = [(zone, at) for zone in SAMPLE for at in changes(zone)]
+QUARTER = timedelta(minutes=15)
+
+
+@given(
+    change=st.sampled_from(CHANGES),
+    before=st.integers(-8, 8 * 4),
+    opens=st.integers(0, 95),
+    closes=st.integers(0, 95),
+    days=st.sets(st.sampled_from(DAYS), min_size=5),
+)
+def test_around_a_change_of_clocks_it_opens_when_it_begins_to_hold(
+    change: tuple[str, datetime], before: int, opens: int, closes: int, days: set[str]
+) -> None:
+    """In every zone of a sample, on both days: the next opening is the first quarter of an hour in which the
+    window holds and did not, or at which the clocks show its time."""
+    zone, changed = change
+    times = [f"{quarter // 4}:{quarter % 4 * 15:02}" for quarter in (opens, closes)]
+    window = read_window(f"{','.join(sorted(days))} {times[0]}-{times[1]} {zone}")
+    at = changed - before * QUARTER
+    moment = at + QUARTER
+    while True:
+        here = moment.astimezone(ZoneInfo(zone))
+        its_time = here.weekday() in window.days and here.time() == window.opens
+        if window.holds(moment) and (its_time or not window.holds(moment - QUARTER)):
+            break
+        moment += QUARTER
+    assert window.opens_after(at) == moment
 
 
 @given(

@@ -1,13 +1,14 @@
 """Windows of the week in which something may be done, as people write them: `Mon-Fri 10:00-16:00
 Europe/Berlin`.
 
-Times are those of the clocks on the walls of the zone, summer time included. Whether something has to happen
+Times are those of the clocks on the walls of the zone, summer time included: a time that the clocks leave out
+has come when they have passed it, and one that they show twice comes twice. Whether something has to happen
 in a window is a policy's part; here it is said whether a moment lies in one, and when the next one opens.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, time, timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
@@ -23,8 +24,10 @@ _WINDOW = re.compile(
     r"(?:(?P<days>[A-Za-z,-]+) +)?(?P<from>[0-2]?[0-9]:[0-5][0-9]) *- *(?P<to>[0-2]?[0-9]:[0-5][0-9])"
     r"(?: +(?P<zone>[A-Za-z0-9_+/-]+))?"
 )
-_LOOK_DAYS = 9
-"""Days that are looked at for the next opening: a week, and what zones and summer time shift."""
+_LOOK_DAYS = 16
+"""Days that are looked at for the next opening: two weeks, as the clocks may leave out all of one week's
+window, and what zones shift."""
+_INSTANT = timedelta(microseconds=1)
 
 
 class Window(Struct, frozen=True):
@@ -48,13 +51,24 @@ class Window(Struct, frozen=True):
     def opens_after(self, at: datetime) -> datetime:
         """When it opens next after a moment, in UTC."""
         zone = _zone(self.zone)
-        day = at.astimezone(zone).date()
-        for ahead in range(_LOOK_DAYS):
-            that = day + timedelta(days=ahead)
-            opening = datetime.combine(that, self.opens, zone).astimezone(UTC)
-            if that.weekday() in self.days and opening > at:
-                return opening
-        raise AssertionError("a window opens every week")
+        today = at.astimezone(zone).date()
+        for ahead in range(-1, _LOOK_DAYS):
+            openings = self._openings(today + timedelta(days=ahead), zone)
+            if after := [opening for opening in openings if opening > at]:
+                return min(after)
+        raise AssertionError("a window opens every other week")
+
+    def _openings(self, day: date, zone: ZoneInfo) -> Iterator[datetime]:
+        """When it opens on a day, in UTC: at its time, as often as the clocks show that, and when they are
+        changed into the window."""
+        if day.weekday() in self.days:
+            for fold in (0, 1):
+                opening = datetime.combine(day, self.opens, zone).replace(fold=fold).astimezone(UTC)
+                if opening.astimezone(zone).time() == self.opens:
+                    yield opening
+        changed = _changed(day, zone)
+        if changed is not None and self.holds(changed) and not self.holds(changed - _INSTANT):
+            yield changed
 
 
 def read_window(text: str) -> Window:
@@ -96,6 +110,23 @@ def _zone(name: str) -> ZoneInfo:
         raise errors.InvalidPolicy(
             f"There is no time zone {values.quoted(name, 60)} here; write one like Europe/Berlin or UTC."
         ) from None
+
+
+def _changed(day: date, zone: ZoneInfo) -> datetime | None:
+    """When the clocks are changed on a day or at its end, in UTC; None when they are not."""
+    before, after = (
+        datetime.combine(that, time(), zone).astimezone(UTC) for that in (day, day + timedelta(days=1))
+    )
+    former = before.astimezone(zone).utcoffset()
+    if after.astimezone(zone).utcoffset() == former:
+        return None
+    while after - before > timedelta(seconds=1):  # clocks are changed at whole seconds
+        middle = before + timedelta(seconds=(after - before) // timedelta(seconds=2))
+        if middle.astimezone(zone).utcoffset() == former:
+            before = middle
+        else:
+            after = middle
+    return after
 
 
 def within(windows: Sequence[Window], at: datetime) -> bool:
