@@ -7,8 +7,8 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,37 +21,42 @@ pytestmark = [pytest.mark.journey, pytest.mark.network]
 
 LIMIT = 8 << 30
 """Of a worker's memory: more than it needs, and less than what asks for it gets."""
-GREEDY = f"{models.SLOW} if (x[:, 0] <= 100).all() else bytearray({LIMIT})"
-SLOW, ONNX = {"model.joblib": models.misbehaving(GREEDY)}, {"model.onnx": models.linear_onnx(2.0)}
-V1, V2 = models.spec(SLOW, "1.0.0"), models.spec(ONNX, "2.0.0", model="quick")
-TABLE = RoutingTable(
-    number=1,
-    routes=(
-        Route(endpoint="churn", epoch=Epoch(1, 1), stable=V1.key),
-        Route(endpoint="quick", epoch=Epoch(1, 1), stable=V2.key),
-        Route(endpoint="easy", epoch=Epoch(1, 1), stable=V2.key, schema=Strictness.LENIENT),
-    ),
-    versions=(V1, V2),
-)
+ONNX = {"model.onnx": models.linear_onnx(2.0)}
+V2 = models.spec(ONNX, "2.0.0", model="quick")
 APP = "https://app.example.com"
 BODY = json.dumps({"inputs": [[10, 0]]}).encode()
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[FakeControlPlane]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the gateway is, and the gate of the slow version."""
+    return tmp_path_factory.mktemp("callers")
+
+
+@pytest.fixture(scope="module")
+def plane(folder: Path) -> Iterator[FakeControlPlane]:
     """A control plane with a slow and a quick version."""
+    held = models.held_at(folder / "gate")
+    greedy = f"{held} if (x[:, 0] <= 100).all() else bytearray({LIMIT})"
+    slow = {"model.joblib": models.misbehaving(greedy)}
+    spec = models.spec(slow, "1.0.0")
+    routes = (
+        Route(endpoint="churn", epoch=Epoch(1, 1), stable=spec.key),
+        Route(endpoint="quick", epoch=Epoch(1, 1), stable=V2.key),
+        Route(endpoint="easy", epoch=Epoch(1, 1), stable=V2.key, schema=Strictness.LENIENT),
+    )
     with FakeControlPlane() as made:
-        for files in (SLOW, ONNX):
+        for files in (slow, ONNX):
             made.blobs.update(models.blobs(files))
-        made.publish(TABLE)
+        made.publish(RoutingTable(number=1, routes=routes, versions=(spec, V2)))
         yield made
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, plane: FakeControlPlane) -> Iterator[Gateway]:
+def gateway(folder: Path, plane: FakeControlPlane) -> Iterator[Gateway]:
     """A gateway that serves both."""
     options = f"cors_origins=({APP!r},), worker_memory_bytes={LIMIT}"
-    with running(tmp_path_factory.mktemp("callers") / "gw", plane.url, options=options) as made:
+    with running(folder / "gw", plane.url, options=options) as made:
         made.wait_route("churn", stable="churn:1.0.0")
         made.wait_route("quick", stable="quick:2.0.0")
         yield made
@@ -66,16 +71,19 @@ def sample(gateway: Gateway, name: str, **labels: str) -> float:
 
 
 class Busy:
-    """Keeps the slow version busy by one request."""
+    """Keeps the slow version busy by one request, for as long as the block lasts."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, folder: Path) -> None:
+        self._gate = models.Gate(folder / "gate")
         self._thread = threading.Thread(target=lambda: gateway.predict([[1, 0]]))
 
     def __enter__(self) -> None:
+        self._gate.close()
         self._thread.start()
-        time.sleep(0.1)
+        until(self._gate.reached, "the version is busy")
 
     def __exit__(self, *_: object) -> None:
+        self._gate.open()
         self._thread.join()
 
 
@@ -85,16 +93,16 @@ def blamed(plane: FakeControlPlane) -> int:
 
 
 @pytest.mark.req("S2")
-def test_who_hangs_up_is_not_computed_for(gateway: Gateway, plane: FakeControlPlane) -> None:
+def test_who_hangs_up_is_not_computed_for(gateway: Gateway, plane: FakeControlPlane, folder: Path) -> None:
     """Five callers close while the version is busy: their requests leave the queue, counted as refused and
     not as errors."""
     before = sample(gateway, "requests_total", version="churn:1.0.0", outcome="error")
-    with Busy(gateway):
+    with Busy(gateway, folder):
         for _ in range(5):
             with socket.create_connection(("127.0.0.1", gateway.port)) as caller:
                 line = b"POST /endpoints/churn/predict HTTP/1.1\r\nHost: x\r\n"
                 caller.sendall(line + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY))
-        time.sleep(0.1)
+        until(lambda: gateway.in_flight() == 6, "all five have come, and gone")
     until(lambda: sample(gateway, "not_computed_total", why="cancelled") == 5, "all five are dropped")
     assert sample(gateway, "http_responses_total", status="499") == 5
     assert sample(gateway, "requests_total", version="churn:1.0.0", outcome="error") == before
@@ -102,10 +110,10 @@ def test_who_hangs_up_is_not_computed_for(gateway: Gateway, plane: FakeControlPl
 
 
 @pytest.mark.req("S2")
-def test_a_caller_says_how_long_it_waits(gateway: Gateway, plane: FakeControlPlane) -> None:
+def test_a_caller_says_how_long_it_waits(gateway: Gateway, plane: FakeControlPlane, folder: Path) -> None:
     """X-Request-Timeout-Ms: what cannot be begun in time is not computed and gets 504; the version is not
     blamed. What is no number of milliseconds is refused."""
-    with Busy(gateway):
+    with Busy(gateway, folder):
         answer = gateway.predict([[10, 0]], X_Request_Timeout_Ms="50")
     assert (answer.status, answer.json()["code"]) == (504, "TIMED_OUT")
     until(lambda: sample(gateway, "not_computed_total", why="expired") == 1, "it was not computed")

@@ -1,5 +1,6 @@
 """A drill on a real gateway under load: a rollback in earnest, measured, put back, and nobody notices."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,17 @@ def test_a_drill_under_load_is_a_rollback_and_back(tmp_path: Path, plane: FakeCo
         before = live(gateway)
         with Load(gateway) as load:
             load.settled()
-            done = control.call(gateway.data, "drill", endpoint="churn", hold_s=0.3)
+            for hold_s in (0.3, 3.0, 10.0):  # longer only where no caller got through to ask meanwhile
+                began = time.monotonic()
+                done = control.call(gateway.data, "drill", endpoint="churn", hold_s=hold_s)
+                whole_ms = (time.monotonic() - began) * 1_000
+                if "churn:1.0.0" in {answer.version for _, answer in list(load.answers)}:
+                    break
             load.settled()
             passed = len(load.answers)
             load.settled()
         assert done["live"]
-        assert 0 <= done["took_ms"] <= done["confirmed_ms"] < 1_000
+        assert 0 <= done["took_ms"] <= done["confirmed_ms"] <= whole_ms - hold_s * 1_000
         assert (done["stood"], done["former"], done["fronts"]) == (V2.key, V1.key, 2)
         assert done["gateway"] == gateway.status()["gateway"]
         assert load.statuses.keys() == {200}

@@ -118,15 +118,15 @@ def test_a_candidate_that_keeps_dying_is_taken_back(tmp_path: Path, plane: FakeC
 def test_a_candidate_that_hangs_costs_time_and_no_request(tmp_path: Path, plane: FakeControlPlane) -> None:
     """After its share of the time the request goes to stable; a hung worker is ended and started anew."""
     plane.publish(table(1, route(1, candidate=V4.key, candidate_ppm=1_000_000)))
-    options = "request_deadline_s=1.0, hang_s=4.0"
+    options = "request_deadline_s=4.0, hang_s=6.0"
     with running(tmp_path / "gw", plane.url, options=options) as gateway:
         gateway.wait_route("churn", candidate="churn:4.0.0", candidate_ppm=1_000_000)
         pid = gateway.version("churn:4.0.0")["pid"]
         began = time.monotonic()
         answer = gateway.predict([[120, 1]], X_User="u")
         assert (answer.status, answer.version) == (200, "churn:1.0.0")
-        assert time.monotonic() - began > 0.4
-        until(lambda: gone(pid), "the hung worker is ended", timeout_s=30)
+        assert time.monotonic() - began > 1.6
+        until(lambda: gone(pid), "the hung worker is ended")
         gateway.wait_ready("churn:4.0.0")
         # On stable there is nobody to help: the caller is told in time.
         plane.publish(table(2, Route(endpoint="churn", epoch=Epoch(1, 2), stable=V4.key)))
@@ -137,7 +137,7 @@ def test_a_candidate_that_hangs_costs_time_and_no_request(tmp_path: Path, plane:
             codes.append(gateway.predict([[120, 1]]).json()["code"])
             return codes[-1] == "TIMED_OUT"
 
-        until(too_late, "a caller is told", timeout_s=30)
+        until(too_late, "a caller is told")
         assert set(codes[:-1]) <= {"WORKER_UNAVAILABLE"}, "while a hung worker is started anew"
 
 
@@ -217,13 +217,16 @@ def test_a_killed_front_comes_back_with_the_same_table(tmp_path: Path, plane: Fa
                 pid = gateway.status()["fronts"][0]["pid"]
                 kill(pid)
                 until(lambda pid=pid: gateway.status()["fronts"][0]["pid"] not in (pid, 0), "another front")
-                time.sleep(0.4)
+                load.settled()
         assert load.statuses.keys() == {200}
         assert len(load.broken) <= 3 * 4, load.broken
         assert {f"u{n}": gateway.predict([[1, 1]], X_User=f"u{n}").version for n in range(20)} == before
         until(
             lambda: (
-                sum(t.stable.new_callers + t.candidate.new_callers for t in plane.ticks["churn", "ro_1"])
+                sum(
+                    t.stable.new_callers + t.candidate.new_callers
+                    for t in plane.ticks.get(("churn", "ro_1"), [])
+                )
                 >= 20  # those just asked again; how many of the others got through is the machine's business
             ),
             "the callers are counted",
@@ -358,9 +361,11 @@ def test_a_rollback_by_hand_needs_no_control_plane(tmp_path: Path, plane: FakeCo
         gateway.wait_ready("churn:3.0.0")
         plane.stop()
         with Load(gateway) as load:
+            began = time.monotonic()
             result = control.call(gateway.data, "rollback", endpoint="churn", actor="alice", reason="errors")
+            whole_ms = (time.monotonic() - began) * 1_000
             done = len(load.answers)
-            time.sleep(0.3)
+            load.settled(answers=8)
         after = load.answers[done + 4 :]  # at most one a caller was under way
         assert len(after) > 20
         assert {answer.version for _, answer in after} == {"churn:1.0.0"}
@@ -369,7 +374,7 @@ def test_a_rollback_by_hand_needs_no_control_plane(tmp_path: Path, plane: FakeCo
         assert result["removed_version"] == "churn:2.0.0"
         assert result["fronts"] == 2
         assert result["journaled"]
-        assert 0 < result["took_ms"] < 1000
+        assert 0 < result["took_ms"] <= whole_ms
         assert result["last_sent_ms"] <= result["took_ms"]
         assert briefly(replayed(gateway)) == live(gateway) == [("churn", "churn:1.0.0", None, 0)]
 
@@ -387,10 +392,10 @@ def test_a_rollback_by_hand_needs_no_control_plane(tmp_path: Path, plane: FakeCo
 @pytest.mark.req("S7")
 def test_a_silent_controller_loses_its_lease(tmp_path: Path, plane: FakeControlPlane) -> None:
     """While the control plane answers nothing happens; when it falls silent the candidate is taken back."""
-    plane.publish(table(1, route(1, lease_s=1.5)))
+    plane.publish(table(1, route(1, lease_s=4.0)))
     with running(tmp_path / "gw", plane.url) as gateway:
         gateway.wait_route("churn", candidate="churn:2.0.0", candidate_ppm=500_000)
-        time.sleep(2.0)
+        time.sleep(4.5)
         assert live(gateway)[0][3] == 500_000
         plane.stop()
         gateway.wait_route("churn", candidate=None)
@@ -510,7 +515,7 @@ def test_too_many_requests_are_turned_away_at_once(tmp_path: Path, plane: FakeCo
     with running(tmp_path / "gw", plane.url, options="queue_max=2") as gateway:
         gateway.wait_route("churn", stable="churn:7.0.0")
         with Load(gateway, callers=5) as load:
-            time.sleep(1.0)
+            until(lambda: load.statuses[200] >= 3 and load.statuses[503] > 10, "some are turned away")
         assert load.statuses[200] >= 3
         assert load.statuses[503] > 10
         shed = next(answer for _, answer in load.answers if answer.status == 503)

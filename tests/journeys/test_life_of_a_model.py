@@ -53,7 +53,7 @@ pytestmark = [
 ]
 
 
-def until(so: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+def until(so: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
     """Wait for something, and give it back."""
     end = time.monotonic() + timeout_s
     while not (found := so()):

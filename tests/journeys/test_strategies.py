@@ -49,7 +49,7 @@ shadow_s: 1
 ROWS = {"inputs": [{"age": 100.0, "income": 10.0}]}
 
 
-def until(so: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+def until(so: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
     """Wait for something, and give it back."""
     end = time.monotonic() + timeout_s
     while not (found := so()):
@@ -94,7 +94,7 @@ class World:
             headers={"Content-Type": "application/json", "X-User": key, "Cookie": cookie, **named},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return str(answer.headers["X-Modelkeep-Version"])
         except urllib.error.HTTPError as problem:
             return str(json.loads(problem.read())["code"])

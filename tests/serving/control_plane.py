@@ -159,8 +159,9 @@ class FakeControlPlane:
             handler.wfile.write(body)
 
 
-def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 20.0) -> None:
-    """Wait until something is so, and say what it was when it is not in time."""
+def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 60.0) -> None:
+    """Wait until something is so, and say what it was when it is not in time, which no machine is too slow
+    for."""
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:

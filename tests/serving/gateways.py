@@ -20,6 +20,10 @@ from modelkeep.serving import control
 from modelkeep.serving.journal import DiskFile, Journal
 from tests.serving.control_plane import until
 
+PATIENCE = {"ack_timeout_s": 20.0, "hold_s": 25.0}
+"""A machine that lets a front or a new worker wait for some seconds is no fault of theirs: unless a test says
+otherwise, none is taken for hung for that, and no caller is turned away."""
+
 
 class Answer:
     """Status, headers and body of one answer."""
@@ -53,6 +57,7 @@ class Gateway:
         self._log = log or data.parent / f"{data.name}.log"
         self._options = options
         arguments = [f"data=Path({str(data)!r})", "port=PORT", f"fronts={fronts}", "log_level='WARNING'"]
+        arguments += [f"{name}={value}" for name, value in PATIENCE.items() if f"{name}=" not in options]
         if server is not None:
             arguments.append(f"server={server!r}")
         self._program = (
@@ -102,7 +107,7 @@ class Gateway:
     def _wait(self) -> int:
         assert self.process is not None
         try:
-            return self.process.wait(30)
+            return self.process.wait(60)
         finally:
             assert self.process.stdout is not None
             self.process.stdout.close()
@@ -112,7 +117,7 @@ class Gateway:
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
             self._wait()
@@ -155,7 +160,7 @@ class Gateway:
         body: Any = None,
         headers: dict[str, str] | None = None,
         *,
-        timeout_s: float = 30,
+        timeout_s: float = 60,
     ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
@@ -164,6 +169,11 @@ class Gateway:
             return Answer(connection.getresponse())
         finally:
             connection.close()
+
+    def in_flight(self) -> int:
+        """Requests at workers, as the metrics page has it: once a second."""
+        page = self.request("GET", "/metrics").body.decode()
+        return int(page.partition("\nmodelkeep_gateway_requests_in_flight ")[2].split("\n")[0])
 
     def predict(self, inputs: Any, *, endpoint: str = "churn", **headers: str) -> Answer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -237,7 +247,6 @@ class Load:
         until(
             lambda: all(now >= then + answers for now, then in zip(self.passed, before, strict=True)),
             f"every caller is answered; {self.broken[-1:]}; {self._gateway.log()[-2000:]}",
-            timeout_s=30,
         )
 
     @property

@@ -4,6 +4,7 @@ few that misbehave on purpose."""
 import hashlib
 import io
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,34 @@ def misbehaving(predict: str, on_load: str = "None") -> bytes:
     buffer = io.BytesIO()
     joblib.dump(_Evaluated(expression), buffer)
     return buffer.getvalue()
+
+
+class Gate:
+    """Before a model that is `held_at` it: closed, it holds whoever the model computes for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def close(self) -> None:
+        """Hold the next call."""
+        for name in ("open", "reached"):
+            self._path.with_suffix(f".{name}").unlink(missing_ok=True)
+
+    def reached(self) -> bool:
+        """Whether a call is held, or was."""
+        return self._path.with_suffix(".reached").exists()
+
+    def open(self) -> None:
+        """Let all go on."""
+        self._path.with_suffix(".open").touch()
+
+
+def held_at(gate: Path) -> str:
+    """The body of a model that echoes a row, but waits at a gate with one that begins with a 1."""
+    reached, opened = (str(gate.with_suffix(suffix)) for suffix in (".reached", ".open"))
+    there, sleep = f"__import__('os').path.exists({opened!r})", "__import__('time').sleep(0.01)"
+    wait = f"[open({reached!r}, 'w').close(), next(1 for _ in iter(int, 1) if {there} or {sleep})]"
+    return f"[x[0, 0] == 1 and {wait}, {ECHO}][1]"
 
 
 ECHO = "__import__('numpy').asarray(x, dtype='float32')[:, 0]"
