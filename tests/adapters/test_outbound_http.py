@@ -186,19 +186,19 @@ def test_a_slow_answer_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         stop.set()
     assert sent.status is None
     assert "seconds" in (sent.error or "")
-    assert took < 3
+    assert took < 30
 
 
 def test_a_receiver_that_takes_nothing_in_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that accepts and then does nothing, with a message larger than any buffer."""
     monkeypatch.setattr(outbound_http, "TOTAL_S", 0.4)
     stop = threading.Event()
-    with receiving(lambda connection: (stop.wait(5), None)[1]) as receiver:
+    with receiving(lambda connection: (stop.wait(60), None)[1]) as receiver:
         began = time.monotonic()
         sent = plain().post(f"http://127.0.0.1:{receiver.port}/", {}, b"x" * 30_000_000)
         stop.set()
     assert sent.status is None
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("body", ["endless", "slow", "chunked", "bomb"])
@@ -235,7 +235,7 @@ def test_a_bad_body_changes_nothing(body: str, monkeypatch: pytest.MonkeyPatch) 
         took = time.monotonic() - began
         stop.set()
     assert (sent.status, sent.error, sent.answer_sha256) == (200, None, None)
-    assert took < 3
+    assert took < 30
     assert written[0] < 64 * 1024 * 1024
 
 
@@ -283,7 +283,7 @@ def test_a_name_that_is_not_resolved_in_time_is_given_up(monkeypatch: pytest.Mon
     stop = threading.Event()
 
     def deaf(host: str, port: int) -> list[str]:
-        stop.wait(5)
+        stop.wait(60)
         return ["8.8.8.8"]
 
     out = OutboundHttp(resolve=deaf)

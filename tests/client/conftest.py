@@ -22,5 +22,5 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 @pytest.fixture
 def client(server: FakeServer) -> Iterator[Client]:
     """A client of it."""
-    with Client(server.url, token="mk_u_test", timeout_s=5) as made:
+    with Client(server.url, token="mk_u_test", timeout_s=30) as made:
         yield made

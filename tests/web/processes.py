@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[2]
-READY_S = 30.0
+READY_S = 60.0
 
 
 class Server:
@@ -64,7 +64,7 @@ class Server:
     def kill(self) -> None:
         """End it without a word."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         self._close()
 
     def stop(self) -> float:
@@ -72,7 +72,7 @@ class Server:
         began = time.monotonic()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self.process.wait(20)
+        self.process.wait(60)
         took = time.monotonic() - began
         self._close()
         return took
@@ -84,25 +84,48 @@ class Server:
 
     def connect(self) -> socket.socket:
         """A raw connection."""
-        return socket.create_connection(self.address, timeout=20)
+        return socket.create_connection(self.address, timeout=60)
 
-    def say(self, request: bytes) -> bytes:
-        """Send bytes on a fresh connection, and read until it is closed or rests for a moment."""
+    def say(self, request: bytes, *, answers: int = 1) -> bytes:
+        """Send bytes on a fresh connection, and read until it is closed, or rests for a moment after so many
+        answers."""
         with self.connect() as connection:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(request)
-            return listen(connection)
+            return listen(connection, answers=answers)
 
 
-def listen(connection: socket.socket, *, quiet_s: float = 0.5, wait_s: float = 15.0) -> bytes:
-    """What comes until the connection is closed, or nothing has come for a while after something did."""
+def listen(
+    connection: socket.socket, *, answers: int = 1, quiet_s: float = 0.5, wait_s: float = 60.0
+) -> bytes:
+    """What comes until the connection is closed, or nothing more comes for a while after whole answers.
+
+    Args:
+        answers: so many are waited for with patience.
+    """
     found = b""
     connection.settimeout(wait_s)
     with contextlib.suppress(TimeoutError, ConnectionResetError):
         while part := connection.recv(65_536):
             found += part
-            connection.settimeout(quiet_s)
+            connection.settimeout(quiet_s if whole(found) >= answers else wait_s)
     return found
+
+
+def whole(said: bytes) -> int:
+    """How many answers these bytes are; 0 when the last of them is not whole."""
+    count = 0
+    while said:
+        head, end, rest = said.partition(b"\r\n\r\n")
+        lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
+        length = int(lines.get(b"content-length", b"0"))
+        if not end or len(rest) < length:
+            return 0
+        if lines.get(b"transfer-encoding") == b"chunked":
+            return (count + 1) * rest.endswith(b"0\r\n\r\n")
+        count += not head.startswith(b"HTTP/1.1 1")
+        said = rest[length:]
+    return count
 
 
 @contextlib.contextmanager

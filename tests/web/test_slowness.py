@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -92,12 +92,12 @@ def serving_here(house: House) -> Iterator[tuple[str, int]]:
         running = server.Server(create_app(house), ready.set)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()
-        assert ready.wait(10)
+        assert ready.wait(60)
         try:
             yield listening.getsockname()
         finally:
             running.stop()
-            thread.join(10)
+            thread.join(60)
 
 
 @pytest.mark.network
@@ -105,17 +105,22 @@ def serving_here(house: House) -> Iterator[tuple[str, int]]:
     ("sent", "status"), [(b"", b""), (b"GET /health HTTP/1.1\r\nHost: loc", b"408"), (b"GET /hea", b"408")]
 )
 @pytest.mark.hostile("exhaustion")
-def test_a_head_that_does_not_come(house: House, sent: bytes, status: bytes) -> None:
+def test_a_head_that_does_not_come(
+    house: House, monkeypatch: pytest.MonkeyPatch, sent: bytes, status: bytes
+) -> None:
     """A connection that says nothing, or half a head, is closed in time; one that drips is no exception."""
-    with serving_here(house) as address, socket.create_connection(address, timeout=10) as connection:
+    monkeypatch.setattr(server, "HEAD_DEADLINE_S", 1.0)
+    with serving_here(house) as address:
         began = time.monotonic()
-        connection.sendall(sent)
-        for letter in b"alhost" if sent else b"":
-            time.sleep(0.03)
-            connection.sendall(bytes([letter]))
-        answer = listen(connection)
+        with socket.create_connection(address, timeout=60) as connection:
+            connection.sendall(sent)
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may be closed by then
+                for letter in b"alhost" if sent else b"":
+                    time.sleep(0.03)
+                    connection.sendall(bytes([letter]))
+            answer = listen(connection)
         assert answer.partition(b" ")[2][:3] == status
-        assert 0.2 < time.monotonic() - began < 30
+        assert 0.9 < time.monotonic() - began < 30
 
 
 @pytest.mark.network
@@ -123,10 +128,11 @@ def test_a_head_that_does_not_come(house: House, sent: bytes, status: bytes) -> 
 def test_too_many_connections(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a connection is told to come back, and those there are go on."""
     monkeypatch.setattr(server, "connections_max", lambda: 2)
+    monkeypatch.setattr(server, "HEAD_DEADLINE_S", 60.0)
     with serving_here(house) as address:
-        kept = [socket.create_connection(address, timeout=10) for _ in range(2)]
+        kept = [socket.create_connection(address, timeout=60) for _ in range(2)]
         time.sleep(0.1)
-        with socket.create_connection(address, timeout=10) as third:
+        with socket.create_connection(address, timeout=60) as third:
             assert listen(third).startswith(b"HTTP/1.1 429")
         kept[0].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert listen(kept[0]).startswith(b"HTTP/1.1 200")
