@@ -27,7 +27,7 @@ import psutil
 import pytest
 
 START_S = 150.0  # a start takes a second, MLflow's ten; a machine under load gets this much
-STOP_S = 10.0  # an immediate stop takes a tenth of a second; after this the process is killed
+STOP_S = 30.0  # an immediate stop takes a tenth of a second; after this the process is killed
 START_ATTEMPTS = 3  # another process may take a port between our look and the server's
 PORTS = range(12_000, 22_000)  # below the ports that the system gives to outgoing connections
 GRPC_OFFSET = 10_000  # the S3 server opens each of its ports a second time, this much higher
@@ -384,7 +384,7 @@ class PostgresServer:
     def _execute(self, statement: str, url: str | None = None) -> list[tuple[object, ...]]:
         import psycopg
 
-        with psycopg.connect(url or self.url("postgres"), autocommit=True, connect_timeout=10) as connection:
+        with psycopg.connect(url or self.url("postgres"), autocommit=True, connect_timeout=60) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
@@ -586,7 +586,7 @@ def _open(url: str, method: str, body: bytes | None = None) -> contextlib.Abstra
     """Send a request to a server of ours, whatever proxy the environment names."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     opened: contextlib.AbstractContextManager[object] = opener.open(
-        urllib.request.Request(url, data=body, method=method), timeout=5
+        urllib.request.Request(url, data=body, method=method), timeout=30
     )
     return opened
 

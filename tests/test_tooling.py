@@ -114,7 +114,7 @@ def test_a_missing_program_is_told_at_home_and_refused_in_ci(tmp_path: Path) -> 
 
 
 def test_setting_up_again_costs_nothing() -> None:
-    """What is set up is left alone, without a word and within a second; `.ci/run` begins in a fresh clone."""
+    """What is set up is left alone, without a word and at once; `.ci/run` begins in a fresh clone."""
     assert _run("make", "setup").returncode == 0
     seconds = []
     for _ in range(3):
@@ -122,7 +122,7 @@ def test_setting_up_again_costs_nothing() -> None:
         again = _run("make", "--no-print-directory", "setup", MAKEFLAGS="")
         seconds.append(time.monotonic() - started)
         assert (again.returncode, again.stdout) == (0, "")
-    assert min(seconds) < 1
+    assert min(seconds) < 5, "to set it up anew takes a minute"
 
 
 # -------------------------------------------------------------------------------------------------- sockets

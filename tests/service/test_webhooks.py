@@ -184,7 +184,7 @@ def test_nothing_is_told_before_it_is_committed_nor_with_a_transaction_open(worl
         threading.Thread(
             target=lambda: (world.happen(1, kind=EventKind.INTEGRITY_FAILED), done.set())
         ).start()
-        assert done.wait(5), "a write has to wait for a receiver"
+        assert done.wait(60), "a write has to wait for a receiver"
         seen.append(sequence)
 
     world.receiver.before = look

@@ -198,8 +198,8 @@ def slow_uv(tmp_path: Path) -> str:
 def test_building_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is over the process is ended, and its last words are told."""
     monkeypatch.setattr(environments, "find_uv", lambda: slow_uv(tmp_path))
-    made = Environments(tmp_path / "environments", build_timeout_s=0.3)
-    with pytest.raises(errors.TimedOut, match=r"within 0\.3 s\. busy fetching"):
+    made = Environments(tmp_path / "environments", build_timeout_s=2.5)
+    with pytest.raises(errors.TimedOut, match=r"within 2\.5 s\. busy fetching"):
         made.python(wanted("a==1"))
 
 
@@ -217,11 +217,11 @@ def test_a_gateway_that_stops_waits_for_no_build(tmp_path: Path, monkeypatch: py
 
     thread = threading.Thread(target=build)
     thread.start()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not made._running and time.monotonic() < until:
         time.sleep(0.01)
     made.close()
-    thread.join(10)
+    thread.join(60)
     build()
     assert len(ended) == 2
 

@@ -33,7 +33,7 @@ class Builder:
 
     def python(self, lock: Lock) -> Path:
         self.asked.append(lock)
-        self.go_on.wait(10)
+        self.go_on.wait(60)
         if self._outcome is not None:
             raise self._outcome
         return Path("/nowhere/bin/python")
@@ -74,7 +74,7 @@ async def phases(tmp_path: Path, outcome: errors.ModelkeepError | None, *, last:
     )
     unit.start(1)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for wanted in (VersionPhase.BUILDING, last):
                 while wanted not in watcher.phases:
                     await watcher.changed.wait()

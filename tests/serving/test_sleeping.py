@@ -53,7 +53,7 @@ class Owner:
 
     async def told(self) -> None:
         """Wait until a version sleeps, or has failed."""
-        await asyncio.wait_for(self.settled.wait(), 10)
+        await asyncio.wait_for(self.settled.wait(), 60)
         self.settled.clear()
 
 

@@ -64,15 +64,15 @@ def held_up(database: Database) -> Iterator[None]:
 
     def wait(tx: Transaction) -> None:
         busy.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
 
     waiting = database.write(wait)
-    assert busy.wait(30)
+    assert busy.wait(60)
     try:
         yield
     finally:
         go_on.set()
-        waiting.result(30)
+        waiting.result(60)
 
 
 def add_version(tx: Transaction, number: int) -> None:
@@ -95,7 +95,7 @@ def add_version(tx: Transaction, number: int) -> None:
 
 def test_what_was_written_is_read(database: Database) -> None:
     """A row whose write has returned is there for the next read, as plain values."""
-    assert database.write(add("a", "1")).result(10) == "a"
+    assert database.write(add("a", "1")).result(60) == "a"
     assert database.read(lambda tx: tx.one(GET, key="a")) == ("1",)
     assert database.read(lambda tx: tx.one(GET, key="b")) is None
 
@@ -114,7 +114,7 @@ def test_rows_changed_are_counted(database: Database) -> None:
         nothing = tx.many(ADD, [])
         return added, nothing, tx.run(change, old="a", value="x"), tx.run(delete(schema.settings))
 
-    assert database.write(job).result(10) == (3, 0, 1, 3)
+    assert database.write(job).result(60) == (3, 0, 1, 3)
 
 
 @pytest.mark.parametrize("count", [2, 3, 64, 200])
@@ -131,7 +131,7 @@ def test_many_rows_are_as_many_statements_one_after_the_other(database: Database
         tx.put_many(upsert, rows)
         return tx.many(ignore, more), tx.many(upsert, rows[:2])
 
-    added, changed = database.write(job).result(10)
+    added, changed = database.write(job).result(60)
     assert (added, changed) == (1, 2)
     last = {row["key"]: row["value"] for row in [*rows, *rows[:2]]} | {"new": "new"}
     found = database.read(lambda tx: tx.all(select(schema.settings.c.key, schema.settings.c.value)))
@@ -174,9 +174,9 @@ def test_rows_that_are_refused_among_many_are_refused_alone(database: Database) 
             database.write(add("x")),
             database.write(lambda tx: (announce("lost")(tx), tx.put_many(ADD, rows))),
         )
-    assert good.result(10) == "x"
+    assert good.result(60) == "x"
     with pytest.raises(ConstraintFailed) as refused:
-        bad.result(10)
+        bad.result(60)
     assert refused.value.kind == "unique"
     assert keys(database) == ["x"]
     assert events.verify(database).events == 0
@@ -192,7 +192,7 @@ def test_what_is_asked_ahead_is_answered_when_it_is_needed(database: Database) -
         later = tx.ask(KEYS)
         return asked.all(), later.all()
 
-    assert database.write(job).result(10) == ([("a",)], [("a",), ("b",)])
+    assert database.write(job).result(60) == ([("a",)], [("a",), ("b",)])
     assert database.read(lambda tx: tx.ask(KEYS).all()) == [("a",), ("b",)]
 
 
@@ -211,7 +211,7 @@ def test_a_wrong_bind_among_many_rows_is_an_error(database: Database, wrong: dic
     good = {"key": "a", "value": "", "updated_at": ""}
     bad = {name: value for name, value in (good | {"key": "b"} | wrong).items() if value is not None}
     with pytest.raises(TypeError, match=next(iter(wrong))):
-        database.write(lambda tx: tx.many(ADD, [good, bad])).result(10)
+        database.write(lambda tx: tx.many(ADD, [good, bad])).result(60)
     assert database.read(lambda tx: tx.one(GET, key="a")) is None
 
 
@@ -224,7 +224,7 @@ def test_an_upsert_works_on_both_dialects(database: Database) -> None:
         acts = ((upsert, "1"), (upsert, "2"), (ignore, "3"))
         return [tx.run(statement, key="a", value=value, updated_at="") for statement, value in acts]
 
-    assert database.write(job).result(10) == [1, 1, 0]
+    assert database.write(job).result(60) == [1, 1, 0]
     assert database.read(lambda tx: tx.one(GET, key="a")) == ("2",)
 
 
@@ -234,7 +234,7 @@ def test_lists_of_any_length_share_one_statement(database: Database) -> None:
     numbers = select(schema.events.c.sequence).where(one_of(schema.events.c.sequence, "numbers"))
     for key in "abc":
         database.write(add(key))
-        database.write(announce(key)).result(10)
+        database.write(announce(key)).result(60)
     with database.statements() as seen:
         strange = ["a", "c", 'x"', "{,\\}", "", "null"]
         assert database.read(lambda tx: tx.all(by_key, keys=strange)) == [("a",), ("c",)]
@@ -246,7 +246,7 @@ def test_lists_of_any_length_share_one_statement(database: Database) -> None:
 def test_a_statement_built_for_one_call_may_hold_values(database: Database) -> None:
     """Literal values and plain lists work, beside binds, and percent signs mean themselves."""
     for key in ("a", "b", "100%"):
-        database.write(add(key)).result(10)
+        database.write(add(key)).result(60)
     column = schema.settings.c.key
     built = KEYS.where(column.in_(["a", "100%"]), column != bindparam("not")).limit(5)
     assert database.read(lambda tx: tx.all(built, **{"not": "a"})) == [("100%",)]
@@ -286,14 +286,14 @@ def test_text_sorts_by_its_bytes_on_both_dialects(database: Database) -> None:
 
 def _sorted_by(database: Database, names: list[str]) -> list[str]:
     rows = [{"key": name, "value": "", "updated_at": ""} for name in names]
-    database.write(lambda tx: tx.many(ADD, rows)).result(10)
+    database.write(lambda tx: tx.many(ADD, rows)).result(60)
     return keys(database)
 
 
 def test_statements_are_counted(database: Database) -> None:
     """What runs within the block is listed, and nothing after it."""
     with database.statements() as seen:
-        database.write(announce("a")).result(10)
+        database.write(announce("a")).result(60)
         database.read(lambda tx: tx.all(KEYS))
     assert [line.split()[0].lower() for line in seen] == ["select", "insert", "update", "select"]
     keys(database)
@@ -308,7 +308,7 @@ def test_a_read_sees_one_moment(database: Database) -> None:
 
     def job(tx: Transaction) -> tuple[int, int]:
         before = len(tx.all(KEYS))
-        database.write(add("late")).result(10)
+        database.write(add("late")).result(60)
         return before, len(tx.all(KEYS))
 
     assert database.read(job) == (0, 0)
@@ -334,7 +334,7 @@ def test_a_read_that_fails_leaves_no_trace(database: Database) -> None:
 
 def test_reads_of_many_threads_go_on_together(database: Database) -> None:
     """More threads than connections all get their turn."""
-    database.write(add("a")).result(10)
+    database.write(add("a")).result(60)
     with ThreadPoolExecutor(40) as pool:
         assert list(pool.map(lambda _: keys(database), range(200))) == [["a"]] * 200
 
@@ -374,10 +374,10 @@ def test_a_failing_job_takes_no_other_with_it(database: Database) -> None:
         futures: list[Future[Any]] = [
             database.write(job) for job in (good("a"), fails, good("b"), fails, good("c"))
         ]
-    assert [futures[i].result(10) for i in (0, 2, 4)] == [1, 2, 3]
+    assert [futures[i].result(60) for i in (0, 2, 4)] == [1, 2, 3]
     for i in (1, 3):
         with pytest.raises(errors.StageMoved):
-            futures[i].result(10)
+            futures[i].result(60)
     assert keys(database) == ["a", "b", "c"]
     assert events.verify(database).events == 3
     assert commits[-1] == 3  # one group, or more where a slow machine ends one early
@@ -391,7 +391,7 @@ def test_a_kept_error_keeps_what_the_job_did(database: Database) -> None:
         raise Kept(errors.PolicyDenied("no"))
 
     with pytest.raises(errors.PolicyDenied):
-        database.write(denied).result(10)
+        database.write(denied).result(60)
     assert [stored.event.subject for stored in database.read(lambda tx: tx.events.after())] == ["denied"]
 
 
@@ -402,7 +402,7 @@ def test_a_full_queue_says_so_at_once(database: Database, monkeypatch: pytest.Mo
         futures = [database.write(add(key)) for key in "abc"]
         with pytest.raises(errors.Overloaded):
             database.write(add("d"))
-    assert [future.result(10) for future in futures] == ["a", "b", "c"]
+    assert [future.result(60) for future in futures] == ["a", "b", "c"]
     assert keys(database) == ["a", "b", "c"]
 
 
@@ -413,8 +413,8 @@ def test_a_group_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch)
     database.on_commit(commits.append)
     with held_up(database):
         futures = [database.write(announce(str(number))) for number in range(10)]
-    assert [future.result(10) for future in futures] == list(range(1, 11))
-    database.write(lambda tx: None).result(10)
+    assert [future.result(60) for future in futures] == list(range(1, 11))
+    database.write(lambda tx: None).result(60)
     assert commits == [3, 7, 10]
 
 
@@ -435,8 +435,8 @@ def test_nothing_a_job_raises_ends_the_writer(database: Database, raised: BaseEx
         raise raised
 
     with pytest.raises(type(raised)):
-        database.write(fails).result(10)
-    assert database.write(add("b")).result(10) == "b"
+        database.write(fails).result(60)
+    assert database.write(add("b")).result(60) == "b"
     assert keys(database) == ["b"]
 
 
@@ -455,14 +455,14 @@ def test_of_sixteen_who_race_for_a_slot_one_gets_it(database: Database) -> None:
             announce(f"m:#{number}")(tx)
             tx.run(occupy, **row, since_sequence=1)
 
-        start.wait(30)
+        start.wait(60)
         try:
-            database.write(job).result(30)
+            database.write(job).result(60)
         except ConstraintFailed as refused:
             return refused.kind
         return "taken"
 
-    database.write(set_up).result(10)
+    database.write(set_up).result(60)
     start = threading.Barrier(16)
     with ThreadPoolExecutor(16) as pool:
         assert sorted(pool.map(take, range(1, 17))) == ["taken"] + ["unique"] * 15
@@ -490,9 +490,9 @@ def test_the_schema_refuses_by_kind(
     database: Database, kind: str, statement: Any, row: dict[str, Any]
 ) -> None:
     """A refused row says which kind of rule it broke, on both dialects; to people it is a conflict."""
-    database.write(add("a")).result(10)
+    database.write(add("a")).result(60)
     with pytest.raises(ConstraintFailed) as refused:
-        database.write(lambda tx: tx.run(statement, **row)).result(10)
+        database.write(lambda tx: tx.run(statement, **row)).result(60)
     assert refused.value.kind == kind
     assert isinstance(refused.value, errors.Conflict)
     assert keys(database) == ["a"]
@@ -512,17 +512,17 @@ def test_a_job_cannot_go_on_after_a_refused_row(database: Database) -> None:
 
     for job in (stubborn, more_stubborn):
         with pytest.raises(RuntimeError, match="has to end"):
-            database.write(job).result(10)
-    assert database.write(add("d")).result(10) == "d"
+            database.write(job).result(60)
+    assert database.write(add("d")).result(60) == "d"
     assert keys(database) == ["d"]
 
 
 def test_a_wrong_statement_stays_our_own_fault(database: Database) -> None:
     """An error in the SQL itself is not dressed up as a fault of the database, and hurts no other job."""
     with pytest.raises(Exception, match="nonsense") as wrong:
-        database.write(lambda tx: tx.run(text("select nonsense"))).result(10)
+        database.write(lambda tx: tx.run(text("select nonsense"))).result(60)
     assert not isinstance(wrong.value, errors.ModelkeepError)
-    assert database.write(add("a")).result(10) == "a"
+    assert database.write(add("a")).result(60) == "a"
 
 
 # ------------------------------------------------------------------------------------------ waking and ending
@@ -542,14 +542,14 @@ def test_listeners_are_woken_after_commits_with_events(
         lambda last: heard.append((last, database.read(lambda tx: tx.events.head().sequence)))
     )
     with caplog.at_level(logging.CRITICAL, logger="modelkeep.store"):
-        database.write(add("quiet")).result(10)
-        database.write(announce("a")).result(10)
-        database.write(announce("b")).result(10)
-        database.write(lambda tx: None).result(10)
+        database.write(add("quiet")).result(60)
+        database.write(announce("a")).result(60)
+        database.write(announce("b")).result(60)
+        database.write(lambda tx: None).result(60)
     assert heard == [(1, 1), (2, 2)]
     end()
-    database.write(announce("c")).result(10)
-    database.write(lambda tx: None).result(10)
+    database.write(announce("c")).result(60)
+    database.write(lambda tx: None).result(60)
     assert len(heard) == 2
 
 
@@ -613,7 +613,7 @@ def test_a_postgres_that_is_not_there_is_named() -> None:
 
 def test_the_file_is_its_owners(sqlite_database: Database, tmp_path: Path) -> None:
     """A database holds digests of tokens: nobody else may read it, or the files beside it."""
-    sqlite_database.write(add("a")).result(10)
+    sqlite_database.write(add("a")).result(60)
     for name in ("store.db", "store.db-wal", "store.db-shm"):
         assert stat.S_IMODE(os.stat(tmp_path / name).st_mode) == 0o600
 
@@ -625,7 +625,7 @@ def test_sqlite_flushes_each_commit(sqlite_database: Database) -> None:
     def look(tx: Transaction) -> dict[str, Any]:
         return {name: tx.all(text(f"pragma {name}"))[0][0] for name in wanted}
 
-    assert sqlite_database.write(look).result(10) == wanted
+    assert sqlite_database.write(look).result(60) == wanted
     assert sqlite_database.read(look) == wanted
 
 

@@ -257,10 +257,10 @@ def test_a_late_refusal_meets_its_own_job(database: Database) -> None:
     """Of jobs that share a commit, the one whose change is refused is told and undone, and no other."""
     with held_up(database):
         futures = [database.write(put(key)) for key in ("a", "b", "a", "c", "b", "d")]
-    assert [futures[place].result(10) for place in (0, 1, 3, 5)] == ["a", "b", "c", "d"]
+    assert [futures[place].result(60) for place in (0, 1, 3, 5)] == ["a", "b", "c", "d"]
     for place in (2, 4):
         with pytest.raises(ConstraintFailed) as refused:
-            futures[place].result(10)
+            futures[place].result(60)
         assert (refused.value.kind, refused.value.rule) == ("unique", "pk_settings")
     assert keys(database) == ["a", "b", "c", "d"]
     assert [stored.event.subject for stored in events.walk(database)] == ["a", "b", "c", "d"]
@@ -276,10 +276,10 @@ def test_a_late_refusal_can_be_caught_where_it_was_caused(database: Database) ->
         except ConstraintFailed as refused:
             raise errors.StageMoved("there is one") from refused
 
-    database.write(job).result(10)
+    database.write(job).result(60)
     with pytest.raises(errors.StageMoved):
-        database.write(job).result(10)
-    assert database.write(put("b")).result(10) == "b"
+        database.write(job).result(60)
+    assert database.write(put("b")).result(60) == "b"
     assert events.verify(database).events == 2
 
 
@@ -296,9 +296,9 @@ def test_a_late_refusal_is_not_swallowed(database: Database, swallow: bool) -> N
                 raise
         return "went on"
 
-    database.write(add("a")).result(10)
+    database.write(add("a")).result(60)
     with pytest.raises(RuntimeError if swallow else ConstraintFailed):
-        database.write(greedy).result(10)
+        database.write(greedy).result(60)
     assert keys(database) == ["a"]
 
 
@@ -322,9 +322,9 @@ def test_what_is_put_is_seen_by_what_follows(database: Database) -> None:
 
     with held_up(database):
         good, bad = database.write(job), database.write(fails)
-    assert good.result(10) == [("2",)]
+    assert good.result(60) == [("2",)]
     with pytest.raises(ZeroDivisionError):
-        bad.result(10)
+        bad.result(60)
     assert database.read(lambda tx: tx.all(value)) == [("2",)]
 
 
@@ -338,8 +338,8 @@ def test_a_writer_that_has_nothing_to_do_holds_nobody_up(postgres_url: str) -> N
 
     with Database.open(postgres_url) as one, Database.open(postgres_url) as other:
         for job in (fails, lambda tx: 1 // 0, lambda tx: None):
-            one.write(job).exception(10)
-            assert other.write(put(str(job))).result(10) == str(job)
+            one.write(job).exception(60)
+            assert other.write(put(str(job))).result(60) == str(job)
         assert events.verify(one).events == 3
 
 
@@ -358,7 +358,7 @@ def test_a_read_takes_as_many_exchanges_as_statements(
     assert database.read(lambda tx: (keys_of(tx), keys_of(tx))) == ([], [])
     assert len(waits) == 2
     waits.clear()
-    database.write(put("a")).result(10)  # the chain's head is read; all else goes with the commit
+    database.write(put("a")).result(60)  # the chain's head is read; all else goes with the commit
     assert len(waits) == 2
 
 
