@@ -149,3 +149,22 @@ def test_patterns_keep_their_backslash() -> None:
     expression = mlflow_filter.expression_of(clauses, Noun.MODELS)
     assert query.matches(expression, {"name": "a\\xb"})
     assert not query.matches(expression, {"name": "a_b"})
+
+
+@pytest.mark.parametrize(
+    ("text", "one"),
+    [
+        ("name = 'churn'", True),
+        ("name='a \"b\" c'", True),
+        ("", False),
+        ("name LIKE 'churn%'", False),
+        ("name = 'churn' AND tags.team = 'risk'", False),
+        ("tags.name = 'churn'", False),
+        ("run_id = 'churn'", False),
+        ("name = 'churn", False),
+        (f"name = '{'n' * 4_000}'", False),
+    ],
+)
+def test_knows_a_filter_that_names_one_model(text: str, one: bool) -> None:
+    """A filter that says the model and no more is told from all others, and from what is no filter."""
+    assert registry_search.names_one_model(text) is one

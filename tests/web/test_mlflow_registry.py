@@ -18,6 +18,7 @@ from modelkeep.core.events import EventKind
 from modelkeep.core.values import ModelName, parse_ref
 from modelkeep.service.house import House
 from modelkeep.web.app import create_app
+from modelkeep.web.dispatch import Dispatcher
 from tests.web.inprocess import InProcess, Reply, in_process
 from tests.web.mlflow_registry_table import DIFFERENCES, STEPS, WORDS, carry_out
 from tests.web.world import OWN, World, context_of, fill, opened, register
@@ -421,3 +422,25 @@ def test_bodies_that_are_no_requests(client: InProcess) -> None:
         assert reply.status == 400, raw[:40]
         assert reply.json()["error_code"] == "INVALID_PARAMETER_VALUE"
     assert done(client, "GET", "registered-models/search", {}) == {}
+
+
+def test_one_models_versions_are_listed_where_the_store_does_not_wait(
+    client: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search for some versions of one model takes no thread of those for long reads; any other does."""
+    looked: list[str] = []
+    look = Dispatcher.look
+
+    async def seen(self: Dispatcher, work: Any) -> Any:
+        looked.append("look")
+        return await look(self, work)
+
+    monkeypatch.setattr(Dispatcher, "look", seen)
+    for text, most, looks in (
+        ("name='churn'", 200, 0),
+        ("name='churn'", 201, 1),
+        ("name LIKE 'churn'", 100, 2),
+        ("run_id = 'churn'", 100, 3),
+    ):
+        assert done(client, "GET", "model-versions/search", {"filter": text, "max_results": most}) == {}
+        assert len(looked) == looks, text

@@ -25,6 +25,8 @@ VERSIONS_MAX = 10_000
 """Model versions of one page: what MLflow's client asks for. Who asks for more gets a token for the rest."""
 
 
+NAMING_MAX = 400
+"""Characters of a filter that is looked at on the event loop: a model's name fits."""
 FILTERS_KEPT = 256
 """Filters with their orders whose meaning is kept: who polls asks the same each time."""
 
@@ -74,6 +76,19 @@ def search_model_versions(
     """
     wanted = min(max_results, VERSIONS_MAX)
     return _search(act, _meant(Noun.VERSIONS, filter, tuple(order_by)), project, wanted, page_token)
+
+
+@lru_cache(maxsize=FILTERS_KEPT)
+def names_one_model(text: str) -> bool:
+    """Whether a filter of versions says which model they are of, and nothing more: its index leads to them
+    in the order of the list. One that cannot be read is none."""
+    if len(text) > NAMING_MAX:
+        return False
+    try:
+        clauses = mlflow_filter.parse(text, Noun.VERSIONS)
+    except errors.ModelkeepError:
+        return False
+    return len(clauses) == 1 and _meant(Noun.VERSIONS, text, ()).model is not None
 
 
 @lru_cache(maxsize=FILTERS_KEPT)

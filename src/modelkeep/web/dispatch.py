@@ -314,6 +314,8 @@ class Bound:
             case Mode.READ:
                 return await dispatcher.read(call.context, operation.handler, await self._prepared(call))
             case Mode.SLOW:
+                if operation.short is not None and operation.short(call):
+                    return await dispatcher.read(call.context, operation.handler, await self._prepared(call))
                 desk, prepared = dispatcher.house.desk, await self._prepared(call)
                 return await dispatcher.look(partial(desk.read, call.context, operation.handler, prepared))
             case Mode.WRITE:

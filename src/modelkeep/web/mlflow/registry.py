@@ -41,6 +41,8 @@ MODELS_DEFAULT = 100
 """Models of a page when nobody says."""
 VERSIONS_MAX = 200_000
 """Versions that a client may ask for at once; MLflow's limit. A page holds fewer when they would not fit."""
+VERSIONS_SHORT = 200
+"""Versions of one model that are listed on the event loop, where the store never waits."""
 VERSIONS_DEFAULT = 10_000
 """Versions of a page when nobody says."""
 
@@ -262,6 +264,13 @@ def search_versions(act: Act, call: Call) -> VersionsOut:
         page_token=asked.page_token or None,
     )
     return VersionsOut(_versions(act, page.items), page.next_page_token)
+
+
+def is_short_search(call: Call) -> bool:
+    """Whether a search of versions is for some of one model and for nothing else, as most are."""
+    asked: shapes.Search = call.query
+    few = asked.max_results is not None and asked.max_results <= VERSIONS_SHORT
+    return few and not asked.order_by and registry_search.names_one_model(asked.filter or "")
 
 
 def download_uri(act: Act, call: Call) -> DownloadUri:

@@ -12,8 +12,8 @@ from modelkeep.web.operations import Mode, Operation
 READ, WRITE, SLOW = Mode.READ, Mode.WRITE, Mode.SLOW
 
 
-def _get(path: str, mode: Mode, handler: Any, query: Any, answer: Any) -> Operation:
-    return row("GET", API + path, mode, handler, answer, query=query)
+def _get(path: str, mode: Mode, handler: Any, query: Any, answer: Any, **more: Any) -> Operation:
+    return row("GET", API + path, mode, handler, answer, query=query, **more)
 
 
 def _send(
@@ -44,7 +44,8 @@ REGISTRY_ROWS: tuple[Operation, ...] = (
     _get("model-versions/get", READ, registry.get_version, shapes.VersionNamed, OneVersion),
     _send("PATCH", "model-versions/update", WRITE, registry.update_version, shapes.UpdateVersion, OneVersion),
     _send("DELETE", "model-versions/delete", WRITE, registry.delete_version, shapes.VersionNamed),
-    _get("model-versions/search", SLOW, registry.search_versions, shapes.Search, VersionsOut),
+    _get("model-versions/search", SLOW, registry.search_versions, shapes.Search, VersionsOut,
+         short=registry.is_short_search),
     _get("model-versions/get-download-uri", READ, registry.download_uri, shapes.VersionNamed, DownloadUri),
     _send("POST", "model-versions/transition-stage", WRITE, registry.transition, shapes.TransitionStage,
           OneVersion, before=registry.hash_for_transition, at_hand=True),
