@@ -322,7 +322,10 @@ def test_schemas_need_no_server(modelkeep: Run) -> None:
     assert plan["$id"] == "urn:modelkeep.rollout:v1"
     assert Draft202012Validator(plan).is_valid({"strategy": "blue_green", "steps": [{"weight_ppm": 1000000}]})
     assert not Draft202012Validator(plan).is_valid({"strategy": "red_green"})
-    assert modelkeep("schema", "policy").code == 2
+    policy = json.loads(modelkeep("schema", "policy").out)
+    Draft202012Validator.check_schema(policy)
+    assert policy["$id"] == "urn:modelkeep.policy:v1"
+    assert modelkeep("schema", "model").code == 2
 
 
 def test_damage_is_an_error(server: FakeServer, modelkeep: Run) -> None:

@@ -259,17 +259,24 @@ def _converted(
 
 
 @verb()
-@click.argument("document", type=click.Choice(["metadata", "plan"]), default="metadata")
+@click.argument("document", type=click.Choice(["metadata", "plan", "policy"]), default="metadata")
 def schema(session: Session, document: str) -> None:
-    """Print the JSON Schema of what people write: metadata of a version, or a rollout plan.
+    """Print the JSON Schema of what people write: metadata of a version, a rollout plan, or a policy.
 
-    An editor that knows it completes and checks a metadata.yaml or a plan while it is written; no server is
-    asked. In YAML the first line names it: # yaml-language-server: $schema=rollout-plan.schema.json
+    An editor that knows it completes and checks a metadata.yaml, a plan or a policy while it is written; no
+    server is asked. In YAML the first line names it:
+    # yaml-language-server: $schema=rollout-plan.schema.json
     """
-    from modelkeep.core import metadata_schema, plan_schema
+    from modelkeep.core import metadata_schema, plan_schema, policy_schema
 
-    made = plan_schema if document == "plan" else metadata_schema
-    session.screen.json(made.json_schema())
+    match document:
+        case "plan":
+            made = plan_schema.json_schema()
+        case "policy":
+            made = policy_schema.json_schema()
+        case _:
+            made = metadata_schema.json_schema()
+    session.screen.json(made)
 
 
 @verb()

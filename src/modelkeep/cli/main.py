@@ -61,7 +61,7 @@ COMMANDS: dict[str, Entry] = {
     "best": Entry(_CATALOG, "best", LOOK, "Find the best version by a metric."),
     "whatwas": Entry(_PROMOTION, "whatwas", LOOK, "What was in a stage at a moment, and why."),
     "register": Entry(_CATALOG, "register", MAKE, "Register a file or folder as a new version."),
-    "schema": Entry(_CATALOG, "schema", MAKE, "Print the JSON Schema of metadata or a plan, for editors."),
+    "schema": Entry(_CATALOG, "schema", MAKE, "Print the JSON Schema of metadata, a plan or a policy."),
     "pull": Entry(_CATALOG, "pull", MAKE, "Bring a version's files here, verified."),
     "verify": Entry(_CATALOG, "verify", MAKE, "Hash a version's stored bytes again."),
     "models": Entry(_CATALOG, "models", MAKE, "Create, edit and delete models."),
