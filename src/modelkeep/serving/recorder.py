@@ -39,8 +39,11 @@ SPECS_MAX = 1_000
 """Versions that are remembered after no route names them, for records that were on their way."""
 ENDPOINTS_MAX = 1_000
 """Endpoints whose labels are held in memory at a time; of others they are read again."""
-QUIET_S = 0.2
-"""After the word to stop: when no front has said anything for this long, everything has arrived."""
+LOOK_S = 0.05
+"""After the word to stop: between two looks whether a front has said anything."""
+QUIET_LOOKS = 4
+"""When none has in so many, everything has arrived. Looks and no time: a recorder that was itself held up has
+heard nothing for long, and has yet to read what waits."""
 KEY_FILE = "key"
 """In the log's folder: the key of hashed values."""
 KEY_BYTES = 32
@@ -272,8 +275,11 @@ class _Server:
             self.recorder.flush()
             self.recorder.turn()
             self.tell()
-        while self.fronts and time.monotonic() - self.heard < QUIET_S:  # noqa: ASYNC110 - what is waited for is silence
-            await asyncio.sleep(QUIET_S / 4)
+        looks = 0
+        while self.fronts and looks < QUIET_LOOKS:
+            heard = self.heard
+            await asyncio.sleep(LOOK_S)
+            looks = looks + 1 if self.heard == heard else 0
         self.recorder.close()
         self.tell()
 
