@@ -21,8 +21,8 @@ from modelkeep.core.rollout import Rollout
 
 TOKEN = re.compile(r"\bmk_[A-Za-z0-9]+_[A-Za-z0-9]{12}_[A-Za-z0-9]{38}\b")
 """How a token looks."""
-SUMMARY_S = 0.6
-"""After so long the callers' summary has been written anew."""
+SUMMARIES = 2
+"""Once so many more summaries were written, all that was answered before is in the last of them."""
 
 
 class House:
@@ -118,8 +118,11 @@ class House:
     # ------------------------------------------------------------------------------------------------ waiting
 
     def let_traffic_run(self, seconds: float) -> None:
-        """Wait, and for a summary that was written since."""
-        time.sleep(seconds + SUMMARY_S)
+        """Wait, and for a summary that was begun since."""
+        time.sleep(seconds)
+        for _ in range(SUMMARIES):
+            known = self.traffic.seen()["seconds"]
+            self.up.until(lambda: self.traffic.seen()["seconds"] > known, "callers said what they saw")  # noqa: B023 - now
 
     def watch(self, endpoint: str = "flights") -> Rollout:
         """Show the latest rollout of an endpoint until it has ended."""
@@ -129,7 +132,7 @@ class House:
 
 def open_url(asked: Request | str) -> Any:
     """Ask a server of this machine, whatever proxy the environment names."""
-    return build_opener(ProxyHandler({})).open(asked, timeout=10)
+    return build_opener(ProxyHandler({})).open(asked, timeout=30)
 
 
 def flip(path: Path, offset: int) -> None:

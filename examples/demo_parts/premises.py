@@ -23,7 +23,7 @@ import psutil
 from demo_parts.narration import Broken
 from demo_parts.shell import PROGRAMS, SCRATCH, environment
 
-END_S = 20.0
+END_S = 60.0
 """How long a process may take to end when asked; then it is killed."""
 
 
@@ -53,7 +53,7 @@ class Program:
         """The end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
-    def until(self, so: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+    def until(self, so: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
         """Wait for something while the process lives.
 
         Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from demo_parts.narration import Broken, Story
 
-COMMAND_S = 120.0
+COMMAND_S = 240.0
 """The longest that any command of the story may take."""
 SCRATCH = "tmp"
 """In the demo's folder: where temporary files go."""

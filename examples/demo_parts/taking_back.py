@@ -66,14 +66,14 @@ def roll_back(house: House) -> None:
     began = time.monotonic()
     ran = house.shell.type(house.ben, "modelkeep rollback flights -m 'complaints about storm warnings'")
     pressed_s = time.monotonic() - began
-    while house.answered_by() != "flights:1.0.0" and time.monotonic() - began < 20:
+    while house.answered_by() != "flights:1.0.0" and time.monotonic() - began < 60:
         time.sleep(0.002)
     took_s = time.monotonic() - began
     tell.claim("1.0.0 is in production", house.stage() == "1.0.0", ran.out)
     tell.claim(
         f"{took_s * 1000:.0f} ms from Enter to the first answer by 1.0.0 (the command itself took "
         f"{pressed_s * 1000:.0f} ms of them)",
-        took_s < 10,
+        took_s < 30,
         took_s,
     )
 

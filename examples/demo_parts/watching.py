@@ -20,7 +20,7 @@ QUIET_S = 4.0
 """After this long without a change a line is shown all the same."""
 BAR_CELLS = 24
 """Of the bar that shows how the callers are split."""
-WATCHED_MAX_S = 120.0
+WATCHED_MAX_S = 300.0
 """The longest that the rollouts of one view may take."""
 GOOD = frozenset({RolloutState.SUCCEEDED, RolloutState.CONCLUDED})
 

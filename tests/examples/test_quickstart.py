@@ -23,7 +23,7 @@ def test_the_quickstart_ends_where_it_says() -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()

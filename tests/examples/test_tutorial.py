@@ -23,8 +23,8 @@ pytest.importorskip("skl2onnx")
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorial" / "first-model.md"
-COMMAND_S = 90.0
-BACKGROUND_S = 30.0
+COMMAND_S = 240.0
+BACKGROUND_S = 90.0
 
 
 def steps(page: str) -> Iterator[tuple[str, list[str]]]:
@@ -117,7 +117,7 @@ class Typist:
         while self._running:
             process = self._running.pop()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
 
 
 @pytest.mark.long

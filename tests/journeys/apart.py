@@ -145,7 +145,7 @@ class Site:
         """The command line, as somebody; the admin when no token is given."""
         own = dict(os.environ) | {"MODELKEEP_URL": server.url, "MODELKEEP_TOKEN": token or self.admin_token}
         return subprocess.run(
-            [MODELKEEP, *words], env=own, capture_output=True, text=True, check=False, timeout=90
+            [MODELKEEP, *words], env=own, capture_output=True, text=True, check=False, timeout=120
         )
 
     def logs(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from modelkeep import Client
 
 MODELKEEP = str(Path(sys.executable).with_name("modelkeep"))
-STOP_S = 30.0
+STOP_S = 60.0
 """Longer than the processes themselves allow one another."""
 
 
@@ -67,7 +67,7 @@ class House:
         if given := token or self.admin_token:
             own["MODELKEEP_TOKEN"] = given
         return subprocess.run(
-            [MODELKEEP, *words], env=own, capture_output=True, text=True, check=False, timeout=60
+            [MODELKEEP, *words], env=own, capture_output=True, text=True, check=False, timeout=120
         )
 
     def close(self) -> None:

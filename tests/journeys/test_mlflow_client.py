@@ -83,7 +83,7 @@ def test_mlflows_own_credentials_are_ours(mlflow_client: MlflowClient, tmp_path:
         "wrong password": "UNAUTHENTICATED",
         "nothing": "UNAUTHENTICATED",
     }
-    assert all(took < 5 for _, took in found.values())
+    assert all(took < 30 for _, took in found.values())
 
 
 ABSENT = """
@@ -101,7 +101,7 @@ def attempt(name, work):
         answer = work()
     except mlflow.exceptions.MlflowException as refused:
         answer = refused.error_code
-    assert time.monotonic() - began < 10, name
+    assert time.monotonic() - began < 30, name
     found[name] = answer
 
 @mlflow.trace

@@ -26,14 +26,14 @@ FILES = "/api/2.0/mlflow-artifacts/artifacts/"
 JSON = "application/json"
 WRITERS = 4
 LOAD_S = (0.1, 0.6)
-"""How long the writers work before the server is killed."""
+"""How long the writers go on before the server is killed."""
 
 
 class Caller:
     """One connection to a server; no retry hides what happened."""
 
     def __init__(self, server: Server) -> None:
-        self._connection = http.client.HTTPConnection(*server.address, timeout=20)
+        self._connection = http.client.HTTPConnection(*server.address, timeout=60)
 
     def raw(self, method: str, path: str, data: bytes | None = None, *, of: str | None = None) -> bytes:
         """The body of an answer, which is no refusal; `of` is the kind of data that is sent."""
@@ -105,10 +105,12 @@ def test_a_killed_server_has_lost_nothing_that_was_logged(tmp_path: Path) -> Non
             threads = [threading.Thread(target=writer.work, args=(server,)) for writer in here]
             for thread in threads:
                 thread.start()
+            while sum(len(writer.versions) for writer in here) <= WRITERS and threads[0].is_alive():
+                time.sleep(0.001)
             time.sleep(dice.uniform(*LOAD_S))
             server.kill()
             for thread in threads:
-                thread.join(30)
+                thread.join(60)
             writers += here
             server = Server(tmp_path).ready()
         caller = Caller(server)

@@ -117,7 +117,7 @@ def scored(url: str) -> list[int] | None:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=10) as answer:
+        with opener.open(request, timeout=60) as answer:
             predictions: list[int] = json.load(answer)["predictions"]
             return predictions
     except OSError:

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.journey, pytest.mark.req("T4", "G16")]
 SETTINGS = ("env", "MODELKEEP_WEBHOOK_HTTP=true", "MODELKEEP_WEBHOOK_ALLOW=127.0.0.0/8")
 OPENED = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
 SECRET = "a word that both know"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 SCRIPT = """
 import json, sys
