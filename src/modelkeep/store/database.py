@@ -36,6 +36,7 @@ should read.
 What this file does not do: hold SQL, or decide how writes are grouped (`writer`).
 """
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -44,12 +45,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from modelkeep.core import errors
-from modelkeep.store import migrate
+from modelkeep.store import migrate, on_loop
 from modelkeep.store.addresses import choose
 from modelkeep.store.dialects import Connection, ConstraintFailed, Dialect, Lost
+from modelkeep.store.on_loop import LoopReads
 from modelkeep.store.transaction import Kept, Transaction
 from modelkeep.store.writer import Outcome, Writer
 
@@ -61,8 +63,9 @@ T = TypeVar("T")
 READERS_SQLITE = 64
 """Connections that read one SQLite file: more than there are threads, for the event loop must never wait for
 one."""
-READERS_POSTGRES = 16
-"""Sessions that read from Postgres, for each of our processes: a server takes about a hundred in all."""
+READERS_POSTGRES = 12
+"""Sessions that threads read from Postgres with, for each of our processes, beside those of `on_loop`: a
+server takes about a hundred in all."""
 READER_WAIT_S = 10.0
 """How long a read waits for a session before it is told to come back."""
 
@@ -73,16 +76,17 @@ class Database:
     """One open database. Safe to be used from many threads; `close` it, or use it as a context manager.
 
     Attributes:
-        reads_block: whether `read` waits for a network, so that an event loop has to call it in a thread.
-        False on
-            SQLite, where a short read is cheaper than the way to a thread and back; long ones belong in a
-            thread there too.
+        reads_block: whether `read` waits for a network, so that an event loop has to call it by `on_loop`,
+            or in a thread. False on SQLite, where a short read is cheaper than the way to a thread and back;
+            long ones belong in a thread there too.
         dialect: `sqlite` or `postgresql`.
     """
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._readers = _Readers(dialect)
+        self._on_loop: LoopReads | None = None
+        self._closed = False
         self._listeners: list[Callable[[int], None]] = []
         self._seen: list[str] | None = None
         self._writer = Writer(dialect, self._tell, lambda: self._seen)
@@ -139,22 +143,47 @@ class Database:
             StoreUnavailable: the database does not answer, or is closed.
             Overloaded: all sessions were busy for too long.
         """
+        readers = self._here()
         for attempt in (1, 2):
-            connection = self._readers.take()
+            connection = readers.take()
             try:
                 value = self._read_on(connection, job)
             except Lost as lost:
-                self._readers.drop(connection)
+                readers.drop(connection)
                 if attempt == 2 or not lost.again:
                     raise lost.error from lost
-                self._readers.drop_idle()  # the server was started anew: the others are dead too
+                readers.drop_idle()  # the server was started anew: the others are dead too
             except BaseException:
-                self._readers.undo(connection)
+                readers.undo(connection)
                 raise
             else:
-                self._readers.give(connection)
+                readers.give(connection)
                 return value
         raise AssertionError("the second attempt returns or raises")
+
+    def on_loop(self) -> LoopReads | None:
+        """What runs reads on the running event loop without holding it up; None where a read does not wait
+        for a network, and where the library for it is missing.
+
+        Raises:
+            StoreUnavailable: the database was closed.
+        """
+        if not (self.reads_block and on_loop.available()):
+            return None
+        loop = asyncio.get_running_loop()
+        reads = self._on_loop
+        if reads is None or reads.loop is not loop:
+            if self._closed:
+                raise errors.StoreUnavailable("The store is closed; start the server again.")
+            if reads is not None:
+                reads.close()  # one loop at a time: the former one has ended
+            self._on_loop = reads = LoopReads(self._dialect, loop)
+        return reads
+
+    def _here(self) -> "Readers":
+        """Who has sessions for the calling read."""
+        reads = self._on_loop
+        return reads if reads is not None and reads.is_here() else self._readers
 
     def _read_on(self, connection: Connection, job: Callable[[Transaction], T]) -> T:
         try:
@@ -205,7 +234,10 @@ class Database:
 
     def close(self) -> None:
         """Finish the waiting writes and close every connection. May be called again."""
+        self._closed = True
         self._writer.stop()
+        if self._on_loop is not None:
+            self._on_loop.close()
         self._readers.close()
 
     def __enter__(self) -> "Database":
@@ -215,6 +247,20 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Readers(Protocol):
+    """Who has connections that read.
+
+    `take` waits for one; it comes back by `give`, by `undo` when a job failed on it, or by `drop` when it is
+    dead. `drop_idle` closes those that nobody uses.
+    """
+
+    def take(self) -> Connection: ...
+    def give(self, connection: Connection) -> None: ...
+    def undo(self, connection: Connection) -> None: ...
+    def drop(self, connection: Connection) -> None: ...
+    def drop_idle(self) -> None: ...
 
 
 class _Readers:

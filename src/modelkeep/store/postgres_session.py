@@ -107,10 +107,12 @@ class Session:
 
     Attributes:
         waiting: whether `post` waits, too, so that each error meets the statement it is about.
+        waits: how the network is waited for where not by holding up the thread (`on_loop`).
     """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.waiting = False
+        self.waits: Callable[[bool, float], bool] | None = None
         self._connection = connection  # ends the session when it is forgotten, so it is kept
         self._line = connection.pgconn
         self._line.enter_pipeline_mode()
@@ -134,6 +136,19 @@ class Session:
     def in_transaction(self) -> bool:
         """Whether a transaction was begun, and neither ended nor left."""
         return not self._due and self._line.transaction_status in _UNDER_WAY
+
+    @property
+    def descriptor(self) -> int:
+        """The number of the socket to the server."""
+        return self._line.socket
+
+    def absorb(self) -> None:
+        """Take in what came while nobody waited: the answer to a transaction that was left, or the end.
+
+        Raises:
+            psycopg.OperationalError: the line is dead.
+        """
+        self._line.consume_input()
 
     # -------------------------------------------------------------------------------------------- statements
 
@@ -237,16 +252,17 @@ class Session:
         self._due.append(None)
         while line.flush():
             # The server may have to be listened to before it takes more.
-            self._wait(self._both_ways)
+            self._wait(self._both_ways, sending=True)
             line.consume_input()
 
-    def _wait(self, ready: "select.poll") -> None:
+    def _wait(self, ready: "select.poll", *, sending: bool = False) -> None:
         """Wait for the network; others run meanwhile, for nothing else here waits.
 
         Raises:
             psycopg.OperationalError: nothing came for too long.
         """
-        if not ready.poll(ANSWER_S * 1_000):
+        waits = self.waits
+        if not (ready.poll(ANSWER_S * 1_000) if waits is None else waits(sending, ANSWER_S)):
             raise psycopg.OperationalError(f"no answer for {ANSWER_S:g} s")
 
     def _send(self, answer: Answer, query: str, values: list[bytes | None]) -> None:

@@ -118,11 +118,17 @@ class Dispatcher:
     async def read(
         self, context: Context, method: Callable[Concatenate[Act, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """A short read: here and now where the store never waits for a network, else in the pool."""
+        """A short read: here and now where the store never waits for a network."""
         desk = self.house.desk
         if desk.database.reads_block:
-            return await self.in_pool(partial(desk.read, context, method, *args, **kwargs))
+            return await self.unhindered(partial(desk.read, context, method, *args, **kwargs))
         return desk.read(context, method, *args, **kwargs)
+
+    async def unhindered(self, work: Callable[[], T]) -> T:
+        """Run what waits for nothing but reads of the store, while the event loop goes on: on its own thread
+        where that can be, else in the pool."""
+        reads = self.house.desk.database.on_loop()
+        return await (self.in_pool(work) if reads is None else reads.run(work))
 
     async def write(
         self, context: Context, method: Callable[Concatenate[Act, P], T], *args: P.args, **kwargs: P.kwargs
@@ -359,7 +365,7 @@ class Bound:
         if known is not None:
             return known
         if self.dispatcher.house.desk.database.reads_block:
-            return await self.dispatcher.in_pool(partial(access.authenticate, text))
+            return await self.dispatcher.unhindered(partial(access.authenticate, text))
         return access.authenticate(text)
 
     def _note_refusal(self, context: Context, error: errors.NotAllowed) -> None:
