@@ -285,6 +285,7 @@ def search_runs(
     while len(found) < len(page.serials):
         serials = page.serials[len(found) : len(found) + RUNS_AT_ONCE]
         left = max(LOGGED_MAX - size, 0)
+        heads = tx.ask(_RUNS, serials=serials)
         logged = run_rows.logged_by(tx, serials, left)
         if logged is None:
             serials = _fitting(tx, serials, left, found=bool(found))
@@ -293,7 +294,7 @@ def search_runs(
             logged = run_rows.logged_by(tx, serials)
             assert logged is not None, "no run has logged so much"
         size += logged.size
-        rows = {row[0]: run_rows.RunRow(*row) for row in tx.all(_RUNS, serials=serials)}
+        rows = {row[0]: run_rows.RunRow(*row) for row in heads.all()}
         found += run_rows.load(tx, [rows[serial] for serial in serials], logged)
     return found, page.token(len(found))
 

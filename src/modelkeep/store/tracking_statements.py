@@ -139,12 +139,17 @@ def _step_terms(asked: Asked, first: int) -> tuple[FromClause, list[Term]]:
         if step.field is not None:
             terms += field_terms(view.fields[step.field], descending=step.descending)
             continue
-        keyed = view.keyed[step.kind]
-        table = keyed.table.alias(f"order_{index}")
+        table = _ordering(asked.noun, step.kind, index)
         joined = joined.outerjoin(table, _joining(asked, index, step, table))
         terms.append(Term(rank(table, step.kind), int, False))
         terms += value_terms(table, step, joined=True)
     return joined, [*terms, *_ties(asked)]
+
+
+@lru_cache(maxsize=STATEMENTS_KEPT)
+def _ordering(noun: Noun, kind: Kind, index: int) -> FromClause:
+    """The rows that are joined to a thing for the step `index` of its order."""
+    return VIEWS[noun].keyed[kind].table.alias(f"order_{index}")
 
 
 def _joining(asked: Asked, index: int, step: Step, table: FromClause) -> Condition:
@@ -161,10 +166,13 @@ def _joining(asked: Asked, index: int, step: Step, table: FromClause) -> Conditi
     return and_(table.c[keyed.owner] == view.serial, table.c.key == bindparam(f"by_{index}"))
 
 
-def _others(asked: Asked, done: Sequence[int], *, led: bool = False) -> list[Condition]:
-    """The clauses that are not answered otherwise, as conditions that lead nowhere; `led`: beside a way."""
+def _others(
+    asked: Asked, done: Sequence[int], *, led: bool = False, ordered: bool = False
+) -> list[Condition]:
+    """The clauses that are not answered otherwise, as conditions that lead nowhere; `led`: beside a way;
+    `ordered`: what the order needs is joined."""
     picks: list[Condition] = [
-        Picking(picked(asked.noun, form, index, asked.on), led=led)
+        Picking(_picked(asked, form, index, ordered=ordered), led=led)
         for index, form in enumerate(asked.forms)
         if index not in done
     ]
@@ -173,6 +181,16 @@ def _others(asked: Asked, done: Sequence[int], *, led: bool = False) -> list[Con
         mine = and_(points.c.model == logged_models.c.serial, measured_on(points, asked.on))
         picks.append(Picking(exists().where(mine).correlate_except(points)))
     return picks
+
+
+def _picked(asked: Asked, form: Form, index: int, *, ordered: bool) -> Condition:
+    """Whether a thing passes a clause; where a run's order begins with the same metric, param or tag, what
+    is joined for that is looked at, for there is one row at most."""
+    leads = ordered and asked.noun is Noun.RUNS and index in asked.first
+    if not leads or form.operator is Operator.IS_NULL:
+        return picked(asked.noun, form, index, asked.on)
+    table = _ordering(asked.noun, form.kind, 0)
+    return and_(table.c.key.is_not(None), passes(table, form, index))
 
 
 @lru_cache(maxsize=STATEMENTS_KEPT)
@@ -184,7 +202,9 @@ def gathered(asked: Asked, way_index: int | None, paged: bool) -> Built:
     if way_index is not None:
         ids = dict(_ways(asked))[way_index]
         parts = [Among(view.serial, ids), *(Picking(part, led=True) for part in parts)]
-    parts += _others(asked, () if way_index is None else (way_index,), led=way_index is not None)
+    parts += _others(
+        asked, () if way_index is None else (way_index,), led=way_index is not None, ordered=True
+    )
     if paged:
         parts.append(after(terms))
     statement = select(view.serial, *(term.column for term in terms)).select_from(joined).where(and_(*parts))
