@@ -177,3 +177,23 @@ def test_no_tables_are_needed_to_say_that_there_are_none(tmp_path: Path, modelke
     assert ran.code != 0
     assert "--log" in ran.err
     assert KEEP_ALL.of("anything") == "keep"
+
+
+def test_a_line_that_is_no_label_is_named_and_nothing_is_sent(
+    server: FakeServer, modelkeep: Run, tmp_path: Path
+) -> None:
+    """By its number in the file, empty lines counted as an editor counts them."""
+    file = tmp_path / "labels.jsonl"
+    file.write_text('{"request_id": "r1", "label": 1}\n\n{"request_id": "r2"}\n')
+    ran = modelkeep("feedback", "churn", "--input", str(file), "--gateway", server.url)
+    assert ran.code == 1
+    assert "In line 3: " in ran.err
+    assert "No label was sent." in ran.err
+
+
+def test_a_folder_without_predictions_is_named(modelkeep: Run, tmp_path: Path) -> None:
+    """Most often they are logged in another one."""
+    ran = modelkeep("predictions", "churn", "--data", str(tmp_path))
+    assert ran.code == 5
+    assert str(tmp_path) in ran.err
+    assert "--data" in ran.err

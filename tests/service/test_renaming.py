@@ -1,15 +1,16 @@
 """A model under another name: everything it has goes with it, and the past is found whole."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
 
 from modelkeep.core import errors
 from modelkeep.core.access import Effect, PrincipalKind, Role
-from modelkeep.core.catalog import RegisteredModel
+from modelkeep.core.catalog import ModelChange, RegisteredModel
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Aliased, ModelName, Numbered, Ref, Staged, parse_ref
 from modelkeep.service import references, renaming
@@ -126,6 +127,14 @@ def test_the_old_name_says_the_new_one_until_somebody_takes_it(churn: House) -> 
         assert missing.value.details["renamed"] == "leavers"
         with pytest.raises(errors.ModelNotFound, match="is called leavers now"):
             resolve(churn, Ref(model=old, selector=Numbered(1)))
+    verbs: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+        (churn.promotions.history, {"stage": None, "limit": 50}),
+        (churn.promotions.rollback, {"reason": "callers complain"}),
+        (churn.catalog.change_model, {"change": ModelChange(description="who leaves")}),
+    ]
+    for verb, said in verbs:
+        with pytest.raises(errors.ModelNotFound, match="is called leavers now"):
+            churn.desk.do(ROOT, verb, OLD, **said)
     taken = register(churn, OLD, b"another")
     assert resolve(churn, taken)[1] == 1
     history = churn.desk.read(ROOT, churn.promotions.history, OLD, stage=None, limit=50)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from modelkeep.cli.show import Screen
-    from modelkeep.core.feedback import Taken
+    from modelkeep.core.feedback import Label, Taken
 
 ROWS_SHOWN = 50
 """Rows that a person sees when no limit is said; a pipe gets all."""
@@ -160,8 +160,7 @@ def feedback(
     if (path is None) == (request_id is None) or (request_id is not None and label is None):
         raise click.UsageError("Say REQUEST_ID and LABEL, or --input FILE with many.")
     if path is not None:
-        lines = [line for line in read_text(path).splitlines() if line.strip()]
-        labels = [codec.decode_untrusted(line, Label) for line in lines]
+        labels = list(_labels(read_text(path)))
     else:
         assert request_id is not None
         assert label is not None
@@ -169,6 +168,27 @@ def feedback(
         labels = [Label(request_id=request_id, label=_value(label), row=row, at=moment)]
     taken = session.client.feedback_many(endpoint, labels, gateway=gateway, callers_token=callers_token)
     session.answer(taken, [str(taken.new + taken.changed)], lambda screen: screen.line(_told(taken)))
+
+
+def _labels(text: bytes) -> "Iterator[Label]":
+    """The labels of a file, one a line; empty lines are passed over.
+
+    Raises:
+        MalformedBody: says which line holds none. Nothing was sent then.
+    """
+    from modelkeep.core import codec, errors
+    from modelkeep.core.feedback import Label
+
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield codec.decode_untrusted(line, Label)
+        except errors.MalformedBody as problem:
+            raise errors.MalformedBody(
+                f"In line {number}: {problem.message} No label was sent.",
+                **problem.details | {"line": number},
+            ) from None
 
 
 def _value(text: str) -> Any:

@@ -196,11 +196,11 @@ def refusal(plan: DrillPlan) -> errors.ModelkeepError:
     told: dict[str, Any] = {"endpoint": plan.endpoint, "against": codec.builtins(list(plan.against))}
     match first.obstacle:
         case Obstacle.ROLLOUT:
-            return errors.RolloutActive(_sentence(first.why), **told)
+            return errors.RolloutActive(f"No drill now: {first.why}.", **told)
         case Obstacle.NOT_LOADED:
-            return errors.NoRollbackTarget(_sentence(first.why), **told)
+            return errors.NoRollbackTarget(f"No drill now: {first.why}.", **told)
         case Obstacle.NO_GATEWAY:
-            return errors.GatewayUnavailable(_sentence(first.why), **told)
+            return errors.GatewayUnavailable(f"No drill now: {first.why}.", **told)
         case _:
             pass
     when = ""
@@ -213,10 +213,6 @@ def refusal(plan: DrillPlan) -> errors.ModelkeepError:
 
 
 _ANYWAY = " Who administers the model can drill all the same: --anyway WHY."
-
-
-def _sentence(why: str) -> str:
-    return f"{why[:1].upper()}{why[1:]}."
 
 
 class Measured(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,6 +18,7 @@ from modelkeep.core import access, errors, values
 from modelkeep.core.access import Caller, Verb
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.values import SYSTEM, ModelName
+from modelkeep.store import renames
 from modelkeep.store.database import Database, Kept, Outcome, Transaction
 
 T = TypeVar("T")
@@ -130,6 +131,35 @@ def no_model(model: ModelName) -> errors.ModelNotFound:
     )
 
 
+def missing_model(act: Act, model: ModelName) -> errors.ModelNotFound:
+    """The error about a model that is not there: it says what the model is called now that had this name
+    last, to whoever may see that one."""
+    now = renames.last_given_up(act.tx, str(model))
+    if now is None or not act.may(Verb.READ, values.parse_model_name(now)):
+        return no_model(model)
+    return errors.ModelNotFound(
+        f"The model {model} is called {now} now; ask for that.", model=str(model), renamed=now
+    )
+
+
+def _led(
+    method: Callable[Concatenate[Act, P], T],
+    act: Act,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Run a method. Whichever way it found that a model is not there, the caller learns its new name."""
+    try:
+        return method(act, *args, **kwargs)
+    except errors.ModelNotFound as missing:
+        if "renamed" in missing.details or "model" not in missing.details:
+            raise
+        told = missing_model(act, values.parse_model_name(missing.details["model"]))
+        if "renamed" not in told.details:
+            raise
+        raise told from missing
+
+
 class Desk:
     """Opens acts on the store."""
 
@@ -169,7 +199,7 @@ class Desk:
         """
 
         def job(tx: Transaction) -> Any:
-            return method(Act(tx, context, self.clock()), *args, **kwargs)
+            return _led(method, Act(tx, context, self.clock()), *args, **kwargs)
 
         self.database.post(job, outcome)
 
@@ -193,6 +223,6 @@ class Desk:
         """Run a method in a read snapshot, here and now."""
 
         def job(tx: Transaction) -> T:
-            return method(Act(tx, context, self.clock()), *args, **kwargs)
+            return _led(method, Act(tx, context, self.clock()), *args, **kwargs)
 
         return self.database.read(job)

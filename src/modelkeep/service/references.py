@@ -10,11 +10,10 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from modelkeep.core import codec, errors, semver, values
-from modelkeep.core.access import Verb
 from modelkeep.core.catalog import VIRTUAL_ALIASES, ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Aliased, Content, Exact, ModelName, Numbered, Ref, Staged, Within
-from modelkeep.service.act import Act, no_model
+from modelkeep.service.act import Act, missing_model
 from modelkeep.store import catalog as store
 from modelkeep.store import models, renames
 from modelkeep.store.catalog import Moment
@@ -119,17 +118,6 @@ def row_of(act: Act, model: ModelName) -> ModelRow:
     if row is None:
         raise missing_model(act, model)
     return row
-
-
-def missing_model(act: Act, model: ModelName) -> errors.ModelNotFound:
-    """The error about a model that is not there: it says what the model is called now that had this name
-    last, to whoever may see that one."""
-    now = renames.last_given_up(act.tx, str(model))
-    if now is None or not act.may(Verb.READ, values.parse_model_name(now)):
-        return no_model(model)
-    return errors.ModelNotFound(
-        f"The model {model} is called {now} now; ask for that.", model=str(model), renamed=now
-    )
 
 
 def alias_subject(model: ModelName, alias: str) -> str:

@@ -154,7 +154,8 @@ def call(data_folder: Path, command: str, **arguments: Any) -> dict[str, Any]:
     paths = _sockets(data_folder) if data_folder.is_dir() else []
     if not paths:
         raise errors.GatewayUnavailable(
-            f"No gateway runs on {data_folder}; start one with: modelkeep gateway --data {data_folder}."
+            f"No gateway runs on {data_folder}; name the folder of one that does with --data, or start one: "
+            f"modelkeep gateway --data {data_folder}."
         )
     try:
         with _connected(paths) as connection:

@@ -259,7 +259,8 @@ def read(
     folder = endpoint_folder(data, endpoint)
     if not folder.is_dir():
         raise errors.RouteNotFound(
-            f"No predictions of {endpoint!r} are logged here; see: modelkeep endpoint create --help (--log)."
+            f"No predictions of {endpoint!r} are logged in {data}; name another gateway's folder with "
+            "--data, or have them logged: modelkeep endpoint create --help (--log)."
         )
     for stem in sorted({path.stem for path in folder.iterdir() if path.suffix in (STREAM, PARQUET)}):
         final, stream = folder / f"{stem}{PARQUET}", folder / f"{stem}{STREAM}"
