@@ -37,7 +37,7 @@ from bench.report import Row, Table
 from bench.serving_peers import Kind, Peer, Rows, answer_of
 from modelkeep.core.rollout import Plan, Step, Strategy
 from modelkeep.core.signature import Signature, check_signature
-from modelkeep.serving import control, runtimes
+from modelkeep.serving import control, runtimes, validation
 from tests.journeys.houses import House, running_house
 from tests.serving import models
 from tests.serving.control_plane import until
@@ -250,10 +250,8 @@ def own_call_us(subject: Subject) -> float:
     files = {subject.file.name: subject.file.read_bytes()}
     spec = models.spec(files, "1.0.0", signature=subject.signature)
     runtime = runtimes.load(spec, files, subject.file.parent, 1)
-    columns = {
-        name: np.array([value])
-        for name, value in zip(subject.rows.columns, subject.rows.values[0], strict=True)
-    }
+    # As the decoder makes it of a request.
+    columns = validation.Table(subject.rows.columns, np.array(subject.rows.values[:1]))
     times = []
     for _ in range(CALLS):
         began = time.perf_counter()

@@ -5,14 +5,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.ensemble import ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import (
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from modelkeep.core.errors import InvalidInput
 from modelkeep.core.signature import DataType, Field, Signature
-from modelkeep.serving.runtimes import sklearn_direct
+from modelkeep.serving.runtimes import sklearn_direct, sklearn_trees
 from modelkeep.serving.runtimes.sklearn import SklearnRuntime
 from modelkeep.serving.validation import Array, Table
 from tests.serving import models
@@ -29,6 +37,18 @@ KNOWN: dict[str, Any] = {
         ROWS, TARGET
     ),
     "extra trees": ExtraTreesRegressor(7, random_state=1).fit(ROWS, TARGET),
+    "forest of many": RandomForestClassifier(40, max_depth=6, random_state=1).fit(ROWS, CLASSES),
+    "regressors of many": RandomForestRegressor(40, max_depth=6, random_state=1).fit(ROWS, TARGET),
+    "boosted": GradientBoostingClassifier(n_estimators=20, random_state=1).fit(ROWS, TARGET > 0),
+    "boosted of three": GradientBoostingClassifier(n_estimators=9, random_state=1).fit(ROWS, CLASSES),
+    "scaled boosted": make_pipeline(
+        StandardScaler(), GradientBoostingRegressor(n_estimators=20, random_state=1)
+    ).fit(ROWS, TARGET),
+    "binned": HistGradientBoostingClassifier(max_iter=40, max_depth=5).fit(ROWS, TARGET > 0),
+    "binned of three": HistGradientBoostingClassifier(max_iter=10, max_depth=5).fit(ROWS, CLASSES),
+    "binned counts": HistGradientBoostingRegressor(loss="poisson", max_iter=40, max_depth=5).fit(
+        ROWS, np.exp(TARGET / 4)
+    ),
     "linear": LinearRegression().fit(ROWS, TARGET),
     "ridge without a mean": make_pipeline(StandardScaler(with_mean=False), Ridge()).fit(ROWS, TARGET),
 }
@@ -38,14 +58,18 @@ KNOWN: dict[str, Any] = {
 @pytest.mark.parametrize("name", KNOWN)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_what_is_known_answers_as_the_library_does_to_the_last_bit(name: str, dtype: str) -> None:
-    """One row, a few and many, in both precisions; and no row is changed by being asked about."""
+    """One row, a few and many, in both precisions; and no row is changed by being asked about. Boosted trees
+    leave many to the library, which does little around each of them."""
     model = KNOWN[name]
     direct = sklearn_direct.direct(model)
     assert direct is not None
-    for count in (1, 3, 120):
+    for count in (1, 3, sklearn_trees.FEW, 120):
         rows = ROWS[:count].astype(dtype)
         kept = rows.copy()
         taken = direct.taken(rows)
+        if count > sklearn_trees.FEW and ("boosted" in name or "binned" in name):
+            assert taken is None
+            continue
         assert taken is not None
         wanted = np.asarray(model.predict(rows))
         assert direct.predict(taken).dtype == wanted.dtype
@@ -65,6 +89,58 @@ def test_numbers_that_the_library_has_to_judge_are_left_to_it(odd: float) -> Non
     assert direct.taken(rows) is None
     assert direct.taken(np.zeros((1, 4), dtype="float16")) is None
     assert direct.taken(np.full((1, 4), -(2**63))) is None
+
+
+def test_a_row_that_is_on_every_threshold_goes_the_way_that_the_library_takes() -> None:
+    """What is equal is not above; in every tree, for one row and for a few."""
+    model = KNOWN["binned"]
+    (trees, direct) = (sklearn_trees.some_of(model, 40), sklearn_direct.direct(model))
+    assert direct is not None
+    rows = ROWS[:30].copy()
+    for number, tree in enumerate(trees[:30]):
+        rows[number, tree.feature[tree.inner]] = tree.threshold[tree.inner]
+    assert np.array_equal(direct.predict_proba(rows), model.predict_proba(rows))
+    for row in rows:
+        assert np.array_equal(direct.predict_proba(row[np.newaxis]), model.predict_proba(row[np.newaxis]))
+
+
+def test_a_quick_way_that_answers_otherwise_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a forest the other way is left, tree by tree; of boosted trees there is no other, so the library
+    answers."""
+    real = sklearn_trees.Trees.worth
+    monkeypatch.setattr(
+        sklearn_trees.Trees, "worth", lambda self, rows: np.nextafter(real(self, rows), np.inf)
+    )
+    forest = KNOWN["forest of many"]
+    direct = sklearn_direct.direct(forest)
+    assert direct is not None
+    assert np.array_equal(direct.predict_proba(ROWS[:3]), forest.predict_proba(ROWS[:3]))
+    assert sklearn_direct.direct(KNOWN["boosted"]) is None
+    assert sklearn_direct.direct(KNOWN["binned"]) is None
+
+
+def test_trees_that_are_too_deep_too_many_or_of_categories_are_not_laid_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A few deep trees are quicker one by one; large ones do not stand in memory twice; and a split of
+    categories compares nothing."""
+    assert sklearn_trees.of_forest(KNOWN["forest"].estimators_) is None
+    many = KNOWN["forest of many"].estimators_
+    assert sklearn_trees.of_forest(many) is not None
+    monkeypatch.setattr(sklearn_trees, "NODES_MAX", 10)
+    assert sklearn_trees.of_forest(many) is None
+    kinds = np.column_stack([np.arange(120) % 5, ROWS])
+    split = HistGradientBoostingRegressor(categorical_features=[0]).fit(kinds, kinds[:, 0] % 2)
+    assert sklearn_direct.direct(split) is None
+
+
+def test_a_score_of_nothing_is_whose_the_library_says() -> None:
+    """Linear models and histograms give it to the first class, exact boosting to the second."""
+    for from_zero, chosen in ((False, "no"), (True, "yes")):
+        direct = sklearn_direct.Direct(
+            (), lambda rows: np.zeros(len(rows)), np.array(["no", "yes"]), None, from_zero=from_zero
+        )
+        assert direct.predict(ROWS[:2]).tolist() == [chosen, chosen]
 
 
 class Doubled(LogisticRegression):

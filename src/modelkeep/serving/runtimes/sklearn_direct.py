@@ -2,7 +2,8 @@
 
 A forest hands each of its trees to a pool, and every step of a pipeline looks through its input anew: for one
 row that is milliseconds around microseconds. Here are the same operations in the same order, on a matrix of
-numbers that was looked through once: forests, linear models, and pipelines of these behind a scaler. Whether
+numbers that was looked through once: forests, boosted trees, linear models, and pipelines of these behind a
+scaler. Whether
 they give what the library gives for the same rows in the form in which it would get them, to the last bit, is
 tried out when a model is loaded; where they do not, or where an estimator is not known here, there is
 nothing, and the library is asked as ever. So another release that computes in another way costs speed, and
@@ -10,11 +11,13 @@ never an answer.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from modelkeep.serving.runtimes import sklearn_trees
+from modelkeep.serving.runtimes.sklearn_trees import FEW, added
 from modelkeep.serving.validation import Array
 
 Step = Callable[[Array], Array]
@@ -29,17 +32,37 @@ TRIED_ROWS = 256
 """On how many made-up rows the two ways are compared."""
 TREES_TRIED, NODES_TRIED = 8, 500
 """Whose thresholds rows are made close to: enough for most of the 256 rows to meet one."""
+BESIDE = 0.75
+"""Of those rows, how many are close to a threshold; the others are on it."""
 _SEED = 20_260_101
 _WHOLE_NUMBERS = np.dtype("int64")
 
 
 class Direct:
-    """A fitted estimator as plain arithmetic on matrices. `link` makes a linear score a probability; without
-    it scores are probabilities, or values."""
+    """A fitted estimator as plain arithmetic on matrices.
 
-    def __init__(self, steps: Sequence[Step], scores: Step, classes: Array | None, link: Step | None) -> None:
+    `link` makes a linear score a probability; without it scores are probabilities, or values. `few`: another
+    way to scores, for few rows; where there is no way for more, `scores` is None and the library gets those.
+    `by_row`: what lies where in memory, and beside what, is nothing to it, for nothing is added up over a
+    row's columns. `from_zero`: a score of nothing at all is the second class's.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        scores: Step | None,
+        classes: Array | None,
+        link: Step | None,
+        *,
+        few: Step | None = None,
+        by_row: bool = False,
+        from_zero: bool = False,
+    ) -> None:
         self._steps = steps
         self._scores = scores
+        self._few = few
+        self._by_row = by_row
+        self._from_zero = from_zero
         self._classes = classes
         self._link = link
         self._orders: dict[tuple[int, np.dtype[Any]], Order] = {}
@@ -54,7 +77,7 @@ class Direct:
             form: which of those that were tried the library would get.
         """
         order = self._orders.get((form, _type(matrix)))
-        if order is None:
+        if order is None or (self._scores is None and len(matrix) > FEW):
             return None
         matrix = _laid(matrix, order)
         return matrix if bool(np.abs(matrix).max() <= LARGEST) else None
@@ -63,8 +86,13 @@ class Direct:
         """Hold it against the estimator, in every form and with every type. Returns whether there are numbers
         that may go this way."""
         rows = _made_up(model)
+        if self._scores is not None and self._few is not None and not self._few_as_many(rows, self._scores):
+            self._few = None
         asked = ("predict", "predict_proba") if hasattr(model, "predict_proba") else ("predict",)
         for number, form in enumerate(forms):
+            if self._by_row and number:  # the same numbers, lying otherwise
+                self._orders |= {(number, kind): order for (_, kind), order in self._orders.items()}
+                continue
             names = asked
             for matrix in (rows, rows.astype(np.float32), np.rint(rows).astype(np.int64)):
                 lies_by_column = np.asarray(form(matrix)).flags.f_contiguous
@@ -81,17 +109,38 @@ class Direct:
     def _agrees(self, model: Any, asked: Sequence[str], rows: Array, form: Form, order: Order) -> bool:
         """Whether both ways answer rows alike, all at once and one by itself. One row's class is not asked
         for where its probabilities are: they have told whether its scores are the same."""
-        for matrix, names in ((rows, asked), (rows[:1], asked[-1:])):
+        for matrix, names in ((rows, asked), (rows[:1], () if self._by_row else asked[-1:])):
             ours, theirs = _laid(matrix, order), form(matrix)
             for name in names:
-                mine, other = getattr(self, name)(ours), np.asarray(getattr(model, name)(theirs))
+                mine, other = self._asked(name, ours), np.asarray(getattr(model, name)(theirs))
                 if mine.dtype != other.dtype or not np.array_equal(mine, other):
                     return False
+        return True
+
+    def _asked(self, name: str, matrix: Array) -> Array:
+        """What it answers, a few rows at a time where it takes no more."""
+        ask: Step = getattr(self, name)
+        if self._scores is not None:
+            return ask(matrix)
+        return np.concatenate([ask(part) for part in _parts(matrix)])
+
+    def _few_as_many(self, rows: Array, scores: Step) -> bool:
+        """Whether the way for few rows gives to the last bit what the way for many gives."""
+        assert self._few is not None
+        for matrix in (rows, rows.astype(np.float32)):
+            for step in self._steps:
+                matrix = step(matrix)
+            wanted = scores(matrix)
+            if not np.array_equal(np.concatenate([self._few(part) for part in _parts(matrix)]), wanted):
+                return False
         return True
 
     def _scored(self, matrix: Array) -> Array:
         for step in self._steps:
             matrix = step(matrix)
+        if self._few is not None and (len(matrix) <= FEW or self._scores is None):
+            return self._few(matrix)
+        assert self._scores is not None
         return self._scores(matrix)
 
     def predict(self, matrix: Array) -> Array:
@@ -99,7 +148,10 @@ class Direct:
         scores = self._scored(matrix)
         if self._classes is None:
             return scores
-        chosen = (scores > 0).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
+        if scores.ndim == 1:
+            chosen = (scores >= 0 if self._from_zero else scores > 0).astype(np.int64)
+        else:
+            chosen = scores.argmax(axis=1)
         return self._classes.take(chosen, axis=0)
 
     def predict_proba(self, matrix: Array) -> Array:
@@ -142,7 +194,7 @@ def _assembled(model: Any) -> Direct | None:
             if step is None:
                 return None
             steps.append(step)
-    return _forest(steps, model) or _linear(steps, model)
+    return _forest(steps, model) or _linear(steps, model) or _boosted(steps, model)
 
 
 def _transforming(one: Any) -> Step | None:
@@ -184,7 +236,54 @@ def _forest(steps: Sequence[Step], model: Any) -> Direct | None:
         total /= count
         return total if classifies else total[:, 0]
 
-    return Direct(steps, scored, model.classes_ if classifies else None, None)
+    at_once = sklearn_trees.of_forest(model.estimators_)
+
+    def few(matrix: Array) -> Array:
+        assert at_once is not None
+        total = added(at_once.worth(matrix.astype(np.float32).astype(np.float64)))
+        total /= count
+        return total if classifies else total[:, 0]
+
+    classes = model.classes_ if classifies else None
+    return Direct(steps, scored, classes, None, few=few if at_once is not None else None, by_row=True)
+
+
+def _boosted(steps: Sequence[Step], model: Any) -> Direct | None:
+    """Gradient boosting. For more than a few rows the library's own way costs little around each."""
+    from sklearn import ensemble
+
+    exact = type(model) in (ensemble.GradientBoostingClassifier, ensemble.GradientBoostingRegressor)
+    binned = type(model) in (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
+    if exact:
+        stages, width = model.estimators_, model.estimators_.shape[1]
+        at_once = sklearn_trees.of_forest(list(stages.ravel()))
+        rate, first = model.learning_rate, model._raw_predict_init(np.zeros((1, model.n_features_in_)))
+    elif binned and model._preprocessor is None:
+        stages, width = model._predictors, model.n_trees_per_iteration_
+        at_once = sklearn_trees.of_predictors([one for stage in stages for one in stage])
+        rate, first = 1.0, model._baseline_prediction.reshape(1, -1)
+    else:
+        return None
+    if at_once is None:
+        return None
+    trees = at_once
+    trees.value *= rate
+    classifies, loss = hasattr(model, "classes_"), model._loss
+
+    def few(matrix: Array) -> Array:
+        if exact:
+            matrix = matrix.astype(np.float32)
+        worth = trees.worth(np.ascontiguousarray(matrix, dtype=np.float64))
+        by_stage = worth.reshape(len(stages), width, -1).transpose(0, 2, 1)  # [stages, rows, values]
+        start = np.broadcast_to(first, (1, *by_stage.shape[1:]))
+        scores = added(np.concatenate([start, by_stage]))
+        if classifies:
+            return scores[:, 0] if width == 1 else scores
+        return np.asarray(scores[:, 0] if exact else loss.link.inverse(scores[:, 0]))
+
+    classes = model.classes_ if classifies else None
+    link = loss.link.inverse if classifies else None
+    return Direct(steps, None, classes, link, few=few, by_row=True, from_zero=exact)
 
 
 def _linear(steps: Sequence[Step], model: Any) -> Direct | None:
@@ -218,6 +317,13 @@ def _laid(matrix: Array, order: Order) -> Array:
     return np.asarray(matrix, dtype=dtype, order=order)
 
 
+def _parts(matrix: Array) -> Iterator[Array]:
+    """A row by itself, for one goes a way of its own, and then a few at a time."""
+    yield matrix[:1]
+    for start in range(1, len(matrix), FEW):
+        yield matrix[start : start + FEW]
+
+
 def _made_up(model: Any) -> Array:
     """Rows of all magnitudes, near what the model was fitted on where it says so."""
     random = np.random.default_rng(_SEED)
@@ -227,10 +333,9 @@ def _made_up(model: Any) -> Array:
     mean, scale = getattr(first, "mean_", None), getattr(first, "scale_", None)
     if mean is not None and scale is not None:
         rows[::2] = mean + scale * random.normal(size=rows[::2].shape)
-    for estimator in getattr(first, "estimators_", [])[:TREES_TRIED]:
-        tree = estimator.tree_
-        inner = tree.feature >= 0
-        nodes = zip(tree.feature[inner][:NODES_TRIED], tree.threshold[inner][:NODES_TRIED], strict=True)
-        for feature, threshold in nodes:
-            rows[random.integers(0, TRIED_ROWS), feature] = threshold * (1 + random.normal() * 1e-3)
+    for tree in sklearn_trees.some_of(first, TREES_TRIED):
+        inner = tree.inner[:NODES_TRIED]
+        for feature, threshold in zip(tree.feature[inner], tree.threshold[inner], strict=True):
+            beside = random.normal() * 1e-3 * (random.random() < BESIDE)
+            rows[random.integers(0, TRIED_ROWS), feature] = threshold * (1 + beside)
     return rows
