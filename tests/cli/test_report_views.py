@@ -12,7 +12,8 @@ from msgspec import structs
 from modelkeep.cli import report_views
 from modelkeep.cli.report_commands import moment_of
 from modelkeep.core import codec, errors
-from modelkeep.core.delivery import Asked, DeliveryReport, LastDrill, report, share, times
+from modelkeep.core.delivery import DeliveryReport, report, share, times
+from modelkeep.core.deployments import Asked, LastDrill
 from modelkeep.core.drill import Drill, DrillPlan, Hindrance, Measured, Obstacle
 from modelkeep.serving import control
 from tests.cli.test_views import _drawn

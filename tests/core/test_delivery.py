@@ -11,18 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelkeep.core.delivery import (
-    BEGINNINGS,
-    KINDS,
-    Asked,
-    DeliveryReport,
-    Outcome,
-    named,
-    report,
-    share,
-    times,
-    wanted,
-)
+from modelkeep.core.delivery import DeliveryReport, report, share, times
+from modelkeep.core.deployments import BEGINNINGS, KINDS, Asked, Outcome, named, wanted
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.values import Actor
 

@@ -1,15 +1,15 @@
 """Deployment figures of what a caller may see, from the events.
 
-What counts as what is decided in `core.delivery`. Here the events are found, and those of models that the
-caller may not read are left out.
+What counts as what is decided in `core.deployments` and `core.delivery`. Here the events are found, and those
+of models that the caller may not read are left out.
 """
 
 from datetime import datetime, timedelta
 
-from modelkeep.core import delivery as core
-from modelkeep.core import errors, values
+from modelkeep.core import delivery, deployments, errors, values
 from modelkeep.core.access import Verb
-from modelkeep.core.delivery import Asked, DeliveryReport, Named
+from modelkeep.core.delivery import DeliveryReport
+from modelkeep.core.deployments import Asked, Named
 from modelkeep.core.events import Event, EventKind
 from modelkeep.core.values import ModelName
 from modelkeep.service import stages
@@ -56,7 +56,7 @@ def report(
         catalog_store.get_model(act.tx, model)
     found = _events(act, since, until, model, asked)
     shown = {name for name in {one.model for one in found} if _is_asked(act, name, model, project)}
-    return core.report(
+    return delivery.report(
         [one for one in found if one.model in shown],
         since=since,
         until=until,
@@ -90,18 +90,18 @@ def _events(act: Act, since: datetime, until: datetime, model: ModelName | None,
     """All events that the figures need, in order and each once, under the present names of their models."""
     after, last = act.tx.events.as_of(since), act.tx.events.as_of(until)
     names = [span.name for span in renames.spans(act.tx, str(model))] if model is not None else None
-    inside = store.within(act.tx, core.READ_WHOLE, after, last, names)
+    inside = store.within(act.tx, deployments.READ_WHOLE, after, last, names)
     _check(inside)
     renamed = store.within(act.tx, (EventKind.MODEL_RENAMED,), 0, renames.FAR)
-    wanted = core.wanted(core.named([*renamed, *inside]), asked)
+    wanted = deployments.wanted(deployments.named([*renamed, *inside]), asked)
     subjects = list(wanted.endpoints)
     for name, reference in wanted.references:
         own = renames.spans(act.tx, name) if renamed else ()
         subjects += {f"{known}{reference}" for known in (name, *(span.name for span in own))}
-    before = store.of_subjects(act.tx, subjects, core.BEGINNINGS, last)
+    before = store.of_subjects(act.tx, subjects, deployments.BEGINNINGS, last)
     _check(before)
     every: dict[int, Event] = {event.sequence: event for event in (*renamed, *before, *inside)}
-    return core.named([every[sequence] for sequence in sorted(every)])
+    return deployments.named([every[sequence] for sequence in sorted(every)])
 
 
 def _check(found: list[Event]) -> None:

@@ -1,6 +1,6 @@
 """The events that deployment figures are made of, found by kind, by model or by subject, each by an index.
 
-What they mean is `core.delivery`'s part; who may see them is the service's.
+What they mean is `core.deployments`' part; who may see them is the service's.
 """
 
 from collections.abc import Iterable, Sequence
