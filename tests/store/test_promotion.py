@@ -25,7 +25,7 @@ from modelkeep.core.promotion import (
     Vote,
 )
 from modelkeep.core.values import SYSTEM, Actor, Digest, ModelName
-from modelkeep.store import catalog, models
+from modelkeep.store import catalog, models, policies, requests
 from modelkeep.store import promotion as store
 from modelkeep.store.database import ConstraintFailed, Database, Transaction
 from modelkeep.store.events import FAR
@@ -207,26 +207,26 @@ def test_a_request_comes_back_with_its_reviews_in_order(filled: Database) -> Non
     """Dismissals are seen, what changed is stored, and the open one for a move is found."""
 
     def job(tx: Transaction) -> None:
-        store.add_request(tx, ID, request())
+        requests.add_request(tx, ID, request())
         for place, said in enumerate((review("bob"), review("bob", Vote.COMMENT), review("cat")), 1):
-            store.add_review(tx, "req_1", place, said)
-        store.dismiss_review(tx, "req_1", 1, "the evidence changed")
+            requests.add_review(tx, "req_1", place, said)
+        requests.dismiss_review(tx, "req_1", 1, "the evidence changed")
 
     filled.write(job).result()
-    found = filled.read(lambda tx: store.get_request(tx, "req_1"))
+    found = filled.read(lambda tx: requests.get_request(tx, "req_1"))
     assert found is not None
     assert [(r.by.name, r.vote, r.dismissed) for r in found.reviews] == [
         ("bob", Vote.APPROVE, "the evidence changed"),
         ("bob", Vote.COMMENT, None),
         ("cat", Vote.APPROVE, None),
     ]
-    assert filled.read(lambda tx: store.open_request(tx, ID, 1, "production")) == found
-    assert filled.read(lambda tx: store.open_request(tx, ID, 1, "staging")) is None
+    assert filled.read(lambda tx: requests.open_request(tx, ID, 1, "production")) == found
+    assert filled.read(lambda tx: requests.open_request(tx, ID, 1, "staging")) is None
     closed = request(state=RequestState.REJECTED, closed_at=NOW, reviews=found.reviews)
-    filled.write(lambda tx: store.save_request(tx, closed)).result()
-    assert filled.read(lambda tx: store.get_request(tx, "req_1")) == closed
-    assert filled.read(lambda tx: store.open_request(tx, ID, 1, "production")) is None
-    assert filled.read(lambda tx: store.get_request(tx, "req_2")) is None
+    filled.write(lambda tx: requests.save_request(tx, closed)).result()
+    assert filled.read(lambda tx: requests.get_request(tx, "req_1")) == closed
+    assert filled.read(lambda tx: requests.open_request(tx, ID, 1, "production")) is None
+    assert filled.read(lambda tx: requests.get_request(tx, "req_2")) is None
 
 
 @pytest.mark.req("G2")
@@ -234,15 +234,15 @@ def test_the_schema_lets_one_vote_of_a_person_stand(filled: Database) -> None:
     """A second vote needs the first to be dismissed; comments are free."""
 
     def job(tx: Transaction) -> None:
-        store.add_request(tx, ID, request())
-        store.add_review(tx, "req_1", 1, review("bob"))
-        store.add_review(tx, "req_1", 2, review("bob", Vote.COMMENT))
+        requests.add_request(tx, ID, request())
+        requests.add_review(tx, "req_1", 1, review("bob"))
+        requests.add_review(tx, "req_1", 2, review("bob", Vote.COMMENT))
 
     filled.write(job).result()
     with pytest.raises(ConstraintFailed):
-        filled.write(lambda tx: store.add_review(tx, "req_1", 3, review("bob", Vote.REJECT))).result()
-    filled.write(lambda tx: store.dismiss_review(tx, "req_1", 1, "bob voted again")).result()
-    filled.write(lambda tx: store.add_review(tx, "req_1", 3, review("bob", Vote.REJECT))).result()
+        filled.write(lambda tx: requests.add_review(tx, "req_1", 3, review("bob", Vote.REJECT))).result()
+    filled.write(lambda tx: requests.dismiss_review(tx, "req_1", 1, "bob voted again")).result()
+    filled.write(lambda tx: requests.add_review(tx, "req_1", 3, review("bob", Vote.REJECT))).result()
 
 
 @pytest.mark.req("G2")
@@ -251,30 +251,30 @@ def test_requests_are_listed_the_latest_first_and_found_when_due(filled: Databas
 
     def job(tx: Transaction) -> None:
         for number in (1, 2, 3):
-            store.add_request(tx, ID, request(number))
-        store.save_request(tx, request(2, state=RequestState.WITHDRAWN, closed_at=NOW))
+            requests.add_request(tx, ID, request(number))
+        requests.save_request(tx, request(2, state=RequestState.WITHDRAWN, closed_at=NOW))
 
     filled.write(job).result()
 
     def listed(before: str = "~", limit: int = 9, **more: Any) -> list[str]:
-        found = filled.read(lambda tx: store.list_requests(tx, before, limit, visible=EVERYTHING, **more))
+        found = filled.read(lambda tx: requests.list_requests(tx, before, limit, visible=EVERYTHING, **more))
         return [one.id for one in found]
 
     assert listed() == ["req_3", "req_2", "req_1"]
     assert listed("req_3", 1) == ["req_2"]
     assert listed(state=RequestState.OPEN, model_id=ID) == ["req_3", "req_1"]
     assert listed(model_id="mod_other") == []
-    due = filled.read(lambda tx: store.due_requests(tx, NOW + timedelta(days=3), 9))
+    due = filled.read(lambda tx: requests.due_requests(tx, NOW + timedelta(days=3), 9))
     assert [one.id for one in due] == ["req_1", "req_3"]
-    assert filled.read(lambda tx: store.due_requests(tx, NOW, 9)) == []
+    assert filled.read(lambda tx: requests.due_requests(tx, NOW, 9)) == []
 
 
 @pytest.mark.req("G3")
 def test_the_newest_policy_of_each_scope_holds(filled: Database) -> None:
     """Versions are kept beside each other; a version is written once."""
 
-    def stored(scope: str, version: int, policy: Any) -> store.StoredPolicy:
-        return store.StoredPolicy(
+    def stored(scope: str, version: int, policy: Any) -> policies.StoredPolicy:
+        return policies.StoredPolicy(
             scope=scope,
             version=version,
             digest=policy_digest(policy),
@@ -284,13 +284,13 @@ def test_the_newest_policy_of_each_scope_holds(filled: Database) -> None:
         )
 
     rows = [stored("", 1, ALONE), stored("default/churn", 1, ALONE), stored("default/churn", 2, TEAM)]
-    filled.write(lambda tx: [store.add_policy(tx, row) for row in rows]).result()
-    scopes = [store.scope_key(scope) for scope in (CHURN, "default", None)]
+    filled.write(lambda tx: [policies.add_policy(tx, row) for row in rows]).result()
+    scopes = [policies.scope_key(scope) for scope in (CHURN, "default", None)]
     assert scopes == ["default/churn", "default", ""]
-    found = filled.read(lambda tx: store.latest_policies(tx, scopes))
+    found = filled.read(lambda tx: policies.latest_policies(tx, scopes))
     assert found == {"": rows[0], "default/churn": rows[2]}
     with pytest.raises(ConstraintFailed):
-        filled.write(lambda tx: store.add_policy(tx, rows[2])).result()
+        filled.write(lambda tx: policies.add_policy(tx, rows[2])).result()
 
 
 @pytest.mark.req("G7", "G9")
@@ -305,8 +305,8 @@ def test_hot_questions_use_an_index(sqlite_database: Database) -> None:
         store._IN_STAGE_AT: {"model_id": ID, "stage": "production", "sequence": 3, "limit": 2},
         store._STAYS_IN: {"model_id": ID, "stage": "production", "before": 9, "limit": 9},
         store._RUNNING: {"model_id": ID, "number": 1},
-        store._OPEN_REQUEST: {"model_id": ID, "number": 1, "stage": "production"},
-        store._DUE: {"now": "2026", "limit": 9},
+        requests._OPEN_REQUEST: {"model_id": ID, "number": 1, "stage": "production"},
+        requests._DUE: {"now": "2026", "limit": 9},
         store._WAS_IN: {"model_id": ID, "stage": "production", "number": 1},
     }
     for statement, binds in asked.items():

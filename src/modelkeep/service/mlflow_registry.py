@@ -205,8 +205,9 @@ def transition(
             field="archive_existing_versions",
         )
     done: Promotion | None = None
+    bringing = standing.ask_rollout(act.tx, version.id)
     if version.stage != to:
-        place = stages.place_in(act, row, version, to)
+        place = promotions.place_in(act, row, version, to)
         try:
             done = promotions.promote_from(act, place, _reason(place, asked), files_verified=files_verified)
         except Kept as kept:
@@ -215,6 +216,8 @@ def transition(
     shared = not row.stages.stage(to).exclusive
     if asked.archive_others and shared and (done is None or done.kind is PromotionKind.MOVED):
         _archive_others(act, row, version, to, asked)
+    if done is not None and done.kind is PromotionKind.MOVED:
+        return Seen(version=done.version, beside=Beside(act.now, bringing()))  # no more than this changed
     [after] = seen(act, [done.version if done is not None else version])
     if done is not None and done.rollout is not None:
         return Seen(version=after.version, beside=after.beside._replace(rollout=done.rollout))

@@ -21,7 +21,7 @@ from modelkeep.service.act import Act
 from modelkeep.store import catalog as store
 from modelkeep.store import models
 from modelkeep.store.models import ModelRow
-from modelkeep.store.promotion import StoredPolicy
+from modelkeep.store.policies import StoredPolicy
 
 SAME_SHOWN = 5
 """Versions with the same identity that a registration points out."""

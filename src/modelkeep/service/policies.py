@@ -16,7 +16,7 @@ from modelkeep.core.policy import Policy
 from modelkeep.core.values import ModelName
 from modelkeep.service.act import Act, Context, Desk
 from modelkeep.store import catalog as catalog_store
-from modelkeep.store import promotion as store
+from modelkeep.store import policies as store
 from modelkeep.store.transaction import Transaction
 
 Scope = ModelName | str | None

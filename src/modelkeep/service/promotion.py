@@ -46,7 +46,7 @@ from modelkeep.service import stages
 from modelkeep.service.act import Act, Context, Desk
 from modelkeep.service.contenders import admit
 from modelkeep.service.gates import report
-from modelkeep.service.policies import Policies, refuse_weaker
+from modelkeep.service.policies import Policies, nearest, refuse_weaker
 from modelkeep.service.references import present
 from modelkeep.service.refusals import awaiting, denied
 from modelkeep.service.requests import Case, RequestPage, Requests
@@ -54,7 +54,9 @@ from modelkeep.service.rollbacks import Resolver, Rollbacks, RolloutStarter
 from modelkeep.service.stages import Because, Place
 from modelkeep.store import models as models_store
 from modelkeep.store import promotion as store
+from modelkeep.store import requests as request_store
 from modelkeep.store.models import ModelRow
+from modelkeep.store.rollout import endpoint_following
 
 __all__ = [
     "GateReport",
@@ -102,8 +104,8 @@ class Promotions:
         """
         version = self._catalog.resolve(act, present(ref))
         model = models_store.get_row(act.tx, version.model)
-        place = stages.place_in(act, model, version, to)
-        found = store.open_request(act.tx, model.id, version.number, to)
+        place = self.place_in(act, model, version, to)
+        found = request_store.open_request(act.tx, model.id, version.number, to)
         if found is not None and promotion.state_at(found, act.now) is not RequestState.OPEN:
             found = None
         case = self._weigh(act, place, found, files_verified)
@@ -163,7 +165,7 @@ class Promotions:
             act.authorise(Verb.OPERATE, version.model)
         if plan is not None:
             check_plan(plan)
-        place = stages.place_in(act, models_store.get_row(act.tx, version.model), version, to)
+        place = self.place_in(act, models_store.get_row(act.tx, version.model), version, to)
         return self.promote_from(
             act,
             place,
@@ -175,6 +177,15 @@ class Promotions:
             files_verified=files_verified,
             others_verified=others_verified,
         )
+
+    def place_in(self, act: Act, model: ModelRow, version: ModelVersion, to: str) -> Place:
+        """`stages.place_in` for a version that is to be promoted: what else that asks is asked along with
+        it. Raises as that."""
+        act.tx.expect(request_store.open_request, model.id, version.number, to)
+        act.tx.expect(nearest, version.model)
+        if self._rollouts is not None:
+            act.tx.expect(endpoint_following, version.model, to)
+        return stages.place_in(act, model, version, to)
 
     def promote_from(
         self,

@@ -31,7 +31,7 @@ from modelkeep.service.policies import Policies
 from modelkeep.service.stages import Place, place_in
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
-from modelkeep.store import promotion as store
+from modelkeep.store import requests as store
 from modelkeep.store.models import ModelRow
 from modelkeep.store.visibility import Visible, visible_to
 

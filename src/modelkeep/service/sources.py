@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from modelkeep.core import environment_lock, errors, from_run, mlmodel, registration, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import Registration
-from modelkeep.core.catalog import DraftSpec, FileEntry, ModelVersion
+from modelkeep.core.catalog import DraftSpec, FileEntry, Manifest, ModelVersion, manifest_digest
 from modelkeep.core.from_run import Origins
 from modelkeep.core.prompts import PROMPT_FILE, PROMPT_TEXT, is_prompt
 from modelkeep.core.provenance import Provenance
@@ -39,12 +39,14 @@ from modelkeep.core.tracking import LoggedModelStatus
 from modelkeep.core.values import Digest, ModelName, Numbered, Ref
 from modelkeep.ports import BlobStore
 from modelkeep.service import artifacts as places
-from modelkeep.service import at_hand, labels, numbering, references, run_logging
+from modelkeep.service import at_hand, labels, numbering, policies, references, run_logging
 from modelkeep.service.act import Act, Context, Desk, no_model
 from modelkeep.service.artifacts import Artifacts
 from modelkeep.service.at_hand import NotAtHand
 from modelkeep.service.catalog import Catalog
 from modelkeep.service.registration import write_version
+from modelkeep.store import artifacts as artifact_store
+from modelkeep.store import catalog as catalog_store
 from modelkeep.store import damage, logged_models, models, runs, search
 from modelkeep.store.artifacts import OwnerKind
 from modelkeep.store.logged_models import LoggedModelRow
@@ -75,11 +77,20 @@ class VersionRequest(Struct, frozen=True, kw_only=True):
     create_model: bool = False
 
 
+class Folder(NamedTuple):
+    """Where files are kept: whose they are, and the path that they are at or under."""
+
+    kind: OwnerKind
+    serial: int
+    path: str
+
+
 class Located(NamedTuple):
     """What an address leads to: the files, the run and logged model that they are of, or the version."""
 
     place: SourcePlace
     files: tuple[FileEntry, ...]
+    folder: Folder | None = None
     run: RunRow | None = None
     logged: LoggedModelRow | None = None
     version: ModelVersion | None = None
@@ -95,10 +106,16 @@ class Located(NamedTuple):
 
 
 class PreparedVersion(Struct, frozen=True, kw_only=True):
-    """What was read for a request outside of its act: `documents` by path, and which contents are stored."""
+    """What was read for a request outside of its act: `documents` by path, and which contents are stored.
+
+    `model_id` and `located` say what was found then, by which the act asks for all of it at once; it goes by
+    what it finds.
+    """
 
     request: VersionRequest
     files: tuple[FileEntry, ...]
+    model_id: str | None = None
+    located: Located | None = None
     documents: dict[str, bytes]
     stored: frozenset[Digest]
 
@@ -128,7 +145,7 @@ class Sources:
         """
         if is_prompt(request.tags):
             return self._prepare_prompt(desk, context, request, waiting=waiting)
-        located = desk.read(context, self._found, request)
+        model_id, located = desk.read(context, self._found, request)
         files = located.files
         told = _documents(files) if located.version is None else ()
         if waiting:
@@ -138,7 +155,14 @@ class Sources:
             found = at_hand.contents(self._blobs, files)
             documents = {file.path: found[file.digest] for file in told}
             stored = frozenset(found)
-        return PreparedVersion(request=request, files=files, documents=documents, stored=stored)
+        return PreparedVersion(
+            request=request,
+            files=files,
+            model_id=model_id,
+            located=located,
+            documents=documents,
+            stored=stored,
+        )
 
     def _prepare_prompt(
         self, desk: Desk, context: Context, request: VersionRequest, *, waiting: bool
@@ -158,8 +182,9 @@ class Sources:
             Invalid (its leaves), LimitExceeded: something cannot be kept.
         """
         request = prepared.request
-        row = _admitted(act, request)
         damaged = damage.ask_damaged(act.tx, {file.digest for file in prepared.files})
+        _expect(act, prepared)
+        row = _admitted(act, request)
         files: tuple[FileEntry, ...]
         notes: tuple[str, ...] = ()
         if is_prompt(request.tags):
@@ -199,10 +224,13 @@ class Sources:
 
     # --------------------------------------------------------------------------------------------- admission
 
-    def _found(self, act: Act, request: VersionRequest) -> Located:
-        """The files behind a request of somebody who may register them. Raises as `prepare`."""
-        _admitted(act, request)
-        return self._sought(act, request)
+    def _found(self, act: Act, request: VersionRequest) -> tuple[str | None, Located]:
+        """The model's id, and the files behind a request of somebody who may register them. Raises as
+        `prepare`."""
+        if request.run_id and request.run_id.isalnum():  # what cannot be an id is refused in better words
+            act.tx.expect(runs.find, request.run_id)
+        row = _admitted(act, request)
+        return row.id if row is not None else None, self._sought(act, request)
 
     def _sought(self, act: Act, request: VersionRequest) -> Located:
         place = parse_source(request.source, project=request.model.project, host=request.host)
@@ -278,7 +306,7 @@ class Sources:
             if logged is None:
                 raise _no_files(address(place)) from None
             return self._of_logged_model(act, LoggedModelPlace(model_id=logged), logged, "")
-        return Located(place, files, run=run)
+        return Located(place, files, Folder(OwnerKind.RUN, run.serial, path), run=run)
 
     def _logged_as(self, act: Act, run: RunRow, name: str) -> str | None:
         """The id of the logged model that a run made under a name: where it made several, the one of the last
@@ -306,7 +334,9 @@ class Sources:
         except errors.ArtifactNotFound:
             raise _no_files(address(place)) from None
         made_by = run if run is not None and run.project == row.project else None
-        return Located(place, files, run=made_by, logged=row)
+        return Located(
+            place, files, Folder(OwnerKind.LOGGED_MODEL, row.serial, path), run=made_by, logged=row
+        )
 
     def _version(self, act: Act, ref: Ref) -> ModelVersion:
         version = references.resolve(act, references.present(ref))
@@ -342,6 +372,26 @@ _READ = {mlmodel.MLMODEL: mlmodel.MLMODEL_MAX_BYTES} | dict.fromkeys(
 def _documents(files: Sequence[FileEntry]) -> list[FileEntry]:
     """The files that say what the model is, those of a size that is read."""
     return [file for file in files if file.size_bytes <= _READ.get(file.path, -1)]
+
+
+def _expect(act: Act, prepared: PreparedVersion) -> None:
+    """Have everything asked at once that was found when the version was prepared."""
+    tx, model, located = act.tx, prepared.request.model, prepared.located
+    tx.expect(models.find_model, model)
+    tx.expect(policies.nearest, model)
+    if prepared.model_id is not None:
+        model_id = prepared.model_id
+        manifest = Manifest(files=prepared.files)
+        tx.expect(lambda tx: catalog_store.find_twin(tx, model_id, manifest_digest(manifest)))
+    if located is None or located.folder is None:
+        return
+    tx.expect(artifact_store.at_or_under, *located.folder, values.FILES_MAX + 1)
+    if located.run is not None:
+        tx.expect(runs.find, located.run.run_id)
+        tx.expect(runs.load, [located.run])
+    if located.logged is not None:
+        tx.expect(logged_models.find, located.logged.model_id)
+        tx.expect(logged_models.load, [located.logged])
 
 
 def _admitted(act: Act, request: VersionRequest) -> ModelRow | None:

@@ -23,6 +23,7 @@ from modelkeep.service.act import Act
 from modelkeep.store import catalog as catalog_store
 from modelkeep.store import models as models_store
 from modelkeep.store import promotion as store
+from modelkeep.store import requests as request_store
 from modelkeep.store import rollout as rollout_store
 from modelkeep.store import versions as versions_store
 from modelkeep.store.database import ConstraintFailed
@@ -283,5 +284,5 @@ def whatwas(act: Act, model: ModelRow, ref: Ref, at: datetime) -> WhatWas:
         event=event,
         gates=decided.gates if own else (),
         approved_by=decided.approved_by if own else (),
-        request=store.get_request(act.tx, decided.request) if own and decided.request else None,
+        request=request_store.get_request(act.tx, decided.request) if own and decided.request else None,
     )

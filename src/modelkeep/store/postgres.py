@@ -73,6 +73,7 @@ class Postgres:
         }
         if writing:
             options["synchronous_commit"] = "on"
+            options["plan_cache_mode"] = "force_generic_plan"  # they go by keys: planning costs more
         try:
             connection = psycopg.connect(
                 self.url,

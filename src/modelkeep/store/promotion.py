@@ -1,41 +1,33 @@
-"""Rows of stages, stays, requests, approvals and policies.
+"""Rows of stages and stays: where versions stand, and where they stood.
 
 `occupancy` (where each version stands) and `stage_intervals` (who stood where, from when to when) are
 projections of the event log: `project` writes them from an event in the transaction that appends it, and
 `rebuild` makes them anew from all events. Besides, only `catalog` writes them, when it removes a version.
 
-What may move is decided by `core.promotion`; this file decides nothing.
+What may move is decided by `core.promotion`; this file decides nothing. Requests to move something are in
+`requests`, and policies in `policies`.
 """
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from msgspec import Struct, structs
 from sqlalchemy import BigInteger, bindparam, case, cast, delete, func, select, update
 
 from modelkeep.core import codec, promotion
 from modelkeep.core.catalog import StageGraph
 from modelkeep.core.events import Event, EventKind
-from modelkeep.core.policy import Policy
-from modelkeep.core.promotion import Approval, Interval, MoveCause, PromotionRequest, RequestState
-from modelkeep.core.values import PAGE_MAX, Digest, ModelName
+from modelkeep.core.promotion import Interval, MoveCause
+from modelkeep.core.values import PAGE_MAX, ModelName
 from modelkeep.store.schema import (
-    approvals,
     models,
     occupancy,
-    policies,
-    requests,
     stage_intervals,
     versions,
 )
 from modelkeep.store.statements import Row, insert, json_text, one_of
 from modelkeep.store.transaction import Transaction
-from modelkeep.store.visibility import Visible, condition
-
-# ------------------------------------------------------------------------------------------ stages and stays
 
 _OCCUPANT = (
     select(occupancy.c.number, versions.c.semver)
@@ -209,7 +201,7 @@ def project(tx: Transaction, model_id: str, graph: StageGraph, event: Event) -> 
     tx.put(_END_STAY, which=model_id, numbers=moved, at=_at(event.at), sequence=event.sequence)
     tx.put(_LEAVE, model_id=model_id, numbers=moved)
     tx.put_many(_OPEN_STAY, [stay_row(model_id, stay) for stay in kept])
-    tx.many(_ENTER, [place_row(model_id, graph, stay) for stay in kept])
+    tx.put_many(_ENTER, [place_row(model_id, graph, stay) for stay in kept])
     return begun[0].interval
 
 
@@ -341,241 +333,4 @@ def _interval(row: Row) -> Interval:
         request=row[10],
         rollout=row[11],
         approved_by=codec.decode(row[12], tuple[str, ...]),
-    )
-
-
-# ---------------------------------------------------------------------------------- requests and their votes
-
-_ADD_REQUEST = insert(requests)
-_SAVE_REQUEST = (
-    update(requests)
-    .where(requests.c.id == bindparam("which"))
-    .values(state=bindparam("now"), document=bindparam("text"), closed_at=bindparam("closed"))
-)
-_GET_REQUEST = select(requests.c.document).where(requests.c.id == bindparam("id"))
-_OPEN_REQUEST = (
-    select(requests.c.document)
-    .where(
-        requests.c.model_id == bindparam("model_id"),
-        requests.c.state == RequestState.OPEN.value,
-        requests.c.number == bindparam("number"),
-        requests.c.stage == bindparam("stage"),
-    )
-    .limit(1)
-)
-_DUE = (
-    select(requests.c.document)
-    .where(requests.c.state == RequestState.OPEN.value, requests.c.expires_at <= bindparam("now"))
-    .order_by(requests.c.expires_at)
-    .limit(bindparam("limit"))
-)
-_REQUESTS = (
-    select(requests.c.document)
-    .where(requests.c.id < bindparam("before"))
-    .order_by(requests.c.id.desc())
-    .limit(bindparam("limit"))
-)
-_ADD_REVIEW = insert(approvals)
-_DISMISS = (
-    update(approvals)
-    .where(approvals.c.request_id == bindparam("which"), approvals.c.position == bindparam("place"))
-    .values(dismissed=bindparam("why"))
-)
-_REVIEWS = (
-    select(approvals.c.request_id, approvals.c.document, approvals.c.dismissed)
-    .where(one_of(approvals.c.request_id, "ids"))
-    .order_by(approvals.c.request_id, approvals.c.position)
-)
-
-
-def add_request(tx: Transaction, model_id: str, request: PromotionRequest) -> None:
-    """Store a new request, which has no reviews yet."""
-    tx.put(
-        _ADD_REQUEST,
-        id=request.id,
-        model_id=model_id,
-        number=request.number,
-        stage=request.to,
-        state=request.state.value,
-        document=_document(request),
-        created_by=request.requested_by.name,
-        created_at=_at(request.created_at),
-        expires_at=_at(request.expires_at),
-        closed_at=None,
-    )
-
-
-def save_request(tx: Transaction, request: PromotionRequest) -> None:
-    """Store what changed in a request; its reviews have rows of their own."""
-    tx.put(
-        _SAVE_REQUEST,
-        which=request.id,
-        now=request.state.value,
-        text=_document(request),
-        closed=_at(request.closed_at) if request.closed_at is not None else None,
-    )
-
-
-def get_request(tx: Transaction, request_id: str) -> PromotionRequest | None:
-    """One request with its reviews."""
-    row = tx.one(_GET_REQUEST, id=request_id)
-    return _requests(tx, [row])[0] if row else None
-
-
-def open_request(tx: Transaction, model_id: str, number: int, stage: str) -> PromotionRequest | None:
-    """The open request to move a version to a stage."""
-    row = tx.one(_OPEN_REQUEST, model_id=model_id, number=number, stage=stage)
-    return _requests(tx, [row])[0] if row else None
-
-
-def due_requests(tx: Transaction, now: datetime, limit: int) -> list[PromotionRequest]:
-    """Open requests whose time is over, the longest over first."""
-    return _requests(tx, tx.all(_DUE, now=_at(now), limit=limit))
-
-
-def list_requests(
-    tx: Transaction,
-    before: str,
-    limit: int,
-    *,
-    visible: Visible,
-    model_id: str | None = None,
-    state: RequestState | None = None,
-) -> list[PromotionRequest]:
-    """Requests, the latest first, before an id; those of models that are not visible are left out."""
-    query = _REQUESTS
-    binds: dict[str, Any] = {}
-    if model_id is not None:
-        query = query.where(requests.c.model_id == bindparam("model_id"))
-        binds["model_id"] = model_id
-    if state is not None:
-        query = query.where(requests.c.state == bindparam("state"))
-        binds["state"] = state.value
-    if not visible.everything:
-        inside, more = condition(visible)
-        query = query.join(models, models.c.id == requests.c.model_id).where(inside)
-        binds |= more
-    return _requests(tx, tx.all(query, before=before, limit=limit, **binds))
-
-
-def add_review(tx: Transaction, request_id: str, position: int, review: Approval) -> None:
-    """Store a vote or comment.
-
-    Raises:
-        ConstraintFailed: the person has another vote that still counts; dismiss it first.
-    """
-    tx.put(
-        _ADD_REVIEW,
-        request_id=request_id,
-        position=position,
-        principal=review.by.name,
-        vote=review.vote.value,
-        at=_at(review.at),
-        dismissed=review.dismissed,
-        document=json_text(review),
-    )
-
-
-def dismiss_review(tx: Transaction, request_id: str, position: int, why: str) -> None:
-    """Make a vote count no more."""
-    tx.put(_DISMISS, which=request_id, place=position, why=why)
-
-
-def _document(request: PromotionRequest) -> str:
-    return json_text(structs.replace(request, reviews=()))
-
-
-def _requests(tx: Transaction, rows: list[Row]) -> list[PromotionRequest]:
-    """Requests with their reviews in the order they came."""
-    found = [codec.decode(row[0], PromotionRequest) for row in rows]
-    if not found:
-        return []
-    reviews: dict[str, list[Approval]] = {request.id: [] for request in found}
-    for request_id, document, dismissed in tx.all(_REVIEWS, ids=list(reviews)):
-        review = codec.decode(document, Approval)
-        reviews[request_id].append(structs.replace(review, dismissed=dismissed))
-    return [structs.replace(request, reviews=tuple(reviews[request.id])) for request in found]
-
-
-# -------------------------------------------------------------------------------------------------- policies
-
-
-class StoredPolicy(Struct, frozen=True, kw_only=True):
-    """One version of the policy of a scope; the scope is '' for all, a project, or `project/model`."""
-
-    scope: str
-    version: int
-    digest: Digest
-    policy: Policy
-    created_at: datetime
-    created_by: str
-
-
-POLICIES_KEPT = 64
-"""Policies that are kept as they were read."""
-
-_newer = policies.alias("newer")
-_POLICIES = select(
-    policies.c.scope,
-    policies.c.version,
-    policies.c.digest,
-    policies.c.document,
-    policies.c.created_at,
-    policies.c.created_by,
-).where(
-    one_of(policies.c.scope, "scopes"),
-    policies.c.version
-    == select(func.max(_newer.c.version)).where(_newer.c.scope == policies.c.scope).scalar_subquery(),
-)
-_ADD_POLICY = insert(policies)
-
-
-def scope_key(scope: ModelName | str | None) -> str:
-    """How a scope is written in the table."""
-    match scope:
-        case None:
-            return ""
-        case str():
-            return scope
-        case _:
-            return f"{scope.project}/{scope.name}"
-
-
-def latest_policies(tx: Transaction, scopes: list[str]) -> dict[str, StoredPolicy]:
-    """The policy that holds for each of these scopes now, where one was set."""
-    return ask_policies(tx, scopes)()
-
-
-def ask_policies(tx: Transaction, scopes: list[str]) -> Callable[[], dict[str, StoredPolicy]]:
-    """`latest_policies`, asked ahead."""
-    asked = tx.ask(_POLICIES, scopes=scopes)
-    return lambda: {
-        row[0]: StoredPolicy(
-            scope=row[0],
-            version=row[1],
-            digest=row[2],
-            policy=_policy(row[3]),
-            created_at=codec.parse_time(row[4]),
-            created_by=row[5],
-        )
-        for row in asked.all()
-    }
-
-
-@lru_cache(maxsize=POLICIES_KEPT)
-def _policy(document: str) -> Policy:
-    """A stored policy; few are in force at a time, and nobody changes one."""
-    return codec.decode(document, Policy)
-
-
-def add_policy(tx: Transaction, stored: StoredPolicy) -> None:
-    """Store a new version of the policy of a scope."""
-    tx.put(
-        _ADD_POLICY,
-        scope=stored.scope,
-        version=stored.version,
-        digest=stored.digest,
-        document=json_text(stored.policy),
-        created_at=_at(stored.created_at),
-        created_by=stored.created_by,
     )

@@ -18,7 +18,7 @@ from modelkeep.core import codec
 from modelkeep.core.values import ModelName
 from modelkeep.store import renames
 from modelkeep.store.models import folded
-from modelkeep.store.promotion import scope_key
+from modelkeep.store.policies import scope_key
 from modelkeep.store.schema import drafts, endpoints, grants, models, policies, requests, rollouts
 from modelkeep.store.statements import json_text
 from modelkeep.store.tracking_tables import logged_model_versions

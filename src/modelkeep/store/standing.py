@@ -8,7 +8,7 @@ alone. A line has no document in it; whole versions are `catalog`'s part, and wh
 the service's. All of it is read, for one or for a page of them in the same few statements.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -409,14 +409,23 @@ _NUMBERS_IN = (
 
 def beside(tx: Transaction, ids: Sequence[str]) -> dict[str, Beside]:
     """What stands beside these versions, by their ids: one statement."""
+    return _beside(tx.all(_BESIDE, ids=ids)) if ids else {}
+
+
+def _beside(rows: Iterable[Row]) -> dict[str, Beside]:
     found: dict[str, Beside] = {}
-    rows: list[Row] = tx.all(_BESIDE, ids=ids) if ids else []
     for version_id, number, updated_at, document in rows:
         rollout = codec.decode(document, Rollout) if document is not None else None
         moving = rollout.id if rollout is not None and number in rollout.numbers else None
         if moving is not None or version_id not in found:
             found[version_id] = Beside(codec.parse_time(updated_at), moving)
     return found
+
+
+def ask_rollout(tx: Transaction, version_id: str) -> Callable[[], str | None]:
+    """Asked ahead: the id of the unfinished rollout that brings a version traffic."""
+    asked = tx.ask(_BESIDE, ids=[version_id])
+    return lambda: next((found.rollout for found in _beside(asked.all()).values()), None)
 
 
 def numbers_in(tx: Transaction, model_id: str, stage: str, limit: int) -> list[int]:

@@ -4,12 +4,18 @@ Beginning, committing and trying again belong to `database` (reads) and `writer`
 them.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec
 
 from modelkeep.store.dialects import Connection, Cursor, Dialect, Lost
 from modelkeep.store.events import Events, Head
 from modelkeep.store.statements import Prepared, Row, Statement
+
+P = ParamSpec("P")
+
+
+class _Foreseen(Exception):
+    """Ends a function that was called for its first statement alone."""
 
 
 class Kept(Exception):
@@ -47,7 +53,7 @@ class Transaction:
         events: the event log: `append` in writes, the reading methods in both.
     """
 
-    __slots__ = ("_connection", "_dialect", "_refused", "_seen", "events")
+    __slots__ = ("_connection", "_dialect", "_expected", "_expecting", "_refused", "_seen", "events")
 
     def __init__(
         self, dialect: Dialect, connection: Connection, *, writing: bool, seen: list[str] | None = None
@@ -56,6 +62,8 @@ class Transaction:
         self._connection = connection
         self._seen = seen
         self._refused: Exception | None = None
+        self._expecting = False
+        self._expected: dict[str, tuple[Sequence[Any], Cursor]] = {}
         self.events = Events(self, writing=writing)
 
     def all(self, statement: Statement, /, **params: Any) -> list[Row]:
@@ -69,7 +77,7 @@ class Transaction:
         """
         text, places = self._bound(statement, params)
         try:
-            return self._connection.execute(text, places).fetchall()
+            return (self._foreseen(text, places) or self._connection.execute(text, places)).fetchall()
         except self._dialect.failures as problem:
             raise self._meaning(problem) from problem
 
@@ -81,6 +89,7 @@ class Transaction:
     def run(self, statement: Statement, /, **params: Any) -> int:
         """Run a statement and give the number of rows that it changed. Raises as `all` does."""
         text, places = self._bound(statement, params)
+        self._expected.clear()
         try:
             return self._connection.execute(text, places).rowcount
         except self._dialect.failures as problem:
@@ -94,6 +103,7 @@ class Transaction:
         again, each statement waited for, so that it is raised here then.
         """
         text, places = self._bound(statement, params)
+        self._expected.clear()
         try:
             self._connection.post(text, places)
         except self._dialect.failures as problem:
@@ -104,9 +114,43 @@ class Transaction:
         somebody waits for. Raises as `put` does."""
         text, places = self._bound(statement, params)
         try:
-            return Asked(self, self._connection.ask(text, places))
+            return Asked(self, self._foreseen(text, places) or self._connection.ask(text, places))
         except self._dialect.failures as problem:
             raise self._meaning(problem) from problem
+
+    def expect(
+        self, read: Callable[Concatenate["Transaction", P], Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Have the first statement that a function will ask go with the next one that somebody waits for:
+        whoever calls the function later, with the same arguments, finds it answered.
+
+        It is for functions of the store that begin with a statement, and only a hint: what is changed
+        before the function is called has it ask anew, and where an exchange costs nothing it is not done.
+        """
+        if not self._dialect.reads_block:
+            return
+        self._expecting = True
+        seen, self._seen = self._seen, None  # it is seen when it is called for
+        try:
+            read(self, *args, **kwargs)
+        except _Foreseen:
+            return
+        finally:
+            self._expecting, self._seen = False, seen
+
+    def _foreseen(self, text: str, places: Sequence[Any]) -> Cursor | None:
+        """The answer to a statement that was expected.
+
+        Raises:
+            _Foreseen: it is to be expected now.
+        """
+        if self._expecting:
+            self._expected[text] = places, self._connection.ask(text, places)
+            raise _Foreseen
+        if not self._expected:
+            return None
+        known, answer = self._expected.pop(text, (None, None))
+        return answer if known == places else None
 
     def answered(self, cursor: Cursor) -> list[Row]:
         """The rows of a statement that was asked ahead. Raises as `all` does."""
@@ -153,6 +197,7 @@ class Transaction:
         """`put_many` of a plain insert, with a list for each bind instead of a mapping for each row: a
         hundred rows need no hundred mappings. All lists have one length. Raises as `put` does."""
         self.check_whole()
+        self._expected.clear()
         prepared = self._dialect.statements.prepare(statement)
         places = prepared.bind_columns(columns)
         count = len(places[0])
@@ -189,6 +234,7 @@ class Transaction:
         self, statement: Statement, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[Prepared, list[Sequence[Any]]]:
         self.check_whole()
+        self._expected.clear()
         prepared = self._dialect.statements.prepare(statement)
         places = prepared.bind_all(rows)
         if self._seen is not None:
@@ -205,6 +251,7 @@ class Transaction:
         """The job was rolled back to where the chain ended at `mark`; the next one begins without its
         fault."""
         self._refused = None
+        self._expected.clear()
         self.events.back_to(mark)
 
     def check_whole(self) -> None:
