@@ -335,7 +335,7 @@ def _make_run(moving: Moving, item: RunItem) -> Made:
 def _add_points(moving: Moving, item: HistoryItem) -> str:
     act = moving.act
     ours = moving.ours(Kind.RUN, item.id)
-    row = run_log.open_log(act.tx, ours)
+    row = run_log.open_log(act.tx, ours, (run_log.Logs.METRICS,))
     if row is None:
         raise run_logging.no_run(ours)
     points = [tracking.check_metric(_of_model(item, point)) for point in _read_points(item)]

@@ -13,7 +13,7 @@ from modelkeep.core.tracking import RUN_KEYS_MAX, RUN_NAME_TAG, LifecycleStage, 
 from modelkeep.core.values import printable, quoted
 from modelkeep.service.act import Act
 from modelkeep.store import logged_models, run_log, runs
-from modelkeep.store.run_log import LogRow
+from modelkeep.store.run_log import LogRow, Logs
 
 VALUE_SHOWN = 60
 """Characters of a value that an error repeats."""
@@ -59,14 +59,14 @@ def deleted(what: str) -> errors.InvalidState:
     return errors.InvalidState(f"{what[:1].upper()}{what[1:]} is deleted; restore it first.", subject=what)
 
 
-def open_log(act: Act, run_id: str) -> LogRow:
-    """The run that something is to be logged to.
+def open_log(act: Act, run_id: str, *kinds: Logs) -> LogRow:
+    """The run that something is to be logged to, and how many keys of these kinds it has.
 
     Raises:
         RunNotFound: it is not there or not to be seen. NotAllowed: the caller may not track in its project.
         InvalidState: it is deleted.
     """
-    row = run_log.open_log(act.tx, run_id)
+    row = run_log.open_log(act.tx, run_id, kinds)
     if row is None or not act.may(Verb.READ, row.project):
         raise no_run(run_id)
     act.authorise(Verb.TRACK, row.project)
@@ -82,7 +82,7 @@ def log_metrics(act: Act, run: LogRow, points: Sequence[Metric]) -> None:
         LimitExceeded: the run would have too many metrics.
         LoggedModelNotFound: a point is of a model that is not in the run's project.
     """
-    _make_room(act, "metrics", run, run.metrics, {point.key for point in points})
+    _make_room(act, Logs.METRICS, run, {point.key for point in points})
     run_log.add_metrics(act.tx, run, points)
     named = {point.model_id for point in points if point.model_id is not None}
     if not named:
@@ -103,7 +103,7 @@ def log_params(act: Act, run_id: str, run: LogRow, params: Sequence[Tag]) -> Non
     known = run_log.get_params(act.tx, run.serial, [param.key for param in params])
     refuse_other_values(f"run {run_id}", known, params)
     new = [param for param in params if param.key not in known]
-    _make_room(act, "params", run, run.params, {param.key for param in new})
+    _make_room(act, Logs.PARAMS, run, {param.key for param in new})
     run_log.add_params(act.tx, run, new)
 
 
@@ -135,7 +135,7 @@ def set_tags(act: Act, run_id: str, run: LogRow, tags: Sequence[Tag]) -> None:
     tags = [tag for tag in tags if tag.value or tag.key != RUN_NAME_TAG]
     if not tags:
         return
-    _make_room(act, "tags", run, run.tags, {tag.key for tag in tags})
+    _make_room(act, Logs.TAGS, run, {tag.key for tag in tags})
     run_log.put_tags(act.tx, run.serial, run.experiment_id, tags)
     name = next((tag.value for tag in reversed(tags) if tag.key == RUN_NAME_TAG), "")
     if name and name != run.name:
@@ -158,15 +158,16 @@ def end_digest(act: Act, serial: int, run: Run) -> dict[str, Any]:
     }
 
 
-def _make_room(act: Act, what: str, run: LogRow, known: int, keys: Collection[str]) -> None:
+def _make_room(act: Act, kind: Logs, run: LogRow, keys: Collection[str]) -> None:
+    known = run.keys_of(kind)
     if known + len(keys) <= RUN_KEYS_MAX:
         return
-    new = set(keys) - run_log.known_keys(act.tx, what, run.serial, keys)
+    new = set(keys) - run_log.known_keys(act.tx, kind, run.serial, keys)
     if known + len(new) > RUN_KEYS_MAX:
         raise errors.LimitExceeded(
-            f"The run has {known:,} {what} and may have {RUN_KEYS_MAX:,}; log further ones to another run "
+            f"The run has {known:,} {kind} and may have {RUN_KEYS_MAX:,}; log further ones to another run "
             "or as an artifact.",
-            field=what,
+            field=kind.value,
         )
 
 

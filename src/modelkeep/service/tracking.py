@@ -38,6 +38,7 @@ from modelkeep.service.act import Act
 from modelkeep.service.run_logging import now_ms
 from modelkeep.store import experiments, run_log, runs
 from modelkeep.store.experiments import ExperimentRow
+from modelkeep.store.run_log import Logs
 from modelkeep.store.runs import RunRow
 
 HISTORY_TAG = "mlflow.log-model.history"
@@ -285,7 +286,7 @@ class Tracking:
             LoggedModelNotFound: it is of a logged model that is not there.
         """
         tracking.check_metric(metric)
-        run_logging.log_metrics(act, run_logging.open_log(act, run_id), (metric,))
+        run_logging.log_metrics(act, run_logging.open_log(act, run_id, Logs.METRICS), (metric,))
 
     def log_param(self, act: Act, run_id: str, param: Tag) -> None:
         """Log a param, once: the same value again is fine, another is refused.
@@ -294,7 +295,7 @@ class Tracking:
             RunNotFound, NotAllowed, InvalidState, InvalidParameter, LimitExceeded: as elsewhere.
         """
         param = tracking.check_param(param)
-        run_logging.log_params(act, run_id, run_logging.open_log(act, run_id), (param,))
+        run_logging.log_params(act, run_id, run_logging.open_log(act, run_id, Logs.PARAMS), (param,))
 
     def set_tag(self, act: Act, run_id: str, tag: Tag) -> None:
         """Set a tag; that of the run's name renames the run.
@@ -303,7 +304,7 @@ class Tracking:
             RunNotFound, NotAllowed, InvalidState, InvalidParameter, LimitExceeded: as elsewhere.
         """
         tag = tracking.check_run_tag(tag)
-        run_logging.set_tags(act, run_id, run_logging.open_log(act, run_id), (tag,))
+        run_logging.set_tags(act, run_id, run_logging.open_log(act, run_id, Logs.TAGS), (tag,))
 
     def delete_tag(self, act: Act, run_id: str, key: str) -> None:
         """Remove a tag; the run's name stays.
@@ -324,7 +325,8 @@ class Tracking:
             LoggedModelNotFound: a point is of a logged model that is not there.
         """
         points, checked_params, checked_tags = tracking.check_batch(metrics, params, tags)
-        run = run_logging.open_log(act, run_id)
+        given = zip(Logs, (points, checked_params, checked_tags), strict=True)
+        run = run_logging.open_log(act, run_id, *(kind for kind, some in given if some))
         if checked_params:
             run_logging.log_params(act, run_id, run, checked_params)
         if points:

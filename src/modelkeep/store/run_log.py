@@ -6,14 +6,27 @@ there already is not written again. Reading a run whole is `runs`' part; here on
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Table, bindparam, delete, func, literal_column, select, tuple_, type_coerce
+from sqlalchemy import (
+    BigInteger,
+    Table,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    null,
+    select,
+    tuple_,
+    type_coerce,
+)
 
 from modelkeep.core.tracking import CONTEXT_TAG, DatasetInput, Metric, ModelOutput, Tag, latest
 from modelkeep.store.models import texts
 from modelkeep.store.runs import NAN
-from modelkeep.store.statements import Row, insert, json_text, one_of
+from modelkeep.store.statements import Row, Statement, insert, json_text, one_of
 from modelkeep.store.tracking_tables import (
     datasets,
     experiments,
@@ -28,17 +41,33 @@ from modelkeep.store.tracking_tables import (
 from modelkeep.store.transaction import Transaction
 
 
+class Logs(StrEnum):
+    """What a run has keys of."""
+
+    METRICS = "metrics"
+    PARAMS = "params"
+    TAGS = "tags"
+
+
 class LogRow(NamedTuple):
-    """The run that something is logged to: where it is, and how many keys of each kind it has."""
+    """The run that something is logged to: where it is, and how many keys it has of the kinds that were asked
+    for."""
 
     serial: int
     experiment_id: int
     name: str
     deleted: int
     project: str
-    metrics: int = 0
-    params: int = 0
-    tags: int = 0
+    metrics: int | None = None
+    params: int | None = None
+    tags: int | None = None
+
+    def keys_of(self, kind: Logs) -> int:
+        """How many keys of a kind it has, which were counted."""
+        counts = {Logs.METRICS: self.metrics, Logs.PARAMS: self.params, Logs.TAGS: self.tags}
+        count = counts[kind]
+        assert count is not None, "nobody asked for them"
+        return count
 
 
 def _keys_of(table: Table) -> Any:
@@ -46,20 +75,27 @@ def _keys_of(table: Table) -> Any:
     return counted.correlate(runs).scalar_subquery()
 
 
-_OPEN = (
-    select(
-        runs.c.serial,
-        runs.c.experiment_id,
-        runs.c.name,
-        runs.c.deleted,
-        experiments.c.project,
-        _keys_of(run_metrics),
-        _keys_of(run_params),
-        _keys_of(run_tags),
+_TABLES = {Logs.METRICS: run_metrics, Logs.PARAMS: run_params, Logs.TAGS: run_tags}
+
+
+@cache
+def _open(kinds: frozenset[Logs]) -> Statement:
+    """Statement: a run by its id, with its numbers of keys of these kinds."""
+    counts = (_keys_of(table) if kind in kinds else null() for kind, table in _TABLES.items())
+    return (
+        select(
+            runs.c.serial,
+            runs.c.experiment_id,
+            runs.c.name,
+            runs.c.deleted,
+            experiments.c.project,
+            *counts,
+        )
+        .join(experiments, experiments.c.id == runs.c.experiment_id)
+        .where(runs.c.run_id == bindparam("run_id"))
     )
-    .join(experiments, experiments.c.id == runs.c.experiment_id)
-    .where(runs.c.run_id == bindparam("run_id"))
-)
+
+
 _ADD_POINT = insert(metric_points).on_conflict_do_nothing()
 _NEW = insert(run_metrics).excluded
 _NEWEST = insert(run_metrics).on_conflict_do_update(
@@ -69,8 +105,8 @@ _NEWEST = insert(run_metrics).on_conflict_do_update(
     > tuple_(run_metrics.c.step, run_metrics.c.timestamp, run_metrics.c.value),
 )
 _KNOWN = {
-    what: select(table.c.key).where(table.c.run == bindparam("run"), one_of(table.c.key, "keys"))
-    for what, table in (("metrics", run_metrics), ("params", run_params), ("tags", run_tags))
+    kind: select(table.c.key).where(table.c.run == bindparam("run"), one_of(table.c.key, "keys"))
+    for kind, table in _TABLES.items()
 }
 _PARAMS = select(run_params.c.key, run_params.c.value).where(
     run_params.c.run == bindparam("run"), one_of(run_params.c.key, "keys")
@@ -129,15 +165,16 @@ _ADD_MODEL = insert(run_models).on_conflict_do_update(
 )
 
 
-def open_log(tx: Transaction, run_id: str) -> LogRow | None:
-    """The run that something is to be logged to, deleted or not."""
-    row = tx.one(_OPEN, run_id=run_id)
+def open_log(tx: Transaction, run_id: str, kinds: Iterable[Logs] = ()) -> LogRow | None:
+    """The run that something is logged to, deleted or not, with how many keys of these kinds it has: to
+    count costs as much as there are, so ask for what is needed."""
+    row = tx.one(_open(frozenset(kinds)), run_id=run_id)
     return LogRow(*row) if row else None
 
 
-def known_keys(tx: Transaction, what: str, serial: int, keys: Iterable[str]) -> set[str]:
-    """Which of these keys of metrics, params or tags (`what`) the run has already."""
-    return {row[0] for row in tx.all(_KNOWN[what], run=serial, keys=list(keys))}
+def known_keys(tx: Transaction, kind: Logs, serial: int, keys: Iterable[str]) -> set[str]:
+    """Which of these keys of one kind the run has already."""
+    return {row[0] for row in tx.all(_KNOWN[kind], run=serial, keys=list(keys))}
 
 
 # ---------------------------------------------------------------------------------------------------- metrics
