@@ -11,7 +11,7 @@ from typing import assert_never
 
 from msgspec import structs
 
-from modelkeep.core import codec, errors, policy, promotion, values
+from modelkeep.core import errors, policy, promotion, values
 from modelkeep.core.access import Verb
 from modelkeep.core.answers import (
     GateReport,
@@ -24,7 +24,6 @@ from modelkeep.core.answers import (
     WhatWas,
 )
 from modelkeep.core.catalog import ModelVersion, RegisteredModel, StageGraph
-from modelkeep.core.events import EventKind
 from modelkeep.core.plan import Plan, check_plan
 from modelkeep.core.policy import Policy
 from modelkeep.core.promotion import (
@@ -36,16 +35,15 @@ from modelkeep.core.promotion import (
     PromotionRequest,
     Refused,
     RequestState,
-    StageMove,
     Vote,
 )
 from modelkeep.core.rollout import Endpoint
-from modelkeep.core.routing import OTHERS_MAX
 from modelkeep.core.values import Actor, ModelName, Ref
 from modelkeep.service import stages
 from modelkeep.service.act import Act, Context, Desk
 from modelkeep.service.contenders import admit
 from modelkeep.service.gates import report
+from modelkeep.service.grants import grant_of, record_grant
 from modelkeep.service.policies import Policies, nearest, refuse_weaker
 from modelkeep.service.references import present
 from modelkeep.service.refusals import awaiting, denied
@@ -354,24 +352,7 @@ class Promotions:
         because: Because,
         asked: PromotionRequest | None,
     ) -> None:
-        """Record by which gates and approvals a version has its share of a rollout; close its request."""
-        version = case.version
-        act.record(
-            EventKind.PROMOTION_GRANTED,
-            _grant_subject(rollout),
-            model=version.model,
-            number=version.number,
-            reason=because.reason,
-            semver=version.semver,
-            digest=version.digest,
-            to=case.to,
-            endpoint=endpoint.name,
-            rollout=rollout,
-            request=because.request,
-            gates=because.gates,
-            approved_by=because.approved_by,
-            policy=because.policy,
-        )
+        record_grant(act, case, endpoint, rollout, because)
         if asked is not None:
             # A request is used up by the decision it led to: what a rollout shows is new evidence.
             self._requests.close(act, asked, RequestState.PROMOTED, f"the rollout {rollout} was started")
@@ -424,7 +405,7 @@ class Promotions:
             running = store.running_stay(act.tx, model.id, version.number)
             if running is not None:
                 return running
-        granted = _grant_of(act, rollout, version.number)
+        granted = grant_of(act, rollout, version.number)
         because = Because(
             cause=cause,
             reason=reason,
@@ -598,19 +579,3 @@ class Promotions:
     def set_policy(self, act: Act, scope: str | None, document: bytes | Policy) -> PolicyRecord:
         """Set the policy of a model, a project (`project/`), or the installation (None), in YAML or JSON."""
         return self._policies.set(act, scope, document)
-
-
-def _grant_subject(rollout: str) -> str:
-    return f"rollout/{rollout}"
-
-
-def _grant_of(act: Act, rollout: str | None, number: int) -> StageMove | None:
-    """The decision by which a version is in a rollout, as far as a stage's move bears it; None when nobody
-    decided."""
-    if rollout is None:
-        return None
-    for stored in act.tx.events.after(0, subject=_grant_subject(rollout), limit=1 + OTHERS_MAX):
-        if stored.event.number == number:
-            body = {"from": "", "cause": MoveCause.ROLLOUT, **stored.event.body}
-            return codec.convert(body, StageMove)
-    return None
