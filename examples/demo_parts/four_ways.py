@@ -10,8 +10,8 @@ from typing import Any
 from demo_parts.house import House
 from demo_parts.premises import Traffic
 from demo_parts.watching import Act, Board, Lane
-from modelkeep.core.judgement import Winner
 from modelkeep.core.rollout import Rollout, RolloutState, report
+from modelkeep.core.winner import Winner
 
 RATES = {"newark": 40, "kennedy": 40, "laguardia": 30}
 """Questions a second at the three airports' own endpoints."""

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from modelkeep.core import codec, contest, errors, rollout, rollout_evidence
-from modelkeep.core.judgement import Evidence
+from modelkeep.core.evidence import Evidence
 from modelkeep.core.movement import Contender, Sight
 from modelkeep.core.observation import SideCounts, Tick, VersionPhase, check_report
 from modelkeep.core.plan import Plan, Strategy, Variant, check_plan, check_standing, read_plan

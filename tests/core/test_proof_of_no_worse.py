@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from modelkeep.core.judgement import Evidence, Specs
+from modelkeep.core.evidence import Evidence, Specs
 from modelkeep.core.observation import SideCounts, Tick
 from modelkeep.core.plan import CANARY
 from modelkeep.core.routing import Epoch

@@ -8,7 +8,8 @@ import pytest
 from msgspec import structs
 
 from modelkeep.core import codec, errors, judgement
-from modelkeep.core.judgement import Missing, evidence_of
+from modelkeep.core.evidence import evidence_of
+from modelkeep.core.judgement import Missing
 from modelkeep.core.label_outlook import LABELLED, WRONG, labels_outlook
 from modelkeep.core.observation import LabelCounts, Labelled, SideCounts, Tick, check_report
 from modelkeep.core.plan import JUDGED_AND_COMPARED, JUDGED_LATER, check_plan, read_plan

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from modelkeep.core import errors
-from modelkeep.core.judgement import evidence_of, judge
+from modelkeep.core.evidence import evidence_of
+from modelkeep.core.judgement import judge
 from modelkeep.core.observation import SideCounts, Tick
 from modelkeep.core.plan import CANARY, OnInconclusive, Plan, Step
 from modelkeep.core.rollout import Change, Rollout, RolloutState

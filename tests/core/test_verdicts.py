@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from modelkeep.core import codec, errors, judgement, sequential
+from modelkeep.core.evidence import evidence_of
 from modelkeep.core.judgement import Judgement, Verdict
 from modelkeep.core.observation import SideCounts, Tick
 from modelkeep.core.plan import CANARY, Plan, Step, Strategy, Variant
@@ -152,7 +153,7 @@ def test_callers_are_judged_as_our_own_gateways_are(ticks: list[CountedTick]) ->
         for number, tick in enumerate(full)
     ]
     found = judge_counts(Question(ticks=tuple(full), unit=Unit.CALLER))
-    evidence = judgement.evidence_of(CANARY, own)
+    evidence = evidence_of(CANARY, own)
     candidate = stable = SideCounts()
     for tick in own:
         candidate, stable = candidate.plus(tick.candidate), stable.plus(tick.stable)

@@ -7,11 +7,11 @@ import pytest
 from msgspec import structs
 
 from modelkeep.core import rollout
-from modelkeep.core.judgement import Winner
 from modelkeep.core.movement import Contender, Endpoint, Observed, Rollout, RolloutState, Sight
 from modelkeep.core.observation import Tick, VersionPhase
 from modelkeep.core.plan import Variant
 from modelkeep.core.routing import VersionKey
+from modelkeep.core.winner import Winner
 from modelkeep.serving.counting import Callers, arrive, count
 from modelkeep.serving.ledger import Ledger
 from modelkeep.serving.router import Target

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from modelkeep.cli.show import Screen, Text, number, share
 
 if TYPE_CHECKING:
-    from modelkeep.core.judgement import WinnerReport
     from modelkeep.core.observation import SideCounts
     from modelkeep.core.rollout import Rollout
+    from modelkeep.core.winner import WinnerReport
 
 _SHOWN = {True: "better", False: "worse", None: ""}
 

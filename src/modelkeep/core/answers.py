@@ -14,7 +14,6 @@ from modelkeep.core.access import AuthMode, Grant, TokenInfo, Verb
 from modelkeep.core.catalog import ModelVersion, RegisteredModel, StoredBlob
 from modelkeep.core.events import ChainedEvent, ChainReport, Event, KnownHead
 from modelkeep.core.forecast import ContestOutlook, Flow, Outlook
-from modelkeep.core.judgement import WinnerReport
 from modelkeep.core.label_outlook import LabelsOutlook
 from modelkeep.core.observation import FieldMisses, VersionPhase
 from modelkeep.core.plan import Plan
@@ -24,6 +23,7 @@ from modelkeep.core.rollout import Attempt, Endpoint, Evidence, Judgement, Rollo
 from modelkeep.core.routing import Epoch
 from modelkeep.core.semver import Bump
 from modelkeep.core.values import Actor, Digest, ModelName
+from modelkeep.core.winner import WinnerReport
 
 
 class Done(Struct, frozen=True):

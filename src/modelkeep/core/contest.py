@@ -16,23 +16,16 @@ from typing import TypeVar
 
 from msgspec import structs
 
-from modelkeep.core import judgement, sequential
-from modelkeep.core.judgement import (
-    BETTER,
-    WORSE,
-    Compared,
-    Evidence,
-    Rivals,
-    Specs,
-    Unlabelled,
-    Winner,
-    WinnerReport,
-)
+from modelkeep.core import sequential
+from modelkeep.core.evidence import BETTER, WORSE, Evidence, Rivals, Specs, troubled
+from modelkeep.core.evidence import evidence_of as evidence_of_two
 from modelkeep.core.movement import Rollout
 from modelkeep.core.observation import LabelCounts, Labelled, SideCounts, Tick
 from modelkeep.core.plan import Goal, Plan
 from modelkeep.core.routing import WHOLE_PPM
 from modelkeep.core.sequential import BinaryEProcess, CallerTick
+from modelkeep.core.winner import TROUBLE, Compared, Unlabelled, Winner, WinnerReport, counted
+from modelkeep.core.winner import report as report_of_two
 
 T = TypeVar("T")
 
@@ -45,7 +38,7 @@ def evidence_of(plan: Plan, ticks: Iterable[Tick], before: Evidence | None = Non
     A test of two versions, and any other rollout, has one evidence; one of several has one for each.
     """
     if not plan.versions:
-        return judgement.evidence_of(plan, ticks, before)
+        return evidence_of_two(plan, ticks, before)
     specs, evidence = Specs.of(plan), before or Evidence()
     for tick in ticks:
         evidence = _taken(plan, specs, evidence, tick)
@@ -99,7 +92,7 @@ def _met(plan: Plan, state: Rivals, sides: tuple[Side, Side], shares: tuple[int,
     """Two versions beside stable after one more tick, in which both were asked."""
     if not all(shares):
         return state
-    x, y = (judgement.troubled(plan.goal, *side) for side in sides)
+    x, y = (troubled(plan.goal, *side) for side in sides)
     weight_ppm = max(1, shares[0] * WHOLE_PPM // sum(shares))
     met = CallerTick(x=x, y=y, weight_ppm=weight_ppm)
     return Rivals(
@@ -122,7 +115,7 @@ def report(rollout: Rollout) -> WinnerReport:
     """
     plan, evidence = rollout.plan, rollout.evidence
     labels = rollout.labels or Labelled()
-    two = judgement.report(plan, evidence, rollout.candidate_counts, rollout.stable_counts, labels)
+    two = report_of_two(plan, evidence, rollout.candidate_counts, rollout.stable_counts, labels)
     missing = _unlabelled(rollout)
     without = ", ".join(f"{one.missing} of {one.callers} of {one.version}" for one in missing)
     tail = f"; callers without a label: {without}" if missing else ""
@@ -141,7 +134,7 @@ def report(rollout: Rollout) -> WinnerReport:
     unbeaten = sorted(set(better) - beaten, key=lambda place: (arms[place].rate or 0.0, place))
     staying = [arm for arm in arms if arm.out is None]
     side = (rollout.stable_counts, labels.stable)
-    x, m = judgement.troubled(plan.goal, *side), judgement.counted(plan.goal, *side)
+    x, m = troubled(plan.goal, *side), counted(plan.goal, *side)
     seen = ", ".join(
         [_seen(arm.semver, arm.rate, arm.callers) for arm in arms]
         + [_seen("stable", x / m if m else None, m)]
@@ -170,7 +163,7 @@ def report(rollout: Rollout) -> WinnerReport:
         comparisons=comparisons,
         arms=arms,
         labels=missing,
-        why=f"{said}: {seen} {judgement.TROUBLE[plan.goal]}; {numbers}{tail}",
+        why=f"{said}: {seen} {TROUBLE[plan.goal]}; {numbers}{tail}",
     )
 
 
@@ -178,11 +171,11 @@ def _compared(plan: Plan, rollout: Rollout, place: int, state: Evidence, compari
     """One version beside stable."""
     other = rollout.others[place - 1] if place else None
     side = _side(rollout, place)
-    callers = judgement.counted(plan.goal, *side)
+    callers = counted(plan.goal, *side)
     return Compared(
         semver=rollout.candidate_semver if other is None else other.semver,
         callers=callers,
-        rate=judgement.troubled(plan.goal, *side) / callers if callers else None,
+        rate=troubled(plan.goal, *side) / callers if callers else None,
         p_value=min(1.0, comparisons * min(state.better.p_value, state.worse.p_value)),
         better=_shown(state.better, state.worse, plan.alpha / comparisons),
         out=rollout.out if other is None else other.out,

@@ -6,8 +6,8 @@ simulated. The time runs from when labels begin to come: how late each is, nobod
 
 from msgspec import Struct
 
+from modelkeep.core.evidence import Specs
 from modelkeep.core.forecast import REGRESSIONS, Step, forecast
-from modelkeep.core.judgement import Specs
 from modelkeep.core.plan import Plan, apart
 from modelkeep.core.sequential import WHOLE_PPM, EProcessSpec
 

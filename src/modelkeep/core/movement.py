@@ -11,12 +11,14 @@ from enum import StrEnum
 from msgspec import Struct, field
 
 from modelkeep.core import errors, values
-from modelkeep.core.judgement import Evidence, Judgement, WinnerReport
+from modelkeep.core.evidence import Evidence
+from modelkeep.core.judgement import Judgement
 from modelkeep.core.observation import BandCounts, Labelled, PairCounts, SideCounts, Tick, VersionPhase
 from modelkeep.core.plan import CANARY, Plan, Step
 from modelkeep.core.recording import KEEP_ALL, Privacy, check_privacy
 from modelkeep.core.routing import WHOLE_PPM, Epoch, Loading, Strictness
 from modelkeep.core.values import Actor, Digest, ModelName
+from modelkeep.core.winner import WinnerReport
 
 _COOKIE = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _POINTER = re.compile(r"(?=.{1,200}$)(/([^/~\x00-\x1f]|~[01])*)+")

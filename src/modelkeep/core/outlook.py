@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import Struct, structs
 
 from modelkeep.core import errors
+from modelkeep.core.evidence import BETTER, Specs
 from modelkeep.core.forecast import (
     CALLERS_MAX,
     CONFIDENCE,
@@ -33,7 +34,7 @@ from modelkeep.core.forecast import (
     Step,
     forecast,
 )
-from modelkeep.core.judgement import BETTER, Specs, omega
+from modelkeep.core.judgement import omega
 from modelkeep.core.mixing import log_threshold
 from modelkeep.core.plan import Goal, OnInconclusive, Plan, Strategy, apart
 from modelkeep.core.sequential import ODDS_MAX, WHOLE_PPM, scaled_rate

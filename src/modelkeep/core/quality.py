@@ -6,7 +6,7 @@ the counts say is `judgement`'s part.
 
 A simulation of the metric needs, beside this file, `sequential.fail_spec(margin=...)` for the alarm and
 `sequential.pass_spec(bound=...)` for the proof, both over `CallerTick`s whose events are callers with their
-first wrong prediction, at the weight under which it was predicted; `judgement.evidence_of` does the same from
+first wrong prediction, at the weight under which it was predicted; `evidence.evidence_of` does the same from
 a plan and ticks with labels.
 """
 

@@ -22,7 +22,8 @@ from msgspec import structs
 
 from modelkeep.core import errors, values
 from modelkeep.core.contest import report
-from modelkeep.core.judgement import Evidence, Judgement, Missing, Verdict, Winner
+from modelkeep.core.evidence import Evidence
+from modelkeep.core.judgement import Judgement, Missing, Verdict
 from modelkeep.core.movement import (
     WITHOUT_SUCCESS,
     Advanced,
@@ -49,6 +50,7 @@ from modelkeep.core.plan import (
 from modelkeep.core.rollout_evidence import counts_for, fallen, found_of, judge, replay, take_in
 from modelkeep.core.rollout_routes import observe, route_of
 from modelkeep.core.routing import WHOLE_PPM, Epoch
+from modelkeep.core.winner import Winner
 
 __all__ = [
     "CANARY",

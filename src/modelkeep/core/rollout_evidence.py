@@ -10,7 +10,8 @@ from msgspec import structs
 
 from modelkeep.core import judgement
 from modelkeep.core.contest import evidence_of
-from modelkeep.core.judgement import Evidence, Judgement, Verdict
+from modelkeep.core.evidence import Evidence
+from modelkeep.core.judgement import Judgement, Verdict
 from modelkeep.core.movement import Observed, Rollout, RolloutState
 from modelkeep.core.observation import LabelCounts, Labelled, Tick, VersionPhase
 from modelkeep.core.plan import Strategy, apart

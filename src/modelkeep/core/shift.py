@@ -9,7 +9,7 @@ is one e-process: all bands draw from the same callers at the same time, so thei
 one history.
 
 A simulation needs `shift_spec`, `update_bands` and `BandsTick` alone, and `learned` with `Bands.place` to
-make ticks of predictions; `judgement.evidence_of` does the same from a plan and ticks with `outputs`. Sources
+make ticks of predictions; `evidence.evidence_of` does the same from a plan and ticks with `outputs`. Sources
 as in `core.sequential`. What follows from the evidence is not decided here.
 """
 

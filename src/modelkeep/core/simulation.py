@@ -12,7 +12,7 @@ from datetime import datetime
 from msgspec import Struct, structs
 
 from modelkeep.core import errors
-from modelkeep.core.judgement import Evidence
+from modelkeep.core.evidence import Evidence
 from modelkeep.core.movement import Sight
 from modelkeep.core.observation import SideCounts, Tick, VersionPhase
 from modelkeep.core.plan import Plan, check_plan

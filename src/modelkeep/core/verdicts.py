@@ -14,12 +14,14 @@ from msgspec import Meta, Struct, structs
 
 from modelkeep.core import errors, judgement, sequential
 from modelkeep.core.contest import report
-from modelkeep.core.judgement import Evidence, Judgement, Specs, Verdict, WinnerReport
+from modelkeep.core.evidence import Evidence, Specs
+from modelkeep.core.judgement import Judgement, Verdict
 from modelkeep.core.observation import SideCounts
 from modelkeep.core.plan import CANARY, Plan, Strategy, apart, check_plan
 from modelkeep.core.rollout import Rollout, RolloutState
 from modelkeep.core.routing import OTHERS_MAX, WHOLE_PPM
 from modelkeep.core.sequential import CallerTick, RequestTick, TrialTick, Unit
+from modelkeep.core.winner import WinnerReport
 
 TICKS_MAX = 2_000
 """Ticks of one question: an hour of two seconds each, or a day of 43; whoever has more merges them."""
