@@ -441,3 +441,16 @@ def test_types_of_tensors_out_are_named() -> None:
             Door.INFER, Asked(columns={}, rows=1), {"x": np.zeros(1, dtype)}, endpoint="e", semver="1.0.0"
         )
         assert json.loads(body)["outputs"][0]["datatype"] == name
+
+
+def test_a_table_is_its_columns_made_for_who_asks() -> None:
+    """Names, order and values are those of the matrix, of which each column is a part and no copy."""
+    matrix = np.arange(6.0).reshape(2, 3)
+    table = validation.Table(["a", "b", "c"], matrix)
+    assert (list(table), len(table), "b" in table, "d" in table) == (["a", "b", "c"], 3, True, False)
+    assert table["c"].tolist() == [2.0, 5.0]
+    assert [(name, array.tolist()) for name, array in table.items()] == [
+        ("a", [0.0, 3.0]), ("b", [1.0, 4.0]), ("c", [2.0, 5.0]),
+    ]  # fmt: skip
+    assert all(np.shares_memory(array, matrix) for array in table.values())
+    assert list(dict(table)) == list(table.keys())

@@ -43,7 +43,7 @@ def fit(
     """
     known = {field.name for field in signature.inputs}
     missed = {UNKNOWN} if given.keys() - known else set()
-    columns: Columns = {}
+    columns: dict[str, Array] = {}
     for field in signature.inputs:
         values = given.get(field.name)
         if values is None:

@@ -342,7 +342,7 @@ class Decoder:
         asked = self._typed(self._infer, body, ())
         if not asked.inputs or len(asked.inputs) > TENSORS_MAX:
             raise errors.MalformedBody(f"Send 1 to {TENSORS_MAX:,} input tensors.")
-        columns: Columns = {}
+        columns: dict[str, Array] = {}
         raw = binary.Blobs(blobs)
         for tensor in asked.inputs:
             if tensor.name in columns:

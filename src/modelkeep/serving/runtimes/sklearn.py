@@ -93,7 +93,7 @@ class SklearnRuntime:
     def _outputs(self, model: Any, table: Any) -> Columns:
         """`predict` for every output, but `predict_proba` for those that are called a probability or a score:
         the positive class of two, or one value per class where the field has a shape."""
-        outputs: Columns = {}
+        outputs: dict[str, Array] = {}
         for field in self._fields:
             if asks_for_probability(field.name) and self._classifies:
                 probabilities = np.asarray(model.predict_proba(table))
