@@ -7,6 +7,7 @@ asked. What a worker does where they cannot compute on one is seen whole, in rea
 
 import asyncio
 import io
+import resource
 import sys
 from collections import Counter
 from pathlib import Path
@@ -345,10 +346,9 @@ class Watcher:
 
 
 PREDICTOR = b"""
-import os, resource
+import os
 class Predictor:
     def __init__(self, folder):
-        self.told = [os.environ.get("CUDA_VISIBLE_DEVICES"), resource.getrlimit(resource.RLIMIT_AS)[0]]
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "broken":
             raise RuntimeError("CUDA error: no kernel image")
     def predict(self, columns):
@@ -358,11 +358,12 @@ LIMIT = 8 << 30
 
 
 async def settled(
-    folder: Path, files: dict[str, bytes], cards: Cards, *, workers: int = 1
-) -> tuple[VersionReport, list[str]]:
-    """Have a version loaded, or fail; how it then stands, and what its workers compute on."""
+    folder: Path, files: dict[str, bytes], cards: Cards, *, workers: int = 1, limit_bytes: int = LIMIT
+) -> tuple[VersionReport, list[str], list[int]]:
+    """Have a version loaded, or fail; how it then stands, what its workers compute on, and to how much memory
+    the system holds those that serve."""
     blobs = models.blobs(files)
-    watcher = Watcher(folder, worker_memory_bytes=LIMIT)
+    watcher = Watcher(folder, worker_memory_bytes=limit_bytes)
     spec: VersionSpec = models.spec(files, "1.0.0")
     cache, loads = Cache(folder / "cache"), asyncio.Semaphore(2)
     unit = VersionUnit(
@@ -375,7 +376,8 @@ async def settled(
             while len(unit.ready) < workers and unit.phase is not VersionPhase.FAILED:
                 await watcher.changed.wait()
                 watcher.changed.clear()
-        return unit.report(), [worker.device for worker in unit.workers]
+        limits = [resource.prlimit(worker.pid, resource.RLIMIT_AS)[0] for worker in unit.ready]
+        return unit.report(), [worker.device for worker in unit.workers], limits
     finally:
         await unit.stop(grace_s=0)
 
@@ -383,17 +385,18 @@ async def settled(
 def test_a_version_that_cannot_compute_on_a_card_is_served_by_the_processor(tmp_path: Path) -> None:
     """Where that was left open: it is tried once, a new process takes its place, and why is told."""
     cards = Cards(Wish(), TWO)
-    report, devices = asyncio.run(settled(tmp_path, NET, cards))
+    report, devices, limits = asyncio.run(settled(tmp_path, NET, cards))
     assert (report.phase, devices, report.devices) == (VersionPhase.READY, ["cpu"], ("cpu",))
     assert report.device_word is not None
     assert "install onnxruntime-gpu" in report.device_word
     assert report.crashes == 0
+    assert limits == [LIMIT]
     assert [cards.take(), cards.take()] == list(TWO)  # none is held for it
 
 
 def test_a_version_that_was_to_compute_on_a_card_and_cannot_is_not_loaded(tmp_path: Path) -> None:
     """Where a card was asked for, the processor is no answer."""
-    report, _ = asyncio.run(settled(tmp_path, NET, Cards(Wish(Device.CUDA), TWO)))
+    report, *_ = asyncio.run(settled(tmp_path, NET, Cards(Wish(Device.CUDA), TWO)))
     assert report.phase is VersionPhase.FAILED
     assert "install onnxruntime-gpu" in (report.error or "")
 
@@ -402,15 +405,36 @@ def test_workers_of_one_version_have_a_card_each(tmp_path: Path) -> None:
     """Two processes of somebody's own code, two cards; that only the code knows what it does there is
     said."""
     files = {"predictor.py": PREDICTOR}
-    report, devices = asyncio.run(settled(tmp_path, files, Cards(Wish(), TWO), workers=2))
+    report, devices, limits = asyncio.run(settled(tmp_path, files, Cards(Wish(), TWO), workers=2))
     assert report.phase is VersionPhase.READY
     assert sorted(devices) == ["cuda:0", "cuda:1"]
+    assert limits == [resource.RLIM_INFINITY] * 2  # the gateway looks at what is resident instead
     assert "own code's business" in (report.device_word or "")
 
 
 def test_a_version_that_breaks_on_its_card_is_loaded_beside_it(tmp_path: Path) -> None:
     """Whatever goes wrong there: another process, which sees none, has the version."""
     broken = Cards(Wish(), (Card(0, "broken"),))
-    report, devices = asyncio.run(settled(tmp_path, {"predictor.py": PREDICTOR}, broken))
+    report, devices, _ = asyncio.run(settled(tmp_path, {"predictor.py": PREDICTOR}, broken))
     assert (report.phase, devices) == (VersionPhase.READY, ["cpu"])
     assert "no kernel image" in (report.device_word or "")
+
+
+HOLDS_MUCH = b"""
+import time
+import numpy
+class Predictor:
+    def __init__(self, folder):
+        self.kept = numpy.ones(50_000_000)  # resident, all of it
+        time.sleep(60)
+"""
+
+
+@pytest.mark.hostile("foreign-models")
+def test_a_process_on_a_card_is_held_to_its_limit_by_what_is_resident(tmp_path: Path) -> None:
+    """The system cannot, for CUDA maps far more than it uses: the process is ended, and why is told."""
+    cards, limit_bytes = Cards(Wish(Device.CUDA), TWO), 256 << 20
+    given = {"predictor.py": HOLDS_MUCH}
+    report, *_ = asyncio.run(settled(tmp_path, given, cards, limit_bytes=limit_bytes))
+    assert report.phase is VersionPhase.FAILED
+    assert "raise --worker-memory" in (report.error or "")
