@@ -47,6 +47,7 @@ def canary(seq: int, candidate: VersionSpec = V2, ppm: int = 500_000) -> Route:
         salt="salt",
         rollout="ro_1",
         key_header="X-User",
+        key_field="/customer/id",
     )
 
 
@@ -146,6 +147,7 @@ def test_what_is_asked_wrongly_is_said_clearly(tmp_path: Path, plane: FakeContro
             assert (answer.status, answer.json()["code"]) == (status, code), (method, where, answer.body)
             assert answer.headers["content-type"] == "application/problem+json"
             assert answer.json()["request_id"]
+            assert answer.json()["error"] == answer.json()["detail"]  # the Open Inference Protocol's word
         row = gateway.request("POST", path, {"inputs": [[1, 1], [999, 1]]}).json()
         assert row["details"] == {"row": 1, "field": "age"}
         until(
@@ -173,11 +175,18 @@ def test_a_canary_is_sticky_and_its_counts_come_home(tmp_path: Path, plane: Fake
         for user, versions in seen.items():
             at = place(canary(1), user.encode())
             assert versions == {"churn:2.0.0" if at == CANDIDATE_PLACE else "churn:1.0.0"}
+        for user in users[:10]:  # by a member of the body as well, which no version minds
+            for door in ("endpoints/churn/predict", "endpoints/churn/invocations"):
+                body = {"customer": {"id": user}, "inputs": [[10, 0]]}
+                answer = gateway.request("POST", f"/{door}", body)
+                assert (answer.status, {answer.version}) == (200, seen[user]), answer.body
         on_candidate = sum(place(canary(1), user.encode()) == CANDIDATE_PLACE for user in users)
-        until(lambda: sum(s.requests for s in counted(plane, "ro_1")) == 180, "all requests are reported")
+        until(lambda: sum(s.requests for s in counted(plane, "ro_1")) == 200, "all requests are reported")
         stable, candidate = counted(plane, "ro_1")
-        assert (candidate.requests, candidate.new_callers) == (3 * on_candidate, on_candidate)
-        assert (stable.requests, stable.new_callers) == (180 - 3 * on_candidate, 60 - on_candidate)
+        again = 2 * sum(place(canary(1), user.encode()) == CANDIDATE_PLACE for user in users[:10])
+        asked = 3 * on_candidate + again
+        assert (candidate.requests, candidate.new_callers) == (asked, on_candidate)
+        assert (stable.requests, stable.new_callers) == (200 - asked, 60 - on_candidate)
         assert (candidate.errors, candidate.callers_first_error) == (0, 0)
 
         publish(plane, 2, canary(2, ppm=900_000))
@@ -185,7 +194,7 @@ def test_a_canary_is_sticky_and_its_counts_come_home(tmp_path: Path, plane: Fake
         for user in users:
             version = str(gateway.predict([[10, 0]], X_User=user).version)
             assert version == "churn:2.0.0" or "churn:2.0.0" not in seen[user]
-        until(lambda: sum(s.requests for s in counted(plane, "ro_1")) == 240, "and those after the step")
+        until(lambda: sum(s.requests for s in counted(plane, "ro_1")) == 260, "and those after the step")
         assert sum(side.new_callers for side in counted(plane, "ro_1")) >= 60
         ticks = plane.ticks["churn", "ro_1"]
         assert [tick.number for tick in ticks] == list(range(ticks[0].number, ticks[0].number + len(ticks)))

@@ -128,6 +128,24 @@ def test_a_key_is_looked_for_in_header_cookie_body_and_address() -> None:
     assert plain.assign(cookie, b"10.0.0.1", body)[1] == caller_hash(b"10.0.0.1")
 
 
+@pytest.mark.req("S6")
+def test_what_stands_in_a_body_for_the_key_alone_is_taken_out_of_it() -> None:
+    """Values stay as they were written; what a version knows stays where it is, and so does what cannot be
+    read."""
+    trims = router(swap(1, route(key_field="/customer/id"))).targets[b"churn"].trims
+    assert trims is not None
+    for sent, left in (
+        (b'{"customer": {"id": 1}, "inputs": {"x": [1.50e1]}}', b'{"inputs":{"x": [1.50e1]}}'),
+        (b'{"cust\\u006fmer": 1, "inputs": []}', b'{"inputs":[]}'),
+        (b'{"inputs": {"customer": [1]}}', b'{"inputs": {"customer": [1]}}'),
+        (b'[{"customer": 1}]', b'[{"customer": 1}]'),
+        (b'{"customer": ', b'{"customer": '),
+    ):
+        assert trims(sent) == left
+    for pointer in ("/inputs/customer/0", "/dataframe_split/data/0/0", None):
+        assert router(swap(1, route(key_field=pointer))).targets[b"churn"].trims is None
+
+
 def test_without_a_rollout_nobody_is_hashed() -> None:
     """A route without candidate and rollout costs no hash: everybody is on stable, counted as requests
     only."""

@@ -78,6 +78,7 @@ def _problem(
         "status": status,
         "code": code,
         "detail": detail,
+        "error": detail,  # where clients of the Open Inference Protocol look
     }
     problem["request_id"] = request_id.decode("latin-1")
     if details:

@@ -46,6 +46,8 @@ _GUARD_SWEEPS = 20
 _LAST_RECORDS_S = 2.0
 """When stopping, for what was recorded to leave for the recorder."""
 _DOORS = {b"predict": Door.PREDICT, b"invocations": Door.INVOCATIONS}
+_STRICT_DOORS = (Door.PREDICT, Door.INVOCATIONS)
+"""They refuse members of a body that they do not know; the Open Inference Protocol passes over them."""
 _HURRY = b"x-request-timeout-ms"
 _JSON_LENGTH = b"inference-header-content-length"
 _JSON_TYPES = (b"application/json", b"application/vnd.api+json")
@@ -390,12 +392,17 @@ class Front:
             detail = "X-Request-Timeout-Ms is a whole number of milliseconds above 0."
             problem(connection, 400, "MALFORMED_REQUEST", detail, request_id)
             return
-        if door is Door.INFER and (length := headers.get(_JSON_LENGTH)) is not None and not call.cut(length):
-            detail = "Inference-Header-Content-Length is the number of bytes of the body's JSON."
-            problem(connection, 400, "MALFORMED_BODY", detail, request_id)
-            return
+        words = request.body
+        if door is Door.INFER and (length := headers.get(_JSON_LENGTH)) is not None:
+            if not call.cut(length):
+                detail = "Inference-Header-Content-Length is the number of bytes of the body's JSON."
+                problem(connection, 400, "MALFORMED_BODY", detail, request_id)
+                return
+            words = words[: int(length)]
+        if target.trims is not None and door in _STRICT_DOORS:
+            call.body = target.trims(words)
         if semver is None:
-            call.place, call.caller = target.assign(headers, connection.peer_key, call.body)
+            call.place, call.caller = target.assign(headers, connection.peer_key, words)
             call.role = role_at(call.place)
             tally = target.tally
             tally.open += 1

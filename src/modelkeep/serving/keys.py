@@ -3,13 +3,20 @@
 A route that names neither never comes here. What cannot be read has no key, and is for others to refuse.
 """
 
+import msgspec
+
 from modelkeep.core import codec, errors
+
+_OF_THE_PROTOCOLS = frozenset(
+    ("inputs", "outputs", "id", "parameters", "instances", "dataframe_split", "dataframe_records", "params")
+)
+"""Members of a body that mean something to a version. A key may stand below one of them as well."""
 
 
 class Finder:
     """Finds keys for one route."""
 
-    __slots__ = ("_cookie", "_parts")
+    __slots__ = ("_cookie", "_member", "_parts")
 
     def __init__(self, cookie: str | None, field: str | None) -> None:
         """
@@ -19,6 +26,22 @@ class Finder:
         self._cookie = cookie.encode() if cookie is not None else None
         parts = field.split("/")[1:] if field is not None else []
         self._parts = [part.replace("~1", "/").replace("~0", "~") for part in parts]
+        alone = bool(self._parts) and self._parts[0] not in _OF_THE_PROTOCOLS
+        self._member = self._parts[0] if alone else None
+
+    @property
+    def trims(self) -> bool:
+        """Whether the key stands in a member of the body that no version knows."""
+        return self._member is not None
+
+    def without(self, body: bytes) -> bytes:
+        """The body without the member that is there for the key alone: a version would refuse it. What cannot
+        be read stays as it is."""
+        try:
+            members = codec.decode(body, dict[str, msgspec.Raw])
+        except errors.ModelkeepError:
+            return body
+        return codec.encode(members) if members.pop(self._member or "", None) is not None else body
 
     def find(self, headers: dict[bytes, bytes], body: bytes) -> bytes | None:
         """The caller's key: the cookie's value, else what stands in the body; None where neither is there."""

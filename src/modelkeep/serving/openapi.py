@@ -26,13 +26,14 @@ _PLAIN: dict[str, Any] = {
 }
 _PROBLEM: dict[str, Any] = {
     "type": "object",
-    "required": ["type", "title", "status", "code", "detail", "request_id"],
+    "required": ["type", "title", "status", "code", "detail", "error", "request_id"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "code": {"type": "string", "description": "What went wrong, in one word that does not change."},
         "detail": {"type": "string", "description": "What to do next."},
+        "error": {"type": "string", "description": "The detail, as the Open Inference Protocol names it."},
         "request_id": {"type": "string"},
         "details": {"type": "object", "description": "Such as the row and the field that were refused."},
     },

@@ -47,7 +47,7 @@ class Target(Generic[V]):
 
     __slots__ = (
         "_assigned", "_finder", "callers", "candidate", "key_header", "lenient", "name", "others", "previous",
-        "remembered", "rollout_header", "route", "shadow", "stable", "tally", "tried", "watched",
+        "remembered", "rollout_header", "route", "shadow", "stable", "tally", "tried", "trims", "watched",
     )  # fmt: skip
 
     def __init__(self, route: Route, versions: dict[VersionKey, V], callers: Callers | None) -> None:
@@ -66,6 +66,8 @@ class Target(Generic[V]):
         """Whether anything has to be done with an answer but to give it."""
         beyond = route.key_cookie is not None or route.key_field is not None
         self._finder = Finder(route.key_cookie, route.key_field) if beyond else None
+        self.trims = self._finder.without if self._finder is not None and self._finder.trims else None
+        """Takes out of a body what stands there for the key alone; None where nothing does."""
         self.key_header = route.key_header.lower().encode() if route.key_header else None
         self.tried = route.tried_ppm > 0
         self.callers = callers if self.tried else None
