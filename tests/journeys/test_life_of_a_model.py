@@ -27,8 +27,8 @@ TRAFFIC = Path(__file__).parents[2] / "examples" / "traffic.py"
 RATE = 240
 QUICK = Plan(
     steps=(
-        Step(weight_ppm=400_000, min_s=0.5, max_s=30),
-        Step(weight_ppm=1_000_000, min_s=0.5, max_s=30),
+        Step(weight_ppm=400_000, min_s=0.5, max_s=600),
+        Step(weight_ppm=1_000_000, min_s=0.5, max_s=600),
     )
 )
 """Large steps, so that the evidence of a few hundred callers is there within seconds."""

@@ -34,8 +34,8 @@ TRAFFIC = Path(__file__).parents[2] / "examples" / "traffic.py"
 RATE = 240
 QUICK = Plan(
     steps=(
-        Step(weight_ppm=400_000, min_s=0.5, max_s=30),
-        Step(weight_ppm=1_000_000, min_s=0.5, max_s=30),
+        Step(weight_ppm=400_000, min_s=0.5, max_s=600),
+        Step(weight_ppm=1_000_000, min_s=0.5, max_s=600),
     )
 )
 SLOW_MS = 30_000.0
@@ -378,8 +378,9 @@ def test_two_servers_share_one_database_and_one_bucket(site: Site, told: dict[st
         assert finished(ben, rollout).state is RolloutState.SUCCEEDED
     one.start()
 
-    # then each thing happened once
+    # then each thing happened once; that it waited, for a gateway that was held up, may be said beside them
     events = [event.event for event in log_of(site.client(one)) if event.event.body.get("rollout") == rollout]
+    events = [event for event in events if event.kind is not EventKind.ROLLOUT_HELD]
     assert [event.kind.value for event in events] == [
         "rollout.started",
         "promotion.granted",

@@ -21,8 +21,8 @@ TRUE = sum(ROWS["inputs"][0].values())
 PLAN = """\
 schema: modelkeep.rollout/v1
 steps:
-  - {weight_ppm: 500000, min_s: 0.5, max_s: 60}
-  - {weight_ppm: 1000000, min_s: 0.5, max_s: 60}
+  - {weight_ppm: 500000, min_s: 0.5, max_s: 600}
+  - {weight_ppm: 1000000, min_s: 0.5, max_s: 600}
 alpha: 0.1
 beta: 0.5
 pass_rate: 0.5

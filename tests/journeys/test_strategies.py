@@ -22,14 +22,14 @@ strategy: blue_green
 preview_s: 1
 automatic: false
 steps:
-  - {weight_ppm: 1000000, min_s: 1, max_s: 30}
+  - {weight_ppm: 1000000, min_s: 1, max_s: 600}
 """
 ROLLING = """\
 schema: modelkeep.rollout/v1
 strategy: rolling
 steps:
-  - {weight_ppm: 250000, min_s: 0.5, max_s: 30}
-  - {weight_ppm: 1000000, min_s: 0.5, max_s: 30}
+  - {weight_ppm: 250000, min_s: 0.5, max_s: 600}
+  - {weight_ppm: 1000000, min_s: 0.5, max_s: 600}
 """
 AB_TEST = """\
 schema: modelkeep.rollout/v1
@@ -231,7 +231,7 @@ def test_a_plan_that_cannot_be_is_refused_before_anything_moves(world: World) ->
     for text, said in (
         (BLUE_GREEN.replace("blue_green", "rolling"), "preview"),
         (ROLLING.replace("250000", "1000000"), "rise"),
-        (ROLLING.replace("  - {weight_ppm: 1000000, min_s: 0.5, max_s: 30}\n", ""), "everything"),
+        (ROLLING.replace("  - {weight_ppm: 1000000, min_s: 0.5, max_s: 600}\n", ""), "everything"),
         (ROLLING + "metrics: {accuracy: 1}\n", "errors, latency, shares"),
         (ROLLING.replace("/v1", "/v7"), "modelkeep.rollout/v1"),
     ):
