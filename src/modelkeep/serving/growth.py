@@ -9,6 +9,8 @@ Nothing here reads a process or ends one.
 
 import math
 
+from modelkeep.serving.pauses import Pauses
+
 SHARE = 0.75
 """Of its room, what a process may use up: the rest is for what it answers until it is replaced."""
 LOOKS = 2
@@ -26,6 +28,7 @@ class Pace:
     def __init__(self) -> None:
         self._last_s = -math.inf
         self._pause_s = 0.0
+        self._pauses = Pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
 
     def allows(self, now_s: float) -> bool:
         """Whether another may be made."""
@@ -33,8 +36,9 @@ class Pace:
 
     def replaced(self, now_s: float) -> None:
         """One was made."""
-        calm = now_s - self._last_s >= self._pause_s + LONGEST_PAUSE_S
-        self._pause_s = FIRST_PAUSE_S if calm else min(2 * self._pause_s, LONGEST_PAUSE_S)
+        if now_s - self._last_s >= self._pause_s + LONGEST_PAUSE_S:
+            self._pauses.begin_anew()
+        self._pause_s = self._pauses.next()
         self._last_s = now_s
 
 

@@ -23,6 +23,7 @@ from modelkeep import telemetry
 from modelkeep.core.errors import ModelkeepError
 from modelkeep.serving import frames, handshake, messages
 from modelkeep.serving.options import GatewayOptions
+from modelkeep.serving.pauses import Pauses
 
 OUTPUT_KEPT_BYTES = 8 * 1024
 """Of what a child prints, the last bytes are kept for the error that may follow."""
@@ -73,25 +74,22 @@ class BackOff:
 
     def __init__(self, options: GatewayOptions) -> None:
         self._options = options
-        self._next = options.backoff_first_s
+        self._pauses = Pauses(options.backoff_first_s, options.backoff_max_s)
         self._crashes: deque[float] = deque(maxlen=max(1, options.crashes_max))
         self.total = 0
 
     def crashed(self, now: float, up_s: float) -> float:
         """Take note of a crash after `up_s` seconds of life. Returns the seconds to wait before the next
         start."""
-        options = self._options
-        if up_s >= options.healthy_after_s:
-            self._next = options.backoff_first_s
-        wait = self._next * random.uniform(0.8, 1.2)
-        self._next = min(self._next * 2, options.backoff_max_s)
+        if up_s >= self._options.healthy_after_s:
+            self._pauses.begin_anew()
         self._crashes.append(now)
         self.total += 1
-        return wait
+        return self._pauses.next() * random.uniform(0.8, 1.2)
 
     def forget(self) -> None:
         """Begin anew: what happened before had a cause that is said to be mended. `total` stays."""
-        self._next = self._options.backoff_first_s
+        self._pauses.begin_anew()
         self._crashes.clear()
 
     @property

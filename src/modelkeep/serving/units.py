@@ -24,6 +24,7 @@ from modelkeep.serving.environments import Environments, lock_of
 from modelkeep.serving.growth import Pace
 from modelkeep.serving.handshake import FRONT, OTHER_RELEASE
 from modelkeep.serving.options import GatewayOptions
+from modelkeep.serving.pauses import Pauses
 from modelkeep.serving.processes import Child
 from modelkeep.serving.workers import ANOTHER_RELEASE, WorkerUnit
 
@@ -32,6 +33,10 @@ FETCH_TRIES = 5
 FETCH_WAIT_MAX_S = 10.0
 LEAVE_GRACE_S = 0.5
 """Between the word that a process gets nothing new and the word to stop: what was sent before has arrived."""
+FRONT_FIRST_PAUSE_S, FRONT_LONGEST_PAUSE_S = 0.05, 5.0
+"""Before a front that died is replaced: callers wait in its listening socket meanwhile."""
+FRONT_HEALTHY_S = 10.0
+"""Of life, after which what was before does not count against it."""
 
 log = telemetry.Log("gateway.units")
 
@@ -462,7 +467,7 @@ class FrontUnit:
             self._child.kill()
 
     async def _run(self) -> None:
-        wait_s = 0.05
+        pauses = Pauses(FRONT_FIRST_PAUSE_S, FRONT_LONGEST_PAUSE_S)
         while not self.drained.is_set():
             self._ended = asyncio.Event()
             self.connected.clear()
@@ -492,12 +497,13 @@ class FrontUnit:
                     child.end()
             if self.drained.is_set():
                 return
-            wait_s = 0.05 if time.monotonic() - started > 10 else min(wait_s * 2, 5.0)
+            if time.monotonic() - started > FRONT_HEALTHY_S:
+                pauses.begin_anew()
             if self._exit_code == OTHER_RELEASE:
                 log.error("A front cannot be started.", front=self.index, error=ANOTHER_RELEASE)
             else:
                 log.error("A front died and is replaced.", front=self.index)
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(pauses.next())
 
     def _heard(self, message: Any) -> None:
         self._owner.front_said(self, message)
