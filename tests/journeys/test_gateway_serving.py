@@ -112,6 +112,10 @@ def test_every_door_and_every_page(tmp_path: Path, plane: FakeControlPlane) -> N
         described = gateway.request("GET", "/v2/models/churn").json()
         assert described["versions"] == ["1.0.0"]
         assert described["inputs"][0] == {"name": "age", "datatype": "FP32", "shape": [-1]}
+        assert described["parameters"] == {"devices": ["cpu"]}
+        where = 'modelkeep_gateway_version_device{version="churn:1.0.0",device="cpu"} 1'
+        assert where in gateway.request("GET", "/metrics").body.decode()
+        assert gateway.version("churn:1.0.0")["workers"][0]["device"] == "cpu"
         assert gateway.request("GET", "/v2/models/churn/ready").json()["ready"]
         assert gateway.request("GET", "/v2/models/churn/versions/1.0.0/ready").json()["ready"]
         listed = gateway.request("GET", "/endpoints").json()

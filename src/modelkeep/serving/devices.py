@@ -22,7 +22,6 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ORDER = "CUDA_DEVICE_ORDER"
 VARIABLES = (VISIBLE, _ORDER, "LD_LIBRARY_PATH")
 """What the gateway's own environment may say about cards and where their libraries are."""
-_MLFLOW = "MLFLOW_DEFAULT_PREDICTION_DEVICE"
 _WISH = re.compile(r"(?P<device>auto|cpu|cuda)(:(?P<cards>[0-9]{1,2}(,[0-9]{1,2})*))?")
 _CARD = re.compile(r"nvidia[0-9]+")
 
@@ -135,7 +134,7 @@ class Cards:
             on_card: it may compute on a card: on that one, or on whatever CUDA finds where none was counted.
         """
         if not on_card:
-            return {VISIBLE: "", _MLFLOW: Device.CPU}
+            return {VISIBLE: ""}
         # Cards that were counted are numbered as the driver numbers them, not by their speed.
         order = {} if VISIBLE in self._said else {_ORDER: "PCI_BUS_ID"}
         return {**order, **self._said, **({VISIBLE: card.name} if card is not None else {})}
