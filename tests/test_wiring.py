@@ -12,6 +12,8 @@ from modelkeep.core import errors, policy
 from modelkeep.core.access import AuthMode
 from modelkeep.service.act import SYSTEM_CONTEXT
 from modelkeep.settings import Settings
+from tests.contracts.blobs import content
+from tests.fakes import digest_of
 
 pytestmark = pytest.mark.req("G10")
 
@@ -96,6 +98,23 @@ def test_blobs_lie_where_the_settings_say(tmp_path: Path) -> None:
     with wiring.open_house(of(tmp_path / "a", blobs=str(tmp_path / "b"))) as house:
         assert isinstance(house.blobs, FolderBlobs)
     assert (tmp_path / "b" / "sha256").is_dir()
+
+
+@pytest.mark.req("V3")
+def test_small_files_are_put_back_when_the_house_is_opened(tmp_path: Path) -> None:
+    """What a loss of power took is there before anybody asks; an orderly end leaves nothing to put back."""
+    digest = digest_of(b"small")
+    with pytest.raises(KeyboardInterrupt), wiring.open_house(of(tmp_path)) as house:
+        house.desk.do(SYSTEM_CONTEXT, house.artifacts.small.keep, digest, b"small")
+        assert house.blobs.delete(digest)
+        raise KeyboardInterrupt
+    with wiring.open_house(of(tmp_path)) as house:
+        assert content(house.blobs, digest) == b"small"
+        house.desk.do(SYSTEM_CONTEXT, house.artifacts.small.keep, digest, b"small")
+    with wiring.open_house(of(tmp_path)) as house:
+        assert house.blobs.delete(digest)
+    with wiring.open_house(of(tmp_path)) as house:
+        assert house.blobs.stat(digest) is None
 
 
 def test_a_small_secret_is_written_whole(tmp_path: Path) -> None:

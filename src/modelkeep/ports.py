@@ -21,7 +21,7 @@ from modelkeep.core.values import Digest
 BLOB_MAX_BYTES = 1024**4
 """Bytes of one blob: far above any model file of today; S3 takes it in 10,000 parts that fit in memory."""
 SMALL_MAX_BYTES = 64 * 1024
-"""Bytes of a small file: writing so many twice takes less than syncing them once."""
+"""Bytes of a small file: writing so many several times takes less than syncing them once."""
 UPLOAD_ID_MAX = 64
 """Characters of an upload id: it becomes part of a file name, and a prefixed UUIDv7 has half of them."""
 
@@ -36,17 +36,38 @@ class BlobInfo(Struct, frozen=True, kw_only=True):
 
 
 class SmallFiles(Protocol):
-    """The way in for small files that are there whole: no session, and one sync for all of a group."""
+    """The way in for small files that are there whole, and whose bytes the caller keeps elsewhere until
+    `sync` has returned: no session, and one sync for any number of them."""
 
-    def put(self, files: Sequence[bytes]) -> tuple[BlobInfo, ...]:
-        """Keep files as blobs. When this returns, they survive a loss of power.
+    def place(self, digest: Digest, data: bytes) -> None:
+        """Have a file be a blob at once. It outlives this process, and a loss of power once it was synced.
 
-        Returns:
-            what they became, in the order given.
+        What lies there already and is right stays, with a new `modified_at`: it may survive a loss of power,
+        which a new file would not yet.
+
+        Args:
+            digest: of the data, which is not hashed again.
 
         Raises:
-            LimitExceeded: one has more than `SMALL_MAX_BYTES`; none were stored.
-            StorageFull, BlobsUnavailable: some or all of them were not stored.
+            LimitExceeded: it has more than `SMALL_MAX_BYTES`.
+            StorageFull, BlobsUnavailable: it was not stored.
+        """
+        ...
+
+    def sync(self, digests: Sequence[Digest]) -> None:
+        """Have files that were placed by this process survive a loss of power.
+
+        Raises:
+            StorageFull, BlobsUnavailable: nobody knows which of them do. The way in is closed then, for a
+                disk that is asked again may well say yes to what it has lost.
+        """
+        ...
+
+    def put_back(self, files: Sequence[tuple[Digest, bytes]]) -> None:
+        """Write files anew, whatever lies in their places; when this returns, they survive a loss of power.
+
+        Raises:
+            as `place` and `sync`.
         """
         ...
 
@@ -155,7 +176,7 @@ class BlobStore(Protocol):
 
     @property
     def small(self) -> SmallFiles | None:
-        """The way in for small files; None where there is none, now or ever: upload them like others."""
+        """The way in for small files; None where there is none, any more or ever: upload them like others."""
         ...
 
     def open_upload(self, upload_id: str) -> Iterator[bytes]:
@@ -249,9 +270,9 @@ class BlobStore(Protocol):
         ...
 
 
-def check_small(files: Sequence[bytes]) -> None:
-    """Check that files are small. Raises LimitExceeded."""
-    if any(len(data) > SMALL_MAX_BYTES for data in files):
+def check_small(data: bytes) -> None:
+    """Check that a file is small. Raises LimitExceeded."""
+    if len(data) > SMALL_MAX_BYTES:
         raise errors.LimitExceeded(
             f"A small file has at most {SMALL_MAX_BYTES:,} bytes; upload it like others.", field="size_bytes"
         )

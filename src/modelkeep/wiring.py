@@ -55,7 +55,10 @@ def open_house(settings: Settings) -> Iterator[House]:
         try:
             blobs = open_blobs(settings)
             try:
-                yield _assemble(settings, database, blobs, outbound)
+                house = _assemble(settings, database, blobs, outbound)
+                house.artifacts.small.put_back(house.desk)
+                yield house
+                house.artifacts.small.settle(house.desk)
             finally:
                 blobs.close()
         finally:

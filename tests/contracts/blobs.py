@@ -330,21 +330,28 @@ class BlobStoreContract:
     # Small files
 
     @pytest.mark.req("V3")
-    def test_small_files_go_in_together(self, store: BlobStore) -> None:
-        """Where there is a way in for them, small files become blobs in the order given, and equal ones
-        become one; a group with a larger file is refused whole."""
+    def test_small_files_are_there_at_once(self, store: BlobStore) -> None:
+        """Where there is a way in for them, small files are blobs when they are placed, equal ones one, and
+        stay so when they are synced or put back; a larger file is refused."""
         small = store.small
         if small is None:
             pytest.skip("this store has no way in for small files")
         files = [b"", noise(SMALL_MAX_BYTES), b"same", b"same"]
-        wanted = tuple(BlobInfo(digest=digest_of(data), size_bytes=len(data)) for data in files)
-        assert small.put(files) == wanted
-        assert small.put([]) == ()
-        assert [content(store, blob.digest) for blob in wanted] == files
+        digests = [digest_of(data) for data in files]
+        for digest, data in zip(digests, files, strict=True):
+            small.place(digest, data)
+        assert [content(store, digest) for digest in digests] == files
         assert len(list(store.iterate())) == 3
+        small.sync(digests)
+        store.delete(digests[1])
+        small.put_back(list(zip(digests, files, strict=True)))
+        assert [store.verify(digest).size_bytes for digest in digests] == list(map(len, files))
+        small.sync([])
+        small.put_back([])
+        larger = bytes(SMALL_MAX_BYTES + 1)
         with pytest.raises(errors.LimitExceeded):
-            small.put([b"new", bytes(SMALL_MAX_BYTES + 1)])
-        assert store.stat(digest_of(b"new")) is None
+            small.place(digest_of(larger), larger)
+        assert store.stat(digest_of(larger)) is None
 
     # Uploads whose digest nobody said before
 

@@ -67,6 +67,8 @@ class Level(enum.IntEnum):
         ("float8", 3, 3.0),
         ("boolean", True, True),
         ("boolean", False, False),
+        ("bytea", b"", b""),
+        ("bytea", bytes(range(256)), bytes(range(256))),
         ("text[]", ["", 'a"', r"\,{}", "null", " "], r"""{"","a\"","\\,{}","null"," "}"""),
         ("bigint[]", [-1, 2**62], "{-1,4611686018427387904}"),
     ],
@@ -89,7 +91,7 @@ def test_values_come_back_as_they_were(session: Session, kind: str, value: objec
         (2**63, "bigint", psycopg.DataError),
         ("\ud800", "text", UnicodeEncodeError),
         (object(), "text", TypeError),
-        (b"bytes", "text", TypeError),
+        (bytearray(b"bytes"), "text", TypeError),
     ],
 )
 def test_what_cannot_be_sent_is_an_error_at_once(

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -13,12 +14,14 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from modelkeep.adapters.blobs_folder import FolderBlobs
 from modelkeep.core.tracking import Artifact
-from modelkeep.core.values import ModelName
+from modelkeep.core.values import Digest, ModelName
 from modelkeep.service import artifacts as artifact_service
+from modelkeep.service import small_files
 from modelkeep.service.act import SYSTEM_CONTEXT, Act
 from modelkeep.service.house import House
-from modelkeep.store import artifacts
+from modelkeep.store import artifacts, small_contents
 from modelkeep.store.artifacts import OwnerKind
 from modelkeep.web import exchange, uploads
 from modelkeep.web.app import create_app
@@ -64,6 +67,33 @@ def code(reply: Reply) -> tuple[int, str]:
 
 
 # --------------------------------------------------------------------------------------- in, out, and folders
+
+
+@pytest.mark.req("V3")
+def test_small_files_are_settled_by_whoever_brings_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their rows go in the background, the sender waits for its own commit alone, and the end waits for
+    them."""
+    monkeypatch.setattr(small_files, "SETTLE_FILES", 3)
+    settled: list[int] = []
+    begun = threading.Event()
+
+    def sync(blobs: FolderBlobs, digests: Sequence[Digest], real: Any = FolderBlobs.sync) -> None:
+        settled.append(len(digests))
+        begun.set()
+        real(blobs, digests)
+
+    monkeypatch.setattr(FolderBlobs, "sync", sync)
+    with opened(tmp_path / "data", "local") as house:
+        with in_process(create_app(house)) as client:
+            place = f"0/{new_run(client)}/artifacts"
+            for number in range(3):
+                assert put(client, f"{place}/f{number}", b"%d" % number).status == 200
+            assert begun.wait(60)
+        rows = house.desk.read(SYSTEM_CONTEXT, lambda act: small_contents.list_after(act.tx, -1, 10))
+        assert rows == []
+    assert settled == [3]
 
 
 @pytest.mark.parametrize("size", [0, 1, 10_000, 300_000, 3_000_000])

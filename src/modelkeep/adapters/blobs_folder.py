@@ -1,8 +1,8 @@
 """Blobs in a folder of the local disk: one file per blob, named by its digest, put there whole in one step.
 
-Uploads are taken in by `blobs_spool`, small files made safe by `blobs_journal`. What this file does not do:
-decide who may read what, or which blobs are still needed; and it trusts nobody else to write in its folder (a
-link planted there is refused, not followed).
+Uploads are taken in by `blobs_spool`. What this file does not do: decide who may read what, or which blobs
+are still needed; and it trusts nobody else to write in its folder (a link planted there is refused, not
+followed).
 
 Why a commit replaces what lies under the same name: both have the same digest, and the new bytes have just
 been proved, so the old ones are either equal, or damaged and thereby healed. Readers of the old file keep it
@@ -35,12 +35,11 @@ from modelkeep.adapters.blobs_disk import (
     read_past,
     read_range,
 )
-from modelkeep.adapters.blobs_journal import Journal
 from modelkeep.adapters.blobs_spool import UploadSpool, verified
 from modelkeep.core import errors, values
 from modelkeep.core.catalog import StoredBlob
 from modelkeep.core.values import Digest
-from modelkeep.ports import SMALL_MAX_BYTES, BlobInfo, check_range, no_such_blob
+from modelkeep.ports import SMALL_MAX_BYTES, BlobInfo, check_range, check_small, no_such_blob
 
 # Limits of the folder; each with the reason for its size.
 PAST_CACHE_BYTES = 8 * 1024 * 1024
@@ -60,7 +59,6 @@ opened: for hundreds of new files far less work than a sync of each."""
 #
 #     <root>/sha256/ab/<62 hex>     a blob; `ab` and the 62 are the digest's 64 hexadecimal digits
 #     <root>/uploads/...            what has not been committed, see `blobs_spool`
-#     <root>/journal                the last small files, see `blobs_journal`
 #
 # 256 folders keep each of them small at a million blobs. Files are 0600, folders 0700.
 
@@ -91,13 +89,12 @@ class FolderBlobs:
         self._lately: OrderedDict[Digest, None] = OrderedDict()
         self._lately_lock = threading.Lock()
         self._spool = UploadSpool(self._root / "uploads", self._crew, direct=True)
-        self._journal = Journal(self._root_fd, "journal", self)
+        self._may_have_lost = False
 
     def close(self) -> None:
         """See `BlobStore.close`."""
         if self._fd < 0:
             return
-        self._journal.close()
         self._spool.close()
         os.close(self._fd)
         os.close(self._root_fd)
@@ -165,20 +162,40 @@ class FolderBlobs:
             raise
 
     @property
-    def small(self) -> Journal | None:
+    def small(self) -> "FolderBlobs | None":
         """See `BlobStore.small`."""
-        return self._journal if self._journal.take() else None
+        return None if self._may_have_lost else self
 
-    def place(self, digest: Digest, data: bytes, *, synced: bool) -> None:
-        """See `blobs_journal.Places`."""
+    def place(self, digest: Digest, data: bytes) -> None:
+        """See `SmallFiles.place`."""
+        self._place(digest, data, anew=False)
+
+    def put_back(self, files: Sequence[tuple[Digest, bytes]]) -> None:
+        """See `SmallFiles.put_back`."""
+        for digest, data in files:
+            self._place(digest, data, anew=True)
+        self.sync([digest for digest, _ in files])
+
+    def sync(self, digests: Sequence[Digest]) -> None:
+        """See `SmallFiles.sync`."""
+        with disk_errors("store small files safely (start the server again)"):
+            try:
+                self._sync_placed(digests)
+            except OSError:
+                self._may_have_lost = True
+                raise
+
+    def _place(self, digest: Digest, data: bytes, *, anew: bool) -> None:
+        check_small(data)
         shard, name = _place(digest)
-        with _opened(self._shard_to_fill(shard, synced=synced)) as shard_fd:
-            self._spool.place(data, name, shard_fd, synced=synced)
-            if synced:
-                os.fsync(shard_fd)
+        with (
+            disk_errors(f"store {digest}"),
+            _opened(self._shard_to_fill(shard, synced=False)) as shard_fd,
+        ):
+            if anew or not _renewed(name, shard_fd, data):
+                self._spool.place(data, name, shard_fd)
 
-    def sync_placed(self, digests: Sequence[Digest]) -> None:
-        """See `blobs_journal.Places`."""
+    def _sync_placed(self, digests: Sequence[Digest]) -> None:
         if _SYNC_FILESYSTEM is not None:
             if _SYNC_FILESYSTEM(self._fd) != 0:
                 number = ctypes.get_errno()
@@ -291,7 +308,7 @@ class FolderBlobs:
         """Open a folder that a blob is put into, making it where it is missing.
 
         Args:
-            synced: its name survives a loss of power; else it does when `sync_placed` has run. Whoever made
+            synced: its name survives a loss of power; else it does when `sync` has run. Whoever made
                 it may not have synced it yet, so each process sees to that once.
         """
         try:
@@ -345,6 +362,18 @@ class FolderBlobs:
 def _file(name: str, shard_fd: int) -> int:
     # Without O_NONBLOCK a pipe planted under the name would hold the reader for ever.
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=shard_fd)
+
+
+def _renewed(name: str, shard_fd: int, data: bytes) -> bool:
+    """Whether a file lies there that has these bytes; it is as good as new then."""
+    try:
+        with _opened(_file(name, shard_fd)) as fd:
+            if not stat.S_ISREG(os.fstat(fd).st_mode) or os.pread(fd, len(data) + 1, 0) != data:
+                return False
+            os.utime(fd)
+            return True
+    except OSError:
+        return False  # none, or one that is to be replaced: a link, or a file that cannot be read
 
 
 @contextlib.contextmanager

@@ -210,12 +210,9 @@ class UploadSpool:
         os.rename(self._part(upload_id), name, src_dir_fd=self._fd, dst_dir_fd=folder_fd)
         self.cancel(upload_id)
 
-    def place(self, data: bytes, name: str, folder_fd: int, *, synced: bool) -> None:
-        """Put a small file into a folder, whole, in one step, in place of what may be there. A crash leaves
-        at most a session that nobody goes on with, for `sweep`.
-
-        Args:
-            synced: its bytes are on the disk before it has the name.
+    def place(self, data: bytes, name: str, folder_fd: int) -> None:
+        """Put a small file into a folder, whole, in one step, in place of what may be there; nothing is
+        synced. A crash leaves at most a session that nobody goes on with, for `sweep`.
 
         Raises:
             OSError: the disk refused.
@@ -226,8 +223,6 @@ class UploadSpool:
             try:
                 if os.write(fd, data) != len(data):
                     raise OSError(errno.ENOSPC, "a write was cut short")
-                if synced:
-                    os.fsync(fd)
             finally:
                 os.close(fd)
             os.rename(part, name, src_dir_fd=self._fd, dst_dir_fd=folder_fd)

@@ -30,6 +30,7 @@ from modelkeep.core.values import Digest, ModelName, Numbered, Ref
 from modelkeep.ports import BLOB_MAX_BYTES, SMALL_MAX_BYTES, BlobInfo, BlobStore, wrong_digest
 from modelkeep.service import references, run_logging
 from modelkeep.service.act import Act
+from modelkeep.service.small_files import SmallFiles
 from modelkeep.store import artifacts, damage
 from modelkeep.store.artifacts import Child, OwnerKind, OwnerRow, Spot
 
@@ -180,6 +181,7 @@ class Artifacts:
     """The verbs of artifacts. All are acts but `presume`, `store_bytes`, `finish`, `assemble` and `drop`."""
 
     def __init__(self, blobs: BlobStore) -> None:
+        self.small = SmallFiles(blobs)
         self._blobs = blobs
         self._lately: dict[tuple[Caller, Owner, int | None], datetime] = {}
 
@@ -323,12 +325,12 @@ class Artifacts:
             return replace(plan, blob=self._blobs.commit(plan.upload_id, plan.expected))
         return replace(plan, blob=self._blobs.seal(plan.upload_id))
 
-    def check(self, plan: ArtifactPlan, data: bytes) -> None:
-        """Compare a small file with what its sender said of it. Raises DigestMismatch."""
-        if plan.expected is not None:
-            actual = Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
-            if actual != plan.expected:
-                raise wrong_digest(plan.expected, actual, "nothing of it was kept, send the file again")
+    def check(self, plan: ArtifactPlan, data: bytes) -> ArtifactPlan:
+        """Look at a small file that has come whole. Raises DigestMismatch: it is not what its sender said."""
+        actual = Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
+        if plan.expected is not None and actual != plan.expected:
+            raise wrong_digest(plan.expected, actual, "nothing of it was kept, send the file again")
+        return replace(plan, offset=len(data), blob=BlobInfo(digest=actual, size_bytes=len(data)))
 
     def drop(self, plan: ArtifactPlan) -> None:
         """Forget what came of an upload."""
@@ -344,14 +346,27 @@ class Artifacts:
             LimitExceeded: too many files.
         """
         assert plan.blob is not None, "what is noted has come"
-        owner, before, _ = self._admitted(act, plan.place)
+        spot = self._admitted(act, plan.place, plan.blob.digest)
         file = Artifact(path=plan.place.path, size_bytes=plan.blob.size_bytes, digest=plan.blob.digest)
-        artifacts.put(act.tx, owner, file, before, run_logging.now_ms(act), plan.upload)
-        damage.clear(act.tx, file.digest)
+        artifacts.put(act.tx, spot.owner, file, spot.file, run_logging.now_ms(act), plan.upload)
+        if spot.marked:
+            damage.clear(act.tx, file.digest)
         if len(self._lately) >= PRESUMED_MAX:
             self._lately.clear()
         self._lately[act.caller, plan.place.owner, plan.place.experiment_id] = act.now
         return file
+
+    def keep(self, act: Act, plan: ArtifactPlan, data: bytes) -> ArtifactPlan:
+        """Keep a small file that was checked, and make it the artifact at its path; `note` for one whose
+        bytes are nowhere yet.
+
+        Raises:
+            as `note` and `SmallFiles.keep`.
+        """
+        self.note(act, plan)
+        assert plan.blob is not None, "what is noted has come"
+        self.small.keep(act, plan.blob.digest, data)
+        return replace(plan, noted=True)
 
     def delete(self, act: Act, place: Place) -> int:
         """Remove a file, or a folder with everything in it; what is not there is no error. Versions that were
@@ -510,8 +525,9 @@ class Artifacts:
             )
         return place
 
-    def _admitted(self, act: Act, place: OwnedPlace) -> Spot:
-        """Where a file may be put by this caller, and what stands there; found in one step.
+    def _admitted(self, act: Act, place: OwnedPlace, digest: Digest | None = None) -> Spot:
+        """Where a file, of this digest if it has come, may be put by this caller, and what stands there;
+        found in one step.
 
         Raises:
             RunNotFound, LoggedModelNotFound, NotAllowed, InvalidState: as `_owner`.
@@ -519,7 +535,7 @@ class Artifacts:
             InvalidParameter: a file stands where a folder is needed, or the other way round; or the place is
                 a whole folder.
         """
-        spot = artifacts.find_spot(act.tx, *place.owner, place.path)
+        spot = artifacts.find_spot(act.tx, *place.owner, place.path, digest)
         owner = self._changeable(act, self._seen(act, place, spot and spot.owner))
         assert spot is not None, "what was seen was found"
         if not place.path:

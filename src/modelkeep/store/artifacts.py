@@ -23,6 +23,7 @@ from sqlalchemy import (
 
 from modelkeep.core.tracking import Artifact
 from modelkeep.core.values import Digest
+from modelkeep.store.schema import damaged_blobs
 from modelkeep.store.statements import Row, insert, one_of
 from modelkeep.store.tracking_tables import artifact_owners, artifacts, experiments, logged_models, runs
 from modelkeep.store.transaction import Transaction
@@ -65,11 +66,13 @@ class ArtifactRow(NamedTuple):
 
 class Spot(NamedTuple):
     """A place for a file: what keeps it, the file that stands there, and a file that stands where this path
-    needs a folder, or below it, which makes a folder of it."""
+    needs a folder, or below it, which makes a folder of it; and whether the content that is to be put there
+    is marked as damaged."""
 
     owner: OwnerRow
     file: ArtifactRow | None
     in_the_way: str | None
+    marked: bool = False
 
 
 class Child(NamedTuple):
@@ -121,7 +124,10 @@ def _finding(kind: OwnerKind) -> tuple[Select[Any], Select[Any], Select[Any]]:
         below.c.kind == own, below.c.owner == columns[0],
         below.c.path >= bindparam("first"), below.c.path < bindparam("before"),
     ).order_by(below.c.path)  # fmt: skip
-    spot = file.add_columns(parent.limit(1).scalar_subquery(), child.limit(1).scalar_subquery())
+    marked = select(damaged_blobs.c.digest).where(damaged_blobs.c.digest == bindparam("digest"))
+    spot = file.add_columns(
+        parent.limit(1).scalar_subquery(), child.limit(1).scalar_subquery(), marked.scalar_subquery()
+    )
     return found, file, spot
 
 
@@ -156,12 +162,22 @@ def find_file(tx: Transaction, kind: OwnerKind, id: str, path: str) -> Spot | No
     return _spot(kind, row, None) if row else None
 
 
-def find_spot(tx: Transaction, kind: OwnerKind, id: str, path: str) -> Spot | None:  # noqa: A002
-    """A run or logged model, and what stands where a file is to be put."""
+def find_spot(
+    tx: Transaction,
+    kind: OwnerKind,
+    id: str,  # noqa: A002
+    path: str,
+    digest: Digest | None = None,
+) -> Spot | None:
+    """A run or logged model, and what stands where a file is to be put; of which digest, if that is known."""
     first, last = _bounds(path)
     parents = [path[:at] for at, character in enumerate(path) if character == "/"]
-    row = tx.one(_FIND[kind][2], id=id, path=path, parents=parents, first=first, before=last)
-    return _spot(kind, row[:-2], row[-2] or row[-1]) if row else None
+    at = {"id": id, "path": path, "parents": parents, "first": first, "before": last}
+    row = tx.one(_FIND[kind][2], **at, digest=digest or "")
+    if row is None:
+        return None
+    *found, parent, child, marked = row
+    return _spot(kind, tuple(found), parent or child)._replace(marked=marked is not None)
 
 
 def _spot(kind: OwnerKind, row: Row, in_the_way: str | None) -> Spot:

@@ -2,8 +2,8 @@
 on both dialects.
 
 Column types are plain, because statements run on the driver directly (see `statements`): text, whole numbers,
-doubles. The tables stand in `schema` and in the modules beside it that are named in `migrate.TABLES`; nothing
-here knows one.
+doubles, bytes. The tables stand in `schema` and in the modules beside it that are named in `migrate.TABLES`;
+nothing here knows one.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Double,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     Table,
@@ -39,6 +40,7 @@ metadata = MetaData(
 
 _WORDS = Text(collation="C").with_variant(Text(), "sqlite")
 _WHOLE = BigInteger().with_variant(Integer(), "sqlite")
+_BYTES = LargeBinary()
 _DOUBLE: Double[float] = Double().with_variant(REAL(), "sqlite")
 
 
@@ -55,6 +57,11 @@ def whole(name: str, *more: Any, null: bool = False) -> Column[int]:
 def double(name: str, *, null: bool = False) -> Column[float]:
     """A double. SQLite makes null of NaN, so a column that may be NaN has a flag beside it."""
     return Column(name, _DOUBLE, nullable=null)
+
+
+def content(name: str) -> Column[bytes]:
+    """Bytes, such as those of a small file."""
+    return Column(name, _BYTES, nullable=False)
 
 
 def flag(name: str) -> Column[int]:

@@ -366,11 +366,16 @@ def _member(value: str | float | None) -> str:
     return "null" if data is None else data.decode()
 
 
+def _binary(value: bytes) -> bytes:
+    return b"\\x" + value.hex().encode()
+
+
 _AS_TEXT: dict[type, Callable[[Any], bytes]] = {
     str: _text,
     int: _whole,
     float: _double,
     bool: _flag,
+    bytes: _binary,
     list: _array,
     tuple: _array,
 }

@@ -16,6 +16,7 @@ dialects.
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
 
 from modelkeep.store.columns import HEAD_CHARACTERS as HEAD_CHARACTERS  # noqa: PLC0414  (for others, too)
+from modelkeep.store.columns import content as _content
 from modelkeep.store.columns import double as _double
 from modelkeep.store.columns import flag as _flag
 from modelkeep.store.columns import key as _key
@@ -250,6 +251,15 @@ draft_files = _table(
 
 damaged_blobs = _table("damaged_blobs", _words("digest"), _words("found_at"), _key("digest"), clustered=True)
 """Contents whose stored bytes were found to be others, until they are sent again or found right."""
+
+small_contents = _table(
+    "small_contents",
+    _whole("id"),  # of one upload: equal contents may stand here several times
+    _words("digest"),
+    _content("data"),
+    _key("id"),
+)
+"""Small files that a loss of power may still take from their places, which puts them back from here."""
 
 # -------------------------------------------------------------------------------------------------- promotion
 

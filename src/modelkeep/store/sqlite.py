@@ -123,6 +123,7 @@ class Sqlite:
             "synchronous = full",
             "foreign_keys = on",
             "trusted_schema = off",
+            "secure_delete = fast",  # a page that is not needed any more is not written for that
             f"cache_size = -{CACHE_KIB}",
             "mmap_size = 0",  # a bad disk would end the process instead of a read, for a tenth of the time
             f"journal_size_limit = {WAL_KEPT_BYTES}",

@@ -18,7 +18,6 @@ from msgspec import Struct, structs
 
 from modelkeep.core import codec, errors
 from modelkeep.core.access import Caller
-from modelkeep.ports import BlobInfo
 from modelkeep.service.act import Act, Context
 from modelkeep.service.at_hand import NotAtHand
 from modelkeep.service.house import House
@@ -29,7 +28,6 @@ from modelkeep.web.exchange import Answer, Body
 from modelkeep.web.figures import Figures
 from modelkeep.web.operations import Call, Mode, Operation, Receive, Scope, Send
 from modelkeep.web.problems import Problem
-from modelkeep.web.small_files import SmallFiles
 from modelkeep.web.wakeup import Wakeup
 
 POOL_THREADS = 8
@@ -82,7 +80,6 @@ class Dispatcher:
         self._commits = Commits()
         self.forget = house.desk.database.on_commit(lambda _sequence: self.committed.ring())
         self.upload_room = UploadRoom(UPLOAD_ROOM_BYTES)
-        self.small_files = SmallFiles(house.blobs)
         self.closing = False
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="modelkeep-pool")
         blocks = house.desk.database.reads_block
@@ -98,7 +95,6 @@ class Dispatcher:
     def close(self) -> None:
         """Wait for running work and let the threads go."""
         self.forget()
-        self.small_files.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._looks.shutdown(wait=True, cancel_futures=True)
         self._streams.shutdown(wait=True, cancel_futures=True)
@@ -114,6 +110,10 @@ class Dispatcher:
     async def in_streams(self, work: Callable[[], T]) -> T:
         """Move bytes between disk and memory beside the event loop, in nobody else's way."""
         return await asyncio.get_running_loop().run_in_executor(self._streams, work)
+
+    def in_background(self, work: Callable[[], None]) -> None:
+        """Run work on the disk that nobody waits for, and that tells its own errors."""
+        self._streams.submit(work)
 
     async def read(
         self, context: Context, method: Callable[Concatenate[Act, P], T], *args: P.args, **kwargs: P.kwargs
@@ -137,16 +137,6 @@ class Dispatcher:
         pending = self._commits.expect()
         self.house.desk.post(context, pending, method, *args, **kwargs)
         return cast(T, await pending.answer())
-
-    async def write_small(
-        self, context: Context, data: bytes, method: Callable[[Act, BlobInfo], T]
-    ) -> T | None:
-        """Store a small file and then carry out a durable act with what it became; returns after the commit.
-        None when there is no way in for small files: nothing was done.
-        """
-        pending, desk = self._commits.expect(), self.house.desk
-        self.small_files.keep(data, pending, lambda blob: desk.post(context, pending, method, blob))
-        return cast(T | None, await pending.answer())
 
 
 class Once:

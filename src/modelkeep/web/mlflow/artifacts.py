@@ -13,11 +13,10 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from modelkeep.core import codec, errors
 from modelkeep.core.values import ModelName, check_digest
-from modelkeep.ports import BLOB_MAX_BYTES, SMALL_MAX_BYTES, BlobInfo
+from modelkeep.ports import BLOB_MAX_BYTES, SMALL_MAX_BYTES
 from modelkeep.service.act import Act
 from modelkeep.service.artifacts import (
     PARTS_MAX,
@@ -125,19 +124,17 @@ async def _put(
 async def _keep(
     call: Call, dispatcher: Dispatcher, plan: ArtifactPlan, parts: list[bytes]
 ) -> ArtifactPlan | None:
-    """Keep a small file together with others, and note it; None for a larger one, or where there is no way
-    for small ones. Raises as `Dispatcher.write_small`."""
-    if sum(map(len, parts)) > SMALL_MAX_BYTES:
+    """Keep a small file in the commit that notes it; None for a larger one, or where there is no way for
+    small ones. Raises as `Artifacts.keep`."""
+    kept = call.house.artifacts
+    if sum(map(len, parts)) > SMALL_MAX_BYTES or not kept.small.is_open():
         return None
-    data, kept = b"".join(parts), call.house.artifacts
-    kept.check(plan, data)
-
-    def note(act: Act, blob: BlobInfo) -> ArtifactPlan:
-        done = replace(plan, offset=len(data), blob=blob, noted=True)
-        kept.note(act, done)
-        return done
-
-    return await dispatcher.write_small(call.context, data, note)
+    data = b"".join(parts)
+    plan = kept.check(plan, data)
+    plan = await dispatcher.write(call.context, kept.keep, plan, data)
+    if kept.small.claim():
+        dispatcher.in_background(partial(kept.small.settle, call.house.desk))
+    return plan
 
 
 # -------------------------------------------------------------------------------------------- bytes going out

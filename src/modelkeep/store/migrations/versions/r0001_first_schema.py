@@ -30,6 +30,10 @@ def _double(name: str, *, null: bool = False) -> sa.Column[float]:
     return sa.Column(name, kind, nullable=null)
 
 
+def _content(name: str) -> sa.Column[bytes]:
+    return sa.Column(name, sa.LargeBinary(), nullable=False)
+
+
 def _where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
 
@@ -48,6 +52,7 @@ def upgrade() -> None:
     _principals()
     _rollout_ticks()
     _settings()
+    _small_contents()
     _draft_files()
     _endpoints()
     _grants()
@@ -262,6 +267,17 @@ def _settings() -> None:
         sa.PrimaryKeyConstraint("key", name="pk_settings"),
         sqlite_strict=True,
         sqlite_with_rowid=False,
+    )
+
+
+def _small_contents() -> None:
+    op.create_table(
+        "small_contents",
+        _whole("id"),
+        _words("digest"),
+        _content("data"),
+        sa.PrimaryKeyConstraint("id", name="pk_small_contents"),
+        sqlite_strict=True,
     )
 
 
