@@ -33,11 +33,17 @@ def _at(node: ast.AST, what: str) -> str:
 
 
 def reads_the_environment(tree: ast.Module) -> Iterator[str]:
-    """Find `os.environ`, `os.getenv` and their relatives, however they are imported."""
+    """Find `os.environ`, `os.getenv` and their relatives, however they are imported. To set one variable, for
+    libraries that will look at it, is no reading."""
     names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    said = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)
+    }
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(value=ast.Name(id="os"), attr=attr) if attr in names:
+            case ast.Attribute(value=ast.Name(id="os"), attr=attr) if attr in names and id(node) not in said:
                 yield _at(node, f"os.{attr}")
             case ast.ImportFrom(module="os", names=aliases):
                 yield from (_at(node, f"os.{alias.name}") for alias in aliases if alias.name in names)
@@ -131,6 +137,7 @@ def test_each_rule_sees_what_it_is_for(rule: Rule, bad: str) -> None:
     ("rule", "good"),
     [
         (reads_the_environment, "import os\nx = os.fsync(1)"),
+        (reads_the_environment, "import os\nos.environ['A'] = ''"),
         (asks_clock_or_chance, "def f(now, clock):\n    return clock.now() - now"),
         (opens_or_prints, "def f(store):\n    return store.open('x')"),
         (takes_from_the_face, "from modelkeep import __version__, core"),

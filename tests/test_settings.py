@@ -35,9 +35,9 @@ def test_every_setting_can_be_said_in_the_environment_and_in_the_file(name: str,
     words = {
         "auth": "token", "log_level": "DEBUG", "port": "1", "gateway_port": "1", "gateway_fronts": "2",
         "gateway_open": "true", "gateway_allow_code": "true", "gateway_environments": "locked",
-        "gateway_memory_budget": "2GiB", "gateway_worker_memory": "4GiB", "gateway_idle_timeout_s": "60", "gateway_device": "cpu",
-        "webhook_http": "true",
-        "webhook_ports": "8443", "webhook_allow": "10.0.0.0/8",
+        "gateway_memory_budget": "2GiB", "gateway_worker_memory": "4GiB", "gateway_idle_timeout_s": "60",
+        "gateway_device": "cpu", "webhook_http": "true", "webhook_ports": "8443",
+        "webhook_allow": "10.0.0.0/8",
     }  # fmt: skip
     word = words.get(name, "7" if name == "timeout_s" else "word")
     file = tmp_path / "modelkeep.toml"
