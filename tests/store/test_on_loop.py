@@ -38,14 +38,15 @@ ECHO = select(bindparam("value"))
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(autouse=True)
-def _library() -> None:
+@pytest.fixture
+def library() -> None:
+    """What the reads of a loop run in."""
     if not on_loop.available():
         missing("greenlet", "make setup")
 
 
 @pytest.fixture(params=LOOPS)
-def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+def runner(library: None, request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
     """Runs coroutines on each kind of loop."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runs:
         yield runs
@@ -115,6 +116,7 @@ class Looped(Database):
         return asyncio.run_coroutine_threadsafe(read(self, job), self.loop).result(30)
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(
     "holds",
     [
@@ -286,6 +288,7 @@ def test_a_session_that_died_at_rest_is_noticed_by_nobody(runner: asyncio.Runner
     async def whole() -> None:
         await asyncio.gather(*(read(database, lambda tx: tx.all(KEYS)) for _ in range(4)))
         reads = loop_reads(database)
+        await until(lambda: reads._opening == 0)
         assert 1 <= len(reads._lines) <= 4
         with psycopg.connect(database._dialect.url, autocommit=True) as killer:
             killer.execute(
@@ -388,11 +391,27 @@ def test_closing_ends_what_waits(
         runner.run(whole())
 
 
+@pytest.mark.usefixtures("library")
 def test_a_loop_after_another_has_sessions_of_its_own(database: Database) -> None:
     """A database outlives the loop that it was read on."""
     for make in (*LOOPS.values(), *LOOPS.values()):
         with asyncio.Runner(loop_factory=make) as runs:
             assert runs.run(read(database, lambda tx: tx.all(KEYS))) == [("a",)]
+
+
+@pytest.mark.usefixtures("library")
+def test_one_loop_at_a_time_has_sessions(database: Database) -> None:
+    """A second loop reads in threads, and takes nothing from the first."""
+
+    async def asked() -> LoopReads | None:
+        return database.on_loop()
+
+    with asyncio.Runner() as first:
+        had = first.run(asked())
+        assert had is not None
+        with asyncio.Runner() as second:
+            assert second.run(asked()) is None
+        assert first.run(asked()) is had
 
 
 def test_without_the_library_reads_go_to_threads(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

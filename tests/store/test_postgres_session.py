@@ -19,7 +19,7 @@ from modelkeep.core import errors
 from modelkeep.store import events, postgres_session, schema
 from modelkeep.store.database import ConstraintFailed, Database, Transaction
 from modelkeep.store.postgres import Postgres
-from modelkeep.store.postgres_session import Postponed, Session
+from modelkeep.store.postgres_session import NotSingle, Postponed, Session, Singles
 from modelkeep.store.statements import insert
 from tests.servers import missing
 from tests.store.test_database import add, announce, held_up, keys
@@ -395,3 +395,95 @@ def test_the_wrapper_without_c_does_as_well(postgres_url: str) -> None:
     assert len(done.stdout.splitlines()) == 10
     with Database.open(postgres_url) as database:
         assert events.verify(database).events == 10
+
+
+# ------------------------------------------------------------------------------------ reads of one statement
+
+
+def transactions(session: Session) -> bool:
+    """Whether a read of one statement is sent in a transaction of its own."""
+    session.enter("begin", whole=False)
+    session.execute("select 1")
+    found = session.in_transaction
+    session.leave("commit")
+    return found
+
+
+def test_a_read_that_is_always_one_statement_goes_without_a_transaction(session: Session) -> None:
+    """What came alone is sent alone from the third time on, and the others in a transaction."""
+    assert [transactions(session) for _ in range(4)] == [True, True, False, False]
+    session.enter("begin", whole=True)
+    session.execute("select 1")
+    assert session.in_transaction
+    session.leave("commit")
+
+
+def test_a_read_with_a_second_statement_begins_anew(session: Session) -> None:
+    """Nothing is read outside the moment that the read sees: the second statement is not sent."""
+    assert [transactions(session) for _ in range(3)][-1] is False
+    session.enter("begin", whole=False)
+    session.execute("select 1")
+    with pytest.raises(NotSingle):
+        session.execute("select 2")
+    session.leave("rollback")
+    assert session.usable
+    session.enter("begin", whole=True)
+    session.execute("select 1")
+    assert session.execute("select 2").fetchall() == [(2,)]
+    session.leave("commit")
+    assert transactions(session), "it was not alone lately"
+
+
+def test_what_is_known_of_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts without end are forgotten, and learned anew."""
+    monkeypatch.setattr(postgres_session, "SINGLES_MAX", 3)
+    singles = Singles()
+    for number in range(10):
+        for _ in range(2):
+            singles.note(str(number), alone=True)
+    assert len(singles._counts) <= 3
+    assert singles.likely("9")
+    assert not singles.likely("0")
+
+
+def test_a_read_that_grows_sees_one_moment(database: Database) -> None:
+    """A job that used to ask once and now asks twice is run again, in one snapshot, and nobody notices."""
+    value = select(schema.settings.c.key).order_by(schema.settings.c.key)
+    for _ in range(3):
+        assert database.read(lambda tx: tx.all(value)) == []
+    runs: list[list[Any]] = []
+
+    def job(tx: Transaction) -> tuple[int, int]:
+        runs.append(tx.all(value))
+        if len(runs) <= 2:
+            database.write(add(f"late {len(runs)}")).result(10)
+        return len(runs[-1]), len(tx.all(value))
+
+    assert database.read(job) == (1, 1)
+    assert len(runs) == 2
+    assert keys(database) == ["late 1", "late 2"]
+
+
+def test_a_read_of_one_statement_cannot_write(database: Database) -> None:
+    """What is sent without a transaction around it may change nothing, either."""
+    insert_one = text("insert into settings (key, value, updated_at) values ('a', '', '') returning key")
+    harmless = database._dialect._singles
+    for prepared in (insert_one, insert_one, insert_one):
+        compiled = database._dialect.statements.prepare(prepared)
+        bound, _places = compiled.bind({})
+        harmless.note(bound, alone=True)
+    with pytest.raises(errors.StoreUnavailable, match="takes no writes"):
+        database.read(lambda tx: tx.all(insert_one))
+    assert keys(database) == []
+
+
+def test_a_session_that_dies_in_a_read_of_one_statement_is_replaced(database: Database) -> None:
+    """The second try is on another session, whether or not the first was in a transaction."""
+    for _ in range(3):
+        keys(database)
+    with psycopg.connect(database._dialect.url, autocommit=True) as killer:
+        killer.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+    assert keys(database) == []

@@ -136,21 +136,27 @@ class Database:
         self._writer.submit(job, outcome)
 
     def read(self, job: Callable[[Transaction], T]) -> T:
-        """Run a job here and now on one consistent snapshot. It may be run twice, if a session turns out to
-        be dead.
+        """Run a job here and now on one consistent snapshot. It may be run again: when a session turns out to
+        be dead, and when there is more to it than was foreseen.
 
         Raises:
             StoreUnavailable: the database does not answer, or is closed.
             Overloaded: all sessions were busy for too long.
         """
         readers = self._here()
-        for attempt in (1, 2):
+        dead, whole = 0, False
+        while True:
             connection = readers.take()
             try:
-                value = self._read_on(connection, job)
+                value = self._read_on(connection, job, whole=whole)
             except Lost as lost:
+                if lost.partly and not whole:
+                    readers.undo(connection)
+                    whole = True
+                    continue
                 readers.drop(connection)
-                if attempt == 2 or not lost.again:
+                dead += 1
+                if dead == 2 or not lost.again:
                     raise lost.error from lost
                 readers.drop_idle()  # the server was started anew: the others are dead too
             except BaseException:
@@ -159,11 +165,10 @@ class Database:
             else:
                 readers.give(connection)
                 return value
-        raise AssertionError("the second attempt returns or raises")
 
     def on_loop(self) -> LoopReads | None:
         """What runs reads on the running event loop without holding it up; None where a read does not wait
-        for a network, and where the library for it is missing.
+        for a network, where the library for it is missing, and while another loop has it.
 
         Raises:
             StoreUnavailable: the database was closed.
@@ -176,7 +181,9 @@ class Database:
             if self._closed:
                 raise errors.StoreUnavailable("The store is closed; start the server again.")
             if reads is not None:
-                reads.close()  # one loop at a time: the former one has ended
+                if not reads.loop.is_closed():
+                    return None  # one loop at a time has them
+                reads.close()
             self._on_loop = reads = LoopReads(self._dialect, loop)
         return reads
 
@@ -185,9 +192,9 @@ class Database:
         reads = self._on_loop
         return reads if reads is not None and reads.is_here() else self._readers
 
-    def _read_on(self, connection: Connection, job: Callable[[Transaction], T]) -> T:
+    def _read_on(self, connection: Connection, job: Callable[[Transaction], T], *, whole: bool) -> T:
         try:
-            self._dialect.begin_read(connection)
+            self._dialect.begin_read(connection, whole=whole)
         except self._dialect.failures as problem:
             raise self._dialect.translate(problem) from problem
         value = job(Transaction(self._dialect, connection, writing=False, seen=self._seen))

@@ -73,13 +73,18 @@ class Lost(Exception):
         again: whether trying again makes sense.
         late: a statement failed that had only been posted. Whose it was shows when everything is run again
             and each statement waited for.
+        partly: nothing is wrong, but there was no transaction around what was read so far: the read has to be
+            run again as a whole one.
     """
 
-    def __init__(self, error: errors.ModelkeepError, *, again: bool, late: bool = False) -> None:
+    def __init__(
+        self, error: errors.ModelkeepError, *, again: bool, late: bool = False, partly: bool = False
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.again = again
         self.late = late
+        self.partly = partly
 
 
 class Dialect(Protocol):
@@ -88,7 +93,9 @@ class Dialect(Protocol):
     `reads_block` says that a read waits for a network and does not belong on an event loop; `renew_savepoint`
     moves the savepoint `job` forward. `begin_write` gives the answer in whose last column the
     transaction's number stands, by which its `fate` can be asked for, or None where there is no such
-    question; with `waiting`, nothing in this transaction is left to go with the next statement.
+    question; with `waiting`, nothing in this transaction is left to go with the next statement. `begin_read`
+    may leave the transaction out where a single statement is likely to follow, unless it has to be `whole`;
+    the second statement is then Lost `partly`.
     """
 
     name: str
@@ -100,7 +107,7 @@ class Dialect(Protocol):
     renew_savepoint: tuple[str, ...]
 
     def connect(self, *, writing: bool) -> Connection: ...
-    def begin_read(self, connection: Connection) -> None: ...
+    def begin_read(self, connection: Connection, *, whole: bool = ...) -> None: ...
     def end_read(self, connection: Connection) -> None: ...
     def undo_read(self, connection: Connection) -> None: ...
     def begin_write(self, connection: Connection, *, waiting: bool = False) -> Cursor | None: ...

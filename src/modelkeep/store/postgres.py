@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql.psycopg import dialect as postgres_compiler
 
 from modelkeep.core import errors
 from modelkeep.store.dialects import BUSY_S, Connection, ConstraintFailed, Cursor, Lost, no_address
-from modelkeep.store.postgres_session import Postponed, Session
+from modelkeep.store.postgres_session import NotSingle, Postponed, Session, Singles
 from modelkeep.store.statements import Statements
 
 # Limits of one session; each with the reason for its size.
@@ -46,7 +46,7 @@ class Postgres:
     name = "postgresql"
     reads_block = True
     renew_savepoint: tuple[str, ...] = ("release savepoint job", "savepoint job")
-    failures: tuple[type[Exception], ...] = (psycopg.Error, Postponed)
+    failures: tuple[type[Exception], ...] = (psycopg.Error, Postponed, NotSingle)
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -55,6 +55,7 @@ class Postgres:
             self._place = f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
         except ValueError as problem:
             raise no_address() from problem
+        self._singles = Singles()
         self.compiler = _compiler()
         self.statements = Statements(self.compiler)
 
@@ -74,6 +75,8 @@ class Postgres:
         if writing:
             options["synchronous_commit"] = "on"
             options["plan_cache_mode"] = "force_generic_plan"  # they go by keys: planning costs more
+        else:
+            options["default_transaction_read_only"] = "on"  # for what is sent without a transaction, too
         try:
             connection = psycopg.connect(
                 self.url,
@@ -96,11 +99,12 @@ class Postgres:
             raise errors.StoreUnavailable(
                 f"The database {self._place} is older than Postgres {POSTGRES_MIN}; upgrade the server."
             )
-        return Session(connection)
+        return Session(connection, self._singles)
 
-    def begin_read(self, connection: Connection) -> None:
-        """Have the first statement begin a transaction in which everything sees one moment."""
-        connection.post(_BEGIN_READ)
+    def begin_read(self, connection: Connection, *, whole: bool = False) -> None:
+        """Have the first statement begin a transaction in which everything sees one moment; not where it is
+        likely to be the only one, unless that has to be `whole`."""
+        cast(Session, connection).enter(_BEGIN_READ, whole=whole)
 
     def end_read(self, connection: Connection) -> None:
         cast(Session, connection).leave("commit")
@@ -145,6 +149,9 @@ class Postgres:
         match problem:
             case Postponed():
                 return self._postponed(self.translate(problem.problem))
+            case NotSingle():
+                unclear = f"The database {self._place} was asked for more than was foreseen; try again."
+                return Lost(errors.StoreUnavailable(unclear), again=True, partly=True)
             case kinds.IntegrityError():
                 rule = problem.diag.constraint_name or problem.diag.column_name or ""
                 return ConstraintFailed(_RULES.get(problem.sqlstate or "", "check"), rule)

@@ -5,7 +5,10 @@ which cost several times what the statement does. A session is always in libpq's
 
 - `post` leaves a statement to go with the next one that is executed (a begin, a savepoint, a change whose
   count nobody needs), and an exchange over the network carries them all;
-- `leave` ends a transaction without waiting: the answer is taken before the next one that is waited for.
+- `leave` ends a transaction without waiting: the answer is taken before the next one that is waited for;
+- a read that has always been one statement (`enter`) is sent without a transaction around it, which would
+  cost the server as much again: one statement sees one moment by itself. Where there is a second one after
+  all, `NotSingle` says so before it is sent, and the read has to be run again.
 
 Where a statement fails the server skips the rest of the exchange, so nothing that was sent after it is
 done, a commit least of all. `Postponed` says that the one that failed is not the one that was executed.
@@ -38,6 +41,11 @@ ONCE_MAX = 256
 """Texts that came once and are prepared when they come again."""
 ANSWER_S = 60.0
 """How long nothing may come or go while an answer is due: twice what the server gives one statement."""
+SINGLES_MAX = 512
+"""Texts of which it is known whether they come alone; past that all are forgotten and learned anew."""
+SINGLE_MAX, SINGLE_LEAST, NOT_SINGLE = 4, 2, 3
+"""A text counts one up to the first each time it came alone, and the third down each time it did not. From
+the second on it is taken to come alone: being wrong costs a run, so it must be right three times in four."""
 EXCHANGE_ROWS_MAX = 1_000
 """Rows of `execute_many` that are sent before their answers are taken: both ends hold them in memory."""
 
@@ -54,6 +62,41 @@ class Postponed(Exception):
     def __init__(self, problem: psycopg.Error) -> None:
         super().__init__(str(problem))
         self.problem = problem
+
+
+class NotSingle(Exception):
+    """A read that was sent as one statement has another: it saw no transaction, and has to begin anew."""
+
+
+class Singles:
+    """Whether reads that begin with a text tend to be that one statement. Shared by sessions and threads: a
+    count that is lost does no harm."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def likely(self, query: str) -> bool:
+        """Whether it is going to come alone."""
+        return self._counts.get(query, 0) >= SINGLE_LEAST
+
+    def note(self, query: str, *, alone: bool) -> None:
+        """It came alone, or did not."""
+        count = self._counts.get(query, 0)
+        if len(self._counts) >= SINGLES_MAX and query not in self._counts:
+            self._counts.clear()
+        self._counts[query] = min(count + 1, SINGLE_MAX) if alone else max(count - NOT_SINGLE, -SINGLE_MAX)
+
+
+class _Read:
+    """A read under way: what begins its transaction, and how it went. `first` is the text it began with."""
+
+    __slots__ = ("alone", "bare", "begin", "first", "whole")
+
+    def __init__(self, begin: str, *, whole: bool) -> None:
+        self.begin = begin
+        self.whole = whole
+        self.first: str | None = None
+        self.alone = self.bare = False
 
 
 class Answer:
@@ -110,7 +153,9 @@ class Session:
         waits: how the network is waited for where not by holding up the thread (`on_loop`).
     """
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], singles: Singles | None = None) -> None:
+        self._singles = singles if singles is not None else Singles()
+        self._read: _Read | None = None
         self.waiting = False
         self.waits: Callable[[bool, float], bool] | None = None
         self._connection = connection  # ends the session when it is forgotten, so it is kept
@@ -200,10 +245,18 @@ class Session:
 
     ask = post
 
+    def enter(self, begin: str, *, whole: bool) -> None:
+        """Have the next statement begin a read, which ends with `leave`. Unless it has to be a `whole`
+        transaction, it may be sent alone."""
+        self._read = _Read(begin, whole=whole)
+
     def leave(self, query: str) -> None:
         """End the transaction with this statement, and do not wait for the answer; if nothing of it was
         sent yet, forget it."""
         self._posted.clear()
+        read, self._read = self._read, None
+        if read is not None and read.first is not None:
+            self._singles.note(read.first, alone=read.alone)
         if self.in_transaction:
             self._posted.append((Answer(self, awaited=False), query, []))
             self._send_all()
@@ -211,6 +264,7 @@ class Session:
     def rollback(self) -> None:
         """Undo the transaction, if there is one, and forget what was posted."""
         self._posted.clear()
+        self._read = None
         if self.in_transaction:
             self.execute("rollback")
 
@@ -230,6 +284,8 @@ class Session:
 
     def exchange(self) -> None:
         """Send what was posted, and take every answer that is due. Raises as `execute` does."""
+        if self._read is not None and self._posted:
+            self._begin(self._read)
         try:
             self._send_all()
             failed = self._take_all()
@@ -242,6 +298,23 @@ class Session:
         if awaited or not self.usable:
             raise problem
         raise Postponed(problem) from problem
+
+    def _begin(self, read: _Read) -> None:
+        """See to it that what is sent is in the transaction that it needs.
+
+        Raises:
+            NotSingle: it needs one, and there is none.
+        """
+        if read.first is not None:
+            read.alone = False
+            if read.bare:
+                raise NotSingle
+            return
+        read.first = self._posted[0][1]
+        read.alone = len(self._posted) == 1
+        read.bare = read.alone and not read.whole and self._singles.likely(read.first)
+        if not read.bare:
+            self._posted.insert(0, (Answer(self, awaited=False), read.begin, []))
 
     def _send_all(self) -> None:
         for answer, query, values in self._posted:

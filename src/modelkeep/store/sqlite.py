@@ -151,7 +151,7 @@ class Sqlite:
                 path=str(self.path),
             )
 
-    def begin_read(self, connection: Connection) -> None:
+    def begin_read(self, connection: Connection, *, whole: bool = False) -> None:
         connection.execute("begin")
 
     def end_read(self, connection: Connection) -> None:
