@@ -251,7 +251,7 @@ def own_call_us(subject: Subject) -> float:
     spec = models.spec(files, "1.0.0", signature=subject.signature)
     runtime = runtimes.load(spec, files, subject.file.parent, 1)
     # As the decoder makes it of a request.
-    columns = validation.Table(subject.rows.columns, np.array(subject.rows.values[:1]))
+    columns = validation.Table(list(subject.rows.columns), np.array(subject.rows.values[:1]))
     times = []
     for _ in range(CALLS):
         began = time.perf_counter()

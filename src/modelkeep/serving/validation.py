@@ -67,7 +67,7 @@ class Table(Mapping[str, Array]):
 
     __slots__ = ("_columns", "matrix", "names")
 
-    def __init__(self, names: Sequence[str], matrix: Array) -> None:
+    def __init__(self, names: list[str], matrix: Array) -> None:
         self.names = names
         self.matrix = matrix
         self._columns: dict[str, Array] | None = None

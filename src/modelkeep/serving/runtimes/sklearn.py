@@ -9,7 +9,7 @@ worker process of its own.
 import importlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,9 @@ class SklearnRuntime:
             else:
                 self._frame = partial(pd.DataFrame, columns=pd.Index(self._names))
         self._direct = sklearn_direct.direct(model, self._forms())
-        self._classifies = hasattr(model, "predict_proba")
+        classifies = hasattr(model, "predict_proba")
+        self._asked = [(field, classifies and asks_for_probability(field.name)) for field in self._fields]
+        """Each output, and whether it is a probability."""
 
     @property
     def model(self) -> Any:
@@ -77,7 +79,7 @@ class SklearnRuntime:
         form = _WHOLE
         if isinstance(columns, Table):
             found = columns.matrix
-            form = _WHOLE if list(columns) == self._names else _BY_COLUMN
+            form = _WHOLE if columns.names == self._names else _BY_COLUMN
         elif len(columns) == 1:
             found = next(iter(columns.values()))
         elif all(array.ndim == 1 for array in columns.values()):
@@ -94,8 +96,8 @@ class SklearnRuntime:
         """`predict` for every output, but `predict_proba` for those that are called a probability or a score:
         the positive class of two, or one value per class where the field has a shape."""
         outputs: dict[str, Array] = {}
-        for field in self._fields:
-            if asks_for_probability(field.name) and self._classifies:
+        for field, probability in self._asked:
+            if probability:
                 probabilities = np.asarray(model.predict_proba(table))
                 binary = not field.dimensions and probabilities.ndim == 2 and probabilities.shape[1] == 2
                 outputs[field.name] = probabilities[:, 1] if binary else probabilities
@@ -107,7 +109,7 @@ class SklearnRuntime:
         """The columns by the names that the model was fitted on, in its order, where all of them are
         there."""
         names = self._names
-        if names is None or list(columns) == names or not set(names) <= set(columns):
+        if names is None or _names_of(columns) == names or not set(names) <= set(columns):
             return columns
         return {name: columns[name] for name in names}
 
@@ -136,6 +138,10 @@ class SklearnRuntime:
         if self._width is not None and table.shape[1] != self._width:
             raise errors.InvalidInput(f"The model takes {self._width} fields, not {table.shape[1]}.")
         return table
+
+
+def _names_of(columns: Columns) -> Sequence[str]:
+    return columns.names if isinstance(columns, Table) else list(columns)
 
 
 def _one_thread(model: Any) -> None:

@@ -34,6 +34,8 @@ TREES_TRIED, NODES_TRIED = 8, 500
 """Whose thresholds rows are made close to: enough for most of the 256 rows to meet one."""
 BESIDE = 0.75
 """Of those rows, how many are close to a threshold; the others are on it."""
+_LARGEST_OF = np.maximum.reduce
+"""What `max` comes to; not a number where one is."""
 _SEED = 20_260_101
 _WHOLE_NUMBERS = np.dtype("int64")
 
@@ -80,7 +82,7 @@ class Direct:
         if order is None or (self._scores is None and len(matrix) > FEW):
             return None
         matrix = _laid(matrix, order)
-        return matrix if bool(np.abs(matrix).max() <= LARGEST) else None
+        return matrix if bool(_LARGEST_OF(np.abs(matrix), axis=None) <= LARGEST) else None
 
     def tried(self, model: Any, forms: Sequence[Form]) -> bool:
         """Hold it against the estimator, in every form and with every type. Returns whether there are numbers

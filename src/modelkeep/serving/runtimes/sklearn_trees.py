@@ -69,18 +69,17 @@ class Trees:
             matrix: of doubles, as the library compares them.
         """
         rows, width = matrix.shape
-        flat = matrix.reshape(-1)
+        flat, feature, threshold = matrix.reshape(-1).take, self.feature.take, self.threshold.take
+        onward = self.next.take
         if rows == 1:
             nodes = self.roots
             for _ in range(self.depth):
-                above = flat.take(self.feature.take(nodes)) > self.threshold.take(nodes)
-                nodes = self.next.take(nodes) + above
+                nodes = onward(nodes) + (flat(feature(nodes)) > threshold(nodes))
             return self.value.take(nodes, axis=0)[:, np.newaxis]
         nodes = np.repeat(self.roots, rows).reshape(-1, rows)
         starts = np.arange(0, rows * width, width)
         for _ in range(self.depth):
-            above = flat.take(self.feature.take(nodes) + starts) > self.threshold.take(nodes)
-            nodes = self.next.take(nodes) + above
+            nodes = onward(nodes) + (flat(feature(nodes) + starts) > threshold(nodes))
         return self.value.take(nodes, axis=0)
 
 
