@@ -426,9 +426,13 @@ def test_without_the_library_reads_go_to_threads(database: Database, monkeypatch
 
 # ----------------------------------------------------------------------------------------------------- locks
 
-LOCKS_OUTSIDE_READS = {"store/database.py", "store/writer.py", "store/on_loop.py"}
-"""Threads that wait for a session, the queue of the writer, and the number of a loop's thread: none is held
-while a statement runs."""
+LOCKS_OUTSIDE_READS = {
+    "store/database.py",  # threads that wait for a session, before they read
+    "store/on_loop.py",  # the number of a loop's thread
+    "store/writer.py",  # the line of jobs, before they run
+    "service/small_files.py",  # the list of what is not synced yet
+}
+"""Modules with locks, of which somebody has seen that none is held while a statement runs."""
 
 
 def test_what_a_read_passes_through_holds_no_lock() -> None:
@@ -448,4 +452,5 @@ def test_what_a_read_passes_through_holds_no_lock() -> None:
             }
             if imported & {"threading", "multiprocessing", "_thread"}:
                 found.add(str(path.relative_to(source)))
-    assert found == LOCKS_OUTSIDE_READS
+    new = found - LOCKS_OUTSIDE_READS
+    assert not new, f"see that no lock of {sorted(new)} is held while a statement runs, and add them to the list"
