@@ -453,4 +453,4 @@ def test_what_a_read_passes_through_holds_no_lock() -> None:
             if imported & {"threading", "multiprocessing", "_thread"}:
                 found.add(str(path.relative_to(source)))
     new = found - LOCKS_OUTSIDE_READS
-    assert not new, f"see that no lock of {sorted(new)} is held while a statement runs, and add them to the list"
+    assert not new, f"see that no lock of {sorted(new)} is held while a statement runs, and list them"
