@@ -12,6 +12,8 @@ from modelkeep.core.rollout import RolloutState
 from modelkeep.core.routing import WHOLE_PPM, Epoch, check_table
 from modelkeep.core.signature import DataType, Field, Signature
 from modelkeep.core.values import ModelName, parse_ref
+from modelkeep.service import labels, references
+from modelkeep.service.act import Act
 from modelkeep.store import events
 from modelkeep.store import rollout as store
 from modelkeep.store.database import Database
@@ -95,6 +97,26 @@ def test_settings_change_and_routes_follow(world: RolloutWorld) -> None:
     assert (gateway.route().key_cookie, gateway.route().key_field) == ("visitor", "/customer/id")
     with pytest.raises(errors.Invalid, match="JSON pointer"):
         world.made(key_field="customer")
+
+
+@pytest.mark.req("V12")
+def test_a_version_on_its_way_is_taken_back_before_it_is_yanked(world: RolloutWorld) -> None:
+    """Else it would enter production at the rollout's end, which no yanked version does. What serves already
+    is yanked where it stands."""
+    gateway = world.serving()
+    rollout = world.promote("1.1.0", by="owner").rollout
+
+    def yank(act: Act, semver: str) -> None:
+        labels.yank(act, references.resolve(act, parse_ref(f"churn:{semver}")), "trained on leaked labels")
+
+    with pytest.raises(errors.RolloutActive, match=f"rollout abort {NAME}") as refused:
+        world.do("owner", yank, "1.1.0")
+    assert refused.value.details["rollout"] == rollout
+    world.do("owner", yank, "1.0.0")
+    world.do("owner", world.rollouts.abort, NAME, "leaked labels")
+    world.do("owner", yank, "1.1.0")
+    world.turn(gateway)
+    assert world.in_production() == "1.0.0"
 
 
 def test_who_a_caller_is_cannot_change_while_traffic_moves(world: RolloutWorld) -> None:

@@ -234,12 +234,21 @@ def yank(act: Act, version: ModelVersion, reason: str) -> ModelVersion:
 
     Raises:
         NotAllowed: the caller may not take versions back.
+        RolloutActive: traffic is being moved to it, at whose end it would enter a stage all the same.
         Invalid, LimitExceeded: the reason is missing or cannot be kept.
     """
     reason = values.check_text(reason, "reason", required=True).strip()
     act.authorise(Verb.ROLLBACK, version.model)
     if version.yanked == reason:
         return version
+    for rollout in models.moving(act.tx, references.row_of(act, version.model).id):
+        if version.number in rollout.numbers and version.number not in rollout.lost:
+            raise errors.RolloutActive(
+                f"Traffic of {rollout.endpoint} is being moved to {version.reference}; take it back first "
+                f"('modelkeep rollout abort {rollout.endpoint} -m WHY'), then yank it.",
+                endpoint=rollout.endpoint,
+                rollout=rollout.id,
+            )
     _mark(act, version, EventKind.VERSION_YANKED, yanked=reason, reason=reason, was=version.yanked)
     return store.get_version(act.tx, version.model, version.number)
 

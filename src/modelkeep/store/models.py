@@ -443,6 +443,11 @@ def endpoints_of(tx: Transaction, model_id: str) -> list[Endpoint]:
     return [codec.decode(row[0], Endpoint) for row in tx.all(_ENDPOINTS_OF, model_id=model_id)]
 
 
+def moving(tx: Transaction, model_id: str) -> list[Rollout]:
+    """The rollouts of the model's versions that have not ended."""
+    return [codec.decode(row[0], Rollout) for row in tx.all(_ROLLOUTS_OF, model_id=model_id)]
+
+
 def serving(tx: Transaction, model_id: str) -> dict[int, str]:
     """The numbers of versions that traffic goes to or may return to at any moment, each with the endpoint's
     name."""
@@ -451,8 +456,7 @@ def serving(tx: Transaction, model_id: str) -> dict[int, str]:
         for number in (endpoint.previous, endpoint.stable):
             if number is not None:
                 found[number] = endpoint.name
-    for (document,) in tx.all(_ROLLOUTS_OF, model_id=model_id):
-        rollout = codec.decode(document, Rollout)
+    for rollout in moving(tx, model_id):
         found.update((number, rollout.endpoint) for number in rollout.numbers)
         if rollout.stable is not None:
             found[rollout.stable] = rollout.endpoint
