@@ -26,7 +26,7 @@ class Mode(StrEnum):
 
     plain   on the event loop, without the store; the function gets no act
     read    in a snapshot, on the event loop where the store never waits for a network, else in the pool
-    slow    a read that may be long: always in the pool
+    slow    a read that may be long: in the pool, unless the row can tell that a request is short
     write   one durable act in the store's writer, once for each idempotency key
     task    several acts and outside work (hashing files), in the pool; the function gets no act
     stream  bytes in or out; the function drives the connection itself
