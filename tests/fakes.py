@@ -120,6 +120,10 @@ class MemoryBlobs:
         return BlobInfo(digest=actual, size_bytes=len(data))
 
     @property
+    def near(self) -> bool:
+        return True
+
+    @property
     def small(self) -> SmallFiles | None:
         return None
 

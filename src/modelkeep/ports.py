@@ -92,6 +92,11 @@ class BlobStore(Protocol):
     BlobsUnavailable when the disk or the service behind does not work; these are not repeated below.
     """
 
+    @property
+    def near(self) -> bool:
+        """Whether blobs lie on a disk of this machine, so that small ones may be at hand."""
+        ...
+
     def begin(self, upload_id: str, size_bytes: int | None = None) -> int:
         """Open an upload session; asking again for an open one is no error.
 

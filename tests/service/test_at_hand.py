@@ -1,18 +1,19 @@
 """What is prepared without waiting: the same as with it, or nothing."""
 
 import pytest
+from msgspec.structs import replace
 
 from modelkeep.core import errors
 from modelkeep.core.access import Verb
+from modelkeep.core.catalog import ModelVersion
 from modelkeep.core.prompts import IS_PROMPT, PROMPT_TEXT
 from modelkeep.core.values import parse_ref
 from modelkeep.ports import SMALL_MAX_BYTES
-from modelkeep.service import at_hand, mlflow_registry
+from modelkeep.service import at_hand
 from modelkeep.service.act import Act
 from modelkeep.service.at_hand import NotAtHand
-from modelkeep.service.mlflow_registry import Transition
 from modelkeep.service.sources import VersionRequest
-from modelkeep.store import damage
+from modelkeep.store import catalog, damage
 from modelkeep.store.database import Database
 from tests.fakes import MemoryBlobs
 from tests.service.catalog_world import CHURN, OWNER, digest_of, entry_of
@@ -38,25 +39,46 @@ def asked_for(source: str, tags: dict[str, str] | None = None) -> VersionRequest
     return VersionRequest(model=CHURN, source=source, create_model=True, tags=tags or {})
 
 
-def still_holds(world: SourcesWorld, word: str = "staging") -> bool | None:
-    """Whether churn's first version may be moved as far as its files go, without waiting."""
-    asked = Transition(ref=parse_ref("churn:1.0.0"), word=word)
-    return world.catalog.still_holds(
-        world.desk, OWNER, lambda act: mlflow_registry.to_be_moved(act, asked), waiting=False
-    )
+def holds(world: SourcesWorld, number: int = 1) -> bool:
+    """Whether the files of a version of churn are right, as far as that is at hand."""
+
+    def look(act: Act) -> bool:
+        return world.catalog.look_at_hand(act, catalog.get_version(act.tx, CHURN, number))()
+
+    return world.do(OWNER, look)
 
 
-def test_it_is_the_same_as_what_is_waited_for(world: SourcesWorld) -> None:
-    """For a run's files, and for a copy of a version."""
+def register(world: SourcesWorld, request: VersionRequest) -> ModelVersion:
+    """The version that is made without preparing it."""
+    return world.do(OWNER, world.sources.register_at_hand, request).version
+
+
+def test_it_is_the_same_as_what_was_prepared(world: SourcesWorld) -> None:
+    """For a run's files, for a logged model's and for a copy of a version: all but the number and what comes
+    of it."""
     run_id = world.run()
     world.keep(run_id, FILES)
+    model_id = world.logged(run_id, name="logged")
     world.made(f"runs:/{run_id}/model")
 
-    for source in (f"runs:/{run_id}/model", "models:/churn/1"):
-        request = asked_for(source)
-        waited = world.sources.prepare(world.desk, OWNER, request)
-        assert world.sources.prepare(world.desk, OWNER, request, waiting=False) == waited
-        assert waited.stored == {digest_of(data) for data in FILES.values()}
+    for source in (f"runs:/{run_id}/model", f"models:/{model_id}", "models:/churn/1"):
+        request = asked_for(source, tags={"team": "risk"})
+        prepared = world.sources.prepare(world.desk, OWNER, request)
+        known = world.do(OWNER, world.sources.register, prepared).version
+        made = register(world, request)
+        own = {"id": "", "number": 0, "semver": "", "parent": None, "created_at": known.created_at}
+        own |= {"bump_reasons": (), "tags": {}}
+        assert replace(made, **own) == replace(known, **own)
+        assert made.number == known.number + 1
+        assert made.tags.keys() == known.tags.keys()
+
+
+def test_a_model_is_made_with_it(world: SourcesWorld) -> None:
+    """Where the request says so."""
+    run_id = world.run()
+    world.keep(run_id, FILES)
+
+    assert register(world, asked_for(f"runs:/{run_id}/model")).reference == "churn:1.0.0"
 
 
 def test_nothing_is_at_hand_that_would_not_be_taken(world: SourcesWorld) -> None:
@@ -71,15 +93,15 @@ def test_nothing_is_at_hand_that_would_not_be_taken(world: SourcesWorld) -> None
         asked_for("prompt-template", tags=prompt),
     ):
         with pytest.raises(NotAtHand):
-            world.sources.prepare(world.desk, OWNER, request, waiting=False)
+            register(world, request)
 
 
 def test_refusals_are_the_same(world: SourcesWorld) -> None:
-    """What is not there is not there, whether the blobs are waited for or not."""
+    """What is not there is not there, prepared or not."""
     with pytest.raises(errors.RunNotFound):
-        world.sources.prepare(world.desk, OWNER, asked_for("runs:/abc/model"), waiting=False)
+        register(world, asked_for("runs:/abc/model"))
     with pytest.raises(errors.ModelNotFound):
-        still_holds(world)
+        register(world, VersionRequest(model=CHURN, source="runs:/abc/model"))
 
 
 @pytest.mark.parametrize(
@@ -102,13 +124,12 @@ def test_what_takes_long_is_left_to_a_thread(sizes: list[int]) -> None:
 
 
 def test_a_version_that_is_to_move_is_hashed_at_once(world: SourcesWorld) -> None:
-    """Right bytes are known to be right; a version that stands there already is not looked at."""
+    """Right bytes are known to be right within the act."""
     run_id = world.run()
     world.keep(run_id, FILES)
     world.made(f"runs:/{run_id}/model")
 
-    assert still_holds(world) is True
-    assert still_holds(world, "none") is None
+    assert holds(world)
 
 
 def test_marks_and_wrong_bytes_are_left_to_a_thread(world: SourcesWorld) -> None:
@@ -122,9 +143,9 @@ def test_marks_and_wrong_bytes_are_left_to_a_thread(world: SourcesWorld) -> None
 
     world.do(OWNER, mark)
     with pytest.raises(NotAtHand):
-        still_holds(world)
+        holds(world)
     assert world.catalog.files_verified(world.desk, OWNER, parse_ref("churn:1.0.0"), Verb.READ) is True
-    assert still_holds(world) is True
+    assert holds(world)
     flip(world.blobs, FILES["model.skops"])
     with pytest.raises(NotAtHand):
-        still_holds(world)
+        holds(world)

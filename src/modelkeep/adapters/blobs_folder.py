@@ -162,6 +162,11 @@ class FolderBlobs:
             raise
 
     @property
+    def near(self) -> bool:
+        """See `BlobStore.near`."""
+        return True
+
+    @property
     def small(self) -> "FolderBlobs | None":
         """See `BlobStore.small`."""
         return None if self._may_have_lost else self

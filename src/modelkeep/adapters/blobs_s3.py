@@ -171,6 +171,11 @@ class S3Blobs:
         return self._store_upload(upload_id, None)
 
     @property
+    def near(self) -> bool:
+        """See `BlobStore.near`."""
+        return False
+
+    @property
     def small(self) -> None:
         """See `BlobStore.small`: a bucket takes each file with a request of its own."""
         return None

@@ -1,8 +1,7 @@
 """Contents of a few small files, as far as they can be had without waiting.
 
-Whoever prepares a change on the event loop reads them so: a way to another thread and back costs several
-times what such files do. Whatever has to be waited for is left to a thread, which may also find out what is
-wrong.
+An act may read them so, which must wait for nothing: to prepare it in a thread first costs several times
+what such files do. Whatever has to be waited for is left to a thread, which may also find out what is wrong.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from modelkeep.ports import BlobStore
 FILES_MAX = 16
 """Files: a version of MLflow's has about six, and each takes some 30 us."""
 FILES_MAX_BYTES = 256 * 1024
-"""Bytes of them together: hashing so many takes 0.2 ms, in which nobody else is answered."""
+"""Bytes of them together: hashing so many takes 0.2 ms, in which nobody else writes."""
 
 
 class NotAtHand(Exception):

@@ -105,28 +105,33 @@ class Integrity:
         desk: Desk,
         context: Context,
         find: Callable[[Act], ModelVersion | None],
-        *,
-        waiting: bool = True,
     ) -> bool | None:
         """`files_verified` of the version that `find` reads, which also looks at who asks; None where it
-        finds nothing that is to be hashed. Raises what `find` raises.
-
-        Args:
-            waiting: whether the blob store may be waited for, or a write; else NotAtHand is raised where one
-                would have to be.
-        """
+        finds nothing that is to be hashed. Raises what `find` raises."""
         version, marked = desk.read(context, _with_marks, find)
         if version is None:
             return None
-        if not waiting:
-            if marked or not _list_holds(version, version.digest):
-                raise NotAtHand
-            at_hand.contents(self._blobs, version.files)
-            return True
         try:
             return self._verify(desk, context, version, marked).ok
         except errors.Unavailable:
             return None
+
+    def look_at_hand(self, act: Act, version: ModelVersion) -> Callable[[], bool]:
+        """Within an act: `files_verified` of a version whose files are at hand, to be called for when
+        something else was asked of the store.
+
+        Raises:
+            NotAtHand: from what it returns, where something has to be waited for, or is wrong.
+        """
+        marked = damage.ask_damaged(act.tx, [entry.digest for entry in version.files])
+
+        def holds() -> bool:
+            if marked() or not _list_holds(version, version.digest):
+                raise NotAtHand
+            at_hand.contents(self._blobs, version.files)
+            return True
+
+        return holds
 
     def _verify(
         self, desk: Desk, context: Context, version: ModelVersion, marked: set[Digest] | None = None

@@ -6,7 +6,7 @@ promotion, with its policy and its events. What the words look like on the wire 
 part; what clients read is `mlflow_reading`'s, and how a version comes from a run `sources`'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -179,7 +179,12 @@ def to_be_moved(act: Act, asked: Transition) -> ModelVersion | None:
 
 
 def transition(
-    act: Act, promotions: Promotions, asked: Transition, *, files_verified: bool | None = None
+    act: Act,
+    promotions: Promotions,
+    asked: Transition,
+    *,
+    files_verified: bool | None = None,
+    look: Callable[[Act, ModelVersion], Callable[[], bool]] | None = None,
 ) -> Seen:
     """Move a version as MLflow says it: an ordinary promotion, which the policy may refuse.
 
@@ -188,8 +193,10 @@ def transition(
 
     Args:
         files_verified: whether the stored bytes still match, hashed before the act; None when unknown.
+        look: says it within the act instead.
 
     Raises:
+        NotAtHand: from `look`, that the files have to be hashed before.
         NotFound (its leaves): no such version, or not for this caller. NotAllowed: the right to promote.
         InvalidParameter: there is no such stage, or nobody is archived by a move to it.
         InvalidTransition, Tombstoned, Protected: the version cannot go there at all.
@@ -207,7 +214,10 @@ def transition(
     done: Promotion | None = None
     bringing = standing.ask_rollout(act.tx, version.id)
     if version.stage != to:
+        looked = look(act, version) if look is not None else None
         place = promotions.place_in(act, row, version, to)
+        if looked is not None:
+            files_verified = looked()
         try:
             done = promotions.promote_from(act, place, _reason(place, asked), files_verified=files_verified)
         except Kept as kept:

@@ -12,7 +12,7 @@ copied is pulled as well.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple, assert_never
 
 from msgspec import Struct
@@ -128,51 +128,37 @@ class Sources:
         self._catalog = catalog
         self._artifacts = artifacts
 
-    def prepare(
-        self, desk: Desk, context: Context, request: VersionRequest, *, waiting: bool = True
-    ) -> PreparedVersion:
+    def prepare(self, desk: Desk, context: Context, request: VersionRequest) -> PreparedVersion:
         """Find the files behind a request and read what says what they are; no act.
 
-        Args:
-            waiting: whether the blob store may be waited for.
-
         Raises:
-            NotAtHand: it would have to be.
             InvalidParameter: the address, or what is said beside it; a prompt without its text.
             RunNotFound, LoggedModelNotFound, ModelNotFound, VersionNotFound and their like: not there, or not
             to be seen. NotAllowed: not to be pulled, or not to be registered. ArtifactNotFound: there are no
             files. BlobsUnavailable: the blob store cannot say now.
         """
+        model_id: str | None = None
+        located: Located | None = None
+        documents: dict[str, bytes] = {}
         if is_prompt(request.tags):
-            return self._prepare_prompt(desk, context, request, waiting=waiting)
-        model_id, located = desk.read(context, self._found, request)
-        files = located.files
-        told = _documents(files) if located.version is None else ()
-        if waiting:
-            documents = {file.path: b"".join(self._blobs.open_verified(file.digest)) for file in told}
-            stored = self._catalog.really_there(files)
+            entry = desk.read(context, lambda act: self._prompt(act, request, _admitted(act, request)))
+            self._store_text(entry, request.tags[PROMPT_TEXT].encode())
+            files: tuple[FileEntry, ...] = (entry,)
         else:
-            found = at_hand.contents(self._blobs, files)
-            documents = {file.path: found[file.digest] for file in told}
-            stored = frozenset(found)
+            row, located = desk.read(context, self._found, request)
+            model_id = row.id if row is not None else None
+            files = located.files
+            documents = {
+                file.path: b"".join(self._blobs.open_verified(file.digest)) for file in _documents(located)
+            }
         return PreparedVersion(
             request=request,
             files=files,
             model_id=model_id,
             located=located,
             documents=documents,
-            stored=stored,
+            stored=self._catalog.really_there(files),
         )
-
-    def _prepare_prompt(
-        self, desk: Desk, context: Context, request: VersionRequest, *, waiting: bool
-    ) -> PreparedVersion:
-        if not waiting:
-            raise NotAtHand
-        entry = desk.read(context, lambda act: self._prompt(act, request, _admitted(act, request)))
-        self._store_text(entry, request.tags[PROMPT_TEXT].encode())
-        stored = self._catalog.really_there((entry,))
-        return PreparedVersion(request=request, files=(entry,), documents={}, stored=stored)
 
     def register(self, act: Act, prepared: PreparedVersion) -> Registration:
         """Make the version. It is always a new one; one with the bytes of an earlier one says so in a tag.
@@ -198,16 +184,23 @@ class Sources:
             raise errors.Conflict(
                 "The files have changed while they were registered; register them again.", field="source"
             )
-        _refuse_lost(prepared, damaged())
-        checked = registration.check_spec(spec)
-        decided, twin = numbering.decide_anew(act, request.model, row, checked)
-        if row is None:
-            row = labels.create(act, request.model)
-        tags = {key: value for key, value in checked.tags.items() if key != DUPLICATE_OF}
-        if twin is not None:
-            tags[DUPLICATE_OF] = twin.reference
-        decided = replace(decided, reasons=(*decided.reasons, *notes))
-        return write_version(act, row, replace(checked, tags=tags), decided)
+        _refuse_lost(files, prepared.stored, damaged())
+        return _registered(act, request, row, spec, notes)
+
+    def register_at_hand(self, act: Act, request: VersionRequest) -> Registration:
+        """`register` of what need not be prepared, since its files are at hand. Raises as these; NotAtHand:
+        it has to be."""
+        if is_prompt(request.tags):
+            raise NotAtHand  # its text is stored before
+        act.tx.expect(policies.nearest, request.model)
+        row, located = self._found(act, request)
+        damaged = damage.ask_damaged(act.tx, {file.digest for file in located.files})
+        _expect_facts(act, row.id if row is not None else None, located)
+        found = at_hand.contents(self._blobs, located.files)
+        documents = {file.path: found[file.digest] for file in _documents(located)}
+        spec, notes = _spec_of(act, request, located, documents)
+        _refuse_lost(located.files, found, damaged())
+        return _registered(act, request, row, spec, notes)
 
     def versions_of_run(self, act: Act, run_id: str) -> tuple[ModelVersion, ...]:
         """The versions that came from a run and that the caller may see, the last registered first.
@@ -224,13 +217,12 @@ class Sources:
 
     # --------------------------------------------------------------------------------------------- admission
 
-    def _found(self, act: Act, request: VersionRequest) -> tuple[str | None, Located]:
-        """The model's id, and the files behind a request of somebody who may register them. Raises as
-        `prepare`."""
+    def _found(self, act: Act, request: VersionRequest) -> tuple[ModelRow | None, Located]:
+        """The model, and the files behind a request of somebody who may register them. Raises as `prepare`,
+        and as `_admitted`."""
         if request.run_id and request.run_id.isalnum():  # what cannot be an id is refused in better words
             act.tx.expect(runs.find, request.run_id)
-        row = _admitted(act, request)
-        return row.id if row is not None else None, self._sought(act, request)
+        return _admitted(act, request), self._sought(act, request)
 
     def _sought(self, act: Act, request: VersionRequest) -> Located:
         place = parse_source(request.source, project=request.model.project, host=request.host)
@@ -369,29 +361,37 @@ _READ = {mlmodel.MLMODEL: mlmodel.MLMODEL_MAX_BYTES} | dict.fromkeys(
 )
 
 
-def _documents(files: Sequence[FileEntry]) -> list[FileEntry]:
-    """The files that say what the model is, those of a size that is read."""
-    return [file for file in files if file.size_bytes <= _READ.get(file.path, -1)]
+def _documents(located: Located) -> list[FileEntry]:
+    """The files that say what the model is, those of a size that is read; none where a version says it."""
+    if located.version is not None:
+        return []
+    return [file for file in located.files if file.size_bytes <= _READ.get(file.path, -1)]
 
 
 def _expect(act: Act, prepared: PreparedVersion) -> None:
     """Have everything asked at once that was found when the version was prepared."""
-    tx, model, located = act.tx, prepared.request.model, prepared.located
-    tx.expect(models.find_model, model)
-    tx.expect(policies.nearest, model)
-    if prepared.model_id is not None:
-        model_id = prepared.model_id
-        manifest = Manifest(files=prepared.files)
-        tx.expect(lambda tx: catalog_store.find_twin(tx, model_id, manifest_digest(manifest)))
+    tx, located = act.tx, prepared.located
+    tx.expect(models.find_model, prepared.request.model)
+    tx.expect(policies.nearest, prepared.request.model)
     if located is None or located.folder is None:
         return
     tx.expect(artifact_store.at_or_under, *located.folder, values.FILES_MAX + 1)
     if located.run is not None:
         tx.expect(runs.find, located.run.run_id)
-        tx.expect(runs.load, [located.run])
     if located.logged is not None:
         tx.expect(logged_models.find, located.logged.model_id)
-        tx.expect(logged_models.load, [located.logged])
+    _expect_facts(act, prepared.model_id, located)
+
+
+def _expect_facts(act: Act, model_id: str | None, located: Located) -> None:
+    """Have asked at once what is known of some files, and whether the model has them already."""
+    manifest = Manifest(files=located.files)
+    if model_id is not None:
+        act.tx.expect(lambda tx: catalog_store.find_twin(tx, model_id, manifest_digest(manifest)))
+    if located.run is not None:
+        act.tx.expect(runs.load, [located.run])
+    if located.logged is not None:
+        act.tx.expect(logged_models.load, [located.logged])
 
 
 def _admitted(act: Act, request: VersionRequest) -> ModelRow | None:
@@ -412,14 +412,29 @@ def _admitted(act: Act, request: VersionRequest) -> ModelRow | None:
     return row
 
 
-def _refuse_lost(prepared: PreparedVersion, damaged: set[Digest]) -> None:
+def _refuse_lost(files: Sequence[FileEntry], stored: Container[Digest], damaged: set[Digest]) -> None:
     """Raises Conflict when a file is gone, or what lies in its place is another."""
-    lost = [f.path for f in prepared.files if f.digest not in prepared.stored or f.digest in damaged]
+    lost = [file.path for file in files if file.digest not in stored or file.digest in damaged]
     if lost:
         raise errors.Conflict(
             f"{values.quoted(lost[0])} is no longer stored as it was logged; log the model again.",
             missing=lost[: values.PAGE_MAX],
         )
+
+
+def _registered(
+    act: Act, request: VersionRequest, row: ModelRow | None, spec: DraftSpec, notes: tuple[str, ...]
+) -> Registration:
+    """Make a version of what is stated. It is always a new one. Raises as `Sources.register`."""
+    checked = registration.check_spec(spec)
+    decided, twin = numbering.decide_anew(act, request.model, row, checked)
+    if row is None:
+        row = labels.create(act, request.model)
+    tags = {key: value for key, value in checked.tags.items() if key != DUPLICATE_OF}
+    if twin is not None:
+        tags[DUPLICATE_OF] = twin.reference
+    decided = replace(decided, reasons=(*decided.reasons, *notes))
+    return write_version(act, row, replace(checked, tags=tags), decided)
 
 
 def _refuse_contradiction(request: VersionRequest, located: Located) -> None:

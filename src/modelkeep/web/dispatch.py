@@ -326,24 +326,23 @@ class Bound:
     async def _write(self, call: Call) -> Any:
         dispatcher, operation = self.dispatcher, self.operation
         key = requests.idempotency_key(call.headers)
-        if key is None:
-            return await dispatcher.write(call.context, operation.handler, await self._prepared(call))
-        once = Once(operation, call, key)
-        if operation.before is not None:
+        once = Once(operation, call, key) if key is not None else None
+        run = once.run if once is not None else operation.handler
+        if operation.at_hand and dispatcher.house.blobs.near:
+            with contextlib.suppress(NotAtHand):
+                return await dispatcher.write(call.context, run, call)
+        elif once is not None and operation.before is not None:
             # What is to be prepared may be gone since the first time, whose answer holds all the same.
             known = await dispatcher.read(call.context, once.known, call)
             if known is not None:
                 return known
-        return await dispatcher.write(call.context, once.run, await self._prepared(call))
+        return await dispatcher.write(call.context, run, await self._prepared(call))
 
     async def _prepared(self, call: Call) -> Call:
-        before, dispatcher = self.operation.before, self.dispatcher
+        before = self.operation.before
         if before is None:
             return call
-        if self.operation.at_hand and not dispatcher.house.desk.database.reads_block:
-            with contextlib.suppress(NotAtHand):
-                return structs.replace(call, prepared=before(call, waiting=False))
-        return structs.replace(call, prepared=await dispatcher.in_pool(partial(before, call)))
+        return structs.replace(call, prepared=await self.dispatcher.in_pool(partial(before, call)))
 
     async def _caller(self, headers: dict[bytes, bytes]) -> Caller:
         access = self.dispatcher.house.access

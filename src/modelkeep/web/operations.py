@@ -85,8 +85,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     Attributes:
         name: the operation's id in OpenAPI, and the SDK's method.
         before: work that must not hold a transaction, such as hashing files; runs in the pool before the act.
-        at_hand: `before` takes `waiting=False`, and is then called on the event loop first where the store
-            never waits for a network; it raises NotAtHand when that is not enough.
+        at_hand: the handler is tried without `before` first, and goes by the files that are at hand; it
+            raises NotAtHand when that is not enough.
         short: of a slow operation, whether this request is known to be a short read after all; it runs on the
             event loop and looks at the request alone.
         query, body, answer: shapes; `bytes` for an answer that is no JSON.
@@ -101,7 +101,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     mode: Mode
     handler: Callable[..., Any]
     summary: str
-    before: Callable[..., Any] | None = None
+    before: Callable[[Call], Any] | None = None
     at_hand: bool = False
     short: Callable[[Call], bool] | None = None
     query: type[Any] = NoQuery

@@ -14,8 +14,7 @@ from modelkeep.web.mlflow.registry_shapes import OneVersion, version_out
 from modelkeep.web.operations import Call
 
 
-def prepare(call: Call, *, waiting: bool = True) -> PreparedVersion:
-    """Find what a version is to be made of, before any transaction."""
+def _request(call: Call) -> VersionRequest:
     asked: shapes.CreateVersion = call.body
     given = asked.tags or ()
     if asked.source.lower().startswith("models:"):
@@ -25,7 +24,7 @@ def prepare(call: Call, *, waiting: bool = True) -> PreparedVersion:
     if asked.run_link:
         tags[words.RUN_LINK] = values.check_text(asked.run_link, "run_link", maximum=values.REFERENCE_MAX)
     host = call.headers.get(b"host")
-    request = VersionRequest(
+    return VersionRequest(
         model=model_of(call, asked.name),
         source=required(asked.source, "source"),
         run_id=asked.run_id or None,
@@ -34,10 +33,18 @@ def prepare(call: Call, *, waiting: bool = True) -> PreparedVersion:
         tags=tags,
         host=host.decode("latin-1") if host is not None else None,
     )
-    return call.house.sources.prepare(call.house.desk, call.context, request, waiting=waiting)
+
+
+def prepare(call: Call) -> PreparedVersion:
+    """Find what a version is to be made of, before any transaction."""
+    return call.house.sources.prepare(call.house.desk, call.context, _request(call))
 
 
 def create(act: Act, call: Call) -> OneVersion:
     """`model-versions/create`."""
-    made = call.house.sources.register(act, call.prepared)
+    sources = call.house.sources
+    if call.prepared is None:
+        made = sources.register_at_hand(act, _request(call))
+    else:
+        made = sources.register(act, call.prepared)
     return OneVersion(version_out(words.just_made(made.version).line))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 from msgspec import Raw
 
@@ -297,13 +298,23 @@ def _transition(call: Call) -> Transition:
     )
 
 
-def hash_for_transition(call: Call, *, waiting: bool = True) -> bool | None:
+class Hashed(NamedTuple):
+    """Whether the files of a version that is to move were found right; None where nobody can say."""
+
+    verified: bool | None
+
+
+def hash_for_transition(call: Call) -> Hashed:
     """Hash the files of a version that is to move, before any transaction; the gates ask for it."""
     house, find = call.house, partial(words.to_be_moved, asked=_transition(call))
-    return house.catalog.still_holds(house.desk, call.context, find, waiting=waiting)
+    return Hashed(house.catalog.still_holds(house.desk, call.context, find))
 
 
 def transition(act: Act, call: Call) -> OneVersion:
     """`model-versions/transition-stage`: a promotion, by the model's policy."""
-    done = words.transition(act, call.house.promotions, _transition(call), files_verified=call.prepared)
+    house, asked = call.house, _transition(call)
+    if call.prepared is None:
+        done = words.transition(act, house.promotions, asked, look=house.catalog.look_at_hand)
+    else:
+        done = words.transition(act, house.promotions, asked, files_verified=call.prepared.verified)
     return OneVersion(version_out(done.line))
