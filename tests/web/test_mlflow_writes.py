@@ -23,10 +23,10 @@ STATEMENTS = {
     "runs/log-batch": 3,
     "runs/set-tag": 2,
     "registered-models/create": 6,
-    "model-versions/create": 20,
+    "model-versions/create": 16,
     "model-versions/set-tag": 6,
     "registered-models/alias": 9,
-    "model-versions/transition-stage": 17,
+    "model-versions/transition-stage": 16,
 }
 """The most that each of them may take, with what it reads before its transaction."""
 
