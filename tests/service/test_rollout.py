@@ -119,6 +119,19 @@ def test_a_version_on_its_way_is_taken_back_before_it_is_yanked(world: RolloutWo
     assert world.in_production() == "1.0.0"
 
 
+@pytest.mark.req("S2")
+def test_a_version_on_its_way_is_sent_nowhere_else(world: RolloutWorld) -> None:
+    """Archived in the middle of its rollout, it would go on to all of the traffic and into production."""
+    world.serving()
+    rollout = world.promote("1.1.0", by="owner").rollout
+    for stage in ("archived", "staging"):
+        with pytest.raises(errors.RolloutActive, match=f"rollout abort {NAME}") as refused:
+            world.promote("1.1.0", stage, by="owner")
+        assert refused.value.details["rollout"] == rollout
+    world.do("owner", world.rollouts.abort, NAME, "not this one")
+    assert world.promote("1.1.0", "archived", by="owner").version.stage == "archived"
+
+
 def test_who_a_caller_is_cannot_change_while_traffic_moves(world: RolloutWorld) -> None:
     """Another key would put callers on the other side in the middle of a comparison."""
     world.serving()

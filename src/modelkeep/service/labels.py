@@ -241,14 +241,14 @@ def yank(act: Act, version: ModelVersion, reason: str) -> ModelVersion:
     act.authorise(Verb.ROLLBACK, version.model)
     if version.yanked == reason:
         return version
-    for rollout in models.moving(act.tx, references.row_of(act, version.model).id):
-        if version.number in rollout.numbers and version.number not in rollout.lost:
-            raise errors.RolloutActive(
-                f"Traffic of {rollout.endpoint} is being moved to {version.reference}; take it back first "
-                f"('modelkeep rollout abort {rollout.endpoint} -m WHY'), then yank it.",
-                endpoint=rollout.endpoint,
-                rollout=rollout.id,
-            )
+    rollout = models.tried_in(act.tx, references.row_of(act, version.model).id, version.number)
+    if rollout is not None:
+        raise errors.RolloutActive(
+            f"Traffic of {rollout.endpoint} is being moved to {version.reference}; take it back first "
+            f"('modelkeep rollout abort {rollout.endpoint} -m WHY'), then yank it.",
+            endpoint=rollout.endpoint,
+            rollout=rollout.id,
+        )
     _mark(act, version, EventKind.VERSION_YANKED, yanked=reason, reason=reason, was=version.yanked)
     return store.get_version(act.tx, version.model, version.number)
 

@@ -183,6 +183,7 @@ class Promotions:
         act.tx.expect(nearest, version.model)
         if self._rollouts is not None:
             act.tx.expect(endpoint_following, version.model, to)
+            act.tx.expect(models_store.moving, model.id)
         return stages.place_in(act, model, version, to)
 
     def promote_from(
@@ -236,12 +237,24 @@ class Promotions:
         )
 
     def _check_leaving(self, act: Act, model: ModelRow, version: ModelVersion, to: str) -> None:
-        """Refuse to empty a protected stage under an endpoint that serves what stands in it.
+        """Refuse to empty a protected stage under an endpoint that serves what stands in it, and to send
+        elsewhere what is on its way into a stage.
 
         Raises:
-            Protected: names the endpoint and what to do instead.
+            RolloutActive, Protected: names the endpoint and what to do instead.
         """
-        if self._rollouts is None or version.stage == model.stages.initial:
+        if self._rollouts is None:
+            return
+        rollout = models_store.tried_in(act.tx, model.id, version.number)
+        if rollout is not None and rollout.stage not in (None, to):
+            raise errors.RolloutActive(
+                f"Traffic of {rollout.endpoint} is being moved to {version.reference}, which enters "
+                f"{rollout.stage} when that succeeds; take it back first "
+                f"('modelkeep rollout abort {rollout.endpoint} -m WHY'), then move it to {to}.",
+                endpoint=rollout.endpoint,
+                rollout=rollout.id,
+            )
+        if version.stage == model.stages.initial:
             return
         if not model.stages.stage(version.stage).protected:
             return

@@ -448,6 +448,11 @@ def moving(tx: Transaction, model_id: str) -> list[Rollout]:
     return [codec.decode(row[0], Rollout) for row in tx.all(_ROLLOUTS_OF, model_id=model_id)]
 
 
+def tried_in(tx: Transaction, model_id: str, number: int) -> Rollout | None:
+    """The rollout that moves traffic to a version, and has not taken it back."""
+    return next((r for r in moving(tx, model_id) if number in r.numbers and number not in r.lost), None)
+
+
 def serving(tx: Transaction, model_id: str) -> dict[int, str]:
     """The numbers of versions that traffic goes to or may return to at any moment, each with the endpoint's
     name."""
