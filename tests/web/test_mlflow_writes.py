@@ -26,7 +26,7 @@ STATEMENTS = {
     "model-versions/create": 16,
     "model-versions/set-tag": 6,
     "registered-models/alias": 9,
-    "model-versions/transition-stage": 16,
+    "model-versions/transition-stage": 17,
 }
 """The most that each of them may take, with what it reads before its transaction."""
 
