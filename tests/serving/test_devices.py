@@ -122,7 +122,7 @@ def load(files: dict[str, bytes], signature: Signature | None, device: Device) -
 @pytest.mark.parametrize(
     ("path", "data", "word"),
     [
-        ("model.onnx", b"..ai.onnx.ml..", "ONNX Runtime computes trees"),
+        ("model.onnx", b"..ai.onnx.ml..ai.onnx.ml..", "ONNX Runtime computes trees"),
         ("model.onnx", b"convolutions", None),
         ("model.pt2", b"", None),
         ("model.ubj", b"", None),
@@ -142,7 +142,8 @@ def test_what_gains_nothing_by_a_card_stays_where_it_is_with_a_word(
 
 
 def test_a_graph_of_classic_operators_stays_on_the_processor() -> None:
-    """Its graph says what its operators are; that of a net says nothing of the kind."""
+    """Its graph says what its operators are; that of a net says nothing of the kind, also where it names the
+    operators that it might use, as what ONNX Runtime has written does."""
     from onnx import TensorProto, helper
 
     node = helper.make_node("Scaler", ["x"], ["score"], domain="ai.onnx.ml", scale=[2.0, 1.0])
@@ -152,6 +153,11 @@ def test_a_graph_of_classic_operators_stays_on_the_processor() -> None:
     classic, net = {"model.onnx": made.SerializeToString()}, {"model.onnx": models.linear_onnx()}
     assert runtimes.left_on_cpu(models.spec(classic, "1.0.0"), classic) is not None
     assert runtimes.left_on_cpu(models.spec(net, "1.0.0"), net) is None
+    names = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["score"])], "relu", tensors[:1], tensors[1:])
+    relu = helper.make_model(graph, opset_imports=names, ir_version=8)
+    naming = {"model.onnx": relu.SerializeToString()}
+    assert runtimes.left_on_cpu(models.spec(naming, "1.0.0"), naming) is None
 
 
 class Session:

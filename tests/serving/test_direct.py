@@ -17,6 +17,7 @@ from sklearn.ensemble import (
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.tree import DecisionTreeRegressor
 
 from modelkeep.core.errors import InvalidInput
 from modelkeep.core.signature import DataType, Field, Signature
@@ -117,6 +118,19 @@ def test_a_quick_way_that_answers_otherwise_is_not_gone(monkeypatch: pytest.Monk
     assert np.array_equal(direct.predict_proba(ROWS[:3]), forest.predict_proba(ROWS[:3]))
     assert sklearn_direct.direct(KNOWN["boosted"]) is None
     assert sklearn_direct.direct(KNOWN["binned"]) is None
+
+
+def test_what_begins_where_a_model_of_its_own_says_is_left_to_the_library() -> None:
+    """That model may answer all rows alike that are tried, and others otherwise."""
+    far = ROWS.copy()
+    far[:, 0] = RANDOM.uniform(1e6, 1e7, len(far))
+    begun = GradientBoostingRegressor(init=DecisionTreeRegressor(max_depth=1), n_estimators=40, max_depth=2)
+    begun.fit(far, np.where(far[:, 0] > 5e6, 100.0, 0.0) + far[:, 1])
+    assert sklearn_direct.direct(begun) is None
+    nothing = GradientBoostingRegressor(init="zero", n_estimators=20).fit(ROWS, TARGET)
+    direct = sklearn_direct.direct(nothing)
+    assert direct is not None
+    assert np.array_equal(direct.predict(ROWS[:3]), nothing.predict(ROWS[:3]))
 
 
 def test_trees_that_are_too_deep_too_many_or_of_categories_are_not_laid_out(

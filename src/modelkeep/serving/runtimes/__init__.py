@@ -47,7 +47,8 @@ KINDS = ("onnx", "xgboost", "lightgbm", "torch", "skops", "joblib", "pyfunc", "p
 _ON_CARDS = frozenset({"onnx", "torch", "xgboost"})
 """Kinds that can compute on a card."""
 _CLASSIC = b"ai.onnx.ml"
-"""The operators of trees, linear models and encoders, by the name that stands in a graph of them."""
+"""The operators of trees, linear models and encoders, by the name that stands in a model: once where it says
+what its operators may be, and once more at each that is one of these."""
 SELF_CONTAINED = frozenset({"onnx"})
 """Kinds whose file is the whole model: what it was trained with does not change what it answers."""
 
@@ -153,7 +154,7 @@ def left_on_cpu(spec: VersionSpec, files: Mapping[str, bytes]) -> str | None:
         Invalid: as `choose`.
     """
     path, kind = choose(spec, files)
-    if kind == "onnx" and _CLASSIC in files[path]:
+    if kind == "onnx" and files[path].count(_CLASSIC) > 1:
         return "ONNX Runtime computes trees, linear models and encoders on the processor."
     if kind in _ON_CARDS or kind in _OWN_CODE:
         return None

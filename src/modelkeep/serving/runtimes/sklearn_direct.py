@@ -3,11 +3,10 @@
 A forest hands each of its trees to a pool, and every step of a pipeline looks through its input anew: for one
 row that is milliseconds around microseconds. Here are the same operations in the same order, on a matrix of
 numbers that was looked through once: forests, boosted trees, linear models, and pipelines of these behind a
-scaler. Whether
-they give what the library gives for the same rows in the form in which it would get them, to the last bit, is
-tried out when a model is loaded; where they do not, or where an estimator is not known here, there is
-nothing, and the library is asked as ever. So another release that computes in another way costs speed, and
-never an answer.
+scaler. Whether they give what the library gives for the same rows in the form in which it would get them, to
+the last bit, is tried out when a model is loaded; where they do not, or where an estimator is not known here,
+there is nothing, and the library is asked as ever. So another release that computes in another way costs
+speed, and never an answer.
 """
 
 import warnings
@@ -251,10 +250,15 @@ def _forest(steps: Sequence[Step], model: Any) -> Direct | None:
 
 
 def _boosted(steps: Sequence[Step], model: Any) -> Direct | None:
-    """Gradient boosting. For more than a few rows the library's own way costs little around each."""
-    from sklearn import ensemble
+    """Gradient boosting from a start that is the same for every row: one that a model of its own works out
+    may differ where no row is tried. For more than a few rows the library's own way costs little around
+    each."""
+    from sklearn import dummy, ensemble
 
     exact = type(model) in (ensemble.GradientBoostingClassifier, ensemble.GradientBoostingRegressor)
+    constant = (str, dummy.DummyClassifier, dummy.DummyRegressor)  # as a word, that it is nothing
+    if exact and type(model.init_) not in constant:
+        return None
     binned = type(model) in (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
     if exact:
         stages, width = model.estimators_, model.estimators_.shape[1]
