@@ -8,6 +8,8 @@ import ast
 import asyncio
 import contextlib
 import contextvars
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -363,6 +365,25 @@ def test_a_server_that_cannot_be_reached_is_said_to_each(
             *(read(database, lambda tx: tx.all(KEYS)) for _ in range(20)), return_exceptions=True
         )
         assert [str(each) for each in told] == ["nobody there"] * 20
+        monkeypatch.undo()
+        assert await read(database, lambda tx: tx.all(KEYS)) == [("a",)]
+
+    runner.run(whole())
+
+
+def test_sessions_that_cannot_be_watched_are_closed_and_count_no_more(
+    runner: asyncio.Runner, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without a number left for another file says so to each read, and goes on when it has."""
+
+    def full(descriptor: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def whole() -> None:
+        monkeypatch.setattr(os, "dup", full)
+        for _ in range(on_loop.SESSIONS_MAX + 1):
+            with pytest.raises(errors.StoreUnavailable, match="limit of open files"):
+                await read(database, lambda tx: tx.all(KEYS))
         monkeypatch.undo()
         assert await read(database, lambda tx: tx.all(KEYS)) == [("a",)]
 

@@ -151,7 +151,9 @@ def call(data_folder: Path, command: str, **arguments: Any) -> dict[str, Any]:
         GatewayUnavailable: no gateway runs on this folder, or it does not answer.
         ModelkeepError: what the gateway said.
     """
-    paths = _sockets(data_folder) if data_folder.is_dir() else []
+    paths: list[Path] = []
+    with contextlib.suppress(OSError):  # there is no such folder, or not for this user
+        paths = _sockets(data_folder)
     if not paths:
         raise errors.GatewayUnavailable(
             f"No gateway runs on {data_folder}; name the folder of one that does with --data, or start one: "
@@ -184,7 +186,16 @@ def _sockets(data: Path) -> list[Path]:
     owners = {os.getuid(), data.stat().st_uid}  # else anybody might have made a folder of that name
     found = [place / SOCKET_NAME for place in _places(data) if _owner(place) in owners]
     found = [said, *found] if said is not None else found
-    return [path for path in dict.fromkeys(found) if path.is_socket()]
+    return [path for path in dict.fromkeys(found) if _may_answer(path)]
+
+
+def _may_answer(path: Path) -> bool:
+    """Whether a socket may be there: also where it is not for this user to see, for that is said when it is
+    called."""
+    try:
+        return path.is_socket()
+    except OSError:
+        return True
 
 
 def _owner(folder: Path) -> int | None:

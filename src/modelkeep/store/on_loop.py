@@ -317,7 +317,15 @@ class LoopReads:
             self._open_more()
             return
         session = cast(LoopSession, opened.result())
-        self._lines[session] = _Line(self, self.loop, session)
+        try:
+            self._lines[session] = _Line(self, self.loop, session)
+        except OSError as full:
+            session.close()
+            self._open -= 1
+            why = f"No session with the database can be watched ({full.strerror})"
+            self._refuse(errors.StoreUnavailable(f"{why}; raise the server's limit of open files."))
+            self._open_more()
+            return
         self.give(session)
 
     def _refuse(self, problem: BaseException) -> None:
@@ -340,10 +348,11 @@ class LoopReads:
 
     def _end(self) -> None:
         self.drop_idle()
-        while self._queue:
+        here = self._thread == threading.get_ident()  # from another no read can go on, nor be told
+        while self._queue and here:
             self._refuse(_closed())
         for line in list(self._lines.values()):
-            if line.reading is not None and self._thread == threading.get_ident():
+            if line.reading is not None and here:
                 self.resume(line.reading, False)  # which has its session dropped
             self.drop(line.session)
 
