@@ -57,6 +57,8 @@ def change(tx: Transaction, how: str, key: str, word: str) -> None:
             tx.put_many(PUT, [row, row | {"key": "c"}])
         case "put_columns":
             tx.put_columns(PUT, key=[key, "c"], value=[word, word], updated_at=["", ""])
+        case "one":
+            tx.one(PUT.returning(VALUES.c.key), **row)
         case _:
             tx.put(RENEW, which=key, to=word)
 
@@ -65,7 +67,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["expect", "read", "ask"]), st.sampled_from(KEYS), st.just("")),
         st.tuples(
-            st.sampled_from(["put", "run", "many", "put_many", "put_columns", "renew"]),
+            st.sampled_from(["put", "run", "many", "put_many", "put_columns", "one", "renew"]),
             st.sampled_from(KEYS),
             st.sampled_from(WORDS),
         ),
@@ -125,7 +127,7 @@ def test_what_was_expected_is_what_is_read(
         check(database, jobs)
 
 
-@pytest.mark.parametrize("how", ["put", "run", "many", "put_many", "put_columns", "renew"])
+@pytest.mark.parametrize("how", ["put", "run", "many", "put_many", "put_columns", "one", "renew"])
 def test_a_change_has_everything_asked_anew(database: Database, how: str) -> None:
     """What was expected before a change is not believed after it, nor what an undone job had expected."""
     steps = [("expect", "a", ""), (how, "a", "1"), ("read", "a", ""), ("expect", "b", ""), ("read", "b", "")]

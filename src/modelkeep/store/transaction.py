@@ -13,6 +13,9 @@ from modelkeep.store.statements import Prepared, Row, Statement
 
 P = ParamSpec("P")
 
+_CHANGING = ("INSERT", "UPDATE", "DELETE")
+"""How statements begin that change something, also where they give rows."""
+
 
 class _Foreseen(Exception):
     """Ends a function that was called for its first statement alone."""
@@ -148,6 +151,9 @@ class Transaction:
             self._expected[text] = places, self._connection.ask(text, places)
             raise _Foreseen
         if not self._expected:
+            return None
+        if text.startswith(_CHANGING):
+            self._expected.clear()
             return None
         known, answer = self._expected.pop(text, (None, None))
         return answer if known == places else None
