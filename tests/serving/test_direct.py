@@ -141,8 +141,10 @@ def test_trees_that_are_too_deep_too_many_or_of_categories_are_not_laid_out(
     assert sklearn_trees.of_forest(KNOWN["forest"].estimators_) is None
     many = KNOWN["forest of many"].estimators_
     assert sklearn_trees.of_forest(many) is not None
-    monkeypatch.setattr(sklearn_trees, "NODES_MAX", 10)
-    assert sklearn_trees.of_forest(many) is None
+    nodes, classes = sum(tree.tree_.node_count for tree in many), len(np.unique(CLASSES))
+    for numbers, fits in ((nodes * (3 + classes), True), (nodes * (3 + classes) - 1, False)):
+        monkeypatch.setattr(sklearn_trees, "NUMBERS_MAX", numbers)
+        assert (sklearn_trees.of_forest(many) is not None) == fits
     kinds = np.column_stack([np.arange(120) % 5, ROWS])
     split = HistGradientBoostingRegressor(categorical_features=[0]).fit(kinds, kinds[:, 0] % 2)
     assert sklearn_direct.direct(split) is None

@@ -17,8 +17,9 @@ from modelkeep.serving.validation import Array
 FEW = 32
 """Rows for which this is quicker than one tree after the other: with more, what is done around each tree is
 paid once for so many."""
-NODES_MAX = 2_000_000
-"""Of all trees together, at 32 bytes each and more: they stand in memory a second time."""
+NUMBERS_MAX = 8_000_000
+"""Of all trees together, at 8 bytes each: three of a node, and what it is worth, a number for each class.
+They stand in memory a second time."""
 TREES_A_LEVEL = 2
 """Trees that there have to be for each level: a level costs about as much as two trees do one by one."""
 
@@ -95,7 +96,7 @@ def trees_of(trees: Sequence[Grown], depth: int) -> Trees | None:
     Args:
         depth: of the deepest.
     """
-    too_many = sum(len(tree.value) for tree in trees) > NODES_MAX
+    too_many = sum(3 * len(tree.value) + tree.value.size for tree in trees) > NUMBERS_MAX
     return None if too_many or depth * TREES_A_LEVEL > len(trees) else Trees(trees, depth)
 
 
