@@ -109,6 +109,7 @@ def test_a_killed_postgres_loses_nothing_it_acknowledged(durable_postgres: Postg
     durable_postgres.start()
     while not said[-1].startswith("error"):
         said.append(process.stdout.readline())
+        assert said[-1], "the writers go on"
     said += [process.stdout.readline() for _ in range(800)]
     process.kill()
     said += process.communicate(timeout=60)[0].splitlines()
