@@ -68,7 +68,9 @@ def test_cards_are_those_the_driver_shows_unless_the_environment_names_others(tm
         (tmp_path / name).touch()
     assert [(card.label, card.name) for card in there({}, tmp_path)] == [("cuda:0", "0"), ("cuda:1", "1")]
     assert there({VISIBLE: "4, GPU-7f,-1,5"}, tmp_path) == TWO
-    assert there({VISIBLE: ""}, tmp_path) == ()
+    assert there({VISIBLE: "4,4,GPU-7f,4"}, tmp_path) == TWO
+    for none in ("", "NoDevFiles", "void", "-1"):
+        assert there({VISIBLE: none}, tmp_path) == ()
     assert there({}, tmp_path / "missing") == ()
 
 

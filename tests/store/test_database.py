@@ -158,11 +158,15 @@ def test_columns_are_written_as_their_rows_would_be(database: Database, count: i
 
 
 def test_a_wrong_bind_among_columns_is_an_error(database: Database) -> None:
-    """A column that is missing or too many is named."""
+    """A column that is missing or too many is named, and one that is shorter than others is refused."""
     for wrong, named in (({}, "updated_at"), ({"updated_at": [""], "more": [""]}, "more")):
         columns = {"key": ["a"], "value": [""]} | wrong
         with pytest.raises(TypeError, match=named):
             database.write(lambda tx, columns=columns: tx.put_columns(ADD, **columns)).result(10)
+    with pytest.raises(ValueError, match="different lengths"):
+        database.write(
+            lambda tx: tx.put_columns(ADD, key=["a", "b"], value=["", ""], updated_at=[""])
+        ).result(10)
     assert keys(database) == []
 
 

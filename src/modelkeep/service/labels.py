@@ -244,7 +244,7 @@ def yank(act: Act, version: ModelVersion, reason: str) -> ModelVersion:
     rollout = models.tried_in(act.tx, references.row_of(act, version.model).id, version.number)
     if rollout is not None:
         raise errors.RolloutActive(
-            f"Traffic of {rollout.endpoint} is being moved to {version.reference}; take it back first "
+            f"A rollout of {rollout.endpoint} tries {version.reference}; take it back first "
             f"('modelkeep rollout abort {rollout.endpoint} -m WHY'), then yank it.",
             endpoint=rollout.endpoint,
             rollout=rollout.id,

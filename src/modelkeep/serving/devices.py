@@ -24,6 +24,8 @@ VARIABLES = (VISIBLE, _ORDER, "LD_LIBRARY_PATH")
 """What the gateway's own environment may say about cards and where their libraries are."""
 _WISH = re.compile(r"(?P<device>auto|cpu|cuda)(:(?P<cards>[0-9]{1,2}(,[0-9]{1,2})*))?")
 _CARD = re.compile(r"nvidia[0-9]+")
+_NAMED = re.compile(r"[0-9]+|(GPU|MIG)-[-/0-9A-Za-z]+")
+"""A card, as CUDA takes it; batch systems write other words where there is none."""
 
 
 class Device(StrEnum):
@@ -79,9 +81,10 @@ def there(said: Mapping[str, str], folder: Path = Path("/dev")) -> tuple[Card, .
     if VISIBLE in said:
         names = []
         for name in (part.strip() for part in said[VISIBLE].split(",")):
-            if not name or name.startswith("-"):  # CUDA, too, reads no further
+            if not _NAMED.fullmatch(name):  # CUDA, too, reads no further; others have words for none
                 break
-            names.append(name)
+            if name not in names:
+                names.append(name)
     else:
         try:
             shown = [path.name for path in folder.iterdir()]

@@ -147,9 +147,11 @@ class Prepared:
 
     def bind_columns(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[Sequence[Any]]:
         """The columns of several rows in the order of the statement's places, each of plain values. Raises as
-        `bind` does."""
+        `bind` does, and ValueError when they are not of one length."""
         if self._names != columns.keys():
             self._check(columns)
+        if len({len(column) for column in columns.values()}) > 1:
+            raise ValueError(f"columns of different lengths: {self.text}")
         return [columns[name] for name in self._places]
 
     def _check(self, params: Mapping[str, Any]) -> None:

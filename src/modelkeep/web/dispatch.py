@@ -113,7 +113,8 @@ class Dispatcher:
 
     def in_background(self, work: Callable[[], None]) -> None:
         """Run work on the disk that nobody waits for, and that tells its own errors."""
-        self._streams.submit(work)
+        with contextlib.suppress(RuntimeError):  # the server is ending; whoever starts next does it
+            self._streams.submit(work)
 
     async def read(
         self, context: Context, method: Callable[Concatenate[Act, P], T], *args: P.args, **kwargs: P.kwargs
