@@ -131,7 +131,7 @@ def no_model(model: ModelName) -> errors.ModelNotFound:
     )
 
 
-def missing_model(act: Act, model: ModelName) -> errors.ModelNotFound:
+def _missing(act: Act, model: ModelName) -> errors.ModelNotFound:
     """The error about a model that is not there: it says what the model is called now that had this name
     last, to whoever may see that one."""
     now = renames.last_given_up(act.tx, str(model))
@@ -152,9 +152,9 @@ def _led(
     try:
         return method(act, *args, **kwargs)
     except errors.ModelNotFound as missing:
-        if "renamed" in missing.details or "model" not in missing.details:
+        if "model" not in missing.details:
             raise
-        told = missing_model(act, values.parse_model_name(missing.details["model"]))
+        told = _missing(act, values.parse_model_name(missing.details["model"]))
         if "renamed" not in told.details:
             raise
         raise told from missing

@@ -12,7 +12,7 @@ from modelkeep.core import errors, semver, values
 from modelkeep.core.values import Aliased, Exact, ModelName, Numbered, Ref, Within
 from modelkeep.service import mlflow_registry as words
 from modelkeep.service import references
-from modelkeep.service.act import Act, missing_model
+from modelkeep.service.act import Act, no_model
 from modelkeep.store import standing
 from modelkeep.store.standing import Mark, ModelLine, VersionLine
 
@@ -36,7 +36,7 @@ def mark_of_model(act: Act, name: ModelName) -> Mark:
     act.readable(name)
     mark = standing.mark_of_model(act.tx, name)
     if mark is None:
-        raise missing_model(act, name)
+        raise no_model(name)
     return mark
 
 

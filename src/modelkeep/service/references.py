@@ -13,7 +13,7 @@ from modelkeep.core import codec, errors, semver, values
 from modelkeep.core.catalog import VIRTUAL_ALIASES, ModelVersion
 from modelkeep.core.events import EventKind
 from modelkeep.core.values import Aliased, Content, Exact, ModelName, Numbered, Ref, Staged, Within
-from modelkeep.service.act import Act, missing_model
+from modelkeep.service.act import Act, no_model
 from modelkeep.store import catalog as store
 from modelkeep.store import models, renames
 from modelkeep.store.catalog import Moment
@@ -116,7 +116,7 @@ def row_of(act: Act, model: ModelName) -> ModelRow:
     act.readable(model)
     row = models.find_model(act.tx, model)
     if row is None:
-        raise missing_model(act, model)
+        raise no_model(model)
     return row
 
 
@@ -143,7 +143,7 @@ def _missing(act: Act, ref: Ref, moment: Moment | None) -> errors.NotFound:
     """The error about a reference that names nothing."""
     row = models.find_model(act.tx, ref.model, deleted=moment is not None)
     if row is None:
-        return missing_model(act, ref.model)
+        return no_model(ref.model)
     then = f" at {codec.format_time(ref.at)}" if ref.at is not None else ""
     known = store.list_semvers(act.tx, ref.model, limit=LOOKED_AT, moment=moment)
     if not known:

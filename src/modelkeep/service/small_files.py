@@ -94,8 +94,8 @@ class SmallFiles:
                 door.sync([digest for digest, _ in settled.values()])
                 desk.do(SYSTEM_CONTEXT, _drop, list(settled))
                 with self._lock:
-                    for id in settled:  # noqa: A001
-                        _, size = self._waiting.pop(id, (None, 0))  # whoever settled it too has counted it
+                    for number in settled:
+                        _, size = self._waiting.pop(number, (None, 0))  # whoever settled it too counted it
                         self._bytes -= size
         except errors.Unavailable as problem:
             _log.warning("small_files.not_settled", extra={"error": str(problem)})

@@ -151,7 +151,7 @@ class Database:
                 value = self._read_on(connection, job, whole=whole)
             except Lost as lost:
                 if lost.partly and not whole:
-                    readers.undo(connection)
+                    self._undo(readers, connection)
                     whole = True
                     continue
                 readers.drop(connection)
@@ -160,11 +160,23 @@ class Database:
                     raise lost.error from lost
                 readers.drop_idle()  # the server was started anew: the others are dead too
             except BaseException:
-                readers.undo(connection)
+                self._undo(readers, connection)
                 raise
             else:
                 readers.give(connection)
                 return value
+
+    def _undo(self, readers: "Readers", connection: Connection) -> None:
+        """Give back a session on which a job failed, if it can be used again."""
+        try:
+            self._dialect.undo_read(connection)
+            usable = self._dialect.usable(connection)
+        except self._dialect.failures:
+            usable = False
+        if usable:
+            readers.give(connection)
+        else:
+            readers.drop(connection)
 
     def on_loop(self) -> LoopReads | None:
         """What runs reads on the running event loop without holding it up; None where a read does not wait
@@ -259,13 +271,12 @@ class Database:
 class Readers(Protocol):
     """Who has connections that read.
 
-    `take` waits for one; it comes back by `give`, by `undo` when a job failed on it, or by `drop` when it is
-    dead. `drop_idle` closes those that nobody uses.
+    `take` waits for one; it comes back by `give`, or by `drop` when it cannot be used again. `drop_idle`
+    closes those that nobody uses.
     """
 
     def take(self) -> Connection: ...
     def give(self, connection: Connection) -> None: ...
-    def undo(self, connection: Connection) -> None: ...
     def drop(self, connection: Connection) -> None: ...
     def drop_idle(self) -> None: ...
 
@@ -315,18 +326,6 @@ class _Readers:
         self._idle.append(connection)
         if self._closed:
             self.drop_idle()
-
-    def undo(self, connection: Connection) -> None:
-        """Take back a connection on which a job failed."""
-        try:
-            self._dialect.undo_read(connection)
-            usable = self._dialect.usable(connection)
-        except self._dialect.failures:
-            usable = False
-        if usable:
-            self.give(connection)
-        else:
-            self.drop(connection)
 
     def drop(self, connection: Connection) -> None:
         with contextlib.suppress(*self._dialect.failures):

@@ -259,18 +259,6 @@ class LoopReads:
         else:
             self._idle.append(connection)
 
-    def undo(self, connection: Connection) -> None:
-        """Take back a session on which a read failed."""
-        try:
-            self._dialect.undo_read(connection)
-            usable = self._dialect.usable(connection)
-        except self._dialect.failures:
-            usable = False
-        if usable:
-            self.give(connection)
-        else:
-            self.drop(connection)
-
     def drop(self, connection: Connection) -> None:
         """Close a session."""
         line = self._lines.pop(connection, None)

@@ -41,7 +41,7 @@ def add(tx: Transaction, content: SmallContent) -> None:
 def list_after(tx: Transaction, after: int, limit: int) -> list[SmallContent]:
     """What there is behind a number, in the order of numbers."""
     rows = tx.all(_AFTER, after=after, limit=limit)
-    return [SmallContent(id, Digest(digest), bytes(data)) for id, digest, data in rows]  # noqa: A001
+    return [SmallContent(number, Digest(digest), bytes(data)) for number, digest, data in rows]
 
 
 def drop(tx: Transaction, ids: Sequence[int]) -> None:
